@@ -1,0 +1,75 @@
+/* Bit-sliced counting: every bit lane of a block has its own counter, kept as count planes.
+ *
+ * The arithmetic needs only &, |, ^ and ~ of an unsigned block type LANES, so the same header serves
+ * a 64-byte vector on the CPU and a 32-bit word of a GPU lane. Define LANES before including it.
+ */
+#ifndef MPISIGN_ADDERS_H
+#define MPISIGN_ADDERS_H
+
+/* a + b + c = 2 carry + sum, lane by lane. */
+#define FULL_ADD(carry, sum, a, b, c)                                                              \
+    do {                                                                                           \
+        LANES a_ = (a), b_ = (b), c_ = (c);                                                        \
+        LANES u_ = a_ ^ b_;                                                                        \
+        (carry) = (a_ & b_) | (u_ & c_);                                                           \
+        (sum) = u_ ^ c_;                                                                           \
+    } while (0)
+
+/* counter += carry << from. The counter must have room: planes >= bit length of the last count. */
+static inline __attribute__((always_inline)) void ripple(LANES *counter, int from, int planes,
+                                                         LANES carry)
+{
+    for (int k = from; k < planes; k++) {
+        LANES t = counter[k] & carry;
+        counter[k] ^= carry;
+        carry = t;
+    }
+}
+
+/* counter += rows[0] + ... + rows[7] by carry-save adders (Harley and Seal). planes >= 4. */
+static inline __attribute__((always_inline)) void add8(LANES *counter, int planes, const LANES *rows)
+{
+    LANES twos_a, twos_b, fours_a, fours_b, eights;
+    FULL_ADD(twos_a, counter[0], counter[0], rows[0], rows[1]);
+    FULL_ADD(twos_b, counter[0], counter[0], rows[2], rows[3]);
+    FULL_ADD(fours_a, counter[1], counter[1], twos_a, twos_b);
+    FULL_ADD(twos_a, counter[0], counter[0], rows[4], rows[5]);
+    FULL_ADD(twos_b, counter[0], counter[0], rows[6], rows[7]);
+    FULL_ADD(fours_b, counter[1], counter[1], twos_a, twos_b);
+    FULL_ADD(eights, counter[2], counter[2], fours_a, fours_b);
+    ripple(counter, 3, planes, eights);
+}
+
+/* more: count > threshold; equal: count == threshold. */
+static inline __attribute__((always_inline)) void compare_constant(const LANES *counter, int planes,
+                                                                   unsigned threshold, LANES *more,
+                                                                   LANES *equal)
+{
+    LANES gt = counter[0] ^ counter[0], eq = ~gt;
+    for (int k = planes - 1; k >= 0; k--) {
+        if ((threshold >> k) & 1) {
+            eq &= counter[k];
+        } else {
+            gt |= eq & counter[k];
+            eq &= ~counter[k];
+        }
+    }
+    *more = gt;
+    *equal = eq;
+}
+
+/* more: a > b; equal: a == b. */
+static inline __attribute__((always_inline)) void compare_counters(const LANES *a, const LANES *b,
+                                                                   int planes, LANES *more,
+                                                                   LANES *equal)
+{
+    LANES gt = a[0] ^ a[0], eq = ~gt;
+    for (int k = planes - 1; k >= 0; k--) {
+        gt |= eq & a[k] & ~b[k];
+        eq &= ~(a[k] ^ b[k]);
+    }
+    *more = gt;
+    *equal = eq;
+}
+
+#endif

@@ -1,0 +1,43 @@
+"""mpisign: one-bit gradient collectives for Horovod and MPI.
+
+``import mpisign`` imports NumPy and one C extension. What needs torch, mpi4py or Horovod imports
+them when it is first used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from mpisign.planes import majority, pack, unpack
+from mpisign.stats import stats
+
+if TYPE_CHECKING:
+    from mpisign.collectives.majority_vote import majority_vote, majority_vote_async
+    from mpisign.optimizer import DistributedOptimizer
+
+__version__ = "0.1.0"
+__all__ = [
+    "DistributedOptimizer",
+    "majority",
+    "majority_vote",
+    "majority_vote_async",
+    "pack",
+    "stats",
+    "unpack",
+]
+
+_LAZY = {
+    "DistributedOptimizer": "mpisign.optimizer",
+    "majority_vote": "mpisign.collectives.majority_vote",
+    "majority_vote_async": "mpisign.collectives.majority_vote",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'mpisign' has no attribute {name!r}")
+    import importlib
+
+    value = getattr(importlib.import_module(_LAZY[name]), name)
+    globals()[name] = value
+    return value

@@ -1,0 +1,45 @@
+"""What a vote does with zeros, NaNs and ties: the names, their codes, their defaults.
+
+Every policy is one rule for all ranks. Nothing here may depend on the rank, or replicas diverge;
+the random bits for zeros differ from rank to rank (they are votes), those for ties never do.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Literal, get_args
+
+Zeros = Literal["positive", "random", "abstain"]
+Nan = Literal["raise", "abstain"]
+Ties = Literal["positive", "random", "zero"]
+Algorithm = Literal["auto", "allgather", "alltoall"]
+
+#: One plane up, one plane down, no drift: see docs/policies.md for the evidence.
+DEFAULT_ZEROS: Final[Zeros] = "random"
+DEFAULT_NAN: Final[Nan] = "raise"
+DEFAULT_TIES: Final[Ties] = "random"
+
+ZEROS: Final = get_args(Zeros)
+NAN: Final = get_args(Nan)
+TIES: Final = get_args(Ties)
+ALGORITHMS: Final = get_args(Algorithm)
+
+#: The random stream that all ranks share; a rank's own stream is its number.
+TIE_STREAM: Final = 0x80000000
+
+
+def code(function: str, argument: str, value: object, choices: tuple[str, ...]) -> int:
+    """The kernel's code of a policy; ValueError that names function, argument, expected, got."""
+    if value not in choices:
+        expected = ", ".join(repr(c) for c in choices)
+        raise ValueError(f"{function}: {argument} must be one of {expected}, got {value!r}")
+    return choices.index(str(value))
+
+
+def planes_up(zeros: Zeros, nan: Nan) -> int:
+    """Planes a rank sends: two (sign and mask) as soon as a coordinate may abstain."""
+    return 2 if zeros == "abstain" or nan == "abstain" else 1
+
+
+def planes_down(ties: Ties) -> int:
+    """Planes a result takes: two (sign and mask) if ties are zero."""
+    return 2 if ties == "zero" else 1

@@ -1,0 +1,1 @@
+"""Wires: one file each over the interface in ``base``."""

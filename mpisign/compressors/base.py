@@ -39,6 +39,10 @@ class Compressor:
         """
         raise NotImplementedError
 
+    def voted_on_without_gradient(self, parameter: torch.Tensor, state: State) -> torch.Tensor:
+        """This rank's ballot for a parameter that has a gradient on other ranks only."""
+        return parameter.new_zeros(()).expand(parameter.shape)
+
 
 def resolve(function: str, compression: object) -> Compressor:
     """A compressor from its name ("sign", "signum") or itself; ValueError names what is known."""

@@ -31,5 +31,13 @@ class Signum(Compressor):
         m = state.get("momentum")
         if m is None:
             m = state["momentum"] = torch.zeros_like(grad, requires_grad=False)
-        m.mul_(self.momentum).add_(grad.detach(), alpha=1.0 - self.momentum)
-        return m
+        if self.nan == "raise":
+            return m.mul_(self.momentum).add_(grad.detach(), alpha=1.0 - self.momentum)
+        # A NaN abstains this once; in the momentum it would abstain for ever.
+        new = m * self.momentum + (1.0 - self.momentum) * grad.detach()
+        m.copy_(torch.where(new.isnan(), m, new))
+        return new
+
+    def voted_on_without_gradient(self, parameter: torch.Tensor, state: State) -> torch.Tensor:
+        m = state.get("momentum")
+        return super().voted_on_without_gradient(parameter, state) if m is None else m

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Generator, Sequence
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -46,11 +46,17 @@ class Transport(Protocol):
         """Sum over the ranks, float32 or float64, in the wire's own reduction: same shape."""
 
 
-def run(steps: Any) -> Any:
-    """Drives a collective (a generator that yields Pending exchanges) to its result, blocking."""
+T = TypeVar("T")
+#: A collective: yields exchanges, is sent what they received, returns its result.
+Steps = Generator[Pending, Any, T]
+
+
+def run(steps: Steps[T]) -> T:
+    """Drives a collective to its result, blocking."""
     try:
         pending = next(steps)
         while True:
             pending = steps.send(pending.wait())
     except StopIteration as stop:
-        return stop.value
+        result: T = stop.value
+        return result

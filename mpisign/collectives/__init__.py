@@ -1,0 +1,1 @@
+"""Collectives over any transport: generators that yield the exchanges they wait for."""

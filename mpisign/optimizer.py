@@ -1,0 +1,233 @@
+"""Training over plain MPI: any torch optimizer, its gradients replaced by votes before each step."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+
+from mpisign import arrays, planes, policies
+from mpisign.buckets import Bucket
+from mpisign.collectives.header import Header
+from mpisign.collectives.vote import Channel
+from mpisign.compressors import Compressor, resolve
+from mpisign.stats import stage
+from mpisign.transports.base import Steps
+
+_FUNCTION = "DistributedOptimizer"
+_KEY = "mpisign"  # of the compressor's state in optimizer.state_dict()
+
+
+def DistributedOptimizer(
+    optimizer: torch.optim.Optimizer,
+    named_parameters: Iterable[tuple[str, torch.Tensor]] | None = None,
+    *,
+    comm: Any = None,
+    compression: str | Compressor = "signum",
+    algorithm: policies.Algorithm = "auto",
+    seed: int = 0,
+) -> torch.optim.Optimizer:
+    """``optimizer`` itself, which from now on steps on the majority vote of all ranks.
+
+    Before each ``step()`` every gradient becomes the vote of its compressor's signs over ``comm``
+    (mpi4py intracommunicator, default COMM_WORLD): +1, -1, or 0 where ``ties="zero"``. All
+    gradients travel as one ballot. Learning rate and weight decay are the optimizer's: torch's SGD
+    then does x -= lr (V + wd x).
+
+    ``named_parameters``: names for messages and for the check that all ranks hold the same model,
+    default: positions. ``compression``: "sign", "signum", a Compressor, or "none": the plain fp32
+    average by MPI's allreduce, the baseline. A parameter without a gradient on some ranks counts as
+    zeros there; one without a gradient on any rank is left alone. The compressor's state is part of
+    ``optimizer.state_dict()``. Parameters must start equal on all ranks.
+
+    Raises TypeError, ValueError for arguments that do not fit; ``step()`` raises what
+    ``majority_vote`` raises, on every rank, before any parameter changes.
+    """
+    from mpisign.transports.mpi import channel
+
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise TypeError(
+            f"{_FUNCTION}: optimizer must be a torch.optim.Optimizer, "
+            f"got {type(optimizer).__name__}"
+        )
+    compressor = None if compression == "none" else resolve(_FUNCTION, compression)
+    names = _names(optimizer, named_parameters)
+    policies.code(_FUNCTION, "algorithm", algorithm, policies.ALGORITHMS)
+    ballots = _Ballots(channel(_FUNCTION, comm), compressor, algorithm, seed, optimizer, names)
+    optimizer.register_step_pre_hook(ballots.before_step)
+    optimizer.register_state_dict_post_hook(ballots.save)
+    optimizer.register_load_state_dict_pre_hook(ballots.load)
+    return optimizer
+
+
+def _names(
+    optimizer: torch.optim.Optimizer,
+    named_parameters: Iterable[tuple[str, torch.Tensor]] | None,
+) -> dict[torch.Tensor, str]:
+    """Names of the optimizer's parameters, in its order."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    if named_parameters is None:
+        return {p: str(i) for i, p in enumerate(parameters)}
+    given = {p: name for name, p in named_parameters}
+    missing = sum(p not in given for p in parameters)
+    if missing:
+        raise ValueError(
+            f"{_FUNCTION}: named_parameters must name every parameter of the optimizer, "
+            f"got none for {missing} of {len(parameters)}"
+        )
+    if len(set(given.values())) < len(given):
+        raise ValueError(f"{_FUNCTION}: named_parameters must have distinct names")
+    return {p: given[p] for p in parameters}
+
+
+class _Ballots:
+    """One optimizer's gradients, packed, voted on and put back."""
+
+    def __init__(
+        self,
+        channel: Channel,
+        compressor: Compressor | None,
+        algorithm: policies.Algorithm,
+        seed: int,
+        optimizer: torch.optim.Optimizer,
+        names: dict[torch.Tensor, str],
+    ) -> None:
+        self.channel = channel
+        self.compressor = compressor
+        self.algorithm = algorithm
+        self.seed = seed
+        self.optimizer = optimizer
+        self.names = names
+        self.state: dict[torch.Tensor, dict[str, Any]] = {p: {} for p in names}
+        self.bucket = Bucket([p.numel() for p in names])
+        # One byte a member, 1 = it has a gradient here: which ones to leave alone is agreed on.
+        self.present = np.zeros(len(names), dtype=np.uint8)
+
+    def before_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+        """The step pre-hook."""
+        if args[1:] or kwargs:
+            raise ValueError(
+                "step: a closure computes gradients after they were voted on; "
+                "call backward() first and step() without arguments"
+            )
+        if len(self.names) != sum(len(g["params"]) for g in optimizer.param_groups):
+            raise ValueError(f"{_FUNCTION}: parameters were added to the optimizer after it")
+        handle = self.channel.queue.submit(self._steps())
+        handle.wait()
+
+    def _steps(self) -> Steps[None]:
+        step = self.channel.next_step()
+        name = "average" if self.compressor is None else "bucket_vote"
+        common: dict[str, Any] = {
+            "step": step,
+            "tensor": self.bucket.identity(list(self.names.values())),
+            "length": self.bucket.length,
+            "seed": self.seed,
+            "algorithm": self.algorithm,
+        }
+        for i, p in enumerate(self.names):
+            self.present[i] = p.grad is not None
+        digest = hashlib.blake2b(self.present.tobytes(), digest_size=16).digest()
+        if self.compressor is None:
+            header = Header(name, presence=digest, **common)
+            yield from self._average(header)
+        else:
+            c = self.compressor
+            policy: dict[str, Any] = {"zeros": c.zeros, "nan": c.nan, "ties": c.ties}
+            header = Header(name, presence=digest, **policy, **common)
+            yield from self._vote(header, c)
+
+    def _vote(self, header: Header, compressor: Compressor) -> Steps[None]:
+        up = policies.planes_up(compressor.zeros, compressor.nan)
+        ballots = np.zeros((up, self.bucket.nbytes), dtype=np.uint8)
+        try:
+            with stage("pack"):
+                nans = self._pack(ballots, compressor, header.step)
+            header = Header(**{**header.__dict__, "nans": nans})
+        except (TypeError, ValueError) as error:
+            header = header.refusal(str(error))
+        anywhere = yield from self._agree(header)
+        result = yield from self.channel.vote(ballots, header)
+        with stage("unpack"):
+            for i, p in enumerate(self.names):
+                if anywhere[i]:
+                    _put(p, torch.from_numpy(result[:, self.bucket.span(i)]))
+
+    def _pack(self, ballots: Any, compressor: Compressor, step: int) -> int:
+        """All members into the bucket's planes; the number of NaNs."""
+        rank, nans = self.channel.transport.rank, 0
+        for i, (p, state) in enumerate(self.state.items()):
+            if p.grad is None:
+                x = compressor.voted_on_without_gradient(p, state)
+            else:
+                x = compressor.voted_on(p.grad, state)
+            out = ballots[:, self.bucket.span(i)]
+            _, _, found = planes.pack_census(
+                x,
+                zeros=compressor.zeros,
+                nan=compressor.nan,
+                seed=self.seed,
+                step=step,
+                rank=rank,
+                offset=8 * self.bucket.offsets[i],
+                out=out if len(out) == 2 else out[0],
+            )
+            nans += found
+        return nans
+
+    def _agree(self, header: Header) -> Steps[Any]:
+        """Headers, then the members that have a gradient on any rank: uint8 (members,)."""
+        headers = yield from self.channel.headers(header, "step")
+        if len({h.presence for h in headers}) == 1:
+            return self.present.copy()
+        size, members = self.channel.transport.size, len(self.present)
+        received = yield self.channel.transport.start_allgatherv(self.present, [members] * size)
+        return received.reshape(size, members).max(axis=0)
+
+    def _average(self, header: Header) -> Steps[None]:
+        anywhere = yield from self._agree(header)
+        flat = np.zeros(sum(self.bucket.lengths), dtype=np.float32)
+        spans = np.cumsum([0, *self.bucket.lengths])
+        for i, p in enumerate(self.names):
+            if p.grad is not None:
+                flat[spans[i] : spans[i + 1]] = p.grad.detach().float().reshape(-1).numpy()
+        total = yield self.channel.transport.start_allreduce(flat)
+        mean = torch.from_numpy(total).div_(self.channel.transport.size)
+        for i, p in enumerate(self.names):
+            if anywhere[i]:
+                p.grad = torch.empty_like(p) if p.grad is None else p.grad
+                p.grad.detach().copy_(mean[spans[i] : spans[i + 1]].view(p.shape))
+
+    def save(self, optimizer: Any, state_dict: dict[str, Any]) -> dict[str, Any]:
+        """The state_dict post-hook."""
+        kept = {
+            self.names[p]: {k: v.clone() for k, v in state.items()}
+            for p, state in self.state.items()
+            if state
+        }
+        return {**state_dict, _KEY: kept}
+
+    def load(self, optimizer: Any, state_dict: dict[str, Any]) -> dict[str, Any]:
+        """The load_state_dict pre-hook."""
+        kept = state_dict.get(_KEY, {})
+        unknown = set(kept) - set(self.names.values())
+        if unknown:
+            raise ValueError(f"load_state_dict: no parameter is named {sorted(unknown)[0]!r}")
+        for p, name in self.names.items():
+            self.state[p] = {k: v.clone() for k, v in kept.get(name, {}).items()}
+        return {k: v for k, v in state_dict.items() if k != _KEY}
+
+
+def _put(p: torch.Tensor, votes: torch.Tensor) -> None:
+    """The votes (kd, B) as the gradient of ``p``, in place where its memory allows."""
+    flat = votes if len(votes) == 2 else votes[0]
+    if p.grad is None:
+        p.grad = torch.empty_like(p, memory_format=torch.contiguous_format)
+    grad = p.grad.detach()
+    if arrays.view("step", "grad", grad).contiguous:
+        planes.unpack(flat, out=grad)
+    else:
+        grad.copy_(planes.unpack(flat, grad.shape, dtype=grad.dtype))

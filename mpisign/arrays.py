@@ -89,7 +89,7 @@ def view_bytes(function: str, argument: str, x: Any, *, writable: bool = False) 
     v = view(function, argument, x)
     if v.dtype != "uint8":
         raise TypeError(f"{function}: {argument} must have dtype uint8, got {v.dtype}")
-    if v.shape and v.shape[-1] > 1 and v.strides[-1] != 1:
+    if v.length and v.shape and v.shape[-1] > 1 and v.strides[-1] != 1:
         raise ValueError(
             f"{function}: {argument} must be contiguous along its last axis, "
             f"got strides {v.strides} for shape {v.shape}"

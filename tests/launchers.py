@@ -1,0 +1,61 @@
+"""Real launchers in subprocesses: a hang becomes a failure with the output so far."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+BIN = Path(sys.executable).parent
+TCP = ["--mca", "pml", "ob1", "--mca", "btl", "tcp,self", "--mca", "btl_tcp_if_include", "lo"]
+
+
+def find(program):
+    """The launcher beside this Python, else on PATH; the test is skipped without one."""
+    path = shutil.which(program, path=f"{BIN}{os.pathsep}{os.environ['PATH']}")
+    if path is None:
+        pytest.skip(f"{program} is not installed: run scripts/setup")
+    return path
+
+
+def environment(**extra):
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("OMPI_", "PMIX_", "HOROVOD_"))}
+    env["PATH"] = f"{BIN}{os.pathsep}{env['PATH']}"
+    env["OMPI_ALLOW_RUN_AS_ROOT"] = env["OMPI_ALLOW_RUN_AS_ROOT_CONFIRM"] = "1"
+    env["PYTHONUNBUFFERED"] = "1"
+    return {**env, **extra}
+
+
+def mpirun(n, *command, mca=(), **kwargs):
+    """``mpirun -n n command``, as many ranks as asked for on however few cores."""
+    more = ["--oversubscribe", "--bind-to", "none", *mca]
+    return run([find("mpirun"), "-n", str(n), *more, *command], **kwargs)
+
+
+def run(command, timeout=120, check=True, env=None):
+    """Runs a command in a session of its own; on a timeout the whole session is killed."""
+    process = subprocess.Popen(
+        [str(c) for c in command],
+        cwd=ROOT,
+        env=environment(**(env or {})),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        output, _ = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        output, _ = process.communicate()
+        pytest.fail(f"hung: {' '.join(map(str, command))} took over {timeout} s\n{output}")
+    if check and process.returncode != 0:
+        pytest.fail(f"exit {process.returncode}: {' '.join(map(str, command))}\n{output}")
+    return subprocess.CompletedProcess(command, process.returncode, output, "")

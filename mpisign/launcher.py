@@ -1,0 +1,97 @@
+"""What the launcher left in the environment, known before MPI or a device is touched."""
+
+from __future__ import annotations
+
+import os
+
+from mpisign.errors import LauncherError
+
+# Inner launchers come before the batch systems that they run in: under mpirun inside Slurm,
+# SLURM_LOCALID belongs to the batch script or to mpirun's daemons.
+_LOCAL_RANK = (
+    "HOROVOD_LOCAL_RANK",
+    "OMPI_COMM_WORLD_LOCAL_RANK",
+    "MPI_LOCALRANKID",
+    "MV2_COMM_WORLD_LOCAL_RANK",
+    "MVP_COMM_WORLD_LOCAL_RANK",
+    "PALS_LOCAL_RANKID",
+    "PMI_LOCAL_RANK",
+    "JSM_NAMESPACE_LOCAL_RANK",
+    "FLUX_TASK_LOCAL_ID",
+    "SLURM_LOCALID",
+)
+# SLURM_NTASKS is missing on purpose: a batch script's own shell has it, one process though it is.
+_SIZE = (
+    "HOROVOD_SIZE",
+    "OMPI_COMM_WORLD_SIZE",
+    "MV2_COMM_WORLD_SIZE",
+    "MVP_COMM_WORLD_SIZE",
+    "PMI_SIZE",
+    "JSM_NAMESPACE_SIZE",
+    "FLUX_JOB_SIZE",
+    "SLURM_STEP_NUM_TASKS",
+)
+_LOCAL_SIZE = (
+    "HOROVOD_LOCAL_SIZE",
+    "OMPI_COMM_WORLD_LOCAL_SIZE",
+    "MPI_LOCALNRANKS",
+    "MV2_COMM_WORLD_LOCAL_SIZE",
+    "MVP_COMM_WORLD_LOCAL_SIZE",
+    "PALS_LOCAL_SIZE",
+    "PMI_LOCAL_SIZE",
+    "JSM_NAMESPACE_LOCAL_SIZE",
+)
+
+
+def _first(names: tuple[str, ...]) -> tuple[str, int] | None:
+    """The first of the variables that holds a number, and the number."""
+    for name in names:
+        value = os.environ.get(name, "").strip()
+        if value.isdecimal():
+            return name, int(value)
+    return None
+
+
+def local_rank() -> int | None:
+    """This process's number among those on its node, from 0; None if no launcher tells."""
+    found = _first(_LOCAL_RANK)
+    return found[1] if found else None
+
+
+def launched_size() -> int | None:
+    """How many processes the launcher says that it started; None if no launcher tells."""
+    found = _first(_SIZE)
+    return found[1] if found else None
+
+
+def local_size() -> int | None:
+    """How many of them run on this node; None if the launcher does not tell."""
+    found = _first(_LOCAL_SIZE)
+    if found:
+        return found[1]
+    size, nodes = launched_size(), _first(("SLURM_STEP_NUM_NODES", "FLUX_JOB_NNODES"))
+    return size if size is not None and nodes is not None and nodes[1] == 1 else None
+
+
+def check_world(size: int) -> None:
+    """Raises LauncherError if ``size`` is 1 although the launcher started more processes.
+
+    A launcher that does not fit the MPI library gives N jobs of one rank each, and each would train
+    alone without a word.
+    """
+    found = _first(_SIZE)
+    if size != 1 or found is None or found[1] <= 1:
+        return
+    variable, launched = found
+    if variable == "HOROVOD_SIZE":
+        advice = (
+            "horovodrun --gloo starts no MPI world: use mpisign.horovod there, "
+            "or start with horovodrun --mpi or mpirun"
+        )
+    else:
+        advice = (
+            "the launcher and mpi4py's MPI library are not of one kind: start with the mpirun of "
+            "the MPI that mpi4py loads (python -m mpi4py --mpi-lib-version tells which), "
+            "under Slurm also srun --mpi=pmix (srun --mpi=list tells what there is)"
+        )
+    raise LauncherError(f"{variable} says {launched} processes, but MPI sees only one: {advice}")

@@ -1,0 +1,94 @@
+"""The launcher's variables: order, and what must not be believed."""
+
+import pytest
+
+from mpisign import launcher
+from mpisign.errors import LauncherError
+
+ORDER = [
+    "HOROVOD_LOCAL_RANK",
+    "OMPI_COMM_WORLD_LOCAL_RANK",
+    "MPI_LOCALRANKID",
+    "MV2_COMM_WORLD_LOCAL_RANK",
+    "MVP_COMM_WORLD_LOCAL_RANK",
+    "PALS_LOCAL_RANKID",
+    "PMI_LOCAL_RANK",
+    "JSM_NAMESPACE_LOCAL_RANK",
+    "FLUX_TASK_LOCAL_ID",
+    "SLURM_LOCALID",
+]
+
+
+@pytest.fixture
+def environment(monkeypatch):
+    """No launcher, whichever one this test runs under."""
+    for name in {*launcher._LOCAL_RANK, *launcher._SIZE, *launcher._LOCAL_SIZE}:
+        monkeypatch.delenv(name, raising=False)
+    for name in ("SLURM_STEP_NUM_NODES", "FLUX_JOB_NNODES", "SLURM_NTASKS"):
+        monkeypatch.delenv(name, raising=False)
+    return monkeypatch
+
+
+def test_alone(environment):
+    assert launcher.local_rank() is None
+    assert launcher.launched_size() is None
+    assert launcher.local_size() is None
+    launcher.check_world(1)
+
+
+def test_local_rank_prefers_the_inner_launcher(environment):
+    for i, name in reversed(list(enumerate(ORDER))):
+        environment.setenv(name, str(i))
+        assert launcher.local_rank() == i
+
+
+def test_what_is_no_number_is_passed_over(environment):
+    environment.setenv("HOROVOD_LOCAL_RANK", "")
+    environment.setenv("OMPI_COMM_WORLD_LOCAL_RANK", "x")
+    environment.setenv("SLURM_LOCALID", "3")
+    assert launcher.local_rank() == 3
+
+
+@pytest.mark.parametrize(
+    ("variable", "advice"),
+    [
+        ("OMPI_COMM_WORLD_SIZE", "mpirun of the MPI that mpi4py loads"),
+        ("PMI_SIZE", "mpirun of the MPI that mpi4py loads"),
+        ("SLURM_STEP_NUM_TASKS", "srun --mpi=pmix"),
+        ("HOROVOD_SIZE", "horovodrun --gloo starts no MPI world"),
+    ],
+)
+def test_silent_jobs_of_one_rank_raise(environment, variable, advice):
+    environment.setenv(variable, "4")
+    assert launcher.launched_size() == 4
+    with pytest.raises(LauncherError, match=f"{variable} says 4.*{advice}"):
+        launcher.check_world(1)
+    launcher.check_world(4)
+
+
+def test_a_batch_script_is_one_process(environment):
+    """sbatch sets SLURM_NTASKS in the script's own shell: python there is not one of 8 ranks."""
+    environment.setenv("SLURM_NTASKS", "8")
+    environment.setenv("SLURM_LOCALID", "0")
+    assert launcher.launched_size() is None
+    launcher.check_world(1)
+
+
+def test_mpirun_inside_slurm(environment):
+    """mpirun's daemons are a Slurm step of their own, one task a node."""
+    environment.setenv("SLURM_STEP_NUM_TASKS", "2")
+    environment.setenv("SLURM_LOCALID", "0")
+    environment.setenv("OMPI_COMM_WORLD_SIZE", "1")
+    environment.setenv("OMPI_COMM_WORLD_LOCAL_RANK", "0")
+    assert launcher.launched_size() == 1
+    launcher.check_world(1)
+
+
+def test_local_size(environment):
+    environment.setenv("SLURM_STEP_NUM_TASKS", "4")
+    environment.setenv("SLURM_STEP_NUM_NODES", "2")
+    assert launcher.local_size() is None
+    environment.setenv("SLURM_STEP_NUM_NODES", "1")
+    assert launcher.local_size() == 4
+    environment.setenv("MPI_LOCALNRANKS", "3")
+    assert launcher.local_size() == 3

@@ -1,0 +1,21 @@
+"""Votes under the unmodified ``horovod.torch.DistributedOptimizer``: see docs/horovod.md."""
+
+from __future__ import annotations
+
+try:
+    import horovod.torch  # noqa: F401
+except ImportError as error:
+    raise ImportError(
+        "mpisign.horovod needs torch and horovod 0.28.1 built with PyTorch: scripts/setup builds "
+        'them, or pip install "mpisign[horovod]" where horovod compiles'
+    ) from error
+
+from mpisign.horovod import one_rank
+from mpisign.horovod.booked import Booked
+from mpisign.horovod.bucket_vote import BucketVote
+from mpisign.horovod.compression import Compression
+from mpisign.horovod.counter_vote import CounterVote
+
+__all__ = ["Booked", "BucketVote", "Compression", "CounterVote"]
+
+one_rank.install()

@@ -1,0 +1,203 @@
+"""Votes as sign planes in one bucket, over Horovod's alltoall and allgather."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import horovod.torch as hvd
+import numpy as np
+import torch
+
+from mpisign import planes
+from mpisign.buckets import Bucket
+from mpisign.collectives.ballot import Planes
+from mpisign.collectives.header import Header
+from mpisign.collectives.vote import Channel
+from mpisign.compressors.base import Compressor
+from mpisign.errors import CollectiveError
+from mpisign.horovod import roll_call
+from mpisign.horovod.vote import Like, VoteCompression
+from mpisign.stats import stage
+from mpisign.transports.base import Steps, run
+from mpisign.transports.horovod import HorovodTransport
+
+_FUNCTION = "Compression(named_parameters)"
+
+
+@dataclass
+class _Round:
+    """One step's vote: who is in it, then its result or why it has none."""
+
+    step: int
+    packed: set[str] = field(default_factory=set)
+    nans: int = 0
+    spans: dict[str, slice] = field(default_factory=dict)
+    result: Planes | None = None
+    error: Exception | None = None
+
+
+@dataclass(frozen=True)
+class _Context:
+    round: _Round
+    name: str
+    like: Like
+
+
+class BucketVote(VoteCompression):
+    """``compression=`` given named parameters: 2 (1 - 1/p) bits per coordinate each way.
+
+    ``compress`` packs a gradient into its place in the bucket and hands Horovod a roll call to sum.
+    Horovod has submitted every gradient before it asks for the first result, so the first
+    ``decompress`` of a step finds the bucket full and holds the vote: headers, alltoall, tally,
+    allgather. Not before: a rank that has called ``hvd.join`` shows in the roll call only, and
+    Horovod does not survive its absence from an alltoall.
+
+    Raises, the same on every rank: NaNError, DisagreementError, WireError; CollectiveError if a
+    rank has joined. TypeError for a tensor that is no named parameter's gradient.
+    """
+
+    def __init__(
+        self,
+        compressor: Compressor,
+        named_parameters: Iterable[tuple[str, torch.Tensor]],
+        *,
+        seed: int = 0,
+        process_set: hvd.ProcessSet = hvd.global_process_set,
+    ) -> None:
+        super().__init__(compressor, seed=seed, process_set=process_set)
+        named = sorted(_checked(named_parameters), key=lambda pair: pair[0])
+        self._kept = [p for _, p in named]
+        self._lengths = {name: p.numel() for name, p in named}
+        self._bucket = Bucket(list(self._lengths.values()))
+        self._spans = {name: self._bucket.span(i) for i, name in enumerate(self._lengths)}
+        self._planes = np.zeros((self._planes_up, self._bucket.nbytes), dtype=np.uint8)
+        self._round = _Round(self.step)
+        self._channel: Channel | None = None
+        self.members.add(named)
+
+    def compress(self, tensor: torch.Tensor) -> tuple[torch.Tensor, _Context]:
+        like, size, rank = self._like(tensor), self._size(), self.process_set.rank()
+        member = self.members.find(tensor)
+        if member is None:
+            raise TypeError(
+                f"{_FUNCTION}: a tensor of shape {like.shape} is the gradient of none of the named "
+                "parameters. Name every parameter of the optimizer; with sparse_as_dense=True or "
+                "hvd.allreduce use the compression without named_parameters"
+            )
+        name, now = member.name, self._round
+        if now.result is not None or now.error is not None or name in now.packed:
+            now = self._round = _Round(self.step)
+        voted = self.compressor.voted_on(tensor, member.state)
+        span = self._spans[name]
+        out = torch.from_numpy(self._planes[:, span])
+        with stage("pack"):
+            _, _, nans = planes.pack_census(
+                voted.detach().cpu(),
+                zeros=self.compressor.zeros,
+                nan=self.compressor.nan,
+                seed=self.seed,
+                step=now.step,
+                rank=rank,
+                offset=8 * span.start,
+                out=out if self._planes_up == 2 else out[0],
+            )
+        now.packed.add(name)
+        now.nans += nans
+        placeholder = torch.empty(roll_call.n_words(size), dtype=torch.float64)
+        creed = f"bucket {size} {self.seed} {self.compressor!r}"
+        roll_call.write(placeholder.numpy(), rank, size, clock=now.step, creed=creed)
+        return placeholder, _Context(now, name, like)
+
+    def decompress(self, tensor: torch.Tensor, ctx: _Context | None) -> torch.Tensor:
+        if ctx is None:
+            self._refuse_sparse()
+        assert ctx is not None
+        now = ctx.round
+        if now.error is not None:
+            raise now.error
+        if now.result is None:
+            try:
+                now.result = self._vote(now, tensor.detach().cpu().numpy())
+            except Exception as error:
+                now.error = error
+                raise
+        part = now.result[:, now.spans[ctx.name]]
+        with stage("unpack"):
+            vote = ctx.like.empty()
+            ballots = torch.from_numpy(part)
+            planes.unpack(ballots if len(part) == 2 else ballots[0], out=vote)
+        return vote.to(ctx.like.device)
+
+    def _vote(self, now: _Round, words: np.ndarray[Any, Any]) -> Planes:
+        size, ranks = self._size(), self._ranks()
+        roll = roll_call.read(words, size, _FUNCTION)
+        roll_call.check(roll, _FUNCTION, ranks)
+        if roll.joined:
+            held = ", ".join(str(ranks[r]) for r in roll.joined)
+            raise CollectiveError(
+                f"{_FUNCTION}: rank{'s' if len(roll.joined) > 1 else ''} {held} called hvd.join, "
+                "which Horovod's alltoall cannot do without. Use the compression without "
+                "named_parameters (Compression.sign), whose votes allow for joined ranks"
+            )
+        self.step = roll.clock // size + 1
+        names = [name for name in self._spans if name in now.packed]
+        bucket = Bucket([self._lengths[name] for name in names])
+        now.spans = {name: bucket.span(i) for i, name in enumerate(names)}
+        ballots = self._planes
+        if len(names) < len(self._spans):
+            ballots = np.concatenate([ballots[:, self._spans[name]] for name in names], axis=1)
+        c = self.compressor
+        header = Header(
+            "bucket_vote",
+            zeros=c.zeros,
+            nan=c.nan,
+            ties=c.ties,
+            step=roll.clock,
+            tensor=bucket.identity(names),
+            length=bucket.length,
+            seed=self.seed,
+            nans=now.nans,
+        )
+        return run(self._steps(ballots, header))
+
+    def _steps(self, ballots: Planes, header: Header) -> Steps[Planes]:
+        channel = self._channel_now()
+        channel.next_step()
+        yield from channel.headers(header, _FUNCTION)
+        result = yield from channel.vote(ballots, header)
+        return result
+
+    def _channel_now(self) -> Channel:
+        """This job's channel; a new one after elastic training changed the ranks."""
+        transport = None if self._channel is None else self._channel.transport
+        now = (self.process_set.rank(), self._size())
+        if transport is None or (transport.rank, transport.size) != now:
+            self._channel = Channel(HorovodTransport("mpisign.bucket", self.process_set))
+            if os.environ.get("HOROVOD_ELASTIC") == "1":
+                # A rank that has just come knows no digest of the last result.
+                self._channel.check_every = 0
+        assert self._channel is not None and isinstance(self._channel.transport, HorovodTransport)
+        self._channel.transport.restart()
+        return self._channel
+
+
+def _checked(named_parameters: Iterable[Any]) -> list[tuple[str, torch.Tensor]]:
+    named = list(named_parameters)
+    for pair in named:
+        fits = isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], str)
+        if not fits or not isinstance(pair[1], torch.Tensor):
+            raise TypeError(
+                f"{_FUNCTION}: named_parameters must hold (name, parameter) pairs as "
+                f"model.named_parameters() does, got {type(pair).__name__}"
+            )
+    names = [name for name, _ in named]
+    if not names or len(set(names)) < len(names):
+        doubles = sorted({n for n in names if names.count(n) > 1})
+        raise ValueError(
+            f"{_FUNCTION}: named_parameters must be at least one and uniquely named, "
+            f"got {f'{doubles} twice' if names else 'none'}"
+        )
+    return named

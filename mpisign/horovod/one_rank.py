@@ -1,0 +1,53 @@
+"""A job of one process trains on votes too.
+
+With one process Horovod registers no gradient hooks and never calls its compression: an optimizer
+that moves by signs on many ranks would move by raw gradients on one. torch's public hooks on every
+``Optimizer.step`` put that right, without touching Horovod.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import horovod.torch as hvd
+import torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from mpisign.horovod.vote import VoteCompression
+
+_Mark = tuple["weakref.ref[torch.Tensor]", int]
+_done: weakref.WeakKeyDictionary[torch.optim.Optimizer, dict[int, _Mark]] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+def _vote_alone(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    compression = getattr(optimizer, "_compression", None)
+    if not isinstance(compression, VoteCompression):
+        return
+    # Empty exactly where Horovod has registered no hooks; elastic jobs of one rank have them.
+    if getattr(optimizer, "_requires_update", True) or hvd.size() != 1:
+        return
+    # Horovod's step and the step of the class it wraps are both hooked: a gradient that has not
+    # been written to since its vote is a vote already.
+    marks = _done.setdefault(optimizer, {})
+    contexts = []
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            if p.grad is None or _is_vote(p.grad, marks.get(id(p))):
+                continue
+            contexts.append((p, *compression.compress(p.grad)))
+    with torch.no_grad():
+        for p, payload, ctx in contexts:
+            p.grad.copy_(compression.decompress(payload, ctx))
+            marks[id(p)] = (weakref.ref(p.grad), p.grad._version)
+
+
+def _is_vote(grad: torch.Tensor, mark: _Mark | None) -> bool:
+    return mark is not None and mark[0]() is grad and mark[1] == grad._version
+
+
+def install() -> None:
+    """Registers the hook; once, by ``import mpisign.horovod``."""
+    register_optimizer_step_pre_hook(_vote_alone)

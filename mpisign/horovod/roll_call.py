@@ -1,0 +1,138 @@
+"""Who voted, and how what arrived was scaled, told by the reduced words alone.
+
+Horovod's compression interface hears neither the reduction's operation nor which ranks have left
+through ``hvd.join``. A few words in front of each payload tell both, to every rank alike.
+
+Wire layout, float64, p ranks in w = ceil(p / 32) words: [1, clock, creed, creed squared, w words
+with bit r of rank r set, w words with minus bit r set unless rank r holds NaN]. ``creed`` is 20
+bits of BLAKE2b over what ranks must agree on. Received: alpha times the sums over the V voters,
+with alpha = 1 under Sum and 1/p under Average; ranks that joined add zeros.
+
+Sum and Average are told apart by the first word, alpha V: above 1 it is a Sum, below 1 an Average
+with ranks that joined. If it is 1, it is a Sum of one voter, whose bitmap is a power of two, or an
+Average of all p, whose bitmap is (2**p - 1) / p: odd over p, so a power of two for p = 1 alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from mpisign.errors import DisagreementError, NaNError, WireError
+
+Words = npt.NDArray[np.float64]
+
+_RANKS_PER_WORD = 32
+_FIXED = 4
+
+
+def n_words(size: int) -> int:
+    """Words of a roll call among ``size`` ranks."""
+    return _FIXED + 2 * (-(-size // _RANKS_PER_WORD))
+
+
+@dataclass(frozen=True)
+class RollCall:
+    """``voters``: positions in the process set; ``unscale`` turns received words into integers."""
+
+    size: int
+    voters: tuple[int, ...]
+    nans: tuple[int, ...]
+    unscale: float
+    clock: int
+    agreed: bool
+
+    @property
+    def joined(self) -> tuple[int, ...]:
+        """Ranks that sent nothing: they have called ``hvd.join``."""
+        return tuple(r for r in range(self.size) if r not in self.voters)
+
+
+def write(out: Words, rank: int, size: int, *, clock: int, creed: str, nan: bool = False) -> None:
+    """One rank's answer into ``out``, float64 (n_words(size),)."""
+    digest = hashlib.blake2b(creed.encode(), digest_size=4).digest()
+    number = int.from_bytes(digest, "little") & 0xFFFFF
+    width = (len(out) - _FIXED) // 2
+    word, bit = divmod(rank, _RANKS_PER_WORD)
+    out[:] = 0
+    out[:_FIXED] = 1, clock, number, number * number
+    out[_FIXED + word] = 1 << bit
+    out[_FIXED + width + word] = 0 if nan else -(1 << bit)
+
+
+def read(words: Words, size: int, where: str) -> RollCall:
+    """The reduced roll call; WireError, the same on every rank, if no sum or mean explains it.
+
+    ``where`` names the tensor in the error.
+    """
+    if words.shape != (n_words(size),):
+        raise WireError(f"{where}: expected a roll call of {n_words(size)} words, got {len(words)}")
+    full = (1 << size) - 1
+    total = float(words[0])
+    for unscale, lone in _scales(total, size):
+        integers = _integers(words, unscale)
+        if integers is None:
+            continue
+        width = (len(words) - _FIXED) // 2
+        count, clock, creed, squares = integers[:_FIXED]
+        present = _bitmap(integers[_FIXED : _FIXED + width])
+        unsound = present + _bitmap(integers[_FIXED + width :])
+        if not 0 < present <= full or present.bit_count() != count or (lone and count != 1):
+            continue
+        if unsound < 0 or unsound & ~present:
+            continue
+        agreed = count * squares == creed * creed
+        return RollCall(size, _ranks(present), _ranks(unsound), unscale, clock, agreed)
+    raise WireError(
+        f"{where}: the reduction was neither a Sum nor an Average of what {size} ranks sent "
+        f"(the voters' word came back as {total!r}). With op=Adasum or another operation use "
+        "hvd.Compression.none; for a process set give it here too: "
+        "Compression.sign(process_set=...)"
+    )
+
+
+def check(roll: RollCall, where: str, ranks: list[int]) -> None:
+    """Raises what a roll call says against a vote, the same on every rank.
+
+    ``ranks``: global ranks of the process set. DisagreementError: creeds differ. NaNError: a rank
+    holds NaN under nan="raise".
+    """
+    if not roll.agreed:
+        raise DisagreementError(
+            f"{where}: ranks disagree on the vote's length, policies, seed, momentum or process "
+            "set; build the compression with the same arguments on every rank"
+        )
+    if roll.nans:
+        held = ", ".join(str(ranks[r]) for r in roll.nans)
+        raise NaNError(
+            f"{where}: the gradient must hold no NaN under nan='raise', but does on "
+            f"rank{'s' if len(roll.nans) > 1 else ''} {held} "
+            "(nan='abstain' leaves them out of the vote)"
+        )
+
+
+def _scales(total: float, size: int) -> list[tuple[float, bool]]:
+    """Candidates for (unscale, only one voter), the likelier first."""
+    if not 0 < total < size + 0.5:
+        return []
+    if abs(total - 1) < 1e-6:
+        return [(float(size), False), (1.0, True)]
+    return [(1.0, False)] if total > 1 else [(float(size), False)]
+
+
+def _integers(words: Words, unscale: float) -> list[int] | None:
+    values = words * unscale
+    if not np.isfinite(values).all() or (np.abs(values - np.rint(values)) > 0.25).any():
+        return None
+    return [int(v) for v in np.rint(values)]
+
+
+def _bitmap(words: list[int]) -> int:
+    return sum(word << (_RANKS_PER_WORD * i) for i, word in enumerate(words))
+
+
+def _ranks(bitmap: int) -> tuple[int, ...]:
+    return tuple(r for r in range(bitmap.bit_length()) if bitmap >> r & 1)

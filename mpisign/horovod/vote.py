@@ -1,0 +1,117 @@
+"""What both ways of voting under ``hvd.DistributedOptimizer`` have in common."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import horovod.torch as hvd
+import torch
+
+from mpisign import arrays, policies
+from mpisign.compressors.base import Compressor, State
+from mpisign.horovod.members import Members
+
+_FUNCTION = "mpisign.horovod.Compression"
+
+
+@dataclass(frozen=True)
+class Like:
+    """What a vote must look like to take a gradient's place."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+    @property
+    def length(self) -> int:
+        """Coordinates."""
+        n = 1
+        for extent in self.shape:
+            n *= extent
+        return n
+
+    def empty(self) -> torch.Tensor:
+        """A new CPU tensor to unpack into."""
+        return torch.empty(self.shape, dtype=self.dtype)
+
+
+class VoteCompression:
+    """Horovod's compression interface, ``compress`` and ``decompress``, for one compressor.
+
+    ``decompress`` returns the majority's vote, +1, -1 or 0, in the gradient's dtype and shape. Size
+    and rank are read on every call, since elastic training changes them. ``process_set`` must be
+    the optimizer's. ``seed`` keys the random bits for zeros and ties and is the same on all ranks.
+    """
+
+    def __init__(
+        self,
+        compressor: Compressor,
+        *,
+        seed: int = 0,
+        process_set: hvd.ProcessSet = hvd.global_process_set,
+    ) -> None:
+        if not isinstance(seed, int) or not 0 <= seed < 1 << 64:
+            raise ValueError(f"{_FUNCTION}: seed must be in [0, 2**64), got {seed!r}")
+        self.compressor = compressor
+        self.seed = seed
+        self.process_set = process_set
+        self.members = Members()
+        self.step = 0
+
+    def compress(self, tensor: torch.Tensor) -> tuple[torch.Tensor, Any]:
+        """What Horovod is to sum for this gradient, and the context for ``decompress``."""
+        raise NotImplementedError
+
+    def decompress(self, tensor: torch.Tensor, ctx: Any) -> torch.Tensor:
+        """The vote behind what Horovod summed."""
+        raise NotImplementedError
+
+    def state_dict(self) -> dict[str, State]:
+        """This rank's state: ``{parameter name: {"momentum": tensor}, "mpisign": {"step": n}}``.
+
+        Every rank has its own and saves it itself. Tensors are not copied.
+        """
+        return self.members.state_dict(self.step)
+
+    def load_state_dict(self, states: dict[str, State]) -> None:
+        """Continues from ``state_dict``, also before the first step; ValueError on misfits."""
+        self.step = self.members.load_state_dict(states)
+
+    @property
+    def _planes_up(self) -> int:
+        return policies.planes_up(self.compressor.zeros, self.compressor.nan)
+
+    def _ranks(self) -> list[int]:
+        """Global ranks of the process set."""
+        return self.process_set.ranks or list(range(self._size()))
+
+    def _size(self) -> int:
+        size = self.process_set.size()
+        if size is None:
+            raise ValueError(f"{_FUNCTION}: process_set is not initialized: {self.process_set}")
+        return size
+
+    def _like(self, tensor: torch.Tensor) -> Like:
+        """TypeError for what is no gradient: on every rank alike, before anything is sent."""
+        name = str(tensor.dtype).removeprefix("torch.")
+        if name not in arrays.FLOATS or tensor.layout is not torch.strided:
+            raise TypeError(
+                f"{_FUNCTION}: gradients must be dense and of dtype {', '.join(arrays.FLOATS)}, "
+                f"got {name} of layout {tensor.layout}"
+            )
+        if tensor.requires_grad:
+            raise TypeError(
+                f"{_FUNCTION}: expected a gradient, got a parameter: op=hvd.Adasum compresses "
+                "differences of parameters, which are not voted on. Use op=hvd.Average or hvd.Sum "
+                "with this compression, or hvd.Compression.fp16 with Adasum"
+            )
+        return Like(tuple(tensor.shape), tensor.dtype, tensor.device)
+
+    @staticmethod
+    def _refuse_sparse() -> None:
+        raise TypeError(
+            f"{_FUNCTION}: a sparse gradient reached decompress, summed but not voted on. Pass "
+            "sparse_as_dense=True to hvd.DistributedOptimizer (without named_parameters here), "
+            "or build the layer with sparse=False"
+        )

@@ -105,6 +105,7 @@ class _Ballots:
         self.bucket = Bucket([p.numel() for p in names])
         # One byte a member, 1 = it has a gradient here: which ones to leave alone is agreed on.
         self.present = np.zeros(len(names), dtype=np.uint8)
+        self.steps = 0  # saved with the state: it keys the random bits
 
     def before_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         """The step pre-hook."""
@@ -115,14 +116,14 @@ class _Ballots:
             )
         if len(self.names) != sum(len(g["params"]) for g in optimizer.param_groups):
             raise ValueError(f"{_FUNCTION}: parameters were added to the optimizer after it")
-        handle = self.channel.queue.submit(self._steps())
-        handle.wait()
+        self.channel.queue.submit(self._vote_or_average()).wait()
+        self.steps += 1
 
-    def _steps(self) -> Steps[None]:
-        step = self.channel.next_step()
+    def _vote_or_average(self) -> Steps[None]:
+        self.channel.next_step()
         name = "average" if self.compressor is None else "bucket_vote"
         common: dict[str, Any] = {
-            "step": step,
+            "step": self.steps,
             "tensor": self.bucket.identity(list(self.names.values())),
             "length": self.bucket.length,
             "seed": self.seed,
@@ -208,14 +209,16 @@ class _Ballots:
             for p, state in self.state.items()
             if state
         }
-        return {**state_dict, _KEY: kept}
+        return {**state_dict, _KEY: {"steps": self.steps, "state": kept}}
 
     def load(self, optimizer: Any, state_dict: dict[str, Any]) -> dict[str, Any]:
         """The load_state_dict pre-hook."""
-        kept = state_dict.get(_KEY, {})
+        saved = state_dict.get(_KEY, {"steps": 0, "state": {}})
+        kept = saved["state"]
         unknown = set(kept) - set(self.names.values())
         if unknown:
             raise ValueError(f"load_state_dict: no parameter is named {sorted(unknown)[0]!r}")
+        self.steps = saved["steps"]
         for p, name in self.names.items():
             self.state[p] = {k: v.clone() for k, v in kept.get(name, {}).items()}
         return {k: v for k, v in state_dict.items() if k != _KEY}

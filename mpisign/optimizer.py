@@ -1,4 +1,4 @@
-"""Training over plain MPI: any torch optimizer, its gradients replaced by votes before each step."""
+"""Training over plain MPI: any torch optimizer, stepping on votes instead of gradients."""
 
 from __future__ import annotations
 

@@ -78,6 +78,8 @@ def pack_census(
     zeros_code = policies.code("pack", "zeros", zeros, policies.ZEROS)
     policies.code("pack", "nan", nan, policies.NAN)
     _check_offset("pack", offset)
+    if not 0 <= rank < policies.TIE_STREAM:
+        raise ValueError(f"pack: rank must be in [0, 2**31), got {rank}")
     two = policies.planes_up(zeros, nan) == 2
     nbytes = plane_bytes(v.length)
     shape = (2, nbytes) if two else (nbytes,)

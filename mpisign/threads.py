@@ -10,10 +10,13 @@ from mpisign import launcher
 
 @functools.cache
 def count() -> int:
-    """``MPISIGN_NUM_THREADS``, else this process's cores divided by the ranks on the node."""
-    text = os.environ.get("MPISIGN_NUM_THREADS")
-    if text is None:
-        return max(1, len(os.sched_getaffinity(0)) // (launcher.local_size() or 1))
-    if not text.isdigit() or int(text) < 1:
-        raise ValueError(f"MPISIGN_NUM_THREADS must be a positive integer, got {text!r}")
-    return int(text)
+    """``MPISIGN_NUM_THREADS``, else OMP_NUM_THREADS, else cores divided by ranks on the node."""
+    for name in ("MPISIGN_NUM_THREADS", "OMP_NUM_THREADS"):
+        text = os.environ.get(name)
+        if text is None:
+            continue
+        if text.isdigit() and int(text) >= 1:
+            return int(text)
+        if name == "MPISIGN_NUM_THREADS":
+            raise ValueError(f"{name} must be a positive integer, got {text!r}")
+    return max(1, len(os.sched_getaffinity(0)) // (launcher.local_size() or 1))

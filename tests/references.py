@@ -16,7 +16,12 @@ def philox(counter, key):
     low = np.uint64(0xFFFFFFFF)
     for _ in range(10):
         p0, p1 = np.uint64(0xD2511F53) * c0, np.uint64(0xCD9E8D57) * c2
-        c0, c1, c2, c3 = (p1 >> np.uint64(32)) ^ c1 ^ k0, p1 & low, (p0 >> np.uint64(32)) ^ c3 ^ k1, p0 & low
+        c0, c1, c2, c3 = (
+            (p1 >> np.uint64(32)) ^ c1 ^ k0,
+            p1 & low,
+            (p0 >> np.uint64(32)) ^ c3 ^ k1,
+            p0 & low,
+        )
         k0, k1 = (k0 + np.uint64(0x9E3779B9)) & low, (k1 + np.uint64(0xBB67AE85)) & low
     return c0, c1, c2, c3
 
@@ -26,7 +31,12 @@ def random_bits(seed, step, stream, first, count):
     blocks = np.arange(first // 128, (first + count) // 128 + 1, dtype=np.uint64)
     zero = np.zeros_like(blocks)
     low = np.uint64(0xFFFFFFFF)
-    counter = (blocks & low, blocks >> np.uint64(32), zero + np.uint64(step % 2**32), zero + np.uint64(stream))
+    counter = (
+        blocks & low,
+        blocks >> np.uint64(32),
+        zero + np.uint64(step % 2**32),
+        zero + np.uint64(stream),
+    )
     words = np.stack(philox(counter, (seed % 2**32, seed >> 32)), axis=-1).astype("<u4")
     bits = np.unpackbits(words.view(np.uint8).reshape(-1), bitorder="little").astype(bool)
     return bits[first - 128 * (first // 128) :][:count]
@@ -56,7 +66,11 @@ def majority(signs, masks=None, ties="positive", seed=0, step=0, offset=0, lengt
     """(sign plane, mask plane) of a stack (n, B)."""
     length = 8 * signs.shape[1] if length is None else length
     negative = np.stack([plane_to_bits(s, length) for s in signs])
-    votes = np.ones_like(negative) if masks is None else np.stack([plane_to_bits(m, length) for m in masks])
+    votes = (
+        np.ones_like(negative)
+        if masks is None
+        else np.stack([plane_to_bits(m, length) for m in masks])
+    )
     total = np.where(votes, np.where(negative, -1, 1), 0).sum(axis=0)
     result, mask = total < 0, np.ones(length, dtype=bool)
     if ties == "random":

@@ -166,9 +166,7 @@ def test_results_go_where_out_says():
     assert np.array_equal(back, np.where(x < 0, -1, 1))
 
 
-@given(
-    st.lists(st.lists(st.floats(width=32, allow_nan=False), min_size=5, max_size=5), min_size=1)
-)
+@given(st.lists(st.lists(st.floats(width=32, allow_nan=False), min_size=5, max_size=5), min_size=1))
 @settings(max_examples=200, deadline=None)
 def test_pack_majority_unpack_is_the_sign_of_the_sum_of_signs(rows):
     xs = [np.array(row, dtype=np.float32) for row in rows]
@@ -187,6 +185,7 @@ def test_pack_majority_unpack_is_the_sign_of_the_sum_of_signs(rows):
         (lambda: mpisign.pack(np.ones(3), zeros="up"), ValueError, "zeros must be one of .*'up'"),
         (lambda: mpisign.pack(np.ones(3), nan="x"), ValueError, "nan must be one of"),
         (lambda: mpisign.pack(np.ones(3), offset=4), ValueError, "offset must be a multiple of 8"),
+        (lambda: mpisign.pack(np.ones(3), rank=-1), ValueError, "rank must be in"),
         (lambda: mpisign.pack(np.ones(3), seed=-1), ValueError, "seed must be in"),
         (lambda: mpisign.pack(np.ones(9), out=np.zeros(1, np.uint8)), ValueError, r"\(2,\), got"),
         (lambda: mpisign.pack(np.ones(8), out=np.zeros(1)), TypeError, "out must have dtype uint8"),

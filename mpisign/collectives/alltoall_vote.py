@@ -18,7 +18,7 @@ def alltoall_vote(transport: Transport, ballot: Ballot) -> Steps[Planes]:
     Wire: rank r owns bytes [B r // p, B (r + 1) // p) of the planes. Up: for each owner its bytes
     of the sign plane, then of the mask plane. Down: each owner's verdict u32 (an owner that alone
     raised would leave the others waiting), then its bytes of the result's planes. Returns the
-    result's planes (kd, B). Raises WireError, the same on every rank, if a plane's padding is not 0.
+    result's planes (kd, B). Raises WireError, the same on every rank, if any padding is not 0.
     Source: Bernstein et al. 2019, majority vote, with the parameter server sharded over the ranks.
     """
     p, rank = transport.size, transport.rank

@@ -167,7 +167,7 @@ def _group(headers: Sequence[Header], key: Callable[[Header], Any]) -> dict[Any,
 
 
 def _ranks(ranks: Sequence[int]) -> str:
-    """"rank 3" or "ranks 0-2, 5"."""
+    """ "rank 3" or "ranks 0-2, 5"."""
     runs: list[list[int]] = []
     for r in ranks:
         if runs and runs[-1][1] == r - 1:

@@ -131,9 +131,5 @@ def _steps(ch: Channel, header: Header, ballots: Any, out: Any) -> Steps[Any]:
     yield from ch.headers(header, "majority_vote")
     result = yield from ch.vote(ballots, header)
     with stage("unpack"):
-        if arrays.is_torch(out):
-            import torch
-
-            result = torch.from_numpy(result)
         planes.unpack(result if len(result) == 2 else result[0], out=out)
     return out

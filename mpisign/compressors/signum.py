@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Signum(Compressor):
-    """m = b m + (1 - b) g; sign(m) (Bernstein et al. 2019, signSGD with majority vote, Algorithm 1).
+    """m = b m + (1 - b) g; sign(m) (Bernstein et al. 2019, majority vote, Algorithm 1).
 
     ``state["momentum"]`` has the gradient's shape and dtype and never leaves the rank.
     """

@@ -1,0 +1,1 @@
+"""What ``mpisign train`` is made of: data, models, ways to train, measurements, reports."""

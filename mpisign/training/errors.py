@@ -1,0 +1,16 @@
+"""What a person can put right: shown as one line, never as a traceback."""
+
+from __future__ import annotations
+
+
+class SettingsError(ValueError):
+    """An option, or what it points to, cannot be used."""
+
+
+class DataError(SettingsError):
+    """A data directory or file is not what its format says."""
+
+
+def missing(package: str, error: ImportError) -> SettingsError:
+    """The error for a package that only ``mpisign train`` needs."""
+    return SettingsError(f'mpisign train needs {package} ({error}): pip install "mpisign[train]"')

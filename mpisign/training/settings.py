@@ -1,0 +1,43 @@
+"""What a run of ``mpisign train`` was asked for."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from mpisign import policies
+
+Attack = Literal["sign-flip", "reverse"]
+#: What a hostile rank multiplies its loss, hence its gradient, by.
+ATTACKS: dict[str, float] = {"sign-flip": -1.0, "reverse": -100.0}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The options, resolved. ``batch_size`` is per rank; ``steps`` wins over ``epochs``."""
+
+    ways: tuple[str, ...] = ()
+    data: Path | None = None
+    epochs: int = 20
+    steps: int | None = None
+    batch_size: int = 16
+    lr: float = 1e-3
+    fp32_lr: float = 0.1
+    momentum: float = 0.9
+    seed: int = 0
+    zeros: policies.Zeros = policies.DEFAULT_ZEROS
+    ties: policies.Ties = policies.DEFAULT_TIES
+    algorithm: policies.Algorithm = "auto"
+    adversaries: int = 0
+    attack: Attack = "reverse"
+    json: Path | None = None
+    plot: Path | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON: paths as text."""
+        return {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self).items()}
+
+    def loss_scale(self, rank: int, size: int) -> float:
+        """1, or what the attack multiplies by if ``rank`` is one of the last ``adversaries``."""
+        return ATTACKS[self.attack] if rank >= size - self.adversaries else 1.0

@@ -20,6 +20,17 @@ _LOCAL_RANK = (
     "FLUX_TASK_LOCAL_ID",
     "SLURM_LOCALID",
 )
+_RANK = (
+    "HOROVOD_RANK",
+    "OMPI_COMM_WORLD_RANK",
+    "MV2_COMM_WORLD_RANK",
+    "MVP_COMM_WORLD_RANK",
+    "PMIX_RANK",
+    "PMI_RANK",
+    "JSM_NAMESPACE_RANK",
+    "FLUX_TASK_RANK",
+    "SLURM_PROCID",
+)
 # SLURM_NTASKS is missing on purpose: a batch script's own shell has it, one process though it is.
 _SIZE = (
     "HOROVOD_SIZE",
@@ -55,6 +66,12 @@ def _first(names: tuple[str, ...]) -> tuple[str, int] | None:
 def local_rank() -> int | None:
     """This process's number among those on its node, from 0; None if no launcher tells."""
     found = _first(_LOCAL_RANK)
+    return found[1] if found else None
+
+
+def rank() -> int | None:
+    """This process's number among all that the launcher started; None if no launcher tells."""
+    found = _first(_RANK)
     return found[1] if found else None
 
 

@@ -22,7 +22,8 @@ ORDER = [
 @pytest.fixture
 def environment(monkeypatch):
     """No launcher, whichever one this test runs under."""
-    for name in {*launcher._LOCAL_RANK, *launcher._SIZE, *launcher._LOCAL_SIZE}:
+    tables = (launcher._LOCAL_RANK, launcher._RANK, launcher._SIZE, launcher._LOCAL_SIZE)
+    for name in {n for table in tables for n in table}:
         monkeypatch.delenv(name, raising=False)
     for name in ("SLURM_STEP_NUM_NODES", "FLUX_JOB_NNODES", "SLURM_NTASKS"):
         monkeypatch.delenv(name, raising=False)
@@ -82,6 +83,13 @@ def test_mpirun_inside_slurm(environment):
     environment.setenv("OMPI_COMM_WORLD_LOCAL_RANK", "0")
     assert launcher.launched_size() == 1
     launcher.check_world(1)
+
+
+def test_rank(environment):
+    assert launcher.rank() is None
+    environment.setenv("SLURM_PROCID", "0")
+    environment.setenv("OMPI_COMM_WORLD_RANK", "3")
+    assert launcher.rank() == 3
 
 
 def test_local_size(environment):

@@ -1,0 +1,25 @@
+"""The ``mpisign`` command."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import mpisign
+from mpisign.cli import train
+from mpisign.cli.parser import RankParser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs ``mpisign``; the exit status: 0, or 2 for what the person can put right."""
+    parser = RankParser(
+        prog="mpisign",
+        description="One-bit gradient collectives for Horovod and MPI.",
+        epilog="mpisign COMMAND --help tells more about each.",
+    )
+    parser.add_argument("--version", action="version", version=f"mpisign {mpisign.__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for command in (train,):
+        command.add_parser(commands)
+    args = parser.parse_args(argv)
+    status: int = args.run(args)
+    return status

@@ -1,0 +1,66 @@
+"""How a job ends early: all ranks together, and one of them says why."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from typing import NoReturn
+
+_SIGNALS = {signal.SIGINT, signal.SIGTERM}
+_SHOW_CURSOR = "\x1b[?25h"
+
+
+def end_on_signals(speaker: bool) -> None:
+    """From now on Ctrl-C and the launcher's SIGTERM end this process at once, in one line.
+
+    A thread of its own waits for them: a handler would have to wait for the main thread, which may
+    sit in a collective for ever once another rank is gone. Call before any thread is started, so
+    that all inherit the blocked signals. ``speaker``: print the line here.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+
+    def wait() -> None:
+        number = signal.sigwait(_SIGNALS)
+        if speaker:
+            why = "interrupted" if number == signal.SIGINT else "ended by the launcher"
+            cursor = _SHOW_CURSOR if sys.stdout.isatty() else ""
+            # Not print: the main thread may hold the stream's lock.
+            os.write(2, f"{cursor}\nmpisign: {why}\n".encode())
+        os._exit(128 + number)
+
+    threading.Thread(target=wait, name="mpisign-signals", daemon=True).start()
+
+
+def abort_on_error(action: Callable[[], int], rank: Callable[[], int | None]) -> int:
+    """``action()``; an exception that leaves it ends all ranks of the job, with its traceback.
+
+    Without that the other ranks would wait for this one in their next collective.
+    """
+    try:
+        return action()
+    except BaseException as error:
+        if isinstance(error, SystemExit):
+            raise
+        if type(error).__name__ == "HorovodInternalError":
+            told = f"lost the other ranks: {str(error).strip().splitlines()[0]}\n"
+        else:
+            told = "".join(traceback.format_exception(error))
+        number = rank()
+        prefix = "mpisign: " if number is None else f"mpisign, rank {number}: "
+        sys.stdout.flush()
+        sys.stderr.write(prefix + told)
+        sys.stderr.flush()
+        _end_all_ranks()
+
+
+def _end_all_ranks() -> NoReturn:
+    mpi = sys.modules.get("mpi4py.MPI")
+    if mpi is not None and mpi.Is_initialized() and not mpi.Is_finalized():
+        if mpi.COMM_WORLD.Get_size() > 1:
+            mpi.COMM_WORLD.Abort(1)
+    # Not sys.exit: Horovod's thread would wait for the other ranks.
+    os._exit(1)

@@ -1,0 +1,153 @@
+"""What came out: a table for people, JSON for programs."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import mpisign
+from mpisign.training.errors import SettingsError, missing
+from mpisign.training.loop import Result
+from mpisign.training.progress import on_terminal
+from mpisign.training.settings import Settings
+from mpisign.training.world import World
+
+_WIDTH = 120  # columns where no terminal tells its own
+
+
+def baseline(result: Result, results: Sequence[Result]) -> Result | None:
+    """The fp32 run over the same transport, which ``result`` is measured against."""
+    for other in results:
+        if other.via == result.via and not other.votes:
+            return other
+    return None
+
+
+def fewer(result: Result, results: Sequence[Result]) -> float | None:
+    """How many times fewer bytes than its baseline this rank sent and received."""
+    base = baseline(result, results)
+    if base is None or not result.votes or result.sent + result.received == 0:
+        return None
+    return (base.sent + base.received) / (result.sent + result.received)
+
+
+def print_table(results: Sequence[Result], settings: Settings, world: World, data: str) -> None:
+    """Prints the table, a row a way, and what the columns do not say."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    staged = any(sum(r.stages.values()) for r in results)
+    wired = any(r.wire is not None for r in results)
+    table = Table(
+        title=title(results, settings, world, data),
+        title_justify="left",
+        title_style="bold",
+        caption=_caption(results, settings),
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+    )
+    table.add_column("way", no_wrap=True)
+    heads = ["test\naccuracy", "bytes sent\nrank and step", "received\nrank and step"]
+    heads += ["fewer\nthan fp32", "on the wire\nrank and step"] if wired else ["fewer\nthan fp32"]
+    heads += ["ms\nper step"]
+    heads += ["pack\nms", "exchange\nms", "vote\nms", "unpack\nms"] if staged else []
+    for head in heads:
+        table.add_column(head, justify="right", no_wrap=True)
+    for r in results:
+        times = fewer(r, results)
+        cells = [f"{r.accuracy:.1%}", f"{r.sent:,.0f}", f"{r.received:,.0f}"]
+        cells.append("-" if times is None else f"{times:.1f} x")
+        if wired:
+            cells.append("-" if r.wire is None else f"{r.wire:,.0f}")
+        cells.append(f"{1e3 * r.seconds:.2f}")
+        if staged:
+            cells += [_milliseconds(s) for s in r.stages.values()]
+        table.add_row(r.label, *cells, style="bold" if r.votes else None)
+    watched = on_terminal()
+    console = Console(width=None if watched else _WIDTH, force_terminal=watched, highlight=False)
+    console.print()
+    console.print(table)
+
+
+def _milliseconds(seconds: float) -> str:
+    return "-" if seconds == 0 else f"{1e3 * seconds:.2f}"
+
+
+def title(results: Sequence[Result], settings: Settings, world: World, data: str) -> str:
+    """What was trained, on what, against whom: one line."""
+    ranks = "1 rank" if world.size == 1 else f"{world.size} ranks"
+    if settings.adversaries:
+        ranks += f", the last {settings.adversaries} hostile ({settings.attack})"
+    first = results[0]
+    return f"{data} on {ranks}: {first.steps} steps, {first.parameters:,} parameters"
+
+
+def _caption(results: Sequence[Result], settings: Settings) -> str:
+    apart = [r.label for r in results if not r.identical]
+    if apart:
+        lines = [f"PARAMETERS DIFFER BETWEEN RANKS: {', '.join(apart)}"]
+    else:
+        lines = ["Parameters at the end are the same on all ranks, bit for bit, in every row."]
+    if any(r.wire is not None for r in results):
+        lines.append("On the wire: TCP over loopback as the kernel counts it, headers included.")
+    return "\n".join(lines)
+
+
+def check() -> None:
+    """Raises SettingsError if rich is missing."""
+    try:
+        import rich  # noqa: F401
+    except ImportError as error:
+        raise missing("rich", error) from error
+
+
+def check_path(option: str, path: Path | None) -> None:
+    """Raises SettingsError if no file can be written at ``path``."""
+    if path is None:
+        return
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise SettingsError(f"{option} {path}: not a file in an existing directory")
+    if not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
+        raise SettingsError(f"{option} {path}: cannot be written")
+
+
+def write_json(
+    path: Path, results: Sequence[Result], settings: Settings, world: World, data: str
+) -> None:
+    """Writes everything that was measured, and on what."""
+    document: dict[str, Any] = {
+        "mpisign": mpisign.__version__,
+        "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "ranks": world.size,
+        "one_machine": world.one_machine,
+        "data": data,
+        "settings": settings.as_dict(),
+        "versions": {
+            "python": platform.python_version(),
+            "library": world.library,
+            **{name: _version(name) for name in ("torch", "numpy", "mpi4py", "horovod")},
+        },
+        "host": {
+            "name": platform.node(),
+            "machine": platform.machine(),
+            "cores": os.cpu_count(),
+            "system": platform.platform(),
+        },
+        "ways": [{**r.as_dict(), "fewer_than_fp32": fewer(r, results)} for r in results],
+    }
+    path.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,102 @@
+"""The ways to train that are compared: a transport each, and what travels over it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import mpisign
+from mpisign.training.settings import Settings
+
+if TYPE_CHECKING:
+    import torch
+
+Wrap = Callable[["torch.optim.Optimizer", "torch.nn.Module", Settings], "torch.optim.Optimizer"]
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way: ``wrap`` makes a plain torch optimizer act on what all ranks say."""
+
+    name: str
+    label: str
+    via: str
+    votes: bool
+    wrap: Wrap
+
+
+def _mpi_fp32(
+    optimizer: torch.optim.Optimizer, model: torch.nn.Module, settings: Settings
+) -> torch.optim.Optimizer:
+    return mpisign.DistributedOptimizer(optimizer, model.named_parameters(), compression="none")
+
+
+def _mpi_vote(
+    optimizer: torch.optim.Optimizer, model: torch.nn.Module, settings: Settings
+) -> torch.optim.Optimizer:
+    from mpisign.compressors import Signum
+
+    signum = Signum(momentum=settings.momentum, zeros=settings.zeros, ties=settings.ties)
+    return mpisign.DistributedOptimizer(
+        optimizer,
+        model.named_parameters(),
+        compression=signum,
+        algorithm=settings.algorithm,
+        seed=settings.seed,
+    )
+
+
+def _horovod_fp32(
+    optimizer: torch.optim.Optimizer, model: torch.nn.Module, settings: Settings
+) -> torch.optim.Optimizer:
+    import horovod.torch as hvd
+
+    from mpisign.horovod import Booked
+
+    return hvd.DistributedOptimizer(
+        optimizer, model.named_parameters(), compression=Booked(hvd.Compression.none)
+    )
+
+
+def _horovod_counters(
+    optimizer: torch.optim.Optimizer, model: torch.nn.Module, settings: Settings
+) -> torch.optim.Optimizer:
+    import horovod.torch as hvd
+
+    from mpisign.horovod import Compression
+
+    signum = Compression.signum(
+        momentum=settings.momentum, zeros=settings.zeros, ties=settings.ties, seed=settings.seed
+    )
+    return hvd.DistributedOptimizer(optimizer, model.named_parameters(), compression=signum)
+
+
+def _horovod_planes(
+    optimizer: torch.optim.Optimizer, model: torch.nn.Module, settings: Settings
+) -> torch.optim.Optimizer:
+    import horovod.torch as hvd
+
+    from mpisign.horovod import Compression
+
+    signum = Compression.signum(
+        model.named_parameters(),
+        momentum=settings.momentum,
+        zeros=settings.zeros,
+        ties=settings.ties,
+        seed=settings.seed,
+    )
+    return hvd.DistributedOptimizer(optimizer, model.named_parameters(), compression=signum)
+
+
+#: In the order they run: Horovod's background thread, once started, costs the others time.
+WAYS = {
+    way.name: way
+    for way in (
+        Way("mpi-fp32", "fp32 average, MPI", "mpi", False, _mpi_fp32),
+        Way("mpi-vote", "majority vote, MPI", "mpi", True, _mpi_vote),
+        Way("horovod-fp32", "fp32 average, Horovod", "horovod", False, _horovod_fp32),
+        Way("horovod-counters", "vote by counters, Horovod", "horovod", True, _horovod_counters),
+        Way("horovod-planes", "vote by planes, Horovod", "horovod", True, _horovod_planes),
+    )
+}

@@ -16,9 +16,10 @@ from mpisign.buckets import Bucket
 from mpisign.collectives.ballot import Planes
 from mpisign.collectives.header import Header
 from mpisign.collectives.vote import Channel
-from mpisign.compressors.base import Compressor
+from mpisign.compressors.base import Compressor, State
 from mpisign.errors import CollectiveError
 from mpisign.horovod import roll_call
+from mpisign.horovod.members import named_by_optimizers
 from mpisign.horovod.vote import Like, VoteCompression
 from mpisign.stats import stage
 from mpisign.transports.base import Steps, run
@@ -37,6 +38,11 @@ class _Round:
     spans: dict[str, slice] = field(default_factory=dict)
     result: Planes | None = None
     error: Exception | None = None
+
+    @property
+    def over(self) -> bool:
+        """True once the vote was held or has failed."""
+        return self.result is not None or self.error is not None
 
 
 @dataclass(frozen=True)
@@ -74,21 +80,24 @@ class BucketVote(VoteCompression):
         self._bucket = Bucket(list(self._lengths.values()))
         self._spans = {name: self._bucket.span(i) for i, name in enumerate(self._lengths)}
         self._planes = np.zeros((self._planes_up, self._bucket.nbytes), dtype=np.uint8)
-        self._round = _Round(self.step)
+        self._round: _Round | None = None
         self._channel: Channel | None = None
+        self._complete = False
         self.members.add(named)
 
     def compress(self, tensor: torch.Tensor) -> tuple[torch.Tensor, _Context]:
         like, size, rank = self._like(tensor), self._size(), self.process_set.rank()
+        if not self._complete:
+            self._check_complete()
         member = self.members.find(tensor)
         if member is None:
             raise TypeError(
                 f"{_FUNCTION}: a tensor of shape {like.shape} is the gradient of none of the named "
-                "parameters. Name every parameter of the optimizer; with sparse_as_dense=True or "
-                "hvd.allreduce use the compression without named_parameters"
+                "parameters. With sparse_as_dense=True or hvd.allreduce use the compression "
+                "without named_parameters"
             )
         name, now = member.name, self._round
-        if now.result is not None or now.error is not None or name in now.packed:
+        if now is None or now.over or name in now.packed:
             now = self._round = _Round(self.step)
         voted = self.compressor.voted_on(tensor, member.state)
         span = self._spans[name]
@@ -124,12 +133,25 @@ class BucketVote(VoteCompression):
             except Exception as error:
                 now.error = error
                 raise
-        part = now.result[:, now.spans[ctx.name]]
         with stage("unpack"):
-            vote = ctx.like.empty()
-            ballots = torch.from_numpy(part)
-            planes.unpack(ballots if len(part) == 2 else ballots[0], out=vote)
-        return vote.to(ctx.like.device)
+            return ctx.like.unpacked(torch.from_numpy(now.result[:, now.spans[ctx.name]]))
+
+    def _check_complete(self) -> None:
+        # Before anything is sent: a rank that raised at the first stranger would leave others,
+        # who reach their parameters in another order, with half of their gradients under way.
+        known = {id(p) for p in self._kept}
+        optimizers = named_by_optimizers(self)
+        strangers = [name for name, p in optimizers if p.requires_grad and id(p) not in known]
+        if strangers:
+            raise TypeError(
+                f"{_FUNCTION}: named_parameters must name every parameter of the optimizer, "
+                f"got none for {', '.join(map(repr, sorted(strangers)))}"
+            )
+        self._complete = True
+
+    def load_state_dict(self, states: dict[str, State]) -> None:
+        super().load_state_dict(states)
+        self._round = None
 
     def _vote(self, now: _Round, words: np.ndarray[Any, Any]) -> Planes:
         size, ranks = self._size(), self._ranks()

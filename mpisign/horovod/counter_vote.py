@@ -90,9 +90,7 @@ class CounterVote(VoteCompression):
         if bad:
             raise WireError(f"{where}: {bad} words came back that are no sum of votes")
         with stage("unpack"):
-            vote = like.empty()
-            planes.unpack(torch.from_numpy(result if ties == "zero" else result[0]), out=vote)
-        return vote.to(like.device)
+            return like.unpacked(torch.from_numpy(result))
 
     def _tie_seed(self, words: np.ndarray[Any, Any], roll: roll_call.RollCall) -> int:
         # No name and no common count of calls: what was reduced is all that ranks share.

@@ -2,38 +2,34 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import horovod.torch as hvd
 import torch
 
-from mpisign import arrays, policies
+from mpisign import arrays, planes, policies
 from mpisign.compressors.base import Compressor, State
 from mpisign.horovod.members import Members
 
 _FUNCTION = "mpisign.horovod.Compression"
 
 
-@dataclass(frozen=True)
 class Like:
-    """What a vote must look like to take a gradient's place."""
+    """What a vote must look like to take a gradient's place: its shape, dtype, strides, device."""
 
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    device: torch.device
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self._meta = torch.empty_like(tensor, device="meta")
+        self._device = tensor.device
+        self.shape = tuple(tensor.shape)
+        self.length = tensor.numel()
 
-    @property
-    def length(self) -> int:
-        """Coordinates."""
-        n = 1
-        for extent in self.shape:
-            n *= extent
-        return n
-
-    def empty(self) -> torch.Tensor:
-        """A new CPU tensor to unpack into."""
-        return torch.empty(self.shape, dtype=self.dtype)
+    def unpacked(self, ballots: torch.Tensor) -> torch.Tensor:
+        """+1, -1, 0 from planes (k, B)."""
+        vote = torch.empty(self.shape, dtype=self._meta.dtype)
+        planes.unpack(ballots if len(ballots) == 2 else ballots[0], out=vote)
+        if self._meta.is_contiguous():
+            return vote.to(self._device)
+        return torch.empty_like(self._meta, device=self._device).copy_(vote)
 
 
 class VoteCompression:
@@ -106,7 +102,7 @@ class VoteCompression:
                 "differences of parameters, which are not voted on. Use op=hvd.Average or hvd.Sum "
                 "with this compression, or hvd.Compression.fp16 with Adasum"
             )
-        return Like(tuple(tensor.shape), tensor.dtype, tensor.device)
+        return Like(tensor)
 
     @staticmethod
     def _refuse_sparse() -> None:

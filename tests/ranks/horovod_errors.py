@@ -1,0 +1,182 @@
+"""What must not pass silently: every rank raises the same error, and ranks may join or not."""
+
+from __future__ import annotations
+
+import horovod.torch as hvd
+import numpy as np
+import torch
+from horovod_checks import (
+    SHAPES,
+    backward,
+    check,
+    finish,
+    gradient,
+    parameters,
+    raises,
+    same_everywhere,
+    tally,
+)
+
+from mpisign.errors import CollectiveError, DisagreementError, NaNError, WireError
+from mpisign.horovod import Compression
+
+EXACT = {"zeros": "positive", "ties": "zero"}
+
+
+def optimizer_of(named, compression, **options):
+    return hvd.DistributedOptimizer(
+        torch.optim.SGD([p for _, p in named], lr=0.5),
+        named_parameters=named,
+        compression=compression,
+        **options,
+    )
+
+
+def expect(label, kind, text, make, spoil=None, named=None, **options):
+    """One step that must raise; the same text on every rank."""
+    named = parameters() if named is None else named
+    optimizer = optimizer_of(named, make(named), **options)
+    for name, p in named:
+        if not p.requires_grad:
+            continue
+        g = gradient(name, hvd.rank(), 0)
+        if spoil is not None:
+            spoil(name, g)
+        (p * g[: p.numel()].view(p.shape) if g.dim() == 1 else p * g).sum().backward()
+    same_everywhere(label, raises(label, kind, text, optimizer.synchronize))
+    hvd.barrier()
+
+
+def nans(label, ranks, make):
+    def spoil(name, g):
+        if name == "b" and hvd.rank() in ranks:
+            g[3, 3] = float("nan")
+
+    held = ", ".join(str(r) for r in ranks)
+    expect(label, NaNError, "" if "planes" in label else held, make, spoil)
+
+
+def disagreements():
+    rank = hvd.rank()
+    expect("counters: seeds", DisagreementError, "disagree", lambda n: Compression.sign(seed=rank))
+    expect("planes: seeds", DisagreementError, "disagree", lambda n: Compression.sign(n, seed=rank))
+    ties = "zero" if rank == 1 else "random"
+    expect("counters: ties", DisagreementError, "disagree", lambda n: Compression.sign(ties=ties))
+    named = parameters()
+    if rank == 1:
+        named[5] = ("f", torch.nn.Parameter(torch.zeros(4096)))
+    text = "ranks disagree on tensor"
+    expect("planes: shapes", DisagreementError, text, lambda n: Compression.sign(n), named=named)
+
+
+def reductions():
+    """Operations and process sets that the compression was not told of."""
+    g = torch.randn(1000, generator=torch.Generator().manual_seed(hvd.rank()))
+    for op in (hvd.Min, hvd.Max, hvd.Product):
+        label = f"op={op}"
+        text = raises(
+            label,
+            WireError,
+            "neither a Sum nor an Average",
+            lambda op=op: hvd.allreduce(g, op=op, name="g", compression=Compression.sign),
+        )
+        same_everywhere(label, text)
+    for make in (lambda n: Compression.sign, lambda n: Compression.sign(n)):
+        named = parameters()
+        optimizer = optimizer_of(named, make(named), op=hvd.Adasum)
+        raises("Adasum", TypeError, "Adasum", lambda: backward(named, hvd.rank(), 0))
+        optimizer._handles.clear()
+    hvd.barrier()
+
+
+def forgotten_process_set(pair):
+    if hvd.rank() in pair.ranks:
+        named = parameters()
+        optimizer = optimizer_of(named, Compression.sign, process_set=pair)
+        backward(named, hvd.rank(), 0)
+        raises("process set not given", WireError, "process_set", optimizer.synchronize)
+    hvd.barrier()
+
+
+def sparse():
+    layer = torch.nn.Embedding(10, 3, sparse=True)
+    for make in (lambda n: Compression.sign, lambda n: Compression.sign(n)):
+        named = list(layer.named_parameters())
+        optimizer = optimizer_of(named, make(named))
+        layer(torch.tensor([1, 2])).sum().backward()
+        raises("sparse", TypeError, "sparse_as_dense", optimizer.step)
+        hvd.barrier()
+        layer = torch.nn.Embedding(10, 3, sparse=True)
+    named = list(layer.named_parameters())
+    compression = Compression.sign(zeros="abstain", ties="zero")
+    optimizer = optimizer_of(named, compression, sparse_as_dense=True)
+    layer(torch.tensor([1, 2])).sum().backward()
+    optimizer.synchronize()
+    dense = layer.weight.grad.to_dense()
+    check("sparse_as_dense", bool((dense[[1, 2]] == 1).all()) and float(dense.sum()) == 6)
+
+
+def strangers():
+    """Named parameters that are not all of them."""
+    named = parameters()
+    compression = Compression.sign(named[1:])
+    optimizer = optimizer_of(named, compression)
+    raises("not named", TypeError, "got none for 'a'", lambda: backward(named, hvd.rank(), 0))
+    optimizer._handles.clear()
+    check("callable", type(Compression.signum(momentum=0.5)).__name__ == "CounterVote")
+    hvd.barrier()
+
+
+def joins():
+    """Ranks run out of data one after another; the votes of the others go on."""
+    rank, size = hvd.rank(), hvd.size()
+    named = parameters()
+    optimizer = optimizer_of(named, Compression.sign(**EXACT))
+    wrong = []
+    for step in range(2 + 2 * rank):
+        optimizer.zero_grad()
+        backward(named, rank, step)
+        optimizer.synchronize()
+        voters = [r for r in range(size) if step < 2 + 2 * r]
+        for name, p in named:
+            if name in SHAPES:
+                votes = [gradient(name, r, step).to(torch.float64).numpy() for r in voters]
+                expected, _ = tally(votes, EXACT["zeros"], EXACT["ties"])
+                if not np.array_equal(p.grad.to(torch.float64).numpy(), expected):
+                    wrong.append((step, name))
+        with optimizer.skip_synchronize():
+            optimizer.step()
+    hvd.join()
+    check("counters: joined ranks do not vote", not wrong, str(wrong))
+
+    named = parameters()
+    optimizer = optimizer_of(named, Compression.sign(named))
+    for step in range(1 if rank == 1 else 2):
+        optimizer.zero_grad()
+        backward(named, rank, step)
+        if step == 0:
+            optimizer.step()
+        else:
+            text = "rank 1 called hvd.join"
+            raises("planes: join is refused", CollectiveError, text, optimizer.step)
+    hvd.join()
+
+
+def main():
+    pair = hvd.ProcessSet([0, 1])
+    hvd.init(process_sets=[pair])
+    torch.set_num_threads(1)
+    last = hvd.size() - 1
+    nans("counters: NaN", [1], lambda n: Compression.sign)
+    nans("counters: NaN on two ranks", [0, last], lambda n: Compression.signum)
+    nans("planes: NaN", [1], lambda n: Compression.signum(n))
+    disagreements()
+    reductions()
+    forgotten_process_set(pair)
+    sparse()
+    strangers()
+    joins()
+    finish()
+
+
+main()

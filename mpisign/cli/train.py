@@ -39,12 +39,13 @@ examples:
 (more ranks than cores: mpirun --oversubscribe --bind-to none)
 
 the table:
-  bytes sent, received   what mpisign.stats() booked on a rank, per step, its own part not counted;
-                         an allreduce is booked as the ring that it is at best
-  fewer than fp32        times fewer than the fp32 row of the same transport
-  on the wire            what the kernel counted on the loopback device, headers and all; only
-                         where all traffic is TCP on one machine (Gloo, or btl tcp,self)
-  ms per step            gradient, exchange and update, without evaluation; then its stages"""
+  sent, received   bytes that mpisign.stats() booked on a rank, its own part not counted; an
+                   allreduce is booked as the ring that it is at best
+  times fewer      than the fp32 row of the same transport
+  on wire          what the kernel counted on the loopback device, per rank, headers and all; only
+                   where all traffic is TCP on one machine (Gloo, or btl tcp,self)
+  time             gradient, exchange and update, without evaluation; then its stages on this side
+                   of the transport (what Horovod's own thread exchanges is not told)"""
 
 
 def add_parser(commands: Any) -> None:

@@ -41,6 +41,7 @@ class Progress:
             self._task = self._bar.add_task(label, total=steps, accuracy="")
 
     def __enter__(self) -> Progress:
+        self._told = time.monotonic()
         if self._bar is not None:
             self._bar.start()
         return self
@@ -72,7 +73,7 @@ class Progress:
     def _tell(self, done: int) -> None:
         self._told = time.monotonic()
         print(
-            f"{self._label:<26} step {done:>5} of {self._steps}, "
+            f"{self._label:<21} step {done:>5} of {self._steps}, "
             f"test accuracy {self._accuracy:.1%}",
             flush=True,
         )
@@ -82,7 +83,7 @@ def _bar() -> Any:
     from rich import progress
 
     return progress.Progress(
-        progress.TextColumn("{task.description:<26}"),
+        progress.TextColumn("{task.description:<21}"),
         progress.BarColumn(),
         progress.MofNCompleteColumn(),
         progress.TextColumn("test accuracy {task.fields[accuracy]}"),

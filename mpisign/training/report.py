@@ -9,7 +9,7 @@ import os
 import platform
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mpisign
 from mpisign.training.errors import SettingsError, missing
@@ -17,6 +17,9 @@ from mpisign.training.loop import Result
 from mpisign.training.progress import on_terminal
 from mpisign.training.settings import Settings
 from mpisign.training.world import World
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 _WIDTH = 120  # columns where no terminal tells its own
 
@@ -39,42 +42,47 @@ def fewer(result: Result, results: Sequence[Result]) -> float | None:
 
 def print_table(results: Sequence[Result], settings: Settings, world: World, data: str) -> None:
     """Prints the table, a row a way, and what the columns do not say."""
-    from rich import box
     from rich.console import Console
-    from rich.table import Table
 
-    staged = any(sum(r.stages.values()) for r in results)
+    watched = on_terminal()
+    console = Console(width=None if watched else _WIDTH, force_terminal=watched, highlight=False)
     wired = any(r.wire is not None for r in results)
-    table = Table(
-        title=title(results, settings, world, data),
-        title_justify="left",
-        title_style="bold",
-        caption=_caption(results, settings),
-        caption_justify="left",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-    )
-    table.add_column("way", no_wrap=True)
-    heads = ["test\naccuracy", "bytes sent\nrank and step", "received\nrank and step"]
-    heads += ["fewer\nthan fp32", "on the wire\nrank and step"] if wired else ["fewer\nthan fp32"]
-    heads += ["ms\nper step"]
-    heads += ["pack\nms", "exchange\nms", "vote\nms", "unpack\nms"] if staged else []
-    for head in heads:
-        table.add_column(head, justify="right", no_wrap=True)
+    heads = ["test\naccuracy", "sent\nB/step", "received\nB/step", "times\nfewer"]
+    table = _table([*heads, *(["on wire\nB/step"] if wired else []), "time\nms/step"])
+    table.title = title(results, settings, world, data)
+    table.caption = _caption(results, wired)
     for r in results:
         times = fewer(r, results)
         cells = [f"{r.accuracy:.1%}", f"{r.sent:,.0f}", f"{r.received:,.0f}"]
-        cells.append("-" if times is None else f"{times:.1f} x")
+        cells.append("-" if times is None else f"{times:.1f}")
         if wired:
             cells.append("-" if r.wire is None else f"{r.wire:,.0f}")
-        cells.append(f"{1e3 * r.seconds:.2f}")
-        if staged:
-            cells += [_milliseconds(s) for s in r.stages.values()]
-        table.add_row(r.label, *cells, style="bold" if r.votes else None)
-    watched = on_terminal()
-    console = Console(width=None if watched else _WIDTH, force_terminal=watched, highlight=False)
+        table.add_row(r.label, *cells, f"{1e3 * r.seconds:.2f}", style="bold" if r.votes else None)
     console.print()
     console.print(table)
+    if any(r.stages["vote"] for r in results):
+        stages = _table([f"{name}\nms/step" for name in results[0].stages])
+        for r in results:
+            stages.add_row(r.label, *(_milliseconds(s) for s in r.stages.values()))
+        console.print(stages)
+
+
+def _table(heads: Sequence[str]) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+        title_justify="left",
+        title_style="bold",
+        caption_justify="left",
+    )
+    table.add_column("way", no_wrap=True)
+    for head in heads:
+        table.add_column(head, justify="right", no_wrap=True)
+    return table
 
 
 def _milliseconds(seconds: float) -> str:
@@ -90,14 +98,15 @@ def title(results: Sequence[Result], settings: Settings, world: World, data: str
     return f"{data} on {ranks}: {first.steps} steps, {first.parameters:,} parameters"
 
 
-def _caption(results: Sequence[Result], settings: Settings) -> str:
+def _caption(results: Sequence[Result], wired: bool) -> str:
     apart = [r.label for r in results if not r.identical]
     if apart:
-        lines = [f"PARAMETERS DIFFER BETWEEN RANKS: {', '.join(apart)}"]
+        lines = [f"PARAMETERS DIFFER BETWEEN RANKS: {', '.join(apart)}."]
     else:
-        lines = ["Parameters at the end are the same on all ranks, bit for bit, in every row."]
-    if any(r.wire is not None for r in results):
-        lines.append("On the wire: TCP over loopback as the kernel counts it, headers included.")
+        lines = ["Final parameters are equal on all ranks, bit for bit, in every row."]
+    lines.append("Bytes are one rank's; times fewer: than fp32 over the same transport.")
+    if wired:
+        lines.append("On wire: TCP over loopback, headers included, as the kernel counts it.")
     return "\n".join(lines)
 
 

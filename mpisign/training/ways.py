@@ -96,7 +96,7 @@ WAYS = {
         Way("mpi-fp32", "fp32 average, MPI", "mpi", False, _mpi_fp32),
         Way("mpi-vote", "majority vote, MPI", "mpi", True, _mpi_vote),
         Way("horovod-fp32", "fp32 average, Horovod", "horovod", False, _horovod_fp32),
-        Way("horovod-counters", "vote by counters, Horovod", "horovod", True, _horovod_counters),
-        Way("horovod-planes", "vote by planes, Horovod", "horovod", True, _horovod_planes),
+        Way("horovod-counters", "counter vote, Horovod", "horovod", True, _horovod_counters),
+        Way("horovod-planes", "plane vote, Horovod", "horovod", True, _horovod_planes),
     )
 }

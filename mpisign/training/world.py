@@ -76,7 +76,7 @@ class HorovodWorld:
     def gather(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
         import torch
 
-        flat = torch.from_numpy(np.ascontiguousarray(values).reshape(-1).view(np.uint8))
+        flat = torch.from_numpy(np.array(values, order="C").reshape(-1).view(np.uint8))
         gathered = self._hvd.allgather(flat, name="mpisign.training.gather")
         return gathered.numpy().view(values.dtype).reshape(self.size, *values.shape)
 

@@ -1,0 +1,104 @@
+"""What a user gets: one abi3 wheel, the same from the sdist, that needs NumPy and nothing else."""
+
+import shutil
+import subprocess
+import sys
+import tarfile
+import venv
+import zipfile
+from pathlib import Path
+
+import numpy
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+HEAVY = ("torch", "horovod", "cupy", "mpi4py", "sklearn", "matplotlib")
+IMPORT = f"import sys, mpisign; print(*[m for m in {HEAVY} if m in sys.modules])"
+VOTE = """
+import mpisign, numpy as np
+votes = np.array([[1, -2, 3, -4, 5, 6, -7, 8, -9], [-1, -2, 3, 4, 5, -6, -7, 8, -9],
+                  [1, 2, 3, -4, -5, -6, -7, 8, 9]], np.float32)
+planes = np.stack([mpisign.pack(v, zeros="positive") for v in votes])
+result = mpisign.unpack(mpisign.majority(planes, ties="positive", length=9), 9)
+assert (result == np.sign(np.sign(votes).sum(0))).all(), result
+print(mpisign.__file__)
+"""
+LEFT_OUT = (".git", "shared", ".venv", "build", "dist", "*.egg-info", "*.so", ".*_cache", "__pycache__")
+
+
+def run(*command, cwd: Path, timeout: float = 120) -> str:
+    done = subprocess.run(
+        [str(c) for c in command],
+        cwd=cwd,
+        timeout=timeout,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout[-4000:]}"
+    return done.stdout
+
+
+def build(kind: str, source: Path, out: Path) -> Path:
+    run(sys.executable, "-m", "build", "--no-isolation", kind, "-o", out, source, cwd=out.parent)
+    (built,) = out.iterdir()
+    return built
+
+
+@pytest.fixture(scope="module")
+def sdist(tmp_path_factory) -> Path:
+    pytest.importorskip("build")
+    folder = tmp_path_factory.mktemp("sdist")
+    shutil.copytree(ROOT, folder / "tree", ignore=shutil.ignore_patterns(*LEFT_OUT))
+    return build("--sdist", folder / "tree", folder / "dist")
+
+
+@pytest.fixture(scope="module", params=["checkout", "sdist"])
+def wheel(request, sdist, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp(request.param)
+    source = sdist.parent.parent / "tree"
+    if request.param == "sdist":
+        with tarfile.open(sdist) as archive:
+            archive.extractall(folder)
+        (source,) = folder.iterdir()
+    return build("--wheel", source, folder / "dist")
+
+
+def clean_python(folder: Path) -> Path:
+    """A new environment with NumPy alone, linked from ours: no network, no download."""
+    venv.create(folder, with_pip=False, symlinks=True)
+    (site,) = (folder / "lib").glob("python3*/site-packages")
+    for part in Path(numpy.__file__).parent.parent.glob("numpy[.-]*"):
+        (site / part.name).symlink_to(part)
+    (site / "numpy").symlink_to(Path(numpy.__file__).parent)
+    return folder / "bin" / "python"
+
+
+def test_wheel_is_abi3_and_carries_its_sources(wheel):
+    assert "-cp310-abi3-" in wheel.name, wheel.name
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        library = archive.read("mpisign/_kernels.abi3.so")
+    shipped = {p.name for ending in ("*.c", "*.h", "*.cu") for p in (ROOT / "kernels").glob(ending)}
+    assert {f"mpisign/kernels/{name}" for name in shipped} <= names
+    modules = {str(p.relative_to(ROOT)) for p in (ROOT / "mpisign").rglob("*.py")}
+    assert modules <= names, "a folder is missing from `packages` in pyproject.toml"
+    assert "mpisign/py.typed" in names
+    for foreign in (b"libmpi", b"libcuda", b"libnccl", b"libtorch", b"libpython"):
+        assert foreign not in library, f"the extension is linked to {foreign.decode()}"
+
+
+def test_wheel_works_where_numpy_is_all_there_is(wheel, tmp_path):
+    python = clean_python(tmp_path / "clean")
+    pip = [sys.executable, "-m", "pip", "--python", python, "install", "--no-index"]
+    run(*pip, wheel, cwd=tmp_path)
+    assert str(tmp_path / "clean") in run(python, "-c", VOTE, cwd=tmp_path)
+    assert run(python, "-c", IMPORT, cwd=tmp_path).split() == []
+    for name in HEAVY:
+        with pytest.raises(AssertionError, match="ModuleNotFoundError"):
+            run(python, "-c", f"import {name}", cwd=tmp_path)
+
+
+def test_import_stays_light_where_everything_is_installed(tmp_path):
+    assert run(sys.executable, "-c", IMPORT, cwd=tmp_path).split() == []

@@ -26,6 +26,7 @@ from mpisign.transports.base import Steps, run
 from mpisign.transports.horovod import HorovodTransport
 
 _FUNCTION = "Compression(named_parameters)"
+_HEADERS_EVERY = 16  # votes; roll calls tell of any disagreement in between
 
 
 @dataclass
@@ -34,7 +35,7 @@ class _Round:
 
     step: int
     packed: set[str] = field(default_factory=set)
-    nans: int = 0
+    roll: bytes = b""  # as it came back for a gradient without NaN
     spans: dict[str, slice] = field(default_factory=dict)
     result: Planes | None = None
     error: Exception | None = None
@@ -57,9 +58,9 @@ class BucketVote(VoteCompression):
 
     ``compress`` packs a gradient into its place in the bucket and hands Horovod a roll call to sum.
     Horovod has submitted every gradient before it asks for the first result, so the first
-    ``decompress`` of a step finds the bucket full and holds the vote: headers, alltoall, tally,
-    allgather. Not before: a rank that has called ``hvd.join`` shows in the roll call only, and
-    Horovod does not survive its absence from an alltoall.
+    ``decompress`` of a step finds the bucket full and holds the vote: alltoall, tally, allgather,
+    and headers before every 16th. Not earlier: a rank that has called ``hvd.join`` shows in the
+    roll call only, and Horovod does not survive its absence from an alltoall.
 
     Raises, the same on every rank: NaNError, DisagreementError, WireError; CollectiveError if a
     rank has joined. TypeError for a tensor that is no named parameter's gradient.
@@ -78,6 +79,7 @@ class BucketVote(VoteCompression):
         self._kept = [p for _, p in named]
         self._lengths = {name: p.numel() for name, p in named}
         self._bucket = Bucket(list(self._lengths.values()))
+        self._identity = self._bucket.identity(list(self._lengths))
         self._spans = {name: self._bucket.span(i) for i, name in enumerate(self._lengths)}
         self._planes = np.zeros((self._planes_up, self._bucket.nbytes), dtype=np.uint8)
         self._round: _Round | None = None
@@ -114,10 +116,15 @@ class BucketVote(VoteCompression):
                 out=out if self._planes_up == 2 else out[0],
             )
         now.packed.add(name)
-        now.nans += nans
         placeholder = torch.empty(roll_call.n_words(size), dtype=torch.float64)
-        creed = f"bucket {size} {self.seed} {self.compressor!r}"
-        roll_call.write(placeholder.numpy(), rank, size, clock=now.step, creed=creed)
+        roll_call.write(
+            placeholder.numpy(),
+            rank,
+            size,
+            clock=now.step,
+            creed=f"bucket {self._identity} {size} {self.seed} {self.compressor!r}",
+            nan=nans > 0 and self.compressor.nan == "raise",
+        )
         return placeholder, _Context(now, name, like)
 
     def decompress(self, tensor: torch.Tensor, ctx: _Context | None) -> torch.Tensor:
@@ -127,12 +134,18 @@ class BucketVote(VoteCompression):
         now = ctx.round
         if now.error is not None:
             raise now.error
+        words = tensor.detach().cpu().numpy()
         if now.result is None:
             try:
-                now.result = self._vote(now, tensor.detach().cpu().numpy())
+                now.result = self._vote(now, words)
             except Exception as error:
                 now.error = error
                 raise
+        if words.tobytes() != now.roll:
+            where = f"{_FUNCTION}, {ctx.name!r}"
+            roll = roll_call.read(words, self._size(), where)
+            roll_call.check(roll, where, self._ranks())
+            now.roll = words.tobytes()
         with stage("unpack"):
             return ctx.like.unpacked(torch.from_numpy(now.result[:, now.spans[ctx.name]]))
 
@@ -156,7 +169,6 @@ class BucketVote(VoteCompression):
     def _vote(self, now: _Round, words: np.ndarray[Any, Any]) -> Planes:
         size, ranks = self._size(), self._ranks()
         roll = roll_call.read(words, size, _FUNCTION)
-        roll_call.check(roll, _FUNCTION, ranks)
         if roll.joined:
             held = ", ".join(str(ranks[r]) for r in roll.joined)
             raise CollectiveError(
@@ -181,14 +193,16 @@ class BucketVote(VoteCompression):
             tensor=bucket.identity(names),
             length=bucket.length,
             seed=self.seed,
-            nans=now.nans,
         )
-        return run(self._steps(ballots, header))
+        return run(self._steps(ballots, header, roll))
 
-    def _steps(self, ballots: Planes, header: Header) -> Steps[Planes]:
+    def _steps(self, ballots: Planes, header: Header, roll: roll_call.RollCall) -> Steps[Planes]:
         channel = self._channel_now()
-        channel.next_step()
-        yield from channel.headers(header, _FUNCTION)
+        channel.votes = roll.clock // roll.size
+        every = channel.check_every or _HEADERS_EVERY
+        if not roll.agreed or channel.votes % every == 0:
+            yield from channel.headers(header, _FUNCTION)
+        roll_call.check_creed(roll, _FUNCTION)  # of what headers do not tell
         result = yield from channel.vote(ballots, header)
         return result
 

@@ -4,7 +4,7 @@ Horovod's compression interface hears neither the reduction's operation nor whic
 through ``hvd.join``. A few words in front of each payload tell both, to every rank alike.
 
 Wire layout, float64, p ranks in w = ceil(p / 32) words: [1, clock, creed, creed squared, w words
-with bit r of rank r set, w words with minus bit r set unless rank r holds NaN]. ``creed`` is 20
+with bit r of rank r set, w words with minus bit r set unless rank r holds NaN]. ``creed`` is 16
 bits of BLAKE2b over what ranks must agree on. Received: alpha times the sums over the V voters,
 with alpha = 1 under Sum and 1/p under Average; ranks that joined add zeros.
 
@@ -54,7 +54,7 @@ class RollCall:
 def write(out: Words, rank: int, size: int, *, clock: int, creed: str, nan: bool = False) -> None:
     """One rank's answer into ``out``, float64 (n_words(size),)."""
     digest = hashlib.blake2b(creed.encode(), digest_size=4).digest()
-    number = int.from_bytes(digest, "little") & 0xFFFFF
+    number = int.from_bytes(digest, "little") & 0xFFFF
     width = (len(out) - _FIXED) // 2
     word, bit = divmod(rank, _RANKS_PER_WORD)
     out[:] = 0
@@ -100,17 +100,22 @@ def check(roll: RollCall, where: str, ranks: list[int]) -> None:
     ``ranks``: global ranks of the process set. DisagreementError: creeds differ. NaNError: a rank
     holds NaN under nan="raise".
     """
-    if not roll.agreed:
-        raise DisagreementError(
-            f"{where}: ranks disagree on the vote's length, policies, seed, momentum or process "
-            "set; build the compression with the same arguments on every rank"
-        )
+    check_creed(roll, where)
     if roll.nans:
         held = ", ".join(str(ranks[r]) for r in roll.nans)
         raise NaNError(
             f"{where}: the gradient must hold no NaN under nan='raise', but does on "
             f"rank{'s' if len(roll.nans) > 1 else ''} {held} "
             "(nan='abstain' leaves them out of the vote)"
+        )
+
+
+def check_creed(roll: RollCall, where: str) -> None:
+    """DisagreementError, the same on every rank, if creeds differ."""
+    if not roll.agreed:
+        raise DisagreementError(
+            f"{where}: ranks disagree on the vote's length, policies, seed, momentum or process "
+            "set; build the compression with the same arguments on every rank"
         )
 
 
@@ -125,7 +130,13 @@ def _scales(total: float, size: int) -> list[tuple[float, bool]]:
 
 def _integers(words: Words, unscale: float) -> list[int] | None:
     values = words * unscale
-    if not np.isfinite(values).all() or (np.abs(values - np.rint(values)) > 0.25).any():
+    if not np.isfinite(values).all():
+        return None
+    # Strict on counts and bitmaps, where 3.75 must not pass for a power of two. They are small; the
+    # squares may be large and carry more of the rounding.
+    tolerance = np.full(len(words), 2.0**-10)
+    tolerance[1:_FIXED] = 0.25
+    if (np.abs(values - np.rint(values)) > tolerance).any():
         return None
     return [int(v) for v in np.rint(values)]
 

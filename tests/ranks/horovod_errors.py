@@ -52,14 +52,19 @@ def nans(label, ranks, make):
         if name == "b" and hvd.rank() in ranks:
             g[3, 3] = float("nan")
 
-    held = ", ".join(str(r) for r in ranks)
-    expect(label, NaNError, "" if "planes" in label else held, make, spoil)
+    held = f"on rank{'s' if len(ranks) > 1 else ''} {', '.join(str(r) for r in ranks)} "
+    expect(label, NaNError, held, make, spoil)
 
 
 def disagreements():
     rank = hvd.rank()
     expect("counters: seeds", DisagreementError, "disagree", lambda n: Compression.sign(seed=rank))
-    expect("planes: seeds", DisagreementError, "disagree", lambda n: Compression.sign(n, seed=rank))
+    expect(
+        "planes: seeds",
+        DisagreementError,
+        "disagree on seed",
+        lambda n: Compression.sign(n, seed=rank),
+    )
     ties = "zero" if rank == 1 else "random"
     expect("counters: ties", DisagreementError, "disagree", lambda n: Compression.sign(ties=ties))
     named = parameters()
@@ -84,7 +89,7 @@ def reductions():
     for make in (lambda n: Compression.sign, lambda n: Compression.sign(n)):
         named = parameters()
         optimizer = optimizer_of(named, make(named), op=hvd.Adasum)
-        raises("Adasum", TypeError, "Adasum", lambda: backward(named, hvd.rank(), 0))
+        raises("Adasum", TypeError, "Adasum", lambda n=named: backward(n, hvd.rank(), 0))
         optimizer._handles.clear()
     hvd.barrier()
 

@@ -23,74 +23,93 @@ void mpisign_encode_counts(const uint8_t *plane, int64_t length, uint64_t base, 
     }
 }
 
-/* The integer behind a received word, or UINT64_MAX if there is none. */
-static inline uint64_t integer_of(double word, double unscale, uint64_t limit)
-{
-    double x = word * unscale, n = nearbyint(x);
-    if (!(n >= 0 && n < (double)limit) || fabs(x - n) > 0.375)
-        return UINT64_MAX;
-    return (uint64_t)n;
-}
+enum { WORDS = 128, MAX_DIGITS = 50 }; /* words decoded at a time: flags stay in the first level */
 
-/* n / base for n < 2^50 without an integer division. */
-static inline uint64_t divide(uint64_t n, uint64_t base, double inverse, uint64_t *remainder)
+/* The integers behind received words, 0 for words that are none; returns how many are none. */
+MPISIGN_CLONES static int64_t integers_of(const double *words, int64_t count, double unscale,
+                                          double limit, double *out)
 {
-    uint64_t q = (uint64_t)((double)n * inverse);
-    int64_t r = (int64_t)(n - q * base);
-    if (r < 0) {
-        q--;
-        r += (int64_t)base;
-    } else if (r >= (int64_t)base) {
-        q++;
-        r -= (int64_t)base;
+    int64_t bad = 0;
+    for (int64_t w = 0; w < count; w++) {
+        double x = words[w] * unscale, n = nearbyint(x);
+        int is_none = !(n >= 0 && n < limit) || fabs(x - n) > 0.375;
+        out[w] = is_none ? 0 : n;
+        bad += is_none;
     }
-    *remainder = (uint64_t)r;
-    return q;
+    for (int64_t w = count; w < WORDS; w++)
+        out[w] = 0;
+    return bad;
 }
 
-/* Coordinates [first, last) with first a multiple of 8, into whole bytes. */
-static int64_t decode_range(const mpisign_counts *c, int64_t first, int64_t last, uint64_t limit,
-                            uint8_t *out_sign, uint8_t *out_mask, int ties,
-                            const mpisign_random *rnd)
+/* n = n / base, digit = n % base, for integers n < 2^51: no division, and the same on any CPU. */
+MPISIGN_CLONES static void next_digits(double *n, double base, double *digit)
 {
-    const double inverse = 1.0 / (double)c->base;
-    int64_t bad = 0, left = 0;
-    uint64_t negatives = 0, votes = 0, skip;
-    uint8_t random[16];
-    for (int64_t i = first; i < last; i += 8) {
-        uint8_t sign = 0, mask = 0;
-        if ((i - first) % 128 == 0)
-            mpisign_random_bytes(rnd, (uint64_t)(i / 8), 16, random);
-        for (int j = 0; j < 8 && i + j < last; j++) {
-            if (left == 0) {
-                int64_t w = (i + j) / c->digits, into = (i + j) % c->digits;
-                negatives = integer_of(c->negatives[w], c->unscale, limit);
-                votes = c->votes ? integer_of(c->votes[w], c->unscale, limit) : 0;
-                if (negatives == UINT64_MAX || votes == UINT64_MAX) {
-                    bad++;
-                    negatives = votes = 0;
-                }
-                for (int64_t k = 0; k < into; k++) {
-                    negatives = divide(negatives, c->base, inverse, &skip);
-                    votes = divide(votes, c->base, inverse, &skip);
-                }
-                left = c->digits - into;
-            }
-            uint64_t negative, cast = c->voters;
-            negatives = divide(negatives, c->base, inverse, &negative);
-            if (c->votes)
-                votes = divide(votes, c->base, inverse, &cast);
-            left--;
-            int tie = 2 * negative == cast;
-            int minus = 2 * negative > cast;
-            if (tie && ties == MPISIGN_TIES_RANDOM)
-                minus = (random[(i - first) / 8 % 16] >> j) & 1;
-            sign |= (uint8_t)(minus << j);
-            mask |= (uint8_t)((!tie || ties != MPISIGN_TIES_ZERO) << j);
+    const double inverse = 1.0 / base, round = 0x1.8p52;
+    for (int w = 0; w < WORDS; w++) {
+        double q = (n[w] * inverse - 0.5 + round) - round; /* the quotient, or one off */
+        double r = n[w] - q * base;
+        double low = r < 0 ? 1 : 0, high = r >= base ? 1 : 0;
+        n[w] = q - low + high;
+        digit[w] = r + base * low - base * high;
+    }
+}
+
+MPISIGN_CLONES static void compare(const double *negative, const double *cast, uint8_t *minus,
+                                   uint8_t *tie)
+{
+    for (int w = 0; w < WORDS; w++) {
+        minus[w] = 2 * negative[w] > cast[w];
+        tie[w] = 2 * negative[w] == cast[w];
+    }
+}
+
+/* Eight 0/1 bytes to eight bits, first byte lowest. */
+static uint8_t collapse(const uint8_t *flags)
+{
+    unsigned bits = 0;
+    for (int i = 0; i < 8; i++)
+        bits |= (unsigned)flags[i] << i;
+    return (uint8_t)bits;
+}
+
+/* WORDS words from word `first` on, or what is left: whole bytes, since WORDS is a multiple of 8. */
+static int64_t decode_words(const mpisign_counts *c, int64_t first, double limit, uint8_t *out_sign,
+                            uint8_t *out_mask, int ties, const mpisign_random *rnd)
+{
+    const int64_t from = first * c->digits, left = c->length - from;
+    const int64_t count = left < (int64_t)WORDS * c->digits ? left : (int64_t)WORDS * c->digits;
+    const int64_t words = (count + c->digits - 1) / c->digits, bytes = (count + 7) / 8;
+    double negatives[WORDS], votes[WORDS], negative[WORDS], cast[WORDS];
+    uint8_t minus[WORDS * MAX_DIGITS], tie[WORDS * MAX_DIGITS], random[WORDS * MAX_DIGITS / 8];
+    uint8_t minus_of[WORDS], tie_of[WORDS];
+    int64_t bad = integers_of(c->negatives + first, words, c->unscale, limit, negatives);
+    if (c->votes)
+        bad += integers_of(c->votes + first, words, c->unscale, limit, votes);
+    for (int w = 0; w < WORDS; w++)
+        cast[w] = (double)c->voters;
+    for (int j = 0; j < c->digits; j++) {
+        next_digits(negatives, (double)c->base, negative);
+        if (c->votes)
+            next_digits(votes, (double)c->base, cast);
+        compare(negative, cast, minus_of, tie_of);
+        for (int64_t w = 0; w < words; w++) {
+            minus[w * c->digits + j] = minus_of[w];
+            tie[w * c->digits + j] = tie_of[w];
         }
-        out_sign[i / 8] = sign;
+    }
+    memset(minus + count, 0, (size_t)(8 * bytes - count));
+    memset(tie + count, 0, (size_t)(8 * bytes - count));
+    if (ties == MPISIGN_TIES_RANDOM && (c->votes || c->voters % 2 == 0))
+        mpisign_random_bytes(rnd, (uint64_t)(from / 8), (size_t)bytes, random);
+    else
+        memset(random, 0, (size_t)bytes);
+    for (int64_t b = 0; b < bytes; b++) {
+        uint8_t tied = collapse(tie + 8 * b), valid = 0xff;
+        if (8 * b + 8 > count)
+            valid = (uint8_t)(0xff >> (8 * b + 8 - count));
+        out_sign[from / 8 + b] = collapse(minus + 8 * b) | (tied & random[b]);
         if (out_mask)
-            out_mask[i / 8] = mask;
+            out_mask[from / 8 + b] = ties == MPISIGN_TIES_ZERO ? valid & (uint8_t)~tied : valid;
     }
     return bad;
 }
@@ -98,16 +117,14 @@ static int64_t decode_range(const mpisign_counts *c, int64_t first, int64_t last
 int64_t mpisign_decode_counts(const mpisign_counts *counts, uint8_t *out_sign, uint8_t *out_mask,
                               int ties, const mpisign_random *rnd, int threads)
 {
-    const int64_t slice = 1 << 15;
-    uint64_t limit = 1;
+    const int64_t n_words = (counts->length + counts->digits - 1) / counts->digits;
+    double limit = 1;
     int64_t bad = 0;
     for (int k = 0; k < counts->digits; k++)
-        limit *= counts->base;
+        limit *= (double)counts->base;
 #pragma omp parallel for num_threads(threads) schedule(static) reduction(+ : bad)                  \
-    if (threads > 1 && counts->length > 2 * slice)
-    for (int64_t at = 0; at < counts->length; at += slice) {
-        int64_t last = at + slice < counts->length ? at + slice : counts->length;
-        bad += decode_range(counts, at, last, limit, out_sign, out_mask, ties, rnd);
-    }
+    if (threads > 1 && n_words > 16 * WORDS)
+    for (int64_t at = 0; at < n_words; at += WORDS)
+        bad += decode_words(counts, at, limit, out_sign, out_mask, ties, rnd);
     return bad;
 }

@@ -109,6 +109,7 @@ def check_world(size: int) -> None:
         advice = (
             "the launcher and mpi4py's MPI library are not of one kind: start with the mpirun of "
             "the MPI that mpi4py loads (python -m mpi4py --mpi-lib-version tells which), "
-            "under Slurm also srun --mpi=pmix (srun --mpi=list tells what there is)"
+            "under Slurm also srun --mpi=pmix, for MPICH --mpi=pmi2 (srun --mpi=list tells what "
+            f"there is). One process on purpose: unset {variable}"
         )
     raise LauncherError(f"{variable} says {launched} processes, but MPI sees only one: {advice}")

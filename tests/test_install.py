@@ -23,7 +23,7 @@ result = mpisign.unpack(mpisign.majority(planes, ties="positive", length=9), 9)
 assert (result == np.sign(np.sign(votes).sum(0))).all(), result
 print(mpisign.__file__)
 """
-LEFT_OUT = (".git", "shared", ".venv", "build", "dist", "*.egg-info", "*.so", ".*_cache", "__pycache__")
+LEFT_OUT = (".git", "shared", ".venv", "build", "dist", "*.egg-info", "*.so", ".*_cache", "__py*__")
 
 
 def run(*command, cwd: Path, timeout: float = 120) -> str:

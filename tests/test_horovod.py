@@ -62,6 +62,22 @@ def test_one_process():
     show(run([sys.executable, "tests/ranks/horovod_alone.py"], env=ENV).stdout)
 
 
+@pytest.mark.slow
+def test_a_rank_that_comes_later(tmp_path):
+    """horovodrun's elastic mode, from two ranks to three, both ways."""
+    hosts, discover = tmp_path / "hosts", tmp_path / "discover"
+    hosts.write_text("localhost:2\n")
+    discover.write_text(f"#!/bin/sh\ncat {hosts}\n")
+    discover.chmod(0o755)
+    command = [find("horovodrun"), "--gloo", "-np", "2", "--min-np", "2", "--max-np", "3"]
+    command += ["--network-interface", "lo", "--host-discovery-script", str(discover)]
+    script = [sys.executable, "tests/ranks/horovod_elastic.py", str(hosts)]
+    output = run([*command, *script], env=ENV, timeout=150).stdout
+    show(output)
+    for way in ("counters", "planes"):
+        assert f"ok {way}: replicas of 3" in output
+
+
 def own_network():
     """A prefix that gives a command a loopback device of its own, nothing where not permitted."""
     unshare = shutil.which("unshare")

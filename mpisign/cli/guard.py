@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import threading
@@ -10,21 +11,25 @@ import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
-_SIGNALS = {signal.SIGINT, signal.SIGTERM}
 _SHOW_CURSOR = "\x1b[?25h"
+_SOURCE = re.compile(r"^\[[^]]*\] *")  # Gloo's messages start with a path of its build machine
 
 
 def end_on_signals(speaker: bool) -> None:
     """From now on Ctrl-C and the launcher's SIGTERM end this process at once, in one line.
 
-    A thread of its own waits for them: a handler would have to wait for the main thread, which may
-    sit in a collective for ever once another rank is gone. Call before any thread is started, so
-    that all inherit the blocked signals. ``speaker``: print the line here.
+    Python runs handlers in the main thread, which may sit in a collective for ever once another
+    rank is gone; the wakeup descriptor is written to at once, whichever thread the signal hits.
+    ``speaker``: print the line here.
     """
-    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    readable, writable = os.pipe()
+    os.set_blocking(writable, False)
+    signal.set_wakeup_fd(writable, warn_on_full_buffer=False)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, frame: None)
 
     def wait() -> None:
-        number = signal.sigwait(_SIGNALS)
+        number = os.read(readable, 1)[0]
         if speaker:
             why = "interrupted" if number == signal.SIGINT else "ended by the launcher"
             cursor = _SHOW_CURSOR if sys.stdout.isatty() else ""
@@ -46,7 +51,7 @@ def abort_on_error(action: Callable[[], int], rank: Callable[[], int | None]) ->
         if isinstance(error, SystemExit):
             raise
         if type(error).__name__ == "HorovodInternalError":
-            told = f"lost the other ranks: {str(error).strip().splitlines()[0]}\n"
+            told = f"lost another rank: {_SOURCE.sub('', str(error).strip())}\n"
         else:
             told = "".join(traceback.format_exception(error))
         number = rank()

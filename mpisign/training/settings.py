@@ -19,10 +19,10 @@ class Settings:
 
     ways: tuple[str, ...] = ()
     data: Path | None = None
-    epochs: int = 20
+    epochs: int = 15
     steps: int | None = None
     batch_size: int = 16
-    lr: float = 1e-3
+    lr: float = 2e-3
     fp32_lr: float = 0.1
     momentum: float = 0.9
     seed: int = 0

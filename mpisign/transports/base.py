@@ -21,6 +21,19 @@ class Pending(Protocol):
         """Blocks until the exchange is over; the received array. May be called once."""
 
 
+class Over:
+    """An exchange that was over when it returned, or that needed no wire."""
+
+    def __init__(self, received: Any) -> None:
+        self._received = received
+
+    def done(self) -> bool:
+        return True
+
+    def wait(self) -> Any:
+        return self._received
+
+
 class Transport(Protocol):
     """What a collective needs of a wire.
 
@@ -43,7 +56,10 @@ class Transport(Protocol):
         """Slice r of ``send`` goes to rank r; what arrives, in rank order: (sum(recvcounts),)."""
 
     def start_allreduce(self, values: npt.NDArray[Any]) -> Pending:
-        """Sum over the ranks, float32 or float64, in the wire's own reduction: same shape."""
+        """Sum over the ranks, float32 or float64, in the wire's own reduction: same shape.
+
+        The baseline that votes are measured against: may be over before it returns.
+        """
 
 
 T = TypeVar("T")

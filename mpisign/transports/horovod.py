@@ -9,7 +9,7 @@ import numpy as np
 
 from mpisign.errors import WireError
 from mpisign.stats import stage, stats
-from mpisign.transports.base import Bytes
+from mpisign.transports.base import Bytes, Over
 
 try:
     import horovod.torch as hvd
@@ -50,19 +50,6 @@ class _Exchange:
         return received.numpy()
 
 
-class _Own:
-    """The exchange of a single rank: what it sent is what it receives."""
-
-    def __init__(self, values: Any) -> None:
-        self._values = values
-
-    def done(self) -> bool:
-        return True
-
-    def wait(self) -> Any:
-        return self._values
-
-
 class HorovodTransport:
     """alltoall, allgather and allreduce of a process set, on uint8 tensors that share memory.
 
@@ -86,18 +73,18 @@ class HorovodTransport:
         """Numbers exchanges from 0 again; on every rank between the same two exchanges."""
         self._started = 0
 
-    def start_allgatherv(self, send: Bytes, counts: Sequence[int]) -> _Exchange | _Own:
+    def start_allgatherv(self, send: Bytes, counts: Sequence[int]) -> _Exchange | Over:
         own = counts[self.rank]
         stats().add("exchange", calls=0, sent=own * (self.size - 1), received=sum(counts) - own)
         if self.size == 1 or sum(counts) == 0:
-            return _Own(send)
+            return Over(send)
         name = self._next("allgather")
         handle = hvd.allgather_async(_tensor(send), name=name, process_set=self._process_set)
         return _Exchange(name, handle, counts)
 
     def start_alltoallv(
         self, send: Bytes, sendcounts: Sequence[int], recvcounts: Sequence[int]
-    ) -> _Exchange | _Own:
+    ) -> _Exchange | Over:
         stats().add(
             "exchange",
             calls=0,
@@ -105,7 +92,7 @@ class HorovodTransport:
             received=sum(recvcounts) - recvcounts[self.rank],
         )
         if self.size == 1:
-            return _Own(send)
+            return Over(send)
         name = self._next("alltoall")
         splits = torch.tensor(list(sendcounts), dtype=torch.int32)
         handle = hvd.alltoall_async(
@@ -113,11 +100,11 @@ class HorovodTransport:
         )
         return _Exchange(name, handle, recvcounts)
 
-    def start_allreduce(self, values: np.ndarray[Any, Any]) -> _Exchange | _Own:
+    def start_allreduce(self, values: np.ndarray[Any, Any]) -> _Exchange | Over:
         ring = 2 * values.nbytes * (self.size - 1) // self.size
         stats().add("exchange", calls=0, sent=ring, received=ring)
         if self.size == 1:
-            return _Own(values)
+            return Over(values)
         name = self._next("allreduce")
         handle = hvd.allreduce_async(
             _tensor(values), name=name, op=hvd.Sum, process_set=self._process_set

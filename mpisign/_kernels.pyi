@@ -1,4 +1,4 @@
-"""The host kernels (kernels/module.c). Addresses are unchecked: only planes.py, counters.py call."""
+"""The host kernels (kernels/module.c). Addresses are not checked here, but by the callers."""
 
 def pack(
     data: int,

@@ -11,6 +11,8 @@ import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
+from mpisign.training.progress import on_terminal
+
 _SHOW_CURSOR = "\x1b[?25h"
 _SOURCE = re.compile(r"^\[[^]]*\] *")  # Gloo's messages start with a path of its build machine
 
@@ -32,7 +34,7 @@ def end_on_signals(speaker: bool) -> None:
         number = os.read(readable, 1)[0]
         if speaker:
             why = "interrupted" if number == signal.SIGINT else "ended by the launcher"
-            cursor = _SHOW_CURSOR if sys.stdout.isatty() else ""
+            cursor = _SHOW_CURSOR if on_terminal() else ""
             # Not print: the main thread may hold the stream's lock.
             os.write(2, f"{cursor}\nmpisign: {why}\n".encode())
         os._exit(128 + number)

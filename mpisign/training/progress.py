@@ -44,6 +44,8 @@ class Progress:
         self._told = time.monotonic()
         if self._bar is not None:
             self._bar.start()
+        if self._plain:
+            print(f"{self._label:<21} step {0:>5} of {self._steps}", flush=True)
         return self
 
     def __exit__(

@@ -1,0 +1,305 @@
+"""``mpisign train`` under the real launchers: what it learns, what it tells, how it ends."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from launchers import ROOT, TCP, environment, find, run
+from test_data import write_idx
+
+for needed in ("torch", "mpi4py", "sklearn", "rich", "matplotlib"):
+    pytest.importorskip(needed, reason='pip install "mpisign[train]"')
+
+pytestmark = pytest.mark.mpi
+
+ENV = {"MPISIGN_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+TRAIN = [sys.executable, "-m", "mpisign.cli", "train"]
+QUICK = ["--steps", "40"]
+
+
+def mpirun(n, *mca):
+    return [find("mpirun"), "-n", str(n), "--oversubscribe", "--bind-to", "none", *mca]
+
+
+def gloo(n):
+    pytest.importorskip("horovod.torch", reason="Horovod is not installed: run scripts/setup")
+    return [find("horovodrun"), "-np", str(n), "--gloo"]
+
+
+def horovod_mpi(n):
+    pytest.importorskip("horovod.torch", reason="Horovod is not installed: run scripts/setup")
+    return [find("horovodrun"), "-np", str(n), "--mpi", "--mpi-args=--oversubscribe"]
+
+
+def own_network():
+    """A loopback device that carries no one else's bytes, where that is permitted."""
+    unshare = shutil.which("unshare")
+    if unshare is None or subprocess.run([unshare, "-n", "true"], capture_output=True).returncode:
+        return []
+    return [unshare, "-n", sys.executable, "tests/ranks/own_network.py"]
+
+
+def train(launcher, *options, folder, timeout=120):
+    """Runs to the end; (the JSON's ways by name, the whole JSON, the output)."""
+    path = folder / "result.json"
+    done = run([*launcher, *TRAIN, *options, "--json", path], timeout=timeout, env=ENV)
+    result = json.loads(path.read_text())
+    assert all(way["identical"] for way in result["ways"]), done.stdout
+    return {way["way"]: way for way in result["ways"]}, result, done.stdout
+
+
+@pytest.fixture(scope="module")
+def honest(tmp_path_factory):
+    """Four honest ranks over TCP with all defaults."""
+    folder = tmp_path_factory.mktemp("honest")
+    launcher = [*own_network(), *mpirun(4, *TCP)]
+    ways, result, output = train(launcher, "--plot", folder / "curves.png", folder=folder)
+    return ways, result, output, folder
+
+
+def test_the_vote_learns_as_well_as_the_average(honest):
+    ways, _, _, _ = honest
+    assert ways["mpi-fp32"]["accuracy"] > 0.95
+    assert ways["mpi-vote"]["accuracy"] > ways["mpi-fp32"]["accuracy"] - 0.02
+
+
+def test_bytes_against_the_kernels_count(honest):
+    """What stats() booked is what TCP carried, and a vote is 14 times less at least."""
+    ways, _, _, _ = honest
+    for way in ways.values():
+        assert way["sent"] == pytest.approx(way["received"])
+        assert way["sent"] == pytest.approx(way["wire"], rel=0.25), way["way"]
+        assert way["stats"]["exchange"]["sent"] == pytest.approx(
+            way["sent"] * way["steps"], rel=0.01
+        )
+    fp32, vote = ways["mpi-fp32"], ways["mpi-vote"]
+    assert fp32["sent"] / vote["sent"] >= 14 and fp32["wire"] / vote["wire"] >= 14
+    ring = 2 * 3 / 4 * 4 * fp32["parameters"]
+    assert ring <= fp32["sent"] < 1.01 * ring
+
+
+def test_the_report(honest):
+    ways, result, output, folder = honest
+    assert result["ranks"] == 4 and result["one_machine"] and result["data"] == "digits"
+    assert result["versions"]["torch"] and "MPI" in result["versions"]["library"]
+    assert result["settings"]["ways"] == ["mpi-fp32", "mpi-vote"]
+    for way in ways.values():
+        assert len(way["digests"]) == 4 and len(way["digests"][0]) == 64
+        assert way["curve"][0]["step"] == 0 and way["curve"][-1]["step"] == way["steps"]
+        assert way["curve"][-1]["accuracy"] == way["accuracy"]
+        row = next(
+            line for line in output.splitlines() if way["label"] in line and "step" not in line
+        )
+        cells = row.split(way["label"])[1].split()
+        assert cells[0] == f"{way['accuracy']:.1%}" and cells[1] == f"{way['sent']:,.0f}"
+        assert cells[4] == f"{way['wire']:,.0f}"
+    assert "equal on all ranks, bit for bit" in output
+    assert "\x1b" not in output, "escape sequences in what is no terminal"
+    assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_one_of_four_reversed(honest, tmp_path):
+    """-100 g from one rank: the average runs away from it, the vote has one vote more to win."""
+    ways, _, _ = train(mpirun(4), "--adversaries", "1", folder=tmp_path)
+    assert ways["mpi-fp32"]["accuracy"] < 0.5
+    assert ways["mpi-vote"]["accuracy"] > honest[0]["mpi-vote"]["accuracy"] - 0.03
+
+
+@pytest.mark.parametrize(
+    ("hostile", "attack", "low", "high"),
+    [(3, "sign-flip", 0.6, 1.0), (3, "reverse", 0.6, 1.0), (4, "reverse", 0.0, 0.3)],
+)
+def test_of_seven(hostile, attack, low, high, tmp_path):
+    """The majority decides: three of seven do not stop it, four do."""
+    options = ["--ways", "mpi-vote", "--adversaries", str(hostile), "--attack", attack]
+    ways, _, _ = train(mpirun(7), *options, folder=tmp_path)
+    assert low <= ways["mpi-vote"]["accuracy"] <= high
+
+
+@pytest.mark.horovod
+@pytest.mark.parametrize("launcher", [gloo, horovod_mpi])
+def test_under_horovodrun(launcher, tmp_path):
+    options = ["--via", "horovod"] if launcher is horovod_mpi else []
+    ways, result, _ = train(launcher(2), *options, *QUICK, folder=tmp_path)
+    assert list(ways) == ["horovod-fp32", "horovod-counters", "horovod-planes"]
+    assert result["ranks"] == 2
+    sent = {name: way["sent"] for name, way in ways.items()}
+    assert sent["horovod-fp32"] / sent["horovod-counters"] > 10
+    assert sent["horovod-fp32"] / sent["horovod-planes"] > 25
+    if launcher is gloo:
+        assert all(way["wire"] > 0.8 * way["sent"] for way in ways.values())
+    else:
+        assert all(way["wire"] is None for way in ways.values())
+
+
+def test_every_way_in_one_job(tmp_path):
+    pytest.importorskip("horovod.torch", reason="Horovod is not installed: run scripts/setup")
+    ways, _, _ = train(mpirun(2), "--via", "all", *QUICK, folder=tmp_path)
+    assert len(ways) == 5
+    # One rule of ties and one seed: the same model, whichever way the planes travelled.
+    assert ways["mpi-fp32"]["accuracy"] == pytest.approx(ways["horovod-fp32"]["accuracy"], abs=0.02)
+
+
+def test_alone_and_on_fashion_mnist_files(tmp_path):
+    rng = np.random.default_rng(0)
+    for part, n in (("train", 64), ("t10k", 10)):
+        write_idx(tmp_path / f"{part}-images-idx3-ubyte.gz", rng.integers(0, 256, (n, 28, 28)))
+        write_idx(tmp_path / f"{part}-labels-idx1-ubyte.gz", rng.integers(0, 10, n))
+    ways, result, _ = train([], "--data", tmp_path, "--epochs", "1", folder=tmp_path)
+    assert result["ranks"] == 1
+    for way in ways.values():
+        assert way["steps"] == 4 and way["sent"] == 0 and way["wire"] is None
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--adversaries", "2"], "--adversaries must be below the number of ranks, got 2 of 2"),
+        (["--data", "/no/such"], "--data /no/such: no such directory"),
+        (["--json", "/no/such/file"], "--json /no/such/file: not a file in an existing directory"),
+        (["--lr", "fast"], "'fast' is not a learning rate"),
+    ],
+)
+def test_what_the_person_can_put_right(options, message):
+    done = run([*mpirun(2), *TRAIN, *options], timeout=60, env=ENV, check=False)
+    assert done.returncode == 2 and done.stdout.count(message) == 1, done.stdout
+    assert "Traceback" not in done.stdout
+
+
+def test_mpi_ways_under_gloo_are_refused():
+    done = run([*gloo(2), *TRAIN, "--via", "mpi"], timeout=60, env=ENV, check=False)
+    assert done.returncode != 0
+    assert done.stdout.count("mpisign train: error: HOROVOD_SIZE says 2") == 1, done.stdout
+
+
+def test_help_teaches():
+    text = run([*TRAIN, "--help"]).stdout
+    for needed in ("mpirun -n 4", "horovodrun -np 4", "srun", "times fewer", "--attack"):
+        assert needed in text
+
+
+@pytest.mark.parametrize("launcher", [mpirun, gloo])
+def test_a_bug_on_one_rank_ends_all(launcher):
+    start = time.monotonic()
+    script = [sys.executable, "tests/ranks/train_raises.py", "--steps", "1000000"]
+    done = run([*launcher(3), *script], timeout=60, env=ENV, check=False)
+    assert done.returncode != 0 and time.monotonic() - start < 50
+    assert done.stdout.count("ZeroDivisionError: a bug on one rank") == 1, done.stdout
+    assert "mpisign, rank 2: Traceback" in done.stdout
+
+
+class Job:
+    """A training that would never end, found again by its seed among all processes."""
+
+    def __init__(self, launcher, folder):
+        self.mark = str(int.from_bytes(os.urandom(6), "big"))
+        self.path = folder / "output"
+        options = ["--steps", "100000000", "--seed", self.mark]
+        self.process = subprocess.Popen(
+            [*launcher, *TRAIN, *options],
+            cwd=ROOT,
+            env=environment(**ENV),
+            stdin=subprocess.DEVNULL,
+            stdout=self.path.open("w"),
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        self.wait_for(lambda: "step     0 of" in self.output(), 90, "training did not begin")
+        time.sleep(1)
+
+    def output(self):
+        return self.path.read_text(errors="replace")
+
+    def wait_for(self, condition, seconds, story):
+        end = time.monotonic() + seconds
+        while not condition():
+            if time.monotonic() > end:
+                self.kill()
+                pytest.fail(f"{story} within {seconds} s\n{self.output()}")
+            time.sleep(0.1)
+
+    def ranks(self):
+        """{pid: rank} of the processes with this job's mark that are ranks, the launcher's too."""
+        found = {}
+        for entry in Path("/proc").iterdir():
+            try:
+                if entry.name.isdigit() and self.mark.encode() in (entry / "cmdline").read_bytes():
+                    found[int(entry.name)] = self._rank(entry)
+            except (FileNotFoundError, ProcessLookupError):
+                pass
+        return found
+
+    @staticmethod
+    def _rank(entry):
+        if b"sh" == Path(os.readlink(entry / "exe")).name.encode()[-2:]:
+            return None
+        variables = (entry / "environ").read_bytes().split(b"\0")
+        for name in (b"OMPI_COMM_WORLD_RANK=", b"HOROVOD_RANK="):
+            for variable in variables:
+                if variable.startswith(name):
+                    return int(variable[len(name) :])
+        return None
+
+    def kill(self):
+        for pid in {*self.ranks(), self.process.pid}:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+
+    def ends(self):
+        """The job is over within 30 s, and nothing of it is left."""
+        self.wait_for(lambda: self.process.poll() is not None, 30, "the launcher did not end")
+        self.wait_for(lambda: not self.ranks(), 5, "processes were left behind")
+        assert self.process.returncode != 0
+        return self.output()
+
+
+@pytest.mark.parametrize("launcher", [mpirun, gloo])
+def test_killing_one_rank_ends_the_others(launcher, tmp_path):
+    """Without a rank the others' collectives would wait for ever."""
+    job = Job(launcher(3), tmp_path)
+    victim = next(pid for pid, rank in job.ranks().items() if rank == 1)
+    os.kill(victim, signal.SIGKILL)
+    output = job.ends()
+    said = "exited on signal 9" if launcher is mpirun else "exit with status code 137"
+    assert said in output
+
+
+@pytest.mark.parametrize("launcher", [mpirun, gloo])
+def test_interrupting_the_launcher_leaves_nothing(launcher, tmp_path):
+    job = Job(launcher(3), tmp_path)
+    job.process.send_signal(signal.SIGINT)
+    output = job.ends()
+    assert output.count("mpisign: ") <= 1
+    assert "KeyboardInterrupt" not in output
+    assert "mpisign, rank" not in output
+
+
+def test_interrupting_one_process(tmp_path):
+    job = Job([], tmp_path)
+    job.process.send_signal(signal.SIGINT)
+    assert job.ends().count("mpisign: interrupted") == 1
+    assert job.process.returncode == 130
+
+
+def test_steps_of_an_epoch():
+    from mpisign.training import data, loop
+    from mpisign.training.settings import Settings
+
+    dataset = data.load()
+    assert loop.steps_of(Settings(epochs=2), dataset, 4) == 2 * (1348 // 4 // 16)
+    assert loop.steps_of(Settings(steps=7), dataset, 4) == 7
+    assert loop.learning_rate(0, 10) == 1.0 and math.isclose(
+        loop.learning_rate(10, 10), 0, abs_tol=1e-9
+    )

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from mpisign.training.errors import missing
 from mpisign.training.loop import Result
 
-# Okabe and Ito's colours, which colour-blind people tell apart too; dashed: what is compared with.
-_LOOKS = {
-    "mpi-fp32": ("#56B4E9", "--"),
+# Okabe and Ito's colours, which colour-blind people tell apart too; dashed: what is compared with,
+# in dashes that fill each other's gaps, as both averages give one curve.
+_LOOKS: dict[str, tuple[str, Any]] = {
+    "mpi-fp32": ("#56B4E9", (0, (3, 3))),
     "mpi-vote": ("#0072B2", "-"),
-    "horovod-fp32": ("#E69F00", "--"),
+    "horovod-fp32": ("#E69F00", (3, (3, 3))),
     "horovod-counters": ("#CC79A7", "-"),
     "horovod-planes": ("#D55E00", "-"),
 }

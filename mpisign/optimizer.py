@@ -41,7 +41,8 @@ def DistributedOptimizer(
     default: positions. ``compression``: "sign", "signum", a Compressor, or "none": the plain fp32
     average by MPI's allreduce, the baseline. A parameter without a gradient on some ranks counts as
     zeros there; one without a gradient on any rank is left alone. The compressor's state is part of
-    ``optimizer.state_dict()``. Parameters must start equal on all ranks.
+    ``optimizer.state_dict()``. Parameters must start equal on all ranks; the first step
+    checks it, and every step the optimizer's options.
 
     Raises TypeError, ValueError for arguments that do not fit; ``step()`` raises what
     ``majority_vote`` raises, on every rank, before any parameter changes.
@@ -106,6 +107,7 @@ class _Ballots:
         # One byte a member, 1 = it has a gradient here: which ones to leave alone is agreed on.
         self.present = np.zeros(len(names), dtype=np.uint8)
         self.steps = 0  # saved with the state: it keys the random bits
+        self.compared = False  # the parameters, with those of the other ranks
 
     def before_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         """The step pre-hook."""
@@ -128,7 +130,11 @@ class _Ballots:
             "length": self.bucket.length,
             "seed": self.seed,
             "algorithm": self.algorithm,
+            "settings": self._settings(),
         }
+        if not self.compared:
+            self.channel.digest = self._parameters()
+            self.compared = True
         for i, p in enumerate(self.names):
             self.present[i] = p.grad is not None
         digest = hashlib.blake2b(self.present.tobytes(), digest_size=16).digest()
@@ -140,6 +146,19 @@ class _Ballots:
             policy: dict[str, Any] = {"zeros": c.zeros, "nan": c.nan, "ties": c.ties}
             header = Header(name, presence=digest, **policy, **common)
             yield from self._vote(header, c)
+
+    def _settings(self) -> int:
+        """64 bits of the optimizer's options: another learning rate would part the replicas."""
+        groups = self.optimizer.param_groups
+        options = [sorted((k, repr(v)) for k, v in g.items() if k != "params") for g in groups]
+        digest = hashlib.blake2b(repr(options).encode(), digest_size=8).digest()
+        return int.from_bytes(digest, "little")
+
+    def _parameters(self) -> bytes:
+        digest = hashlib.blake2b(digest_size=32)
+        for p in self.names:
+            digest.update(p.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        return digest.digest()
 
     def _vote(self, header: Header, compressor: Compressor) -> Steps[None]:
         up = policies.planes_up(compressor.zeros, compressor.nan)
@@ -219,6 +238,7 @@ class _Ballots:
         if unknown:
             raise ValueError(f"load_state_dict: no parameter is named {sorted(unknown)[0]!r}")
         self.steps = saved["steps"]
+        self.compared = False
         for p, name in self.names.items():
             self.state[p] = {k: v.clone() for k, v in kept.get(name, {}).items()}
         return {k: v for k, v in state_dict.items() if k != _KEY}

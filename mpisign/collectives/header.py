@@ -2,8 +2,8 @@
 
 Wire layout, little-endian, 256 bytes a rank: magic "MPSG", version u16, operation u8, dtype u8,
 algorithm u8, zeros u8, nan u8, ties u8, refused u8, 3 bytes 0, rank u32, step u64, tensor u64,
-length u64, seed u64, NaNs u64, presence 16 bytes, result digest 32 bytes, reason UTF-8 136 bytes,
-zero-filled. Fixed size, never unpickled.
+length u64, seed u64, settings u64, NaNs u64, presence 16 bytes, replica digest 32 bytes, reason
+UTF-8 136 bytes, zero-filled. Fixed size, never unpickled.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from mpisign.errors import CollectiveError, DisagreementError, NaNError, WireErr
 MAGIC = b"MPSG"
 VERSION = 1
 OPERATIONS = ("majority_vote", "bucket_vote", "average")
-_LAYOUT = struct.Struct("<4sH7B3xI5Q16s32s136s")
+_LAYOUT = struct.Struct("<4sH7B3xI6Q16s32s136s")
 NBYTES = 256
 assert _LAYOUT.size <= NBYTES
 
@@ -28,9 +28,10 @@ assert _LAYOUT.size <= NBYTES
 class Header:
     """One rank's word on the collective it is about to run.
 
-    Every field but rank, NaNs, presence, result and reason must be the same on all ranks.
-    ``presence`` digests which members of a bucket have a gradient here; ``result`` is the digest of
-    an earlier vote's result, zeros if it was not taken; ``reason`` says why this rank refuses.
+    Every field but rank, NaNs, presence and reason must be the same on all ranks. ``settings``
+    digests the optimizer's (learning rate and so on); ``presence`` which members of a bucket have a
+    gradient here; ``replica`` what replicas must have in common, an earlier vote's result or the
+    parameters, zeros if not taken; ``reason`` says why this rank refuses.
     """
 
     operation: str
@@ -43,10 +44,11 @@ class Header:
     tensor: int = 0
     length: int = 0
     seed: int = 0
+    settings: int = 0
     rank: int = 0
     nans: int = 0
     presence: bytes = bytes(16)
-    result: bytes = bytes(32)
+    replica: bytes = bytes(32)
     reason: str = ""
 
     AGREED: ClassVar[tuple[str, ...]] = (
@@ -60,6 +62,7 @@ class Header:
         "nan",
         "ties",
         "seed",
+        "settings",
     )
 
     def refusal(self, reason: str) -> Header:
@@ -83,9 +86,10 @@ class Header:
             self.tensor,
             self.length,
             self.seed,
+            self.settings,
             self.nans,
             self.presence,
-            self.result,
+            self.replica,
             self.reason.encode()[:136],
         )
         return packed.ljust(NBYTES, b"\0")
@@ -101,7 +105,7 @@ class Header:
                 f"rank {rank} sent no mpisign header of version {VERSION}: "
                 f"magic {magic!r}, version {version}, rank {sender}"
             )
-        step, tensor, length, seed, nans, presence, result, text = rest
+        step, tensor, length, seed, settings, nans, presence, replica, text = rest
         reason = text.rstrip(b"\0").decode(errors="replace")
         try:
             return cls(
@@ -115,10 +119,11 @@ class Header:
                 tensor=tensor,
                 length=length,
                 seed=seed,
+                settings=settings,
                 rank=sender,
                 nans=nans,
                 presence=presence,
-                result=result,
+                replica=replica,
                 reason="".join(c if c.isprintable() else "?" for c in reason)
                 if reason or not refused
                 else "unknown",
@@ -131,7 +136,7 @@ def agree(headers: Sequence[Header], function: str) -> None:
     """Raises the same error on every rank unless all may go ahead.
 
     CollectiveError: a rank refused. DisagreementError: a field differs; names ranks and values.
-    NaNError: a rank holds NaN under nan="raise". CollectiveError: earlier results differ.
+    NaNError: a rank holds NaN under nan="raise". CollectiveError: replicas differ.
     """
     refused = [f"rank {h.rank}: {h.reason}" for h in headers if h.reason]
     if refused:
@@ -150,12 +155,13 @@ def agree(headers: Sequence[Header], function: str) -> None:
             f"{function}: x must hold no NaN under nan='raise', got {held} "
             "(nan='abstain' leaves them out of the vote)"
         )
-    taken = [h for h in headers if any(h.result)]
-    results = _group(taken, lambda h: h.result)
-    if len(results) > 1:
-        sides = " against ".join(_ranks(r) for r in results.values())
+    taken = [h for h in headers if any(h.replica)]
+    replicas = _group(taken, lambda h: h.replica)
+    if len(replicas) > 1:
+        sides = " against ".join(_ranks(r) for r in replicas.values())
         raise CollectiveError(
-            f"{function}: replicas have diverged: the result of an earlier vote differs, {sides}"
+            f"{function}: replicas differ, in their first parameters or in an earlier vote's result: "
+            f"{sides}. All ranks must start from the same parameters: one seed, or a broadcast"
         )
 
 

@@ -44,7 +44,7 @@ class Channel:
 
     def headers(self, header: Header, function: str) -> Steps[list[Header]]:
         """Exchanges headers and agrees. Returns every rank's header in rank order."""
-        header = replace(header, rank=self.transport.rank, result=self.digest)
+        header = replace(header, rank=self.transport.rank, replica=self.digest)
         self.digest = bytes(32)
         size = self.transport.size
         send = np.frombuffer(header.encode(), dtype=np.uint8)

@@ -157,6 +157,22 @@ def test_models_that_differ_are_found_before_anything_moves():
     assert torch.equal(before, net.weight)
 
 
+@several
+def test_replicas_that_could_not_stay_equal_are_found_before_the_update():
+    net = model(seed=RANK == SIZE - 1)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    mpisign.DistributedOptimizer(optimizer, net.named_parameters())
+    with pytest.raises(CollectiveError, match=f"replicas differ.* against rank {SIZE - 1}"):
+        train(net, optimizer, 1)
+    net = model()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    mpisign.DistributedOptimizer(optimizer, net.named_parameters())
+    train(net, optimizer, 1)
+    optimizer.param_groups[0]["lr"] = 0.1 if RANK else 0.2
+    with pytest.raises(DisagreementError, match="ranks disagree on settings"):
+        train(net, optimizer, 1)
+
+
 def test_nan_and_sparse_gradients_stop_every_rank_before_the_update():
     p = torch.nn.Parameter(torch.zeros(10))
     optimizer = torch.optim.SGD([p], lr=1.0)

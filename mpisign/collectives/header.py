@@ -160,7 +160,7 @@ def agree(headers: Sequence[Header], function: str) -> None:
     if len(replicas) > 1:
         sides = " against ".join(_ranks(r) for r in replicas.values())
         raise CollectiveError(
-            f"{function}: replicas differ, in their first parameters or in an earlier vote's result: "
+            f"{function}: replicas differ, in their first parameters or in an earlier result: "
             f"{sides}. All ranks must start from the same parameters: one seed, or a broadcast"
         )
 

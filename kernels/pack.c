@@ -30,13 +30,20 @@ typedef struct {
             UINT x[64];                                                                            \
             uint8_t sign[64], zero[64], nan[64];                                                   \
             memcpy(x, (const char *)data + b * (int64_t)sizeof x, sizeof x);                       \
+            UINT odd = 0; /* zeros and NaNs are rare: told apart only where there is one */        \
             for (int i = 0; i < 64; i++) {                                                         \
                 UINT a = (UINT)(x[i] & magnitude);                                                 \
+                odd |= (UINT)(a == 0) | (UINT)(a > (UINT)INFINITY_BITS);                           \
                 sign[i] = (uint8_t)(x[i] >> (BITS - 1));                                           \
+            }                                                                                      \
+            out[b] = (words64){collapse(sign), 0, 0};                                              \
+            if (!odd)                                                                              \
+                continue;                                                                          \
+            for (int i = 0; i < 64; i++) {                                                         \
+                UINT a = (UINT)(x[i] & magnitude);                                                 \
                 zero[i] = a == 0;                                                                  \
                 nan[i] = a > (UINT)INFINITY_BITS;                                                  \
             }                                                                                      \
-            out[b].sign = collapse(sign);                                                          \
             out[b].zero = collapse(zero);                                                          \
             out[b].nan = collapse(nan);                                                            \
         }                                                                                          \

@@ -52,14 +52,19 @@ def is_torch(x: object) -> bool:
     return torch is not None and isinstance(x, torch.Tensor)
 
 
-def view(function: str, argument: str, x: Any) -> View:
-    """The memory of ``x``; TypeError if it is no NumPy array or dense torch CPU tensor."""
+def view(function: str, argument: str, x: Any, *, writable: bool = False) -> View:
+    """The memory of ``x``; TypeError if it is no NumPy array or dense torch CPU tensor.
+
+    ``writable``: ValueError if it cannot be written to.
+    """
     if is_torch(x):
         if x.device.type != "cpu" or x.layout is not sys.modules["torch"].strided:
             raise TypeError(
                 f"{function}: {argument} must be a dense CPU tensor, "
                 f"got layout {x.layout} on device {x.device}"
             )
+        if writable and x.is_neg():
+            raise ValueError(f"{function}: {argument} must be writable, got a negated view")
         x = x.detach().resolve_neg()
         dtype = str(x.dtype).removeprefix("torch.")
         size = x.element_size()
@@ -68,15 +73,17 @@ def view(function: str, argument: str, x: Any) -> View:
     if isinstance(x, np.ndarray):
         if not x.dtype.isnative:
             raise TypeError(f"{function}: {argument} must have native byte order, got {x.dtype!r}")
+        if writable and not x.flags.writeable:
+            raise ValueError(f"{function}: {argument} must be writable, got a read-only array")
         return View(x, x.ctypes.data, x.shape, x.strides, x.dtype.name, False)
     raise TypeError(
         f"{function}: {argument} must be a NumPy array or a torch tensor, got {type(x).__name__}"
     )
 
 
-def view_floats(function: str, argument: str, x: Any) -> View:
+def view_floats(function: str, argument: str, x: Any, *, writable: bool = False) -> View:
     """``view`` for a gradient; TypeError unless its dtype is one of FLOATS."""
-    v = view(function, argument, x)
+    v = view(function, argument, x, writable=writable)
     if v.dtype not in FLOATS:
         raise TypeError(
             f"{function}: {argument} must have dtype {', '.join(FLOATS)}, got {v.dtype}"
@@ -86,7 +93,7 @@ def view_floats(function: str, argument: str, x: Any) -> View:
 
 def view_bytes(function: str, argument: str, x: Any, *, writable: bool = False) -> View:
     """``view`` for planes; TypeError unless uint8, ValueError unless the last axis is dense."""
-    v = view(function, argument, x)
+    v = view(function, argument, x, writable=writable)
     if v.dtype != "uint8":
         raise TypeError(f"{function}: {argument} must have dtype uint8, got {v.dtype}")
     if v.length and v.shape and v.shape[-1] > 1 and v.strides[-1] != 1:
@@ -94,8 +101,6 @@ def view_bytes(function: str, argument: str, x: Any, *, writable: bool = False) 
             f"{function}: {argument} must be contiguous along its last axis, "
             f"got strides {v.strides} for shape {v.shape}"
         )
-    if writable and not v.is_torch and not x.flags.writeable:
-        raise ValueError(f"{function}: {argument} must be writable, got a read-only array")
     return v
 
 

@@ -34,7 +34,7 @@ def pack(
     offset: int = 0,
     out: Any = None,
 ) -> Any:
-    """The sign plane of ``x``, and its mask plane if a coordinate may abstain.
+    """The sign plane of ``x``, 1 = negative, and its mask plane if a coordinate may abstain.
 
     ``x``: NumPy array or torch CPU tensor of float32, float16, bfloat16 or float64, any shape, any
     strides, read in C order without a copy. Returns uint8 of the same framework: (B,), or (2, B)
@@ -43,10 +43,10 @@ def pack(
     zeros: what 0.0 and -0.0 vote: "positive", "random" (Philox4x32-10 keyed by seed, counter
     (index, step, rank)) or "abstain". nan: "raise" (ValueError with the count) or "abstain".
     ``offset``: coordinates, a multiple of 8, that lie before ``x`` in the tensor or bucket it is
-    part of; it moves the random bits only. ``out``: uint8 to write into.
+    part of; it moves the random bits only. ``out``: uint8 to write into, no part of ``x``.
 
-    Raises TypeError, ValueError for arguments that do not fit. Source: spec section 1; Salmon et
-    al., SC11 for Philox.
+    Raises TypeError, ValueError for arguments that do not fit. Source: Bernstein et al. 2018
+    (signSGD); Salmon et al., SC11 (Philox).
     """
     planes, _, nans = pack_census(
         x, zeros=zeros, nan=nan, seed=seed, step=step, rank=rank, offset=offset, out=out
@@ -153,7 +153,7 @@ def majority_census(
         raise ValueError(f"majority: stack must hold at least one row, got shape {s.shape}")
     if length is None:
         length = 8 * nbytes
-    if plane_bytes(length) != nbytes:
+    if length < 0 or plane_bytes(length) != nbytes:
         raise ValueError(
             f"majority: length must fit planes of {nbytes} bytes "
             f"({max(0, 8 * nbytes - 7)} to {8 * nbytes}), got {length}"
@@ -208,10 +208,12 @@ def unpack(
     if out is None:
         if shape is None:
             shape = 8 * nbytes
-        dims = (shape,) if isinstance(shape, int) else tuple(int(n) for n in shape)
+        dims = tuple(int(n) for n in np.atleast_1d(shape)) if np.ndim(shape) < 2 else ()
+        if min(dims, default=0) < 0:
+            raise ValueError(f"unpack: shape must not be negative, got {shape}")
         name = arrays.float_name("unpack", "dtype", dtype)
         out = arrays.empty(dims, name, torch_like=p.is_torch)
-    o = arrays.view_floats("unpack", "out", out)
+    o = arrays.view_floats("unpack", "out", out, writable=True)
     if not o.contiguous:
         raise ValueError(f"unpack: out must be C-contiguous, got strides {o.strides}")
     if plane_bytes(o.length) != nbytes:
@@ -247,12 +249,15 @@ def _stacked(stack: Any) -> Any:
         import torch
 
         return torch.stack(list(stack))
+    if len({np.shape(row) for row in stack}) > 1:
+        shapes = ", ".join(str(np.shape(row)) for row in stack)
+        raise ValueError(f"majority: planes of a stack must have one shape, got {shapes}")
     return np.stack(stack)
 
 
 def _check_offset(function: str, offset: int) -> None:
-    if offset < 0 or offset % 8:
-        raise ValueError(f"{function}: offset must be a multiple of 8 and >= 0, got {offset}")
+    if not 0 <= offset < 1 << 64 or offset % 8:
+        raise ValueError(f"{function}: offset must be a multiple of 8, from 0, got {offset}")
 
 
 def _u64(function: str, argument: str, value: int) -> int:

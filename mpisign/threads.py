@@ -8,8 +8,19 @@ import os
 from mpisign import launcher
 
 
-@functools.cache
 def count() -> int:
+    """Threads for a kernel: ``of_environment``, or 1 in a forked child.
+
+    libgomp's threads do not survive a fork, and it would wait for them.
+    """
+    return 1 if os.getpid() != _PID else of_environment()
+
+
+_PID = os.getpid()
+
+
+@functools.cache
+def of_environment() -> int:
     """``MPISIGN_NUM_THREADS``, else OMP_NUM_THREADS, else cores divided by ranks on the node."""
     for name in ("MPISIGN_NUM_THREADS", "OMP_NUM_THREADS"):
         text = os.environ.get(name)

@@ -194,6 +194,11 @@ def test_pack_majority_unpack_is_the_sign_of_the_sum_of_signs(rows):
         (lambda: mpisign.majority(np.zeros((2, 3), np.uint8), length=25), ValueError, "17 to 24"),
         (lambda: mpisign.majority(np.zeros((2, 3), np.uint8), ties="x"), ValueError, "ties must"),
         (lambda: mpisign.majority(np.zeros((2, 6), np.uint8)[:, ::2]), ValueError, "contiguous"),
+        (
+            lambda: mpisign.unpack(np.zeros(1, np.uint8), out=np.frombuffer(b"x" * 32, np.float32)),
+            ValueError,
+            "out must be writable",
+        ),
         (lambda: mpisign.unpack(np.zeros(2, np.uint8), 17), ValueError, "9 to 16 coordinates"),
         (lambda: mpisign.unpack(np.zeros(2, np.uint8), dtype="int8"), TypeError, "dtype must be"),
         (lambda: mpisign.unpack(np.zeros(2)), TypeError, "planes must have dtype uint8"),

@@ -12,7 +12,7 @@ def allgather_vote(transport: Transport, ballot: Ballot) -> Steps[Planes]:
     """Receives (p - 1) k B bytes per rank in one exchange; tolerates bad votes and bad tallies.
 
     Wire: each rank's planes (k, B), rows one after the other. Returns the result's planes (kd, B).
-    Raises WireError, the same on every rank, if a plane's padding is not 0. Source: spec section 2.
+    Raises WireError, the same on every rank, if a plane's padding is not 0.
     """
     k, nbytes = ballot.planes.shape
     received = yield transport.start_allgatherv(

@@ -31,7 +31,7 @@ class Header:
     Every field but rank, NaNs, presence and reason must be the same on all ranks. ``settings``
     digests the optimizer's (learning rate and so on); ``presence`` which members of a bucket have a
     gradient here; ``replica`` what replicas must have in common, an earlier vote's result or the
-    parameters, zeros if not taken; ``reason`` says why this rank refuses.
+    parameters (first byte 1 or 2), zeros if not taken; ``reason`` says why this rank refuses.
     """
 
     operation: str
@@ -138,13 +138,19 @@ def agree(headers: Sequence[Header], function: str) -> None:
     CollectiveError: a rank refused. DisagreementError: a field differs; names ranks and values.
     NaNError: a rank holds NaN under nan="raise". CollectiveError: replicas differ.
     """
-    refused = [f"rank {h.rank}: {h.reason}" for h in headers if h.reason]
-    if refused:
-        raise CollectiveError(f"{function}: bad arguments on {'; '.join(refused)}")
+    reasons = _group([h for h in headers if h.reason], lambda h: h.reason)
+    if reasons:
+        refused = "; ".join(f"{_ranks(r)}: {reason}" for reason, r in reasons.items())
+        raise CollectiveError(f"{function}: cannot go on because of {refused}")
     differences = []
+    said = {"tensor": "names, shapes or dtypes of the parameters", "settings": "optimizer settings"}
     for name in Header.AGREED:
         groups = _group(headers, lambda h, name=name: getattr(h, name))  # type: ignore[misc]
         if len(groups) > 1:
+            if name in said:
+                sides = " against ".join(_ranks(r) for r in groups.values())
+                differences.append(f"{said[name]} ({sides})")
+                continue
             values = "; ".join(f"{_ranks(r)}: {v}" for v, r in groups.items())
             differences.append(f"{name} ({values})")
     if differences:
@@ -152,17 +158,18 @@ def agree(headers: Sequence[Header], function: str) -> None:
     if headers[0].nan == "raise" and any(h.nans for h in headers):
         held = ", ".join(f"{h.nans} on rank {h.rank}" for h in headers if h.nans)
         raise NaNError(
-            f"{function}: x must hold no NaN under nan='raise', got {held} "
-            "(nan='abstain' leaves them out of the vote)"
+            f"{function}: {'x' if function == 'majority_vote' else 'gradients'} must hold no NaN "
+            f"under nan='raise', got {held} (nan='abstain', an argument of majority_vote and of "
+            "the compressor, leaves them out of the vote)"
         )
-    taken = [h for h in headers if any(h.replica)]
-    replicas = _group(taken, lambda h: h.replica)
-    if len(replicas) > 1:
-        sides = " against ".join(_ranks(r) for r in replicas.values())
-        raise CollectiveError(
-            f"{function}: replicas differ, in their first parameters or in an earlier result: "
-            f"{sides}. All ranks must start from the same parameters: one seed, or a broadcast"
-        )
+    for kind, what in ((1, "an earlier vote's result"), (2, "the parameters they start from")):
+        replicas = _group([h for h in headers if h.replica[0] == kind], lambda h: h.replica)
+        if len(replicas) > 1:
+            sides = " against ".join(_ranks(r) for r in replicas.values())
+            raise CollectiveError(
+                f"{function}: replicas differ in {what}: {sides}. All ranks must start from the "
+                "same parameters: one seed, or a broadcast"
+            )
 
 
 def _group(headers: Sequence[Header], key: Callable[[Header], Any]) -> dict[Any, list[int]]:

@@ -39,7 +39,7 @@ def majority_vote(
 
     Raises, the same on every rank: DisagreementError (ranks differ in length, dtype, policy,
     algorithm, step or seed; names ranks and values), NaNError, WireError, CollectiveError (bad
-    arguments on some rank). TypeError if ``comm`` is none. Source: spec section 2; Bernstein et
+    arguments on some rank). TypeError if ``comm`` is none. Source: Bernstein et
     al. 2019, signSGD with majority vote is communication efficient and fault tolerant.
     """
     return majority_vote_async(
@@ -71,7 +71,8 @@ def majority_vote_async(
 
     ``x`` is packed before this returns and may be changed; ``out`` belongs to the vote until
     ``wait``. Votes on one communicator run in the order of the calls, which must be the same on
-    all ranks. Errors are raised by ``wait``.
+    all ranks; so must be the order of waits for votes on several communicators. Errors are raised
+    by ``wait``.
     """
     from mpisign.transports.mpi import channel
 
@@ -87,7 +88,7 @@ def majority_vote_async(
     }
     try:
         header, ballots, out = _prepare(x, out, ch.transport.rank, settings)
-    except (TypeError, ValueError) as error:
+    except Exception as error:
         # The others are on their way into the collective: refuse there, not here.
         reason = str(error).removeprefix("majority_vote: ")
         return ch.queue.submit(ch.headers(Header("majority_vote").refusal(reason), "majority_vote"))
@@ -106,7 +107,7 @@ def _prepare(x: Any, out: Any, rank: int, settings: dict[str, Any]) -> tuple[Hea
             raise ValueError(f"{function}: {name} must be in [0, 2**64), got {settings[name]!r}")
     if out is None:
         out = arrays.empty(v.shape, v.dtype, torch_like=v.is_torch)
-    o = arrays.view_floats(function, "out", out)
+    o = arrays.view_floats(function, "out", out, writable=True)
     if o.shape != v.shape or o.dtype != v.dtype or not o.contiguous:
         raise ValueError(
             f"{function}: out must be C-contiguous {v.dtype} {v.shape}, got {o.dtype} {o.shape}"

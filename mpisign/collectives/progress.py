@@ -48,8 +48,10 @@ class Handle:
             self._pending = self._steps.send(self._pending.wait())
         except StopIteration as stop:
             self._result, self._over = stop.value, True
-        except Exception as error:
+        except BaseException as error:
             self._error, self._over = error, True
+            if not isinstance(error, Exception):
+                raise
         return True
 
 

@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 
@@ -22,6 +23,22 @@ _ALLGATHER_BYTES = 1 << 14  # below this an exchange costs its latency, not its 
 _INT_MAX = (1 << 31) - 1  # MPI-3 counts and displacements
 
 
+def check_every() -> int:
+    """``MPISIGN_CHECK_EVERY``, default 16; ValueError if it is no number from 0."""
+    text = os.environ.get("MPISIGN_CHECK_EVERY", "16")
+    if not text.isdigit():
+        raise ValueError(f"MPISIGN_CHECK_EVERY must be a number from 0, got {text!r}")
+    return int(text)
+
+
+def replica_digest(kind: Literal["result", "parameters"], *data: bytes) -> bytes:
+    """What a header's ``replica`` field carries: a byte for the kind, then 31 of BLAKE2b."""
+    digest = hashlib.blake2b(digest_size=31)
+    for part in data:
+        digest.update(part)
+    return bytes([1 + ("result", "parameters").index(kind)]) + digest.digest()
+
+
 class Channel:
     """What a communicator keeps between votes: its transport, its queue, its count of votes.
 
@@ -34,7 +51,7 @@ class Channel:
         self.transport = transport
         self.queue = Queue()
         self.votes = 0
-        self.check_every = int(os.environ.get("MPISIGN_CHECK_EVERY", "16"))
+        self.check_every = check_every()
         self.digest = bytes(32)
 
     def next_step(self) -> int:
@@ -60,7 +77,7 @@ class Channel:
         algorithm = choose(header.algorithm, self.transport.size, *ballots.shape)
         result = yield from algorithm(self.transport, ballot)
         if self.check_every and self.votes % self.check_every == 0:
-            self.digest = hashlib.blake2b(result.tobytes(), digest_size=32).digest()
+            self.digest = replica_digest("result", result.tobytes())
         return result
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -32,6 +33,9 @@ class Signum(Compressor):
         if m is None:
             m = state["momentum"] = torch.zeros_like(grad, requires_grad=False)
         if self.nan == "raise":
+            # The vote will raise; the momentum must not remember why.
+            if not math.isfinite(grad.sum()) and bool(grad.isnan().any()):
+                return grad
             return m.mul_(self.momentum).add_(grad.detach(), alpha=1.0 - self.momentum)
         # A NaN abstains this once; in the momentum it would abstain for ever.
         new = m * self.momentum + (1.0 - self.momentum) * grad.detach()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -15,13 +16,13 @@ from mpisign import planes
 from mpisign.buckets import Bucket
 from mpisign.collectives.ballot import Planes
 from mpisign.collectives.header import Header
-from mpisign.collectives.vote import Channel
+from mpisign.collectives.vote import Channel, check_every
 from mpisign.compressors.base import Compressor, State
-from mpisign.errors import CollectiveError
+from mpisign.errors import CollectiveError, DisagreementError
 from mpisign.horovod import roll_call
-from mpisign.horovod.members import named_by_optimizers
+from mpisign.horovod.members import named_by_optimizers, optimizers_of
 from mpisign.horovod.vote import Like, VoteCompression
-from mpisign.stats import stage
+from mpisign.stats import stage, stats
 from mpisign.transports.base import Steps, run
 from mpisign.transports.horovod import HorovodTransport
 
@@ -38,6 +39,7 @@ class _Round:
     roll: bytes = b""  # as it came back for a gradient without NaN
     spans: dict[str, slice] = field(default_factory=dict)
     result: Planes | None = None
+    clock: int = 0
     error: Exception | None = None
 
     @property
@@ -122,9 +124,11 @@ class BucketVote(VoteCompression):
             rank,
             size,
             clock=now.step,
-            creed=f"bucket {self._identity} {size} {self.seed} {self.compressor!r}",
+            creed=f"bucket {self._identity} {size} {self.seed} {self.compressor!r} {check_every()}",
             nan=nans > 0 and self.compressor.nan == "raise",
         )
+        ring = 2 * (size - 1) * placeholder.numel() * placeholder.element_size() // size
+        stats().add("exchange", calls=0, sent=ring, received=ring)
         return placeholder, _Context(now, name, like)
 
     def decompress(self, tensor: torch.Tensor, ctx: _Context | None) -> torch.Tensor:
@@ -145,6 +149,11 @@ class BucketVote(VoteCompression):
             where = f"{_FUNCTION}, {ctx.name!r}"
             roll = roll_call.read(words, self._size(), where)
             roll_call.check(roll, where, self._ranks())
+            if roll.clock != now.clock:
+                raise DisagreementError(
+                    f"{where}: ranks hold this vote in different steps: one compression for each "
+                    "optimizer, and steps in the same order on all ranks"
+                )
             now.roll = words.tobytes()
         with stage("unpack"):
             return ctx.like.unpacked(torch.from_numpy(now.result[:, now.spans[ctx.name]]))
@@ -154,6 +163,12 @@ class BucketVote(VoteCompression):
         # who reach their parameters in another order, with half of their gradients under way.
         known = {id(p) for p in self._kept}
         optimizers = named_by_optimizers(self)
+        if len(optimizers_of(self)) > 1:
+            gc.collect()  # one that was given up may still be there
+        if len(optimizers_of(self)) > 1:
+            raise TypeError(
+                f"{_FUNCTION}: one optimizer for each compression: two would mix their votes"
+            )
         strangers = [name for name, p in optimizers if p.requires_grad and id(p) not in known]
         if strangers:
             raise TypeError(
@@ -177,6 +192,7 @@ class BucketVote(VoteCompression):
                 "named_parameters (Compression.sign), whose votes allow for joined ranks"
             )
         self.step = roll.clock // size + 1
+        now.clock = roll.clock
         names = [name for name in self._spans if name in now.packed]
         bucket = Bucket([self._lengths[name] for name in names])
         now.spans = {name: bucket.span(i) for i, name in enumerate(names)}
@@ -211,7 +227,9 @@ class BucketVote(VoteCompression):
         transport = None if self._channel is None else self._channel.transport
         now = (self.process_set.rank(), self._size())
         if transport is None or (transport.rank, transport.size) != now:
-            self._channel = Channel(HorovodTransport("mpisign.bucket", self.process_set))
+            self._channel = Channel(
+                HorovodTransport(f"mpisign.{self._identity:x}", self.process_set)
+            )
             if os.environ.get("HOROVOD_ELASTIC") == "1":
                 # A rank that has just come knows no digest of the last result.
                 self._channel.check_every = 0

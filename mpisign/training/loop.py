@@ -115,7 +115,7 @@ def train(
             right = model.accuracy(net, *test)
             told = loss if math.isfinite(loss) else None
             curve.append({"step": end, "sent": sent, "accuracy": right, "loss": told})
-            progress.evaluated(right)
+            progress.evaluated(end, right)
     return _result(
         way, net, world, curve, steps, seconds, crossed if counts_wire and steps else None
     )

@@ -34,7 +34,7 @@ class Progress:
         self._bar: Any = None
         self._task: Any = None
         self._plain = shown and not on_terminal()
-        self._accuracy = 0.0
+        self._told_of = ""
         self._told = time.monotonic()
         if shown and not self._plain:
             self._bar = _bar()
@@ -66,17 +66,16 @@ class Progress:
         elif self._plain and time.monotonic() - self._told > _EVERY:
             self._tell(done)
 
-    def evaluated(self, accuracy: float) -> None:
-        """The test accuracy, in [0, 1], is now this."""
-        self._accuracy = accuracy
+    def evaluated(self, done: int, accuracy: float) -> None:
+        """The test accuracy, in [0, 1], after ``done`` steps."""
+        self._told_of = f"; test accuracy {accuracy:.1%} at step {done}"
         if self._bar is not None:
             self._bar.update(self._task, accuracy=f"{accuracy:6.1%}")
 
     def _tell(self, done: int) -> None:
         self._told = time.monotonic()
         print(
-            f"{self._label:<21} step {done:>5} of {self._steps}, "
-            f"test accuracy {self._accuracy:.1%}",
+            f"{self._label:<21} step {done:>5} of {self._steps}{self._told_of}",
             flush=True,
         )
 

@@ -90,6 +90,8 @@ class MPITransport:
 
 def _on_delete(comm: MPI.Comm, keyval: int, kept: Any) -> None:
     if not MPI.Is_finalized():
+        while kept.queue.advance(block=True):  # votes in flight end before their communicator
+            pass
         kept.transport._comm.Free()
 
 
@@ -101,7 +103,7 @@ def channel(function: str, comm: Any = None) -> Channel:
 
     Lives as long as the communicator. TypeError unless ``comm`` is an mpi4py intracommunicator.
     """
-    from mpisign.collectives.vote import Channel
+    from mpisign.collectives.vote import Channel, check_every
 
     if comm is None:
         comm = MPI.COMM_WORLD
@@ -114,6 +116,7 @@ def channel(function: str, comm: Any = None) -> Channel:
     if kept is None:
         if comm == MPI.COMM_WORLD:
             launcher.check_world(comm.Get_size())
+        check_every()  # raises before the clone, which is collective
         kept = Channel(MPITransport(comm.Dup()))
         comm.Set_attr(_KEYVAL, kept)
     assert isinstance(kept, Channel)

@@ -193,7 +193,7 @@ def test_a_replica_that_diverged_is_found_by_the_next_header():
     ch.check_every = 1
     mpisign.majority_vote(np.ones(64), comm)
     if RANK == SIZE - 1:
-        ch.digest = b"\x01" * 32
+        ch.digest = b"\x01" * 32  # a result, but another
     with pytest.raises(CollectiveError, match=f"replicas differ.* against rank {SIZE - 1}"):
         mpisign.majority_vote(np.ones(64), comm)
     comm.Free()

@@ -111,7 +111,7 @@ def test_gradients_that_are_not_contiguous_and_halves():
 def test_state_is_saved_and_a_resumed_run_continues_bit_for_bit():
     def start():
         net = model()
-        optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.5)
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
         mpisign.DistributedOptimizer(optimizer, net.named_parameters(), seed=3, comm=WORLD.Dup())
         return net, optimizer
 
@@ -152,7 +152,7 @@ def test_models_that_differ_are_found_before_anything_moves():
     mpisign.DistributedOptimizer(optimizer, net.named_parameters())
     net(torch.ones(1, 3)).sum().backward()
     before = net.weight.detach().clone()
-    with pytest.raises(DisagreementError, match="ranks disagree on tensor"):
+    with pytest.raises(DisagreementError, match="ranks disagree on names, shapes or dtypes"):
         optimizer.step()
     assert torch.equal(before, net.weight)
 
@@ -169,7 +169,7 @@ def test_replicas_that_could_not_stay_equal_are_found_before_the_update():
     mpisign.DistributedOptimizer(optimizer, net.named_parameters())
     train(net, optimizer, 1)
     optimizer.param_groups[0]["lr"] = 0.1 if RANK else 0.2
-    with pytest.raises(DisagreementError, match="ranks disagree on settings"):
+    with pytest.raises(DisagreementError, match="ranks disagree on optimizer settings"):
         train(net, optimizer, 1)
 
 
@@ -200,8 +200,61 @@ def test_bad_arguments():
         mpisign.DistributedOptimizer(optimizer, compression="zip")
     with pytest.raises(ValueError, match="must name every parameter"):
         mpisign.DistributedOptimizer(optimizer, [])
+    with pytest.warns(UserWarning, match="momentum of its own"):
+        mpisign.DistributedOptimizer(torch.optim.SGD([p], lr=1.0, momentum=0.9))
     with pytest.raises(ValueError, match="momentum must be in"):
         Signum(momentum=1.0)
     mpisign.DistributedOptimizer(optimizer)
-    with pytest.raises(ValueError, match="closure"):
-        optimizer.step(lambda: 0.0)
+    with pytest.raises(ValueError, match="DistributedOptimizer already"):
+        mpisign.DistributedOptimizer(optimizer)
+    p.grad = torch.ones(3)
+    with pytest.raises(CollectiveError, match="a closure computes gradients"):
+        optimizer.step((lambda: 0.0) if RANK == SIZE - 1 else None)
+    optimizer.step(None)
+    assert (p == -1).all()
+    optimizer.add_param_group({"params": [torch.nn.Parameter(torch.zeros(2))]})
+    with pytest.raises(CollectiveError, match="parameters are not those"):
+        optimizer.step()
+
+
+def test_a_step_that_calls_its_base_class_votes_once():
+    class Mine(torch.optim.SGD):
+        def step(self, closure=None):
+            return super().step(closure)
+
+    torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    p = torch.nn.Parameter(torch.zeros(3))
+    optimizer = Mine([p], lr=1.0)
+    mpisign.DistributedOptimizer(optimizer, compression=Signum(momentum=0.5))
+    mpisign.stats().reset()
+    for step in range(3):
+        optimizer.zero_grad(set_to_none=step == 1)
+        p.grad = torch.ones(3) if p.grad is None else p.grad.add_(1)
+        optimizer.step()
+    assert (p == -3).all() and mpisign.stats().as_dict()["pack"]["calls"] == 3
+
+
+def test_nan_leaves_no_trace_in_the_momentum():
+    p = torch.nn.Parameter(torch.zeros(4))
+    optimizer = torch.optim.SGD([p], lr=1.0)
+    mpisign.DistributedOptimizer(optimizer)
+    p.grad = torch.ones(4)
+    if RANK == 0:
+        p.grad[0] = float("nan")
+    with pytest.raises(NaNError):
+        optimizer.step()
+    p.grad = torch.ones(4)
+    optimizer.step()
+    assert (p == -1).all()
+
+
+def test_a_state_that_does_not_fit_is_refused():
+    p = torch.nn.Parameter(torch.zeros(4))
+    optimizer = torch.optim.SGD([p], lr=1.0)
+    mpisign.DistributedOptimizer(optimizer)
+    p.grad = torch.ones(4)
+    optimizer.step()
+    state = optimizer.state_dict()
+    state["mpisign"]["state"]["0"]["momentum"] = torch.zeros(5)
+    with pytest.raises(ValueError, match=r"momentum of '0' must have shape \(4,\), got \(5,\)"):
+        optimizer.load_state_dict(state)

@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 
-from mpisign import arrays, planes, policies
-from mpisign.buckets import Bucket
-from mpisign.collectives.header import Header
-from mpisign.collectives.vote import Channel, replica_digest
+from mpisign import policies
 from mpisign.compressors import Compressor, resolve
-from mpisign.stats import stage
-from mpisign.transports.base import Steps
+from mpisign.gradient_vote import KEY, GradientVote
 
 _FUNCTION = "DistributedOptimizer"
-_KEY = "mpisign"  # of the compressor's state in optimizer.state_dict()
 
 
 def DistributedOptimizer(
@@ -43,9 +35,8 @@ def DistributedOptimizer(
     default: positions. ``compression``: "sign", "signum", a Compressor, or "none": the plain fp32
     average by MPI's allreduce, the baseline. A parameter without a gradient on some ranks counts as
     zeros there (with signum: as its momentum stands); one without a gradient on any rank is left
-    alone. The compressor's state is part of
-    ``optimizer.state_dict()``. Parameters must start equal on all ranks; the first step
-    checks it, and every step the optimizer's options.
+    alone. The compressor's state is part of ``optimizer.state_dict()``. Parameters must start equal
+    on all ranks: the first step checks that, and every step the optimizer's options.
 
     A copy or pickle of the optimizer has lost the hook: wrap it again. torch.amp.GradScaler does
     not go with votes, which need no scale: it skips steps on single ranks.
@@ -60,7 +51,7 @@ def DistributedOptimizer(
             f"{_FUNCTION}: optimizer must be a torch.optim.Optimizer, "
             f"got {type(optimizer).__name__}"
         )
-    if getattr(optimizer, _KEY, None) is not None:
+    if getattr(optimizer, KEY, None) is not None:
         raise ValueError(f"{_FUNCTION}: the optimizer is a DistributedOptimizer already")
     compressor = None if compression == "none" else resolve(_FUNCTION, compression)
     names = _names(optimizer, named_parameters)
@@ -71,12 +62,12 @@ def DistributedOptimizer(
             stacklevel=2,
         )
     policies.code(_FUNCTION, "algorithm", algorithm, policies.ALGORITHMS)
-    ballots = _Ballots(channel(_FUNCTION, comm), compressor, algorithm, seed, optimizer, names)
-    setattr(optimizer, _KEY, ballots)
-    optimizer.register_step_pre_hook(ballots.before_step)
-    optimizer.register_step_post_hook(ballots.after_step)
-    optimizer.register_state_dict_post_hook(ballots.save)
-    optimizer.register_load_state_dict_pre_hook(ballots.load)
+    vote = GradientVote(channel(_FUNCTION, comm), compressor, algorithm, seed, optimizer, names)
+    setattr(optimizer, KEY, vote)
+    optimizer.register_step_pre_hook(vote.before_step)
+    optimizer.register_step_post_hook(vote.after_step)
+    optimizer.register_state_dict_post_hook(vote.save)
+    optimizer.register_load_state_dict_pre_hook(vote.load)
     return optimizer
 
 
@@ -98,226 +89,3 @@ def _names(
     if len(set(given.values())) < len(given):
         raise ValueError(f"{_FUNCTION}: named_parameters must have distinct names")
     return {p: given[p] for p in parameters}
-
-
-class _Ballots:
-    """One optimizer's gradients, packed, voted on and put back."""
-
-    def __init__(
-        self,
-        channel: Channel,
-        compressor: Compressor | None,
-        algorithm: policies.Algorithm,
-        seed: int,
-        optimizer: torch.optim.Optimizer,
-        names: dict[torch.Tensor, str],
-    ) -> None:
-        self.channel = channel
-        self.compressor = compressor
-        self.algorithm = algorithm
-        self.seed = seed
-        self.optimizer = optimizer
-        self.names = names
-        self.state: dict[torch.Tensor, dict[str, Any]] = {p: {} for p in names}
-        self.bucket = Bucket([p.numel() for p in names])
-        # One byte a member, 1 = it has a gradient here: which ones to leave alone is agreed on.
-        self.present = np.zeros(len(names), dtype=np.uint8)
-        self.steps = 0  # saved with the state: it keys the random bits
-        self.compared = False  # the parameters, with those of the other ranks
-        self.stepping = False
-        self.voted: list[tuple[int, int]] = []
-
-    def before_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
-        """The step pre-hook."""
-        # torch hooks the step of every class: a step that calls its base class's comes here twice.
-        if self.stepping and self.voted == self._versions():
-            return
-        reason = self._unfit(optimizer, (*args[1:], *kwargs.values()))
-        self.channel.queue.submit(self._vote_or_average(reason)).wait()
-        self.steps += 1
-        self.stepping, self.voted = True, self._versions()
-
-    def after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
-        """The step post-hook."""
-        self.stepping = False
-
-    def _versions(self) -> list[tuple[int, int]]:
-        grads = [p.grad for p in self.names if p.grad is not None]
-        return [(id(g), g._version) for g in grads]
-
-    def _unfit(self, optimizer: Any, arguments: tuple[Any, ...]) -> str:
-        """Why this rank cannot take part; it must say so where the others wait for it."""
-        if any(a is not None for a in arguments):
-            return (
-                "a closure computes gradients after they were voted on; "
-                "call backward() first and step() without arguments"
-            )
-        parameters = [p for g in optimizer.param_groups for p in g["params"]]
-        if [id(p) for p in parameters] != [id(p) for p in self.names]:
-            return "the optimizer's parameters are not those it had when it was wrapped"
-        if getattr(optimizer, "grad_scale", None) is not None:
-            return "torch.amp.GradScaler does not go with votes, which need no scale"
-        return ""
-
-    def _vote_or_average(self, reason: str) -> Steps[None]:
-        self.channel.next_step()
-        name = "average" if self.compressor is None else "bucket_vote"
-        header = Header(name)
-        ballots: Any = None
-        try:
-            header, ballots = self._prepare(header)
-        except Exception as error:
-            reason = reason or str(error) or type(error).__name__
-        if reason:
-            header = header.refusal(reason)
-        anywhere = yield from self._agree(header)
-        if self.compressor is None:
-            yield from self._average(ballots, anywhere)
-        else:
-            yield from self._vote(header, ballots, anywhere)
-
-    def _prepare(self, header: Header) -> tuple[Header, Any]:
-        """Everything that may fail on one rank alone: the header, and what this rank sends."""
-        for i, p in enumerate(self.names):
-            self.present[i] = p.grad is not None
-        header = replace(
-            header,
-            step=self.steps,
-            tensor=self.bucket.identity([f"{name} {p.dtype}" for p, name in self.names.items()]),
-            length=self.bucket.length,
-            seed=self.seed,
-            algorithm=self.algorithm,
-            settings=self._settings(),
-            presence=hashlib.blake2b(self.present.tobytes(), digest_size=16).digest(),
-        )
-        if not self.compared:
-            self.channel.digest = self._parameters()
-            self.compared = True
-        c = self.compressor
-        if c is None:
-            return header, self._flat()
-        up = policies.planes_up(c.zeros, c.nan)
-        ballots = np.zeros((up, self.bucket.nbytes), dtype=np.uint8)
-        with stage("pack"):
-            nans = self._pack(ballots, c, self.steps)
-        return replace(header, zeros=c.zeros, nan=c.nan, ties=c.ties, nans=nans), ballots
-
-    def _settings(self) -> int:
-        """64 bits of the optimizer's options: another learning rate would part the replicas."""
-        options = [
-            sorted((k, _plain(v)) for k, v in g.items() if k != "params")
-            for g in self.optimizer.param_groups
-        ]
-        digest = hashlib.blake2b(repr(options).encode(), digest_size=8).digest()
-        return int.from_bytes(digest, "little")
-
-    def _parameters(self) -> bytes:
-        data = (p.detach().cpu().contiguous().view(-1).view(torch.uint8) for p in self.names)
-        return replica_digest("parameters", *(d.numpy().tobytes() for d in data))
-
-    def _vote(self, header: Header, ballots: Any, anywhere: Any) -> Steps[None]:
-        result = yield from self.channel.vote(ballots, header)
-        with stage("unpack"):
-            for i, p in enumerate(self.names):
-                if anywhere[i]:
-                    _put(p, torch.from_numpy(result[:, self.bucket.span(i)]))
-
-    def _pack(self, ballots: Any, compressor: Compressor, step: int) -> int:
-        """All members into the bucket's planes; the number of NaNs."""
-        rank, nans = self.channel.transport.rank, 0
-        for i, (p, state) in enumerate(self.state.items()):
-            if p.grad is None:
-                x = compressor.voted_on_without_gradient(p, state)
-            else:
-                x = compressor.voted_on(p.grad, state)
-            out = ballots[:, self.bucket.span(i)]
-            _, _, found = planes.pack_census(
-                x,
-                zeros=compressor.zeros,
-                nan=compressor.nan,
-                seed=self.seed,
-                step=step,
-                rank=rank,
-                offset=8 * self.bucket.offsets[i],
-                out=out if len(out) == 2 else out[0],
-            )
-            nans += found
-        return nans
-
-    def _agree(self, header: Header) -> Steps[Any]:
-        """Headers, then the members that have a gradient on any rank: uint8 (members,)."""
-        headers = yield from self.channel.headers(header, "step")
-        if len({h.presence for h in headers}) == 1:
-            return self.present.copy()
-        size, members = self.channel.transport.size, len(self.present)
-        received = yield self.channel.transport.start_allgatherv(self.present, [members] * size)
-        return received.reshape(size, members).max(axis=0)
-
-    def _flat(self) -> Any:
-        """All gradients in one float32 array, zeros where there is none."""
-        flat = np.zeros(sum(self.bucket.lengths), dtype=np.float32)
-        for p, part in zip(self.names, np.split(flat, self._cuts()), strict=True):
-            if p.grad is not None:
-                part[:] = p.grad.detach().float().reshape(-1).numpy()
-        return flat
-
-    def _cuts(self) -> Any:
-        return np.cumsum(self.bucket.lengths)[:-1]
-
-    def _average(self, flat: Any, anywhere: Any) -> Steps[None]:
-        total = yield self.channel.transport.start_allreduce(flat)
-        mean = total / np.float32(self.channel.transport.size)
-        for i, (p, part) in enumerate(zip(self.names, np.split(mean, self._cuts()), strict=True)):
-            if anywhere[i]:
-                p.grad = torch.empty_like(p) if p.grad is None else p.grad
-                p.grad.detach().copy_(torch.from_numpy(part).view(p.shape))
-
-    def save(self, optimizer: Any, state_dict: dict[str, Any]) -> dict[str, Any]:
-        """The state_dict post-hook."""
-        kept = {
-            self.names[p]: {k: v.clone() for k, v in state.items()}
-            for p, state in self.state.items()
-            if state
-        }
-        return {**state_dict, _KEY: {"steps": self.steps, "state": kept}}
-
-    def load(self, optimizer: Any, state_dict: dict[str, Any]) -> dict[str, Any]:
-        """The load_state_dict pre-hook."""
-        saved = state_dict.get(_KEY, {"steps": 0, "state": {}})
-        kept = saved["state"]
-        unknown = set(kept) - set(self.names.values())
-        if unknown:
-            raise ValueError(f"load_state_dict: no parameter is named {sorted(unknown)[0]!r}")
-        for p, name in self.names.items():
-            for key, value in kept.get(name, {}).items():
-                if value.shape != p.shape:
-                    raise ValueError(
-                        f"load_state_dict: {key} of {name!r} must have shape {tuple(p.shape)}, "
-                        f"got {tuple(value.shape)}"
-                    )
-        self.steps = saved["steps"]
-        self.compared = False
-        for p, name in self.names.items():
-            self.state[p] = {k: v.clone() for k, v in kept.get(name, {}).items()}
-        return {k: v for k, v in state_dict.items() if k != _KEY}
-
-
-def _plain(value: Any) -> str:
-    """An option as text that is the same on every rank; "" for what has no such text."""
-    if isinstance(value, torch.Tensor):
-        return repr(value.tolist())
-    if isinstance(value, (tuple, list)):
-        return f"[{','.join(_plain(v) for v in value)}]"
-    return repr(value) if isinstance(value, (bool, int, float, str, type(None))) else ""
-
-
-def _put(p: torch.Tensor, votes: torch.Tensor) -> None:
-    """The votes (kd, B) as the gradient of ``p``, in place where its memory allows."""
-    flat = votes if len(votes) == 2 else votes[0]
-    if p.grad is None:
-        p.grad = torch.empty_like(p, memory_format=torch.contiguous_format)
-    grad = p.grad.detach()
-    if arrays.view("step", "grad", grad).contiguous:
-        planes.unpack(flat, out=grad)
-    else:
-        grad.copy_(planes.unpack(flat, grad.shape, dtype=grad.dtype))

@@ -216,9 +216,14 @@ class BucketVote(VoteCompression):
         channel = self._channel_now()
         channel.votes = roll.clock // roll.size
         every = channel.check_every or _HEADERS_EVERY
+        transport = channel.transport
+        assert isinstance(transport, HorovodTransport)
         if not roll.agreed or channel.votes % every == 0:
+            # One name for all buckets, or ranks whose buckets differ would wait for each other.
+            transport.restart("headers")
             yield from channel.headers(header, _FUNCTION)
         roll_call.check_creed(roll, _FUNCTION)  # of what headers do not tell
+        transport.restart(f"{self._identity:x}")  # the votes of two optimizers never meet
         result = yield from channel.vote(ballots, header)
         return result
 
@@ -227,14 +232,11 @@ class BucketVote(VoteCompression):
         transport = None if self._channel is None else self._channel.transport
         now = (self.process_set.rank(), self._size())
         if transport is None or (transport.rank, transport.size) != now:
-            self._channel = Channel(
-                HorovodTransport(f"mpisign.{self._identity:x}", self.process_set)
-            )
+            self._channel = Channel(HorovodTransport("mpisign", self.process_set))
             if os.environ.get("HOROVOD_ELASTIC") == "1":
                 # A rank that has just come knows no digest of the last result.
                 self._channel.check_every = 0
-        assert self._channel is not None and isinstance(self._channel.transport, HorovodTransport)
-        self._channel.transport.restart()
+        assert self._channel is not None
         return self._channel
 
 

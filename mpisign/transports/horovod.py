@@ -65,12 +65,14 @@ class HorovodTransport:
     ) -> None:
         self._process_set = process_set
         self._prefix = f"{prefix}.{process_set.process_set_id}"
+        self._topic = ""
         self._started = 0
         self.rank: int = process_set.rank()
         self.size: int = process_set.size()
 
-    def restart(self) -> None:
-        """Numbers exchanges from 0 again; on every rank between the same two exchanges."""
+    def restart(self, topic: str) -> None:
+        """Numbers exchanges on ``topic`` from 0; on every rank between the same two exchanges."""
+        self._topic = topic
         self._started = 0
 
     def start_allgatherv(self, send: Bytes, counts: Sequence[int]) -> _Exchange | Over:
@@ -113,7 +115,7 @@ class HorovodTransport:
 
     def _next(self, what: str) -> str:
         self._started += 1
-        return f"{self._prefix}.{what}.{self._started - 1}"
+        return f"{self._prefix}.{self._topic}.{what}.{self._started - 1}"
 
 
 def _tensor(values: np.ndarray[Any, Any]) -> torch.Tensor:

@@ -70,7 +70,7 @@ def disagreements():
     named = parameters()
     if rank == 1:
         named[5] = ("f", torch.nn.Parameter(torch.zeros(4096)))
-    text = "ranks disagree on tensor"
+    text = "ranks disagree on names, shapes or dtypes of the parameters"
     expect("planes: shapes", DisagreementError, text, lambda n: Compression.sign(n), named=named)
 
 

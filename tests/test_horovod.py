@@ -101,7 +101,7 @@ def test_bytes_on_the_wire(controller):
     assert up <= 2.2 and down <= 2.2 and lo <= 2.2
     assert bits["fp32"][2] >= 8 * bits["counters"][2]
     for up, down, lo in bits.values():
-        assert up == down and up * 0.99 < lo < up * 1.05 + 0.6
+        assert up == down and up * 0.99 < lo < up * 1.05 + 0.3
 
 
 def scaled(rows, alpha):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 import references as ref
@@ -154,6 +156,15 @@ def test_unpack_matches_the_reference(length, dtype):
     result = mpisign.unpack(both, (length,), dtype=dtype, scale=0.3)
     assert result.tobytes() == expected.tobytes()
     assert mpisign.unpack(both[0], length, dtype=dtype).dtype == dtype
+
+
+def test_a_forked_child_packs_too():
+    x = ref.awkward(4_000_000, 7)
+    mpisign.pack(x)  # starts the threads that a fork loses
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if np.array_equal(mpisign.pack(x, zeros="positive"), ref.pack(x)[0]) else 1)
+    assert os.waitpid(child, 0)[1] == 0
 
 
 def test_results_go_where_out_says():

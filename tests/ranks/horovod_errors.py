@@ -9,6 +9,7 @@ from horovod_checks import (
     SHAPES,
     backward,
     check,
+    digest,
     finish,
     gradient,
     parameters,
@@ -132,6 +133,28 @@ def strangers():
     hvd.barrier()
 
 
+def two_optimizers():
+    """Two models whose gradients are under way together: each vote must meet its own peers."""
+    models = [[(f"{m}.{n}", p) for n, p in parameters() if n in SHAPES] for m in "xy"]
+    optimizers = [optimizer_of(named, Compression.sign(named)) for named in models]
+    for step in range(4):
+        for optimizer, named in zip(optimizers, models, strict=True):
+            optimizer.zero_grad()
+            for n, p in named:
+                (p * gradient(n[2:], hvd.rank() + 10 * (n[0] == "y"), step)).sum().backward()
+        for optimizer in optimizers:
+            optimizer.step()
+    for m, named in zip("xy", models, strict=True):
+        same_everywhere(f"planes: replicas of model {m}", digest(p for _, p in named))
+    named, shared = models[0], Compression.sign(models[0])
+    held = [optimizer_of(named, shared), optimizer_of(named, shared)]
+    g = lambda: (named[0][1] * gradient("a", 0, 0)).sum().backward()  # noqa: E731
+    raises("planes: one compression, two optimizers", TypeError, "one optimizer for each", g)
+    for optimizer in held:
+        optimizer._handles.clear()
+    hvd.barrier()
+
+
 def joins():
     """Ranks run out of data one after another; the votes of the others go on."""
     rank, size = hvd.rank(), hvd.size()
@@ -181,6 +204,7 @@ def main():
     forgotten_process_set(pair)
     sparse()
     strangers()
+    two_optimizers()
     joins()
     finish()
 

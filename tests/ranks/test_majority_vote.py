@@ -120,6 +120,14 @@ def test_messages_of_the_user_do_not_mix_with_ours():
     assert (handle.wait() == 1).all()
 
 
+def test_a_communicator_freed_with_a_vote_in_flight_ends_it_first():
+    comm = WORLD.Dup()
+    xs = ballots(4097)
+    handle = mpisign.majority_vote_async(xs[RANK], comm, zeros="abstain", ties="zero")
+    comm.Free()
+    assert np.array_equal(handle.wait(), ref.vote(xs))
+
+
 def test_stats_count_what_the_collective_moves():
     length, planes_up, planes_down = 8000, 1, 2
     stats = mpisign.stats()

@@ -6,6 +6,8 @@
 #ifndef MPISIGN_ADDERS_H
 #define MPISIGN_ADDERS_H
 
+#include "shared.h"
+
 /* a + b + c = 2 carry + sum, lane by lane. */
 #define FULL_ADD(carry, sum, a, b, c)                                                              \
     do {                                                                                           \
@@ -16,7 +18,7 @@
     } while (0)
 
 /* counter += carry << from. The counter must have room: planes >= bit length of the last count. */
-static inline __attribute__((always_inline)) void ripple(LANES *counter, int from, int planes,
+MPISIGN_FN void ripple(LANES *counter, int from, int planes,
                                                          LANES carry)
 {
     for (int k = from; k < planes; k++) {
@@ -27,7 +29,7 @@ static inline __attribute__((always_inline)) void ripple(LANES *counter, int fro
 }
 
 /* counter += rows[0] + ... + rows[7] by carry-save adders (Harley and Seal). planes >= 4. */
-static inline __attribute__((always_inline)) void add8(LANES *counter, int planes, const LANES *rows)
+MPISIGN_FN void add8(LANES *counter, int planes, const LANES *rows)
 {
     LANES twos_a, twos_b, fours_a, fours_b, eights;
     FULL_ADD(twos_a, counter[0], counter[0], rows[0], rows[1]);
@@ -41,7 +43,7 @@ static inline __attribute__((always_inline)) void add8(LANES *counter, int plane
 }
 
 /* more: count > threshold; equal: count == threshold. */
-static inline __attribute__((always_inline)) void compare_constant(const LANES *counter, int planes,
+MPISIGN_FN void compare_constant(const LANES *counter, int planes,
                                                                    unsigned threshold, LANES *more,
                                                                    LANES *equal)
 {
@@ -59,7 +61,7 @@ static inline __attribute__((always_inline)) void compare_constant(const LANES *
 }
 
 /* more: a > b; equal: a == b. */
-static inline __attribute__((always_inline)) void compare_counters(const LANES *a, const LANES *b,
+MPISIGN_FN void compare_counters(const LANES *a, const LANES *b,
                                                                    int planes, LANES *more,
                                                                    LANES *equal)
 {

@@ -1,17 +1,24 @@
 /* Philox4x32-10 (Salmon, Moraes, Dror, Shaw: Parallel random numbers, as easy as 1, 2, 3; SC11).
  *
- * Counter based, so that any rank, thread or GPU lane can produce any byte of the stream: byte b is
- * byte b % 16 of the block with counter (b / 16, step, stream) under key seed, little-endian.
+ * Counter based, so that any rank, thread or GPU lane can produce any part of a stream. The block
+ * with counter (c, step, stream) under key seed is 16 bytes, little-endian; c is 64 bits:
+ *   bits    one per coordinate (zeros, ties): byte b of a plane is byte b % 16 of block b / 16
+ *   halves  16 per coordinate (sparsign): half i % 8 of block i / 8, with bit 63 of c set
+ *   words   32 per coordinate, where the 16 do not decide: word i % 4 of block i / 4, bits 63, 62 set
  */
 #ifndef MPISIGN_PHILOX_H
 #define MPISIGN_PHILOX_H
 
-#include "mpisign_kernels.h"
+#include "shared.h"
 
-static inline void philox4x32_10(const uint32_t counter[4], const uint32_t key[2], uint32_t out[4])
+#define MPISIGN_HALVES (1ull << 63)
+#define MPISIGN_WORDS (3ull << 62)
+
+MPISIGN_FN void philox4x32_10(uint64_t c, uint32_t step, uint32_t stream, uint64_t seed,
+                              uint32_t out[4])
 {
-    uint32_t c0 = counter[0], c1 = counter[1], c2 = counter[2], c3 = counter[3];
-    uint32_t k0 = key[0], k1 = key[1];
+    uint32_t c0 = (uint32_t)c, c1 = (uint32_t)(c >> 32), c2 = step, c3 = stream;
+    uint32_t k0 = (uint32_t)seed, k1 = (uint32_t)(seed >> 32);
     for (int round = 0; round < 10; round++) {
         uint64_t p0 = (uint64_t)0xD2511F53u * c0;
         uint64_t p1 = (uint64_t)0xCD9E8D57u * c2;
@@ -30,29 +37,30 @@ static inline void philox4x32_10(const uint32_t counter[4], const uint32_t key[2
     out[3] = c3;
 }
 
-/* Bytes [at, at + n) of the stream, counted from rnd->byte_offset. */
-static inline void mpisign_random_bytes(const mpisign_random *rnd, uint64_t at, size_t n,
-                                        uint8_t *out)
+/* The 64 (8 bytes) random bits for bytes [at, at + 8) of the planes. */
+MPISIGN_FN uint64_t mpisign_random_bits64(const mpisign_random *rnd, uint64_t at)
+{
+    uint64_t offset = rnd->byte_offset + at, both[4];
+    uint32_t w[4];
+    int skip = (int)(offset & 7) * 8, half = (int)(offset >> 3 & 1);
+    philox4x32_10(offset >> 4, (uint32_t)rnd->step, rnd->stream, rnd->seed, w);
+    both[0] = w[0] | (uint64_t)w[1] << 32;
+    both[1] = w[2] | (uint64_t)w[3] << 32;
+    if (skip == 0)
+        return both[half];
+    if (half == 0)
+        return both[0] >> skip | both[1] << (64 - skip);
+    philox4x32_10((offset >> 4) + 1, (uint32_t)rnd->step, rnd->stream, rnd->seed, w);
+    return both[1] >> skip | (w[0] | (uint64_t)w[1] << 32) << (64 - skip);
+}
+
+/* The random byte for byte `at` of the planes. */
+MPISIGN_FN uint8_t mpisign_random_byte(const mpisign_random *rnd, uint64_t at)
 {
     uint64_t offset = rnd->byte_offset + at;
-    const uint32_t key[2] = {(uint32_t)rnd->seed, (uint32_t)(rnd->seed >> 32)};
-    while (n > 0) {
-        uint64_t block = offset >> 4;
-        size_t skip = offset & 15, take = 16 - skip;
-        if (take > n)
-            take = n;
-        const uint32_t counter[4] = {(uint32_t)block, (uint32_t)(block >> 32), (uint32_t)rnd->step,
-                                     rnd->stream};
-        uint32_t words[4];
-        uint8_t bytes[16];
-        philox4x32_10(counter, key, words);
-        for (int i = 0; i < 16; i++)
-            bytes[i] = (uint8_t)(words[i >> 2] >> (8 * (i & 3)));
-        memcpy(out, bytes + skip, take);
-        out += take;
-        offset += take;
-        n -= take;
-    }
+    uint32_t w[4];
+    philox4x32_10(offset >> 4, (uint32_t)rnd->step, rnd->stream, rnd->seed, w);
+    return (uint8_t)(w[offset >> 2 & 3] >> (8 * (offset & 3)));
 }
 
 #endif

@@ -1,5 +1,17 @@
-"""The host kernels (kernels/module.c). Addresses are not checked here, but by the callers."""
+"""The host kernels (kernels/module.c), and what mpisign/cuda/kernels.py does with device memory.
 
+Addresses are not checked here, but by the callers (mpisign/planes/). ``sign``, ``mask`` and the like
+are addresses of planes, 0 where an optional one is absent. Codes: dtypes as arrays.FLOATS, policies
+as in policies.py. ``random`` is (seed, step, stream, byte_offset). Returns of the host kernels are
+ints; those of the CUDA kernels are device arrays that nobody waits for.
+"""
+
+Random = tuple[int, int, int, int]
+
+#: The instruction set in use ("avx512", "avx2", "portable"), and those this processor has.
+def isa() -> str: ...
+def isas() -> tuple[str, ...]: ...
+def use_isa(name: str, /) -> None: ...
 def pack(
     data: int,
     dtype: int,
@@ -8,36 +20,110 @@ def pack(
     sign: int,
     mask: int,
     zeros: int,
-    seed: int,
-    step: int,
-    stream: int,
-    byte_offset: int,
+    random: Random,
     threads: int,
     /,
-) -> tuple[int, int]: ...
+) -> tuple[int, int]:
+    """One array of any strides (bytes); returns (zeros, NaNs)."""
+
+def pack_pieces(
+    rule: int,
+    parameters: tuple[float, float, float, float],
+    pieces: bytes,
+    sign: int,
+    mask: int,
+    zeros: int,
+    random: Random,
+    threads: int,
+    /,
+) -> tuple[int, int]:
+    """Contiguous arrays into one plane.
+
+    ``pieces``: int64 native (n, 6): address, length, dtype, first byte in the planes, address of the
+    momentum or 0, its dtype. ``rule``: SIGN, SIGNUM (b, 1 - b), LION (b1, 1 - b1, b2, 1 - b2),
+    SPARSIGN (budget).
+    """
+
+def error_feedback(
+    grad: int,
+    dtype: int,
+    residual: int,
+    length: int,
+    rate: float,
+    block: int,
+    sign: int,
+    mask: int,
+    scales: int,
+    zeros: int,
+    random: Random,
+    threads: int,
+    /,
+) -> tuple[int, int]:
+    """Residual fp32, scales fp32 (ceil(length / block),); returns (zeros, values not finite)."""
+
 def majority(
     sign: int,
     mask: int,
     row_stride: int,
-    mask_row_stride: int,
     rows: int,
     length: int,
+    weights: int,
+    group: int,
     out_sign: int,
     out_mask: int,
     ties: int,
-    seed: int,
-    step: int,
-    byte_offset: int,
+    random: Random,
     threads: int,
     /,
-) -> int: ...
+) -> int:
+    """Returns coordinates that tied. ``weights``: uint32 (rows,) or 0; ``group``: 1, or rows of a group."""
+
+def tally(
+    sign: int,
+    mask: int,
+    row_stride: int,
+    rows: int,
+    length: int,
+    weights: int,
+    planes: int,
+    negatives: int,
+    positives: int,
+    plane_stride: int,
+    threads: int,
+    /,
+) -> None:
+    """Count planes, lowest bit first; ``positives`` of masked stacks only, else 0."""
+
+def weighted_sum(
+    sign: int,
+    mask: int,
+    row_stride: int,
+    rows: int,
+    length: int,
+    weights: int,
+    block: int,
+    start: float,
+    scale: float,
+    out: int,
+    threads: int,
+    /,
+) -> None:
+    """out fp32 = (start +- weights[0] +- ...) * scale; weights fp32 (rows, ceil(length / block))."""
+
 def unpack(
+    sign: int, mask: int, length: int, dtype: int, scale: float, out: int, threads: int, /
+) -> None: ...
+def unpack_add(
+    sign: int, mask: int, length: int, dtype: int, scale: float, out: int, threads: int, /
+) -> None: ...
+def update(
     sign: int,
     mask: int,
     length: int,
-    itemsize: int,
-    scale_bits: int,
-    out: int,
+    dtype: int,
+    rate: float,
+    weight_decay: float,
+    parameter: int,
     threads: int,
     /,
 ) -> None: ...
@@ -55,9 +141,7 @@ def decode_counts(
     out_sign: int,
     out_mask: int,
     ties: int,
-    seed: int,
-    step: int,
-    byte_offset: int,
+    random: Random,
     threads: int,
     /,
 ) -> int: ...

@@ -26,20 +26,34 @@ def philox(counter, key):
     return c0, c1, c2, c3
 
 
-def random_bits(seed, step, stream, first, count):
-    """Bits [first, first + count) of a stream, as booleans."""
-    blocks = np.arange(first // 128, (first + count) // 128 + 1, dtype=np.uint64)
-    zero = np.zeros_like(blocks)
+def stream_bytes(seed, step, stream, first, last, kind=0):
+    """Blocks [first, last) of a stream as bytes; ``kind`` holds the counter's two top bits."""
+    blocks = np.arange(first, last, dtype=np.uint64) | np.uint64(kind << 62)
     low = np.uint64(0xFFFFFFFF)
     counter = (
         blocks & low,
         blocks >> np.uint64(32),
-        zero + np.uint64(step % 2**32),
-        zero + np.uint64(stream),
+        np.full_like(blocks, step % 2**32),
+        np.full_like(blocks, stream),
     )
     words = np.stack(philox(counter, (seed % 2**32, seed >> 32)), axis=-1).astype("<u4")
-    bits = np.unpackbits(words.view(np.uint8).reshape(-1), bitorder="little").astype(bool)
-    return bits[first - 128 * (first // 128) :][:count]
+    return words.view(np.uint8).reshape(-1)
+
+
+def random_bits(seed, step, stream, first, count):
+    """Bits [first, first + count) of a stream, as booleans."""
+    data = stream_bytes(seed, step, stream, first // 128, (first + count) // 128 + 1)
+    return np.unpackbits(data, bitorder="little").astype(bool)[first % 128 :][:count]
+
+
+def random_halves(seed, step, stream, first, count):
+    data = stream_bytes(seed, step, stream, first // 8, (first + count) // 8 + 1, kind=2)
+    return data.view("<u2")[first % 8 :][:count]
+
+
+def random_words(seed, step, stream, first, count):
+    data = stream_bytes(seed, step, stream, first // 4, (first + count) // 4 + 1, kind=3)
+    return data.view("<u4")[first % 4 :][:count]
 
 
 def bits_to_plane(bits):
@@ -62,22 +76,40 @@ def pack(x, zeros="positive", seed=0, step=0, rank=0, offset=0):
     return bits_to_plane(negative), bits_to_plane(votes)
 
 
-def majority(signs, masks=None, ties="positive", seed=0, step=0, offset=0, length=None):
-    """(sign plane, mask plane) of a stack (n, B)."""
+def votes_of(signs, masks=None, length=None):
+    """A stack (n, B) as int64 votes (n, length): +1, -1, 0 where the mask is 0."""
     length = 8 * signs.shape[1] if length is None else length
     negative = np.stack([plane_to_bits(s, length) for s in signs])
-    votes = (
-        np.ones_like(negative)
-        if masks is None
-        else np.stack([plane_to_bits(m, length) for m in masks])
-    )
-    total = np.where(votes, np.where(negative, -1, 1), 0).sum(axis=0)
+    present = True if masks is None else np.stack([plane_to_bits(m, length) for m in masks])
+    return np.where(present, np.where(negative, -1, 1), 0)
+
+
+def majority(
+    signs, masks=None, ties="positive", seed=0, step=0, offset=0, length=None, weights=None, group=1
+):
+    """(sign plane, mask plane) of a stack (n, B); weights (n,) or groups of consecutive rows."""
+    votes = votes_of(signs, masks, length)
+    length = votes.shape[1]
+    if weights is not None:
+        votes = votes * np.asarray(weights, dtype=np.int64)[:, None]
+    votes = np.sign(votes.reshape(-1, group, length).sum(axis=1)) if group > 1 else votes
+    total = votes.sum(axis=0)
     result, mask = total < 0, np.ones(length, dtype=bool)
     if ties == "random":
         result = np.where(total == 0, random_bits(seed, step, TIE_STREAM, offset, length), result)
     if ties == "zero":
         mask = total != 0
     return bits_to_plane(result), bits_to_plane(mask)
+
+
+def tally(signs, masks=None, weights=None, length=None, planes=32):
+    """Count planes (planes, B) of the negative and of the positive votes, lowest bit first."""
+    votes = votes_of(signs, masks, length)
+    w = np.ones(len(votes), dtype=np.int64) if weights is None else np.asarray(weights, np.int64)
+    counts = [(w[:, None] * (votes == sign)).sum(axis=0) for sign in (-1, 1)]
+    return tuple(
+        np.stack([bits_to_plane((c >> j & 1).astype(bool)) for j in range(planes)]) for c in counts
+    )
 
 
 def vote(xs, ties="zero"):
@@ -98,3 +130,114 @@ def awkward(length, seed, dtype=np.float32):
     x[kind == 3] = -tiny
     x[kind == 4] = np.where(x[kind == 4] > 0, np.inf, -np.inf).astype(dtype)
     return x
+
+
+def widened(x):
+    """A gradient as the fused kernels compute with it: fp64 rounded to fp32, fp16, bf16 exact."""
+    with np.errstate(over="ignore"):
+        return np.asarray(x).reshape(-1).astype(np.float32)
+
+
+def signum(grad, momentum, beta=0.9):
+    """(what is voted on in fp32, new momentum in its dtype): pack() the first."""
+    g, m = widened(grad), momentum.reshape(-1)
+    new = np.float32(beta) * m.astype(np.float32) + np.float32(1 - beta) * g
+    stored = np.where(np.isnan(new), m, new.astype(m.dtype))
+    return np.where(np.isnan(new), new, stored.astype(np.float32)), stored
+
+
+def lion(grad, momentum, beta1=0.9, beta2=0.99):
+    """As ``signum``; what is voted on is not what is stored."""
+    g, m = widened(grad), momentum.reshape(-1)
+    v = np.float32(beta1) * m.astype(np.float32) + np.float32(1 - beta1) * g
+    new = np.float32(beta2) * m.astype(np.float32) + np.float32(1 - beta2) * g
+    bad = np.isnan(v) | np.isnan(new)
+    return np.where(bad, np.float32("nan"), v), np.where(bad, m, new.astype(m.dtype))
+
+
+def sparsign(grad, budget, seed=0, step=0, rank=0, offset=0):
+    """(sign plane, mask plane); ``offset`` in coordinates."""
+    g = widened(grad)
+    t = np.float32(budget) * np.abs(g) * np.float32(65536)
+    half = random_halves(seed, step, rank, offset, g.size).astype(np.float32)
+    word = random_words(seed, step, rank, offset, g.size)
+    more = (word >> 8).astype(np.float32) < (t - half) * np.float32(16777216)
+    votes = (t >= half + 1) | ((t > half) & more)
+    return bits_to_plane(votes & (g < 0)), bits_to_plane(votes)
+
+
+def tree_sum(x):
+    """The sum of fp32 values in the one order that all kernels keep: halves of 256, and again."""
+    while True:
+        x = np.pad(x, (0, -x.size % 256)).reshape(-1, 256)
+        for half in (128, 64, 32, 16, 8, 4, 2, 1):
+            x = x[:, :half] + x[:, half:]
+        x = x[:, 0]
+        if x.size == 1:
+            return x[0]
+
+
+def error_feedback(
+    grad, residual, rate=1.0, block=None, zeros="positive", seed=0, step=0, rank=0, offset=0
+):
+    """(sign plane, mask plane, scales, new residual, zeros, values not finite)."""
+    g, e = widened(grad), residual.reshape(-1)
+    q = np.float32(rate) * g + e
+    good = np.isfinite(q)
+    sign, mask = pack(np.where(good, q, np.nan), zeros, seed, step, rank, offset)
+    voted = np.where(plane_to_bits(sign, q.size), np.float32(-1), np.float32(1))
+    voted *= plane_to_bits(mask, q.size)
+    scales, new = [], e.copy()
+    for at in range(0, q.size, block or q.size or 1):
+        part = slice(at, at + (block or q.size))
+        magnitude = np.where(good[part], np.abs(q[part]), np.float32(0))
+        scales.append(tree_sum(magnitude) / np.float32(magnitude.size))
+        d = np.where(voted[part] == 0, np.float32(0), scales[-1] * voted[part])
+        new[part] = np.where(good[part], q[part] - d, e[part])
+    return sign, mask, np.array(scales, np.float32), new, int((q == 0).sum()), int((~good).sum())
+
+
+def weighted_sum(signs, masks, weights, block=None, start=0.0, scale=1.0, length=None):
+    """fp32 (length,): rows are added in order; weights (n, blocks)."""
+    votes = votes_of(signs, masks, length).astype(np.float32)
+    y = np.full(votes.shape[1], np.float32(start))
+    for vote, w in zip(votes, np.asarray(weights, dtype=np.float32), strict=True):
+        w = np.repeat(w, block or max(1, y.size))[: y.size]
+        y = np.where(vote == 0, y, y + w * vote)
+    return y * np.float32(scale)
+
+
+def mean_of_counts(counts, voters, length=None):
+    """The mean of ``voters`` signs from the count planes (k, B) of the negative ones."""
+    negative = sum(plane_to_bits(c, length).astype(np.int64) << j for j, c in enumerate(counts))
+    return (voters - 2 * negative).astype(np.float32) * np.float32(1 / voters)
+
+
+def _computing(dtype):
+    return np.float64 if dtype == np.float64 else np.float32
+
+
+def unpack_add(sign, mask, out, scale=1.0):
+    """``out`` (any float dtype, flat) with +-scale added where the mask is 1."""
+    y = out.astype(_computing(out.dtype))
+    (vote,) = votes_of(sign[None], None if mask is None else mask[None], out.size).astype(y.dtype)
+    return np.where(vote == 0, out, (y + y.dtype.type(scale) * vote).astype(out.dtype))
+
+
+def update(sign, mask, parameter, rate, weight_decay=0.0):
+    """parameter - rate (vote + weight_decay parameter), each operation rounded."""
+    p = parameter.astype(_computing(parameter.dtype))
+    (vote,) = votes_of(sign[None], None if mask is None else mask[None], p.size).astype(p.dtype)
+    return (p - p.dtype.type(rate) * (vote + p.dtype.type(weight_decay) * p)).astype(
+        parameter.dtype
+    )
+
+
+def same(a, b):
+    """Equal bit for bit, but that any NaN equals any other."""
+    a, b = np.asarray(a), np.asarray(b)
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    bits = f"u{a.dtype.itemsize}"
+    equal = np.ascontiguousarray(a).view(bits) == np.ascontiguousarray(b).view(bits)
+    return bool((equal | ((a != a) & (b != b))).all())

@@ -1,7 +1,8 @@
 /* Bit-sliced counting: every bit lane of a block has its own counter, kept as count planes.
  *
  * The arithmetic needs only &, |, ^ and ~ of an unsigned block type LANES, so the same header serves
- * a 64-byte vector on the CPU and a 32-bit word of a GPU lane. Define LANES before including it.
+ * a 64-byte vector on the CPU and a 32-bit word of a GPU lane. Define LANES before including it, and
+ * FULL_ADD where the instruction set has a better one.
  */
 #ifndef MPISIGN_ADDERS_H
 #define MPISIGN_ADDERS_H
@@ -9,6 +10,7 @@
 #include "shared.h"
 
 /* a + b + c = 2 carry + sum, lane by lane. */
+#ifndef FULL_ADD
 #define FULL_ADD(carry, sum, a, b, c)                                                              \
     do {                                                                                           \
         LANES a_ = (a), b_ = (b), c_ = (c);                                                        \
@@ -16,6 +18,7 @@
         (carry) = (a_ & b_) | (u_ & c_);                                                           \
         (sum) = u_ ^ c_;                                                                           \
     } while (0)
+#endif
 
 /* counter += carry << from. The counter must have room: planes >= bit length of the last count. */
 MPISIGN_FN void ripple(LANES *counter, int from, int planes,

@@ -1,0 +1,10 @@
+/* The kernels for AVX2: any other x86-64 of the last ten years. */
+#if defined(__x86_64__)
+#include <immintrin.h>
+
+#pragma GCC target("avx2,bmi,bmi2,popcnt")
+
+#define MPISIGN_UNIT avx2
+#define MPISIGN_AVX2 1
+#include "kernels.inc"
+#endif

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import mpisign
-from mpisign.cli import train
+from mpisign.cli import bench, train
 from mpisign.cli.parser import RankParser
 
 
@@ -18,7 +18,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=f"mpisign {mpisign.__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for command in (train,):
+    for command in (train, bench):
         command.add_parser(commands)
     args = parser.parse_args(argv)
     status: int = args.run(args)

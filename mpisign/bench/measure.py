@@ -1,0 +1,216 @@
+"""The clock: a kernel, its limit and the plain ways in turns, so that all see the same machine."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from mpisign.bench.case import Call, Case
+
+_SAMPLE = 2e-4  # seconds that one sample takes at least: short calls are repeated
+_PLAIN_BUDGET = 0.3  # seconds for each plain way, after which it rests
+_MANY = 1000
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of one call: median and quartiles of ``runs`` samples."""
+
+    median: float
+    low: float
+    high: float
+    runs: int
+
+    @classmethod
+    def of(cls, samples: Sequence[float]) -> Timing:
+        """Of seconds measured."""
+        low, median, high = (float(q) for q in np.percentile(samples, (25, 50, 75)))
+        return cls(median, low, high, len(samples))
+
+    @property
+    def spread(self) -> float:
+        """Half the distance between the quartiles, as a share of the median."""
+        return (self.high - self.low) / 2 / self.median
+
+
+@dataclass(frozen=True)
+class Plain:
+    """A plain way, and how many times longer it takes."""
+
+    name: str
+    time: Timing
+    times_slower: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """One kernel at one size with one number of threads. ``error``: why there is nothing else."""
+
+    kernel: str
+    variant: str
+    n: int | None
+    size: int
+    threads: int
+    limit: str
+    moved: int
+    goal: float | None
+    time: Timing | None = None
+    bytes_per_second: float | None = None
+    limit_how: str | None = None
+    limit_time: Timing | None = None
+    limit_bytes_per_second: float | None = None
+    ratio: float | None = None
+    met: bool | None = None
+    scaling: float | None = None
+    limit_scaling: float | None = None
+    plain: list[Plain] = field(default_factory=list)
+    error: str | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+class _Contender:
+    """What takes its turn in every round: calls that go round in a ring."""
+
+    def __init__(self, calls: Sequence[Call], threads: int, budget: float = float("inf")) -> None:
+        self._ring = itertools.cycle(calls)
+        self._budget = budget
+        self._repeat = 0
+        self.threads = threads
+        self.samples: list[float] = []
+
+    def turn(self, device: Any) -> None:
+        """One sample; the first is a rehearsal that tells how often a call must be repeated."""
+        if self._budget <= 0:
+            return
+        start = time.perf_counter()
+        with device.threads(self.threads):
+            if not self._repeat:
+                device.time([next(self._ring)])
+                once = device.time([next(self._ring)])
+                self._repeat = min(_MANY, max(1, round(_SAMPLE / max(once, 1e-9))))
+                if once > self._budget:  # one is all it gets
+                    self.samples.append(once)
+                    self._budget = 0.0
+                return
+            calls = list(itertools.islice(self._ring, self._repeat))
+            self.samples.append(device.time(calls) / self._repeat)
+        self._budget -= time.perf_counter() - start
+
+
+def measure(case: Case, size: int, threads: Sequence[int], runs: int, device: Any) -> list[Row]:
+    """A row for each number of ``threads``, all measured in the same rounds.
+
+    What cannot be measured (no memory for it) is told in ``Row.error``.
+    """
+    needed = case.held(size)
+    copies = device.copies(needed, size)
+    room = copies * (needed + (16 << 10))
+    if room + case.held(size) > device.available():
+        return [_row(case, size, t, error=f"needs {room / 1e9:.1f} GB of memory") for t in threads]
+    stock = device.stock(room)
+    sets = [case.build(stock, size) for _ in range(copies)]
+    ours = {t: _Contender([s.ours for s in sets], t) for t in threads}
+    plain = {
+        name: _Contender([s.plain[name] for s in sets], threads[0], _PLAIN_BUDGET)
+        for name in sets[0].plain
+    }
+    moved = case.moved(size)
+    limits = {
+        (how, t): _Contender(calls, t)
+        for t in threads
+        if size >= device.small
+        for how, calls in device.limit_calls(case.limit, moved, t).items()
+    }
+    _rounds([*limits.values(), *ours.values(), *plain.values()], runs, device)
+    rows = []
+    for t in threads:
+        time_ = Timing.of(ours[t].samples)
+        beside = [
+            Plain(name, timing := Timing.of(c.samples), timing.median / time_.median)
+            for name, c in plain.items()
+            if t == c.threads
+        ]
+        row = _row(case, size, t, device=device, time=time_, plain=beside)
+        found = {how: Timing.of(c.samples) for (how, n), c in limits.items() if n == t}
+        if found:
+            best = min(found, key=lambda how: found[how].median)
+            row = _against(row, best, found[best], device.limit_bytes(case.limit, moved))
+        rows.append(row)
+    return [rows[0], *(_scaled(row, rows[0]) for row in rows[1:])]
+
+
+def _scaled(row: Row, first: Row) -> Row:
+    """``row`` with how many times faster it is than ``first``, and how many times memory is."""
+    assert row.bytes_per_second and first.bytes_per_second
+    row = replace(row, scaling=row.bytes_per_second / first.bytes_per_second)
+    if row.limit_bytes_per_second and first.limit_bytes_per_second:
+        memory = row.limit_bytes_per_second / first.limit_bytes_per_second
+        row = replace(row, limit_scaling=memory)
+    return row
+
+
+def _rounds(contenders: Sequence[_Contender], runs: int, device: Any) -> None:
+    for _ in range(runs + 1):  # the first is the rehearsal
+        for contender in contenders:
+            contender.turn(device)
+
+
+def _row(case: Case, size: int, threads: int, device: Any = None, **known: Any) -> Row:
+    goal = case.goal if device is None else device.goal(case, size, threads)
+    moved = case.moved(size)
+    if known.get("time"):
+        known["bytes_per_second"] = moved / known["time"].median
+    return Row(case.kernel, case.variant, case.n, size, threads, case.limit, moved, goal, **known)
+
+
+def _against(row: Row, how: str, limit: Timing, limit_bytes: int) -> Row:
+    speed = limit_bytes / limit.median
+    ratio = (row.bytes_per_second or 0.0) / speed
+    return replace(
+        row,
+        limit_how=how,
+        limit_time=limit,
+        limit_bytes_per_second=speed,
+        ratio=ratio,
+        met=None if row.goal is None else ratio >= row.goal,
+    )
+
+
+@dataclass(frozen=True)
+class SmallCall:
+    """A call on few coordinates, from Python, with all that is new in the caches."""
+
+    name: str
+    size: int
+    time: Timing
+    goal: float | None
+    met: bool | None
+    plain: list[Plain]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def small_calls(size: int, runs: int, device: Any) -> Iterator[SmallCall]:
+    """What a call costs from Python."""
+    for name, goal, ours, plain in device.small_calls(size):
+        contenders = {None: _Contender([ours], 1)}
+        contenders.update({k: _Contender([call], 1) for k, call in plain.items()})
+        _rounds(list(contenders.values()), runs, device)
+        time_ = Timing.of(contenders[None].samples)
+        beside = [
+            Plain(k, t := Timing.of(c.samples), t.median / time_.median)
+            for k, c in contenders.items()
+            if k is not None
+        ]
+        met = None if goal is None else time_.median < goal
+        yield SmallCall(name, size, time_, goal, met, beside)

@@ -1,0 +1,76 @@
+"""Everything that was measured, and on what: the JSON that programs read."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import mpisign
+from mpisign.bench.measure import Row, SmallCall
+
+
+@dataclass
+class Record:
+    """One run of ``mpisign bench kernels``."""
+
+    command: str
+    device: dict[str, Any]
+    settings: dict[str, Any]
+    rows: list[Row] = field(default_factory=list)
+    calls: list[SmallCall] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def machine(self) -> str:
+        """One line on what it was measured on."""
+        d, versions = self.device, self.as_dict()["versions"]
+        if d["kind"] == "cpu":
+            what = f"{d['cpu']}, {d['cores']} cores, kernels for {d['isa']}"
+        else:
+            what = f"{d['gpu']}, CUDA {d['cuda']}"
+        return what + "".join(f", {name} {v}" for name, v in versions.items() if v)
+
+    @property
+    def missed(self) -> list[Row]:
+        """Rows below their goal."""
+        return [row for row in self.rows if row.met is False]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The document of ``--json``."""
+        return {
+            "mpisign": mpisign.__version__,
+            "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            "command": self.command,
+            "settings": self.settings,
+            "device": self.device,
+            "host": {
+                "name": platform.node(),
+                "machine": platform.machine(),
+                "cores": os.cpu_count(),
+                "system": platform.platform(),
+            },
+            "versions": {
+                "python": platform.python_version(),
+                **{name: _version(name) for name in ("numpy", "torch", "cupy-cuda12x", "cupy")},
+            },
+            "rows": [row.as_dict() for row in self.rows],
+            "calls": [call.as_dict() for call in self.calls],
+            "notes": self.notes,
+        }
+
+    def write(self, path: Path) -> None:
+        """Writes the JSON."""
+        path.write_text(json.dumps(self.as_dict(), indent=1, allow_nan=False) + "\n")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

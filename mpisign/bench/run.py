@@ -1,0 +1,157 @@
+"""``mpisign bench kernels`` from its settings to its table, JSON and plot."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mpisign import _kernels
+from mpisign.bench import packing, table, voting
+from mpisign.bench.case import Case
+from mpisign.bench.errors import BenchError
+from mpisign.bench.measure import Row, _row, measure, small_calls
+from mpisign.bench.progress import Progress
+from mpisign.bench.record import Record
+from mpisign.bench.stock import torch_there
+
+SMALL_CALL = 1000  # coordinates
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to measure, how, and where the results go."""
+
+    sizes: tuple[int, ...]
+    only: tuple[str, ...]
+    device: str
+    threads: tuple[int, ...]
+    runs: int
+    warm: bool
+    all: bool
+    isa: str | None
+    json: Path | None
+    plot: Path | None
+    markdown: Path | None
+
+
+def run(settings: Settings, command: str) -> int:
+    """Measures and reports; the exit status. Raises BenchError for what a person can put right."""
+    for option in ("json", "plot", "markdown"):
+        _check_path(f"--{option}", getattr(settings, option))
+    if settings.plot is not None:
+        from mpisign.bench import plot
+
+        plot.check()
+    device = _device(settings)
+    if settings.isa is not None:
+        if settings.isa not in _kernels.isas():
+            raise BenchError(
+                f"--isa {settings.isa}: this processor has {', '.join(_kernels.isas())}"
+            )
+        _kernels.use_isa(settings.isa)
+    kept = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(settings).items()}
+    record = Record(command, {"kind": device.name, **device.describe()}, kept)
+    if device.name == "cpu":
+        record.device["isa"] = getattr(_kernels, "isa", lambda: "not there")()
+    record.notes.append(_how(settings, device))
+    if not torch_there():
+        record.notes.append("torch is not installed: bfloat16 and torch's ways are left out.")
+    try:
+        _measure(settings, device, record)
+    except KeyboardInterrupt:
+        _print(record)
+        print(f"\nmpisign: interrupted after {len(record.rows)} rows", file=sys.stderr)
+        return 130
+    _print(record)
+    if settings.json is not None:
+        record.write(settings.json)
+    if settings.markdown is not None:
+        settings.markdown.write_text(table.markdown(record))
+    if settings.plot is not None:
+        plot.write(settings.plot, record)
+    return 0
+
+
+def _device(settings: Settings) -> Any:
+    if settings.device == "cpu":
+        from mpisign.bench.host import Host
+
+        return Host(settings.warm)
+    from mpisign.bench.cuda import Cuda
+
+    return Cuda()
+
+
+def _measure(settings: Settings, device: Any, record: Record) -> None:
+    plan = list(_plan(settings, device))
+    calls = "calls" in settings.only or not settings.only
+    with Progress(len(plan) + calls) as progress:
+        for case, size in plan:
+            n = "" if case.n is None else f", {case.n} rows"
+            size_text = table.coordinates(size)
+            progress.begin(f"{case.kernel} ({case.variant}{n}), {size_text} coordinates")
+            record.rows += _rows(case, size, settings, device)
+            progress.end()
+        if calls:
+            progress.begin("small calls")
+            record.calls += small_calls(SMALL_CALL, settings.runs, device)
+            progress.end()
+
+
+def _rows(case: Case, size: int, settings: Settings, device: Any) -> list[Row]:
+    try:
+        return measure(case, size, settings.threads, settings.runs, device)
+    except (AttributeError, TypeError) as error:  # not there yet
+        return [_row(case, size, t, error=f"not there: {error}") for t in settings.threads]
+
+
+def _plan(settings: Settings, device: Any) -> Iterator[tuple[Case, int]]:
+    """Every case at the largest size, the main ones at the others."""
+    cases = [*packing.cases(device.xp), *voting.cases(device.xp)]
+    cases = [c for c in cases if not settings.only or c.kernel in settings.only]
+    cases = [c for c in cases if torch_there() or not c.needs_torch]
+    for size in settings.sizes:
+        for case in cases:
+            if case.main or settings.all or size == max(settings.sizes):
+                yield case, size
+
+
+def _how(settings: Settings, device: Any) -> str:
+    if device.name != "cpu":
+        return "Times by CUDA events, medians; moved is what the operation must read and write."
+    where = "the same bytes again and again, cached where they fit (--warm)"
+    if not settings.warm:
+        where = (
+            f"calls take turns in sets of arguments of {table.amount(device.fresh)} together or "
+            f"more, so that data comes from memory; below {device.small:,} coordinates from caches"
+        )
+    return (
+        f"Medians of {settings.runs} runs, +- half the quartiles' distance. Moved: bytes that the "
+        f"operation must read and write; of limit: its speed by that of plain reading, writing or "
+        f"copying as many bytes, in turns with it. Memory: {where}."
+    )
+
+
+def _print(record: Record) -> None:
+    colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    print(record.machine)
+    for part in table.tables(record):
+        print(f"\n{table.text(part, colour)}")
+    print("\n" + "\n".join([*table.limits(record), *record.notes]))
+    goals = [row for row in record.rows if row.met is not None]
+    if goals:
+        print(f"{len(goals) - len(record.missed)} of {len(goals)} goals met.")
+    sys.stdout.flush()
+
+
+def _check_path(option: str, path: Path | None) -> None:
+    if path is None:
+        return
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise BenchError(f"{option} {path}: not a file in an existing directory")
+    if not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
+        raise BenchError(f"{option} {path}: cannot be written")

@@ -15,7 +15,7 @@ import numpy as np
 
 from mpisign import threads
 from mpisign.bench import _limits, calls
-from mpisign.bench.case import Call, Case
+from mpisign.bench.case import Call, Case, Limit
 from mpisign.bench.stock import Stock
 
 _ALIGNED = 64
@@ -32,6 +32,8 @@ class Host:
     xp = np
     #: Below this a call's own cost is measured, always in the caches, and no ratio.
     small = 10_000
+    #: Seconds that one sample takes at least: short calls are repeated.
+    sample = 2e-4
 
     def __init__(self, warm: bool) -> None:
         self.warm = warm
@@ -98,6 +100,8 @@ class Host:
             call()
         return time.perf_counter() - start
 
+    call_time = time
+
     @contextlib.contextmanager
     def threads(self, count: int) -> Iterator[None]:
         """Kernels, and torch if it is there, use ``count`` threads inside."""
@@ -115,6 +119,10 @@ class Host:
             else:
                 os.environ["MPISIGN_NUM_THREADS"] = before
             threads.of_environment.cache_clear()
+
+    def limit(self, case: Case) -> Limit:
+        """What bounds this case here."""
+        return case.limit
 
     def goal(self, case: Case, size: int, threads: int) -> float | None:
         """The share of the limit that the project asks for here."""

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -12,7 +11,6 @@ import numpy as np
 
 from mpisign.bench.case import Call, Case
 
-_SAMPLE = 2e-4  # seconds that one sample takes at least: short calls are repeated
 _PLAIN_BUDGET = 0.3  # seconds for each plain way, after which it rests
 _MANY = 1000
 
@@ -76,11 +74,36 @@ class Row:
         return asdict(self)
 
 
-class _Contender:
-    """What takes its turn in every round: calls that go round in a ring."""
+class _Ring:
+    """Whose turn it is among sets of arguments.
 
-    def __init__(self, calls: Sequence[Call], threads: int, budget: float = float("inf")) -> None:
-        self._ring = itertools.cycle(calls)
+    All that use the same sets share one: what one contender has just read would be in the caches
+    for the next.
+    """
+
+    def __init__(self, sets: int) -> None:
+        self._sets, self._at = sets, 0
+
+    def take(self, count: int) -> list[int]:
+        """The next ``count`` sets."""
+        first, self._at = self._at, (self._at + count) % self._sets
+        return [i % self._sets for i in range(first, first + count)]
+
+
+class _Contender:
+    """What takes its turn in every round: one call for each set of arguments."""
+
+    def __init__(
+        self,
+        calls: Sequence[Call],
+        clock: Callable[[Sequence[Call]], float],
+        ring: _Ring | None = None,
+        threads: int = 1,
+        budget: float = float("inf"),
+    ) -> None:
+        self._clock = clock
+        self._calls = calls
+        self.ring = ring or _Ring(len(calls))
         self._budget = budget
         self._repeat = 0
         self.threads = threads
@@ -93,16 +116,18 @@ class _Contender:
         start = time.perf_counter()
         with device.threads(self.threads):
             if not self._repeat:
-                device.time([next(self._ring)])
-                once = device.time([next(self._ring)])
-                self._repeat = min(_MANY, max(1, round(_SAMPLE / max(once, 1e-9))))
+                self._clock(self._next(1))
+                once = self._clock(self._next(1))
+                self._repeat = min(_MANY, max(1, round(device.sample / max(once, 1e-9))))
                 if once > self._budget:  # one is all it gets
                     self.samples.append(once)
                     self._budget = 0.0
                 return
-            calls = list(itertools.islice(self._ring, self._repeat))
-            self.samples.append(device.time(calls) / self._repeat)
+            self.samples.append(self._clock(self._next(self._repeat)) / self._repeat)
         self._budget -= time.perf_counter() - start
+
+    def _next(self, count: int) -> list[Call]:
+        return [self._calls[i] for i in self.ring.take(count)]
 
 
 def measure(case: Case, size: int, threads: Sequence[int], runs: int, device: Any) -> list[Row]:
@@ -114,21 +139,26 @@ def measure(case: Case, size: int, threads: Sequence[int], runs: int, device: An
     copies = device.copies(needed, size)
     room = copies * (needed + (16 << 10))
     if room + case.held(size) > device.available():
-        return [_row(case, size, t, error=f"needs {room / 1e9:.1f} GB of memory") for t in threads]
+        return [
+            _row(case, size, t, device, error=f"needs {room / 1e9:.1f} GB of memory")
+            for t in threads
+        ]
     stock = device.stock(room)
     sets = [case.build(stock, size) for _ in range(copies)]
-    ours = {t: _Contender([s.ours for s in sets], t) for t in threads}
+    ring = _Ring(copies)
+    ours = {t: _Contender([s.ours for s in sets], device.time, ring, t) for t in threads}
     plain = {
-        name: _Contender([s.plain[name] for s in sets], threads[0], _PLAIN_BUDGET)
+        name: _Contender(
+            [s.plain[name] for s in sets], device.time, ring, threads[0], _PLAIN_BUDGET
+        )
         for name in sets[0].plain
     }
-    moved = case.moved(size)
-    limits = {
-        (how, t): _Contender(calls, t)
-        for t in threads
-        if size >= device.small
-        for how, calls in device.limit_calls(case.limit, moved, t).items()
-    }
+    moved, limit = case.moved(size), device.limit(case)
+    limits: dict[tuple[str, int], _Contender] = {}
+    for t in threads if size >= device.small else ():
+        for how, calls in device.limit_calls(limit, moved, t).items():
+            limit_ring = next(iter(limits.values())).ring if limits else _Ring(len(calls))
+            limits[how, t] = _Contender(calls, device.time, limit_ring, t)
     _rounds([*limits.values(), *ours.values(), *plain.values()], runs, device)
     rows = []
     for t in threads:
@@ -138,11 +168,11 @@ def measure(case: Case, size: int, threads: Sequence[int], runs: int, device: An
             for name, c in plain.items()
             if t == c.threads
         ]
-        row = _row(case, size, t, device=device, time=time_, plain=beside)
+        row = _row(case, size, t, device, time=time_, plain=beside)
         found = {how: Timing.of(c.samples) for (how, n), c in limits.items() if n == t}
         if found:
             best = min(found, key=lambda how: found[how].median)
-            row = _against(row, best, found[best], device.limit_bytes(case.limit, moved))
+            row = _against(row, best, found[best], device.limit_bytes(limit, moved))
         rows.append(row)
     return [rows[0], *(_scaled(row, rows[0]) for row in rows[1:])]
 
@@ -163,12 +193,11 @@ def _rounds(contenders: Sequence[_Contender], runs: int, device: Any) -> None:
             contender.turn(device)
 
 
-def _row(case: Case, size: int, threads: int, device: Any = None, **known: Any) -> Row:
-    goal = case.goal if device is None else device.goal(case, size, threads)
-    moved = case.moved(size)
+def _row(case: Case, size: int, threads: int, device: Any, **known: Any) -> Row:
+    goal, limit, moved = device.goal(case, size, threads), device.limit(case), case.moved(size)
     if known.get("time"):
         known["bytes_per_second"] = moved / known["time"].median
-    return Row(case.kernel, case.variant, case.n, size, threads, case.limit, moved, goal, **known)
+    return Row(case.kernel, case.variant, case.n, size, threads, limit, moved, goal, **known)
 
 
 def _against(row: Row, how: str, limit: Timing, limit_bytes: int) -> Row:
@@ -203,14 +232,12 @@ class SmallCall:
 def small_calls(size: int, runs: int, device: Any) -> Iterator[SmallCall]:
     """What a call costs from Python."""
     for name, goal, ours, plain in device.small_calls(size):
-        contenders = {None: _Contender([ours], 1)}
-        contenders.update({k: _Contender([call], 1) for k, call in plain.items()})
-        _rounds(list(contenders.values()), runs, device)
-        time_ = Timing.of(contenders[None].samples)
+        kernel = _Contender([ours], device.call_time)
+        ways = {k: _Contender([call], device.call_time) for k, call in plain.items()}
+        _rounds([kernel, *ways.values()], runs, device)
+        time_ = Timing.of(kernel.samples)
         beside = [
-            Plain(k, t := Timing.of(c.samples), t.median / time_.median)
-            for k, c in contenders.items()
-            if k is not None
+            Plain(k, t := Timing.of(c.samples), t.median / time_.median) for k, c in ways.items()
         ]
         met = None if goal is None else time_.median < goal
         yield SmallCall(name, size, time_, goal, met, beside)

@@ -83,7 +83,7 @@ def _device(settings: Settings) -> Any:
         return Host(settings.warm)
     from mpisign.bench.cuda import Cuda
 
-    return Cuda()
+    return Cuda(settings.warm)
 
 
 def _measure(settings: Settings, device: Any, record: Record) -> None:
@@ -106,7 +106,7 @@ def _rows(case: Case, size: int, settings: Settings, device: Any) -> list[Row]:
     try:
         return measure(case, size, settings.threads, settings.runs, device)
     except (AttributeError, TypeError) as error:  # not there yet
-        return [_row(case, size, t, error=f"not there: {error}") for t in settings.threads]
+        return [_row(case, size, t, device, error=f"not there: {error}") for t in settings.threads]
 
 
 def _plan(settings: Settings, device: Any) -> Iterator[tuple[Case, int]]:

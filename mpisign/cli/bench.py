@@ -92,10 +92,11 @@ def run(args: argparse.Namespace) -> int:
     """Measures; the exit status."""
     from mpisign.bench.errors import BenchError
 
+    parser: argparse.ArgumentParser = args.parser
     if args.device == "cuda" and args.threads != (1,):
-        args.parser.error("--threads is of the CPU: not with --device cuda")
+        parser.error("--threads is of the CPU: not with --device cuda")
     if args.device == "cuda" and args.isa:
-        args.parser.error("--isa is of the CPU: not with --device cuda")
+        parser.error("--isa is of the CPU: not with --device cuda")
     options = {k: v for k, v in vars(args).items() if k not in ("run", "parser")}
     options["sizes"] = args.sizes or _sizes(_SIZES[args.device])
     try:
@@ -107,7 +108,7 @@ def run(args: argparse.Namespace) -> int:
         print("\nmpisign: interrupted", file=sys.stderr)
         return 130
     except BenchError as error:
-        args.parser.error(str(error))
+        parser.error(str(error))
 
 
 def _sizes(text: str) -> tuple[int, ...]:

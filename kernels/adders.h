@@ -20,9 +20,16 @@
     } while (0)
 #endif
 
+#ifdef __CUDACC__
+#define MPISIGN_UNROLL _Pragma("unroll")
+#else
+#define MPISIGN_UNROLL _Pragma("GCC unroll 16")
+#endif
+
+enum { MPISIGN_MAX_ROWS_AT_ONCE = 16 };
+
 /* counter += carry << from. The counter must have room: planes >= bit length of the last count. */
-MPISIGN_FN void ripple(LANES *counter, int from, int planes,
-                                                         LANES carry)
+MPISIGN_FN void ripple(LANES *counter, int from, int planes, LANES carry)
 {
     for (int k = from; k < planes; k++) {
         LANES t = counter[k] & carry;
@@ -45,10 +52,56 @@ MPISIGN_FN void add8(LANES *counter, int planes, const LANES *rows)
     ripple(counter, 3, planes, eights);
 }
 
+/* counter += rows[0] + ... + rows[n - 1], n a power of two up to 16 that the compiler knows: at each
+ * level the counter's bit takes in two rows at a time, and hands a carry up. The counter has log2(n)
+ * planes; returned is the carry out of them, worth n (Harley and Seal). */
+MPISIGN_FN LANES add_rows(LANES *counter, const LANES *rows, int n)
+{
+    LANES level[MPISIGN_MAX_ROWS_AT_ONCE];
+    MPISIGN_UNROLL
+    for (int i = 0; i < n; i++)
+        level[i] = rows[i];
+    MPISIGN_UNROLL
+    for (int k = 0; k < 4; k++) {
+        if (n >> k < 2)
+            break;
+        LANES sum = counter[k];
+        MPISIGN_UNROLL
+        for (int i = 0; i < n >> k; i += 2)
+            FULL_ADD(level[i / 2], sum, sum, level[i], level[i + 1]);
+        counter[k] = sum;
+    }
+    return level[0];
+}
+
+/* counter = rows[0] + ... + rows[n - 1], n up to 16 that the compiler knows: bit length of n planes. */
+MPISIGN_FN void count_rows(LANES *counter, const LANES *rows, int n)
+{
+    LANES level[MPISIGN_MAX_ROWS_AT_ONCE];
+    MPISIGN_UNROLL
+    for (int i = 0; i < n; i++)
+        level[i] = rows[i];
+    MPISIGN_UNROLL
+    for (int k = 0; k < 5; k++) { /* at level k there are n >> k rows left */
+        const int width = n >> k;
+        if (width == 0)
+            break;
+        LANES sum = level[0];
+        MPISIGN_UNROLL
+        for (int i = 1; i + 1 < width; i += 2)
+            FULL_ADD(level[i / 2], sum, sum, level[i], level[i + 1]);
+        if (width % 2 == 0) {
+            LANES last = level[width - 1];
+            level[width / 2 - 1] = sum & last;
+            sum ^= last;
+        }
+        counter[k] = sum;
+    }
+}
+
 /* more: count > threshold; equal: count == threshold. */
-MPISIGN_FN void compare_constant(const LANES *counter, int planes,
-                                                                   unsigned threshold, LANES *more,
-                                                                   LANES *equal)
+MPISIGN_FN void compare_constant(const LANES *counter, int planes, unsigned threshold, LANES *more,
+                                 LANES *equal)
 {
     LANES gt = counter[0] ^ counter[0], eq = ~gt;
     for (int k = planes - 1; k >= 0; k--) {
@@ -64,9 +117,8 @@ MPISIGN_FN void compare_constant(const LANES *counter, int planes,
 }
 
 /* more: a > b; equal: a == b. */
-MPISIGN_FN void compare_counters(const LANES *a, const LANES *b,
-                                                                   int planes, LANES *more,
-                                                                   LANES *equal)
+MPISIGN_FN void compare_counters(const LANES *a, const LANES *b, int planes, LANES *more,
+                                 LANES *equal)
 {
     LANES gt = a[0] ^ a[0], eq = ~gt;
     for (int k = planes - 1; k >= 0; k--) {

@@ -18,6 +18,7 @@
 #endif
 
 #define PREFETCH(p) __builtin_prefetch((p), 0, 3)
+#define PREFETCH_L2(p) __builtin_prefetch((p), 0, 2)
 
 /* 64 coordinates, one bit each. */
 typedef struct {
@@ -62,14 +63,39 @@ MPISIGN_FN void stream_lanes(uint8_t *p, lanes v)
 
 MPISIGN_FN lanes zero_lanes(void) { return (lanes){0}; }
 
-MPISIGN_FN int64_t count_lanes(lanes v)
+/* Bits set in each of eight parts of a block, for sums that are added up once at the end. */
+typedef lanes lane_sums;
+MPISIGN_FN lane_sums count_lanes(lanes v)
+{
+#if defined(MPISIGN_AVX512)
+    const __m512i bits_of = _mm512_broadcast_i32x4(
+        _mm_setr_epi8(0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4));
+    const __m512i nibble = _mm512_set1_epi8(15);
+    __m512i low = _mm512_shuffle_epi8(bits_of, _mm512_and_si512(v, nibble));
+    __m512i high = _mm512_shuffle_epi8(bits_of,
+                                       _mm512_and_si512(_mm512_srli_epi16(v, 4), nibble));
+    return _mm512_sad_epu8(_mm512_add_epi8(low, high), zero_lanes());
+#else
+    for (int i = 0; i < 8; i++)
+        v[i] = (uint64_t)__builtin_popcountll(v[i]);
+    return v;
+#endif
+}
+
+MPISIGN_FN lane_sums add_sums(lane_sums a, lane_sums b)
+{
+#if defined(MPISIGN_AVX512)
+    return _mm512_add_epi64(a, b);
+#else
+    return a + b;
+#endif
+}
+
+MPISIGN_FN int64_t total_of(lane_sums sums)
 {
     uint64_t w[8];
-    int64_t n = 0;
-    memcpy(w, &v, BLOCK);
-    for (int i = 0; i < 8; i++)
-        n += __builtin_popcountll(w[i]);
-    return n;
+    memcpy(w, &sums, BLOCK);
+    return (int64_t)(w[0] + w[1] + w[2] + w[3] + w[4] + w[5] + w[6] + w[7]);
 }
 
 #define LANES lanes
@@ -275,26 +301,41 @@ MPISIGN_FN uint64_t valid_word(int64_t count)
 
 enum { RANDOM_BATCH = 8, RANDOM_BATCH_BYTES = 16 * RANDOM_BATCH };
 
-/* Blocks with counters c .. c + 7: 128 bytes. Kept in 64-bit lanes, whose upper halves are junk: a
- * 32-bit multiplication reads the lower ones alone. */
-MPISIGN_FN void philox_batch(uint64_t c, uint32_t step, uint32_t stream, uint64_t seed,
-                             uint8_t out[RANDOM_BATCH_BYTES])
+/* The keys of the ten rounds, worked out once for many batches. */
+typedef struct {
+    uint64_t k0[10], k1[10];
+    uint32_t step, stream;
+} philox_keys;
+
+MPISIGN_FN philox_keys keys_of(const mpisign_random *rnd)
+{
+    philox_keys keys = {.step = (uint32_t)rnd->step, .stream = rnd->stream};
+    for (uint32_t i = 0; i < 10; i++) {
+        keys.k0[i] = (uint32_t)rnd->seed + i * 0x9E3779B9u;
+        keys.k1[i] = (uint32_t)(rnd->seed >> 32) + i * 0xBB67AE85u;
+    }
+    return keys;
+}
+
+/* Blocks with counters c .. c + 7: 128 bytes. On x86-64 in 64-bit lanes, whose upper halves are junk:
+ * the multiplication reads the lower ones alone. */
+MPISIGN_FN void philox_batch(const philox_keys *keys, uint64_t c, uint8_t *out)
 {
 #if defined(MPISIGN_AVX512)
     const __m512i m0 = _mm512_set1_epi64(0xD2511F53u), m1 = _mm512_set1_epi64(0xCD9E8D57u);
-    __m512i n = _mm512_add_epi64(_mm512_set1_epi64((long long)c),
-                                 _mm512_set_epi64(7, 6, 5, 4, 3, 2, 1, 0));
-    __m512i c0 = n, c1 = _mm512_srli_epi64(n, 32);
-    __m512i c2 = _mm512_set1_epi64(step), c3 = _mm512_set1_epi64(stream);
-    uint32_t k0 = (uint32_t)seed, k1 = (uint32_t)(seed >> 32);
-    for (int round = 0; round < 10; round++) {
+    __m512i c0 = _mm512_add_epi64(_mm512_set1_epi64((long long)c),
+                                  _mm512_set_epi64(7, 6, 5, 4, 3, 2, 1, 0));
+    __m512i c1 = _mm512_srli_epi64(c0, 32);
+    __m512i c2 = _mm512_set1_epi64(keys->step), c3 = _mm512_set1_epi64(keys->stream);
+    MPISIGN_UNROLL
+    for (int r = 0; r < 10; r++) {
+        const __m512i k0 = _mm512_set1_epi64((long long)keys->k0[r]);
+        const __m512i k1 = _mm512_set1_epi64((long long)keys->k1[r]);
         __m512i p0 = _mm512_mul_epu32(c0, m0), p1 = _mm512_mul_epu32(c2, m1);
-        c0 = _mm512_ternarylogic_epi64(_mm512_srli_epi64(p1, 32), c1, _mm512_set1_epi64(k0), 0x96);
-        c2 = _mm512_ternarylogic_epi64(_mm512_srli_epi64(p0, 32), c3, _mm512_set1_epi64(k1), 0x96);
+        c0 = _mm512_ternarylogic_epi64(_mm512_srli_epi64(p1, 32), c1, k0, 0x96);
+        c2 = _mm512_ternarylogic_epi64(_mm512_srli_epi64(p0, 32), c3, k1, 0x96);
         c1 = p1;
         c3 = p0;
-        k0 += 0x9E3779B9u;
-        k1 += 0xBB67AE85u;
     }
     __m512i low = _mm512_mask_blend_epi32(0xaaaa, c0, _mm512_slli_epi64(c1, 32));
     __m512i high = _mm512_mask_blend_epi32(0xaaaa, c2, _mm512_slli_epi64(c3, 32));
@@ -302,31 +343,48 @@ MPISIGN_FN void philox_batch(uint64_t c, uint32_t step, uint32_t stream, uint64_
     const __m512i second = _mm512_set_epi64(15, 7, 14, 6, 13, 5, 12, 4);
     _mm512_storeu_si512(out, _mm512_permutex2var_epi64(low, first, high));
     _mm512_storeu_si512(out + 64, _mm512_permutex2var_epi64(low, second, high));
-#else
-    /* The loops over the batch are the vector; 64-bit lanes for the multiplications, as above. */
-    uint64_t c0[RANDOM_BATCH], c1[RANDOM_BATCH], c2[RANDOM_BATCH], c3[RANDOM_BATCH];
-    uint32_t k0 = (uint32_t)seed, k1 = (uint32_t)(seed >> 32);
-    for (int i = 0; i < RANDOM_BATCH; i++) {
-        c0[i] = (uint32_t)(c + (uint64_t)i);
-        c1[i] = (c + (uint64_t)i) >> 32;
-        c2[i] = step;
-        c3[i] = stream;
-    }
-    for (int round = 0; round < 10; round++) {
-        for (int i = 0; i < RANDOM_BATCH; i++) {
-            uint64_t p0 = (uint64_t)0xD2511F53u * (uint32_t)c0[i];
-            uint64_t p1 = (uint64_t)0xCD9E8D57u * (uint32_t)c2[i];
-            c0[i] = (p1 >> 32) ^ c1[i] ^ k0;
-            c2[i] = (p0 >> 32) ^ c3[i] ^ k1;
-            c1[i] = p1;
-            c3[i] = p0;
+#elif defined(MPISIGN_AVX2)
+    const __m256i m0 = _mm256_set1_epi64x(0xD2511F53u), m1 = _mm256_set1_epi64x(0xCD9E8D57u);
+    for (int half = 0; half < 2; half++, c += 4, out += 64) {
+        __m256i c0 = _mm256_add_epi64(_mm256_set1_epi64x((long long)c),
+                                      _mm256_set_epi64x(3, 2, 1, 0));
+        __m256i c1 = _mm256_srli_epi64(c0, 32);
+        __m256i c2 = _mm256_set1_epi64x(keys->step), c3 = _mm256_set1_epi64x(keys->stream);
+        MPISIGN_UNROLL
+        for (int r = 0; r < 10; r++) {
+            const __m256i k0 = _mm256_set1_epi64x((long long)keys->k0[r]);
+            const __m256i k1 = _mm256_set1_epi64x((long long)keys->k1[r]);
+            __m256i p0 = _mm256_mul_epu32(c0, m0), p1 = _mm256_mul_epu32(c2, m1);
+            c0 = _mm256_xor_si256(_mm256_xor_si256(_mm256_srli_epi64(p1, 32), c1), k0);
+            c2 = _mm256_xor_si256(_mm256_xor_si256(_mm256_srli_epi64(p0, 32), c3), k1);
+            c1 = p1;
+            c3 = p0;
         }
-        k0 += 0x9E3779B9u;
-        k1 += 0xBB67AE85u;
+        __m256i low = _mm256_blend_epi32(c0, _mm256_slli_epi64(c1, 32), 0xaa);
+        __m256i high = _mm256_blend_epi32(c2, _mm256_slli_epi64(c3, 32), 0xaa);
+        __m256i even = _mm256_unpacklo_epi64(low, high), odd = _mm256_unpackhi_epi64(low, high);
+        _mm256_storeu_si256((__m256i *)out, _mm256_permute2x128_si256(even, odd, 0x20));
+        _mm256_storeu_si256((__m256i *)out + 1, _mm256_permute2x128_si256(even, odd, 0x31));
     }
+#else
+    uint32_t c0[RANDOM_BATCH], c1[RANDOM_BATCH], c2[RANDOM_BATCH], c3[RANDOM_BATCH];
+    for (uint32_t i = 0; i < RANDOM_BATCH; i++) {
+        c0[i] = (uint32_t)(c + i);
+        c1[i] = (uint32_t)((c + i) >> 32);
+        c2[i] = keys->step;
+        c3[i] = keys->stream;
+    }
+    for (int r = 0; r < 10; r++)
+        for (int i = 0; i < RANDOM_BATCH; i++) {
+            uint64_t p0 = (uint64_t)0xD2511F53u * c0[i], p1 = (uint64_t)0xCD9E8D57u * c2[i];
+            c0[i] = (uint32_t)(p1 >> 32) ^ c1[i] ^ (uint32_t)keys->k0[r];
+            c2[i] = (uint32_t)(p0 >> 32) ^ c3[i] ^ (uint32_t)keys->k1[r];
+            c1[i] = (uint32_t)p1;
+            c3[i] = (uint32_t)p0;
+        }
     for (int i = 0; i < RANDOM_BATCH; i++) {
-        store_word(out + 16 * i, (uint32_t)c0[i] | c1[i] << 32, 8);
-        store_word(out + 16 * i + 8, (uint32_t)c2[i] | c3[i] << 32, 8);
+        store_word(out + 16 * i, c0[i] | (uint64_t)c1[i] << 32, 8);
+        store_word(out + 16 * i + 8, c2[i] | (uint64_t)c3[i] << 32, 8);
     }
 #endif
 }
@@ -338,12 +396,43 @@ MPISIGN_FN void philox_batch(uint64_t c, uint32_t step, uint32_t stream, uint64_
 MPISIGN_FN const uint8_t *random_bytes(const mpisign_random *rnd, uint64_t at, int64_t n,
                                        uint8_t *room)
 {
+    const philox_keys keys = keys_of(rnd);
     uint64_t offset = rnd->byte_offset + at;
     int64_t skip = (int64_t)(offset & 15);
     for (int64_t done = 0; done < skip + n; done += RANDOM_BATCH_BYTES)
-        philox_batch((offset >> 4) + (uint64_t)done / 16, (uint32_t)rnd->step, rnd->stream,
-                     rnd->seed, room + done);
+        philox_batch(&keys, (offset >> 4) + (uint64_t)done / 16, room + done);
     return room + skip;
+}
+
+/* The same for one stretch after the other. */
+enum { STRETCH = 2 * RANDOM_BATCH_BYTES };
+typedef struct {
+    philox_keys keys;
+    uint64_t block; /* the one that `room` begins with */
+    int64_t skip;
+    uint8_t room[16 + STRETCH];
+} random_stream;
+
+MPISIGN_FN void begin_random(random_stream *s, const mpisign_random *rnd, uint64_t at)
+{
+    const uint64_t offset = rnd->byte_offset + at;
+    uint8_t batch[RANDOM_BATCH_BYTES];
+    s->keys = keys_of(rnd);
+    s->block = offset >> 4;
+    s->skip = (int64_t)(offset & 15);
+    philox_batch(&s->keys, s->block, batch);
+    memcpy(s->room + STRETCH, batch, 16);
+    s->block -= STRETCH / 16;
+}
+
+/* The next STRETCH bytes of the stream; they stay until the next call. */
+MPISIGN_FN const uint8_t *next_random(random_stream *s)
+{
+    memcpy(s->room, s->room + STRETCH, 16);
+    s->block += STRETCH / 16;
+    philox_batch(&s->keys, s->block + 1, s->room + 16);
+    philox_batch(&s->keys, s->block + 1 + RANDOM_BATCH, s->room + 16 + RANDOM_BATCH_BYTES);
+    return s->room + s->skip;
 }
 
 #endif

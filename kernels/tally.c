@@ -1,0 +1,30 @@
+/* Count planes: how many of a stack's rows voted negative, coordinate by coordinate. */
+
+static void ISA(store_counts)(const tile *counter, int planes, int64_t length, int64_t at,
+                              int64_t bytes, uint8_t *out, int64_t plane_stride)
+{
+    for (int64_t b = 0; b < bytes; b += BLOCK) {
+        const lanes valid = valid_lanes(length, at + b);
+        for (int k = 0; k < planes; k++)
+            store_some(out + k * plane_stride + at + b, load_lanes(counter[k] + b) & valid,
+                       bytes - b, 0);
+    }
+}
+
+static void ISA(tally)(const mpisign_stack *stack, int planes, uint8_t *negatives,
+                       uint8_t *positives, int64_t plane_stride, int threads)
+{
+    const int64_t bytes = (stack->length + 7) / 8;
+    const plan p = ISA(plan_of)(stack, 1);
+#pragma omp parallel for num_threads(threads) schedule(static)                                     \
+    if (threads > 1 && bytes > 2 * VOTE_SLICE)
+    for (int64_t at = 0; at < bytes; at += TILE) {
+        const int64_t n = bytes - at < TILE ? bytes - at : TILE;
+        counters c;
+        clear(&c, p.planes > planes ? p.planes : planes, p.votes < 0);
+        ISA(add_stack)(&c, p.planes, stack, 0, stack->rows, at, n);
+        ISA(store_counts)(c.negatives, planes, stack->length, at, n, negatives, plane_stride);
+        if (positives)
+            ISA(store_counts)(c.positives, planes, stack->length, at, n, positives, plane_stride);
+    }
+}

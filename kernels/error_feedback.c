@@ -1,0 +1,226 @@
+/* Error feedback and pack with block scales (Karimireddy et al. 2019, Algorithm 1, per block).
+ *
+ * q = rate g + e; scale = mean |q| of a block; votes sign(q); e = q - scale sign(q). Gradient and
+ * residual are read twice and q computed twice: the second time they come from the cache if a
+ * block is no more than some 64 thousand coordinates, and from memory if it is more.
+ */
+#include "floats64.h"
+
+enum { ROW = 256, CHUNK = ROW * ROW, ROWS_ABOVE = 4 };
+
+typedef struct {
+    const char *grad;
+    float *residual;
+    float rate;
+    uint8_t *sign, *mask;
+    int zeros;
+    const mpisign_random *rnd;
+} feedback;
+
+MPISIGN_FN float halve(float x[ROW])
+{
+    for (int i = 0; i < 128; i++)
+        x[i] += x[i + 128];
+    for (int i = 0; i < 64; i++)
+        x[i] += x[i + 64];
+    for (int i = 0; i < 32; i++)
+        x[i] += x[i + 32];
+    for (int i = 0; i < 16; i++)
+        x[i] += x[i + 16];
+    for (int i = 0; i < 8; i++)
+        x[i] += x[i + 8];
+    for (int i = 0; i < 4; i++)
+        x[i] += x[i + 4];
+    return (x[0] + x[2]) + (x[1] + x[3]);
+}
+
+/* 64 values of q, and of count < 64 of them with zeros behind. */
+MPISIGN_FN void corrected64(int dtype, const feedback *f, int64_t at, int64_t count, float q[64])
+{
+    float g[64], e[64];
+    if (count >= 64) {
+        widen64(dtype, f->grad + at * item_size(dtype), g);
+        memcpy(e, f->residual + at, sizeof e);
+    } else {
+        uint64_t padded[64] = {0};
+        memcpy(padded, f->grad + at * item_size(dtype), (size_t)(count * item_size(dtype)));
+        widen64(dtype, padded, g);
+        memset(e, 0, sizeof e);
+        memcpy(e, f->residual + at, (size_t)count * sizeof *e);
+    }
+    for (int i = 0; i < 64; i++) {
+        float step = f->rate * g[i];
+        q[i] = step + e[i];
+    }
+}
+
+/* The sum of |q| over up to CHUNK coordinates, by halving rows of 256 and the row of their sums.
+ * `checked`: what is not finite counts 0; else it shows in the sum. */
+MPISIGN_FN float chunk_sum(int checked, int dtype, const feedback *f, int64_t first, int64_t last)
+{
+    float sums[ROW];
+    int rows = 0;
+    for (int64_t at = first; at < last; at += ROW) {
+        float x[ROW];
+        if (last - at >= ROW) {
+            for (int k = 0; k < 4; k++)
+                corrected64(dtype, f, at + 64 * k, 64, x + 64 * k);
+        } else {
+            memset(x, 0, sizeof x);
+            for (int64_t here = at; here < last; here += 64)
+                corrected64(dtype, f, here, last - here, x + here - at);
+        }
+        for (int i = 0; i < ROW; i++) {
+            float a = __builtin_fabsf(x[i]);
+            x[i] = !checked || a < __builtin_inff() ? a : 0.0f;
+        }
+        sums[rows++] = halve(x);
+    }
+    if (rows == 1)
+        return sums[0];
+    memset(sums + rows, 0, (size_t)(ROW - rows) * sizeof *sums);
+    return halve(sums);
+}
+
+/* `clean`: every q is finite. */
+MPISIGN_FN void settle_corrected64(int clean, int dtype, const feedback *f, int64_t at,
+                                   int64_t count, float scale, random_words *random,
+                                   mpisign_census *census)
+{
+    const uint64_t valid = count < 64 ? valid_word(count) : ~0ull;
+    const int bytes = count < 64 ? (int)((count + 7) / 8) : 8;
+    const size_t size = (size_t)(count < 64 ? count : 64) * sizeof(float);
+    float q[64], v[64], e[64];
+    corrected64(dtype, f, at, count, q);
+    for (int i = 0; i < 64; i++) {
+        v[i] = clean || __builtin_fabsf(q[i]) < __builtin_inff() ? q[i] : __builtin_nanf("");
+        e[i] = q[i] - __builtin_copysignf(scale, q[i]);
+    }
+    words64 w = classify64_fp32(v);
+    settle_word(w, valid, at / 8, bytes, f->sign, f->mask, f->zeros, random, census);
+    if (__builtin_expect((w.zero | w.nan) != 0, 0)) {
+        const uint64_t voted = load_word(f->sign + at / 8, bytes);
+        const uint64_t none = w.nan | (f->zeros == MPISIGN_ZEROS_ABSTAIN ? w.zero : 0);
+        float d[64], old[64] = {0};
+        memcpy(old, f->residual + at, size);
+        votes64(0, voted, ~0ull, scale, d);
+        for (int i = 0; i < 64; i++) {
+            float kept = none >> i & 1 ? q[i] : q[i] - d[i];
+            e[i] = w.nan >> i & 1 ? old[i] : kept;
+        }
+    }
+    memcpy(f->residual + at, e, size);
+}
+
+MPISIGN_FN void settle_corrected(int clean, int dtype, const feedback *f, int64_t first,
+                                 int64_t last, float scale, mpisign_census *census)
+{
+    random_words random = {.rnd = f->rnd, .first = 1, .last = 0};
+    int64_t at = first;
+    for (; at + 64 <= last; at += 64)
+        settle_corrected64(clean, dtype, f, at, 64, scale, &random, census);
+    if (at < last)
+        settle_corrected64(clean, dtype, f, at, last - at, scale, &random, census);
+}
+
+static float ISA(sum_of_chunk)(int checked, int which, const feedback *f, int64_t first,
+                               int64_t last)
+{
+    float sum;
+    if (checked)
+        FOR_DTYPE(which, sum = chunk_sum(1, dtype, f, first, last));
+    else
+        FOR_DTYPE(which, sum = chunk_sum(0, dtype, f, first, last));
+    return sum;
+}
+
+static void ISA(settle_slice)(int clean, int which, const feedback *f, int64_t first, int64_t last,
+                              float scale, mpisign_census *census)
+{
+    if (clean)
+        FOR_DTYPE(which, settle_corrected(1, dtype, f, first, last, scale, census));
+    else
+        FOR_DTYPE(which, settle_corrected(0, dtype, f, first, last, scale, census));
+}
+
+/* The sum over a block bigger than CHUNK: rows of the sums of rows, until one is left. */
+static float ISA(sum_of_block)(int checked, int dtype, const feedback *f, int64_t first,
+                               int64_t last, int threads)
+{
+    float above[ROWS_ABOVE][ROW], sums[ROW], sum = 0;
+    int count[ROWS_ABOVE] = {0};
+    for (int64_t at = first; at < last; at += (int64_t)ROW * CHUNK) {
+        memset(sums, 0, sizeof sums);
+#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
+        for (int k = 0; k < ROW; k++) {
+            int64_t here = at + (int64_t)k * CHUNK;
+            if (here < last)
+                sums[k] = ISA(sum_of_chunk)(checked, dtype, f, here,
+                                            last - here < CHUNK ? last : here + CHUNK);
+        }
+        sum = halve(sums);
+        for (int row = 0; row < ROWS_ABOVE; row++) {
+            above[row][count[row]++] = sum;
+            if (count[row] < ROW)
+                break;
+            sum = halve(above[row]);
+            count[row] = 0;
+        }
+    }
+    for (int row = 0; row < ROWS_ABOVE; row++) {
+        if (count[row] == 0)
+            continue;
+        memset(above[row] + count[row], 0, (size_t)(ROW - count[row]) * sizeof sum);
+        sum = halve(above[row]);
+        if (row + 1 < ROWS_ABOVE)
+            above[row + 1][count[row + 1]++] = sum;
+    }
+    return sum;
+}
+
+static mpisign_census ISA(error_feedback)(const void *grad, int dtype, float *residual,
+                                          int64_t length, float rate, int64_t block, uint8_t *sign,
+                                          uint8_t *mask, float *scales, int zeros,
+                                          const mpisign_random *rnd, int threads)
+{
+    const feedback f = {(const char *)grad, residual, rate, sign, mask, zeros, rnd};
+    const int64_t blocks = length ? (length - 1) / block + 1 : 0;
+    int64_t n_zeros = 0, n_nans = 0;
+    if (threads > 1 && length <= 4 * CHUNK)
+        threads = 1;
+    if (block <= CHUNK) {
+#pragma omp parallel for num_threads(threads) schedule(static) reduction(+ : n_zeros, n_nans)      \
+    if (threads > 1)
+        for (int64_t b = 0; b < blocks; b++) {
+            int64_t first = b * block, last = length - first < block ? length : first + block;
+            mpisign_census part = {0, 0};
+            float sum = ISA(sum_of_chunk)(0, dtype, &f, first, last);
+            const int clean = sum < __builtin_inff(); /* so is each q */
+            if (!clean)
+                sum = ISA(sum_of_chunk)(1, dtype, &f, first, last);
+            scales[b] = sum / (float)(last - first);
+            ISA(settle_slice)(clean, dtype, &f, first, last, scales[b], &part);
+            n_zeros += part.zeros;
+            n_nans += part.nans;
+        }
+        return (mpisign_census){n_zeros, n_nans};
+    }
+    for (int64_t b = 0; b < blocks; b++) {
+        int64_t first = b * block, last = length - first < block ? length : first + block;
+        float sum = ISA(sum_of_block)(0, dtype, &f, first, last, threads);
+        const int clean = sum < __builtin_inff();
+        if (!clean)
+            sum = ISA(sum_of_block)(1, dtype, &f, first, last, threads);
+        scales[b] = sum / (float)(last - first);
+#pragma omp parallel for num_threads(threads) schedule(static) reduction(+ : n_zeros, n_nans)      \
+    if (threads > 1)
+        for (int64_t at = first; at < last; at += CHUNK) {
+            mpisign_census part = {0, 0};
+            ISA(settle_slice)(clean, dtype, &f, at, last - at < CHUNK ? last : at + CHUNK,
+                              scales[b], &part);
+            n_zeros += part.zeros;
+            n_nans += part.nans;
+        }
+    }
+    return (mpisign_census){n_zeros, n_nans};
+}

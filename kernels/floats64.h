@@ -1,0 +1,115 @@
+/* 64 coordinates as fp32 in a local array, whatever they are in memory, and back.
+ *
+ * Plain loops of constant length, which GCC turns into vectors for each unit. `dtype` is a constant
+ * wherever these are inlined. Memory may be at any address.
+ */
+#ifndef MPISIGN_FLOATS64_H
+#define MPISIGN_FLOATS64_H
+
+#include "floats.h"
+
+typedef float float_at __attribute__((aligned(1), may_alias));
+typedef double double_at __attribute__((aligned(1), may_alias));
+typedef uint16_t half_at __attribute__((aligned(1), may_alias));
+
+MPISIGN_FN void widen64(int dtype, const void *data, float out[64])
+{
+    if (dtype == MPISIGN_FP32) {
+        memcpy(out, data, 64 * sizeof(float));
+    } else if (dtype == MPISIGN_FP64) {
+        const double_at *x = (const double_at *)data;
+        for (int i = 0; i < 64; i++)
+            out[i] = (float)x[i];
+    } else if (dtype == MPISIGN_BF16) {
+        const half_at *x = (const half_at *)data;
+        for (int i = 0; i < 64; i++)
+            out[i] = float_of_bf16(x[i]);
+    } else {
+#if defined(MPISIGN_AVX512) /* its conversions are those of floats.h but for NaN's other bits */
+        for (int i = 0; i < 64; i += 16)
+            _mm512_storeu_ps(out + i, _mm512_cvtph_ps(_mm256_loadu_si256(
+                                          (const __m256i *)((const char *)data + 2 * i))));
+#else
+        const half_at *x = (const half_at *)data;
+        for (int i = 0; i < 64; i++)
+            out[i] = float_of_fp16(x[i]);
+#endif
+    }
+}
+
+/* To fp32, fp16 or bf16. */
+MPISIGN_FN void narrow64(int dtype, const float x[64], void *data)
+{
+    if (dtype == MPISIGN_FP32) {
+        memcpy(data, x, 64 * sizeof(float));
+    } else if (dtype == MPISIGN_BF16) {
+        half_at *out = (half_at *)data;
+        for (int i = 0; i < 64; i++)
+            out[i] = bf16_of_float(x[i]);
+    } else {
+#if defined(MPISIGN_AVX512)
+        for (int i = 0; i < 64; i += 16)
+            _mm256_storeu_si256((__m256i *)((char *)data + 2 * i),
+                                _mm512_cvtps_ph(_mm512_loadu_ps(x + i),
+                                                _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+#else
+        half_at *out = (half_at *)data;
+        for (int i = 0; i < 64; i++)
+            out[i] = fp16_of_float(x[i]);
+#endif
+    }
+}
+
+/* Bit i of a word becomes the top bit of lane i. SSE2 has no shift for each lane: it tests bits. */
+#define FROM4(from, step) from, (from) + (step), (from) + 2 * (step), (from) + 3 * (step)
+#define TIMES4(one) (one), (one) << 1, (one) << 2, (one) << 3
+#if defined(__AVX2__) || defined(MPISIGN_AVX512) || defined(MPISIGN_AVX2) || defined(__aarch64__)
+static const uint32_t lane_shift[32] = {FROM4(31, -1), FROM4(27, -1), FROM4(23, -1), FROM4(19, -1),
+                                        FROM4(15, -1), FROM4(11, -1), FROM4(7, -1),  FROM4(3, -1)};
+#define TOP_BIT(word, i) ((word) << lane_shift[i] & 0x80000000u)
+#define WHOLE_LANE(word, i) ((uint32_t)((int32_t)((word) << lane_shift[i]) >> 31))
+#else
+static const uint32_t lane_bit[32] = {
+    TIMES4(1u),       TIMES4(1u << 4),  TIMES4(1u << 8),  TIMES4(1u << 12),
+    TIMES4(1u << 16), TIMES4(1u << 20), TIMES4(1u << 24), TIMES4(1u << 28)};
+#define TOP_BIT(word, i) (((word)&lane_bit[i]) == lane_bit[i] ? 0x80000000u : 0)
+#define WHOLE_LANE(word, i) (((word)&lane_bit[i]) == lane_bit[i] ? 0xffffffffu : 0)
+#endif
+
+/* Votes of weight w: w, -w where `sign` has a bit; if `masked`, -0.0 where `votes` has none, for
+ * y + -0.0 is y. */
+MPISIGN_FN void votes64(int masked, uint64_t sign, uint64_t votes, float w, float out[64])
+{
+#if defined(MPISIGN_AVX512)
+    const __m512 plus = _mm512_set1_ps(w), minus = _mm512_set1_ps(-w), none = _mm512_set1_ps(-0.0f);
+    for (int i = 0; i < 64; i += 16) {
+        __m512 v = _mm512_mask_blend_ps((__mmask16)(sign >> i), plus, minus);
+        v = masked ? _mm512_mask_blend_ps((__mmask16)(votes >> i), none, v) : v;
+        _mm512_storeu_ps(out + i, v);
+    }
+#else
+    const uint32_t weight = bits_of_float(w);
+    if (masked)
+        sign |= ~votes;
+    for (int half = 0; half < 2; half++) {
+        const uint32_t s = (uint32_t)(sign >> (32 * half)), v = (uint32_t)(votes >> (32 * half));
+        for (int i = 0; i < 32; i++) {
+            uint32_t magnitude = masked ? weight & WHOLE_LANE(v, i) : weight;
+            out[32 * half + i] = float_of_bits(magnitude ^ TOP_BIT(s, i));
+        }
+    }
+#endif
+}
+
+/* One loop for each type: `dtype` is a constant within CALL. */
+#define FOR_DTYPE(which, CALL)                                                                     \
+    do {                                                                                           \
+        switch (which) {                                                                           \
+        case MPISIGN_FP32: { enum { dtype = MPISIGN_FP32 }; CALL; break; }                         \
+        case MPISIGN_FP16: { enum { dtype = MPISIGN_FP16 }; CALL; break; }                         \
+        case MPISIGN_BF16: { enum { dtype = MPISIGN_BF16 }; CALL; break; }                         \
+        default: { enum { dtype = MPISIGN_FP64 }; CALL; break; }                                   \
+        }                                                                                          \
+    } while (0)
+
+#endif

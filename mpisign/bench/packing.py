@@ -143,7 +143,16 @@ def _error_feedback(xp: Any, block: int | None) -> Case:
         make = stock.tensor if torch_there() else stock.floats
         g, e = make(length), make(length)
         out = stock.planes(length)
-        ours = partial(planes.pack_error_feedback, g, e, block=block, zeros="positive", out=out)
+        scales = stock.floats(-(-length // block) if block else 1)
+        ours = partial(
+            planes.pack_error_feedback,
+            g,
+            e,
+            block=block,
+            zeros="positive",
+            out=out,
+            scales=scales,
+        )
         ways = {}
         if torch_there():
             residual = e.clone()

@@ -15,7 +15,7 @@ class Progress:
 
     def __init__(self, steps: int) -> None:
         self._steps, self._done = steps, 0
-        self._told = time.monotonic()
+        self._told = -_EVERY
         self._bar: Any = None
         self._task: Any = None
         if sys.stderr.isatty():
@@ -41,7 +41,7 @@ class Progress:
         """``what`` is measured next."""
         if self._bar is not None:
             self._bar.update(self._task, description=what)
-        elif time.monotonic() - self._told > _EVERY:
+        elif time.monotonic() - self._told >= _EVERY:
             self._told = time.monotonic()
             print(f"{self._done} of {self._steps}: {what}", file=sys.stderr, flush=True)
 

@@ -1,0 +1,232 @@
+"""``mpisign bench kernels``: what it tells, and that it compares like with like. No timings."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from launchers import ROOT, environment
+
+from mpisign import cli, planes
+from mpisign.bench import _limits, packing, plain, voting
+from mpisign.bench.case import Case
+from mpisign.bench.host import Host
+from mpisign.bench.stock import Stock, torch_there
+from mpisign.bench.table import coordinates
+from mpisign.cli.bench import _KERNELS, _size
+
+QUICK = ["--runs", "2", "--warm"]
+
+
+def bench(*options):
+    return cli.main(["bench", "kernels", *map(str, options)])
+
+
+def everything():
+    return [*packing.cases(np), *voting.cases(np)]
+
+
+def ident(value):
+    return f"{value.kernel}-{value.variant}-{value.n}" if isinstance(value, Case) else None
+
+
+@pytest.fixture(scope="module")
+def short(tmp_path_factory):
+    """All kernels, two sizes, all reports."""
+    folder = tmp_path_factory.mktemp("bench")
+    files = {option: folder / option for option in ("json", "plot", "markdown")}
+    files["plot"] = folder / "plot.png"
+    options = [part for option, path in files.items() for part in (f"--{option}", path)]
+    assert bench(*QUICK, "--sizes", "1k,24k", "--threads", "1,2", *options) == 0
+    return json.loads(files["json"].read_text()), files
+
+
+def test_every_kernel_is_measured(short):
+    document, _ = short
+    assert {row["kernel"] for row in document["rows"]} | {"calls"} == set(_KERNELS)
+    assert [row["error"] for row in document["rows"] if row["error"]] == []
+    assert {row["kernel"] for row in document["rows"] if row["size"] == 1000} | {"calls"} == set(
+        _KERNELS
+    ), "a kernel without a main case"
+    assert {row["n"] for row in document["rows"] if row["variant"] == "ties positive"} >= {
+        2, 3, 4, 5, 7, 8, 15, 16, 31, 32, 64, 128,
+    }  # fmt: skip
+    assert len(document["calls"]) == 4
+
+
+def test_the_figures_agree_with_each_other(short):
+    document, _ = short
+    for row in document["rows"]:
+        times = row["time"]
+        assert 0 < times["low"] <= times["median"] <= times["high"] and times["runs"] == 2
+        assert row["bytes_per_second"] == pytest.approx(row["moved"] / times["median"])
+        assert (row["ratio"] is None) == (row["size"] < Host.small)
+        if row["ratio"] is not None:
+            share = row["bytes_per_second"] / row["limit_bytes_per_second"]
+            assert row["ratio"] == pytest.approx(share)
+        assert (row["scaling"] is None) == (row["threads"] == 1)
+        for way in row["plain"]:
+            slower = way["time"]["median"] / times["median"]
+            assert way["times_slower"] == pytest.approx(slower)
+    pack = next(r for r in document["rows"] if r["kernel"] == "pack" and r["size"] == 24_000)
+    assert pack["moved"] == 24_000 * 4 + 3000 and pack["limit"] == "read"
+    majority = next(r for r in document["rows"] if r["n"] == 5 and r["size"] == 24_000)
+    assert majority["moved"] == 6 * 3000
+
+
+def test_the_reports(short, capsys):
+    document, files = short
+    assert document["device"]["cpu"] and document["device"]["isa"]
+    assert document["command"].startswith("mpisign ") and document["settings"]["warm"]
+    assert document["versions"]["numpy"] == np.__version__ and document["host"]["cores"]
+    assert files["plot"].read_bytes().startswith(b"\x89PNG")
+    table = files["markdown"].read_text()
+    assert "| majority | ties random | 16 |" in table and "### 24k coordinates, 2 threads" in table
+
+
+def test_only_some(capsys):
+    assert bench(*QUICK, "--sizes", "24k", "--only", "tally,calls") == 0
+    output = capsys.readouterr().out
+    names = {line.split()[0] for line in output.splitlines() if line[:1].islower()}
+    assert "tally" in names and "unpack" in names, "unpack is one of the calls"
+    assert "\x1b" not in output, "escape sequences in what is no terminal"
+    assert not names & {"majority,", "update", "pack_many"}
+
+
+def test_what_does_not_fit_is_told_and_not_tried(capsys):
+    assert bench(*QUICK, "--sizes", "2^40", "--only", "update") == 0
+    assert "needs 4" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--sizes", "1k,many"], "'many' is not a number from 8"),
+        (["--sizes", "0"], "'0' is not a number from 8"),
+        (["--sizes", "1.5"], "'1.5' is not a number from 8"),
+        (["--only", "pack,cat"], "'cat' is none of pack, "),
+        (["--threads", "0"], "'0' is not a number of threads"),
+        (["--runs", "-1"], "expected one argument|'-1' is not a number of runs"),
+        (["--json", "/no/such/folder/x"], "--json /no/such/folder/x: not a file in an existing"),
+        (["--device", "cuda", "--threads", "2"], "--threads is of the CPU"),
+        (["--isa", "mmx"], "invalid choice: 'mmx'"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(options, message, capsys):
+    import re
+
+    with pytest.raises(SystemExit) as ended:
+        bench(*QUICK, *options)
+    assert ended.value.code == 2
+    *_, last = capsys.readouterr().err.splitlines()
+    assert last.startswith("mpisign bench kernels: error: ") and re.search(message, last)
+
+
+def test_no_gpu_is_told(capsys):
+    cupy = pytest.importorskip("cupy") if "cupy" in sys.modules else None
+    if cupy is not None and cupy.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(SystemExit) as ended:
+        bench(*QUICK, "--device", "cuda")
+    assert ended.value.code == 2
+    assert "error: --device cuda" in capsys.readouterr().err
+
+
+def test_ctrl_c_leaves_a_clean_message():
+    command = [sys.executable, "-m", "mpisign.cli", "bench", "kernels", "--sizes", "1M"]
+    process = subprocess.Popen(
+        [*command, "--runs", "1000", "--only", "pack"],
+        cwd=ROOT,
+        env=environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stderr and "pack" in process.stderr.readline()
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "mpisign: interrupted" in errors and "Traceback" not in errors + output
+
+
+@pytest.mark.parametrize("case", everything(), ids=ident)
+def test_bytes_held_are_those_that_arguments_take(case):
+    """``Case.read``, ``written`` and ``again`` agree with what is laid out."""
+    if case.needs_torch and not torch_there():
+        pytest.skip("torch is not installed")
+    length, taken = 64 * 161 * 8, []
+
+    class Counting(Stock):
+        def _take(self, nbytes):
+            taken.append(nbytes)
+            return super()._take(nbytes)
+
+    stock = Counting(np, "cpu")
+    stock.reserve(2 * case.held(length) + (64 << 10))
+    case.build(stock, length)
+    assert sum(taken) == pytest.approx(case.held(length), rel=0.01)
+
+
+def test_the_plain_ways_compute_what_the_kernels_do():
+    length, stock = 8 * 1003, Stock(np, "cpu")
+    stock.reserve(1 << 20)
+    x, stack = stock.floats(length), stock.planes(length, 15)
+    same = np.array_equal
+    assert same(plain.pack(np, x), planes.pack(x, zeros="positive"))
+    assert same(plain.pack_abstain(np, x), planes.pack(x, zeros="abstain"))
+    for n in (4, 15):
+        vote = planes.majority(stack[:n], length=length, ties="positive")
+        assert same(plain.majority(np, stack[:n], length), vote)
+    both = stock.planes(length, 4, 2)
+    vote = planes.majority(both, length=length, ties="positive")
+    assert same(plain.majority_masked(np, both, length), vote)
+    assert same(plain.signs(np, stack[0], length, "float32"), planes.unpack(stack[0], length))
+
+
+def test_a_stock_is_random_and_its_own():
+    stock = Stock(np, "cpu")
+    stock.reserve(1 << 22)
+    x, y = stock.floats(100_000), stock.floats(100_000, "float16", zeros=0.5)
+    assert abs(x.mean()) < 0.02 and abs(x.std() - 1) < 0.02 and (y == 0).mean() > 0.48
+    assert x.ctypes.data % 64 == 0 and not np.shares_memory(x, y)
+    rows = stock.planes(1001, 5)
+    assert len({row.tobytes() for row in rows}) == 5 and (rows[:, -1] >> 1 == 0).all()
+    with pytest.raises(MemoryError):
+        stock.floats(1 << 22)
+
+
+@pytest.mark.parametrize("streaming", [0, 1])
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_limits_move_what_they_say(streaming, threads):
+    raw = np.zeros(64 * 40, np.uint8)
+    at = -raw.ctypes.data % 64
+    a, b = raw[at : at + 64 * 19], raw[at + 64 * 19 : at + 64 * 38]
+    b[:] = 7
+    _limits.move(a.ctypes.data, b.ctypes.data, 64 * 19, streaming, threads)
+    assert (a == 7).all()
+    assert _limits.move(0, a.ctypes.data, 64 * 19, 0, threads)
+    a[:], b[:] = 0, 0
+    assert not _limits.move(0, a.ctypes.data, 64 * 19, 0, threads)
+    a[-64] = 1
+    assert _limits.move(0, a.ctypes.data, 64 * 19, 0, threads)
+    _limits.move(a.ctypes.data, 0, 64 * 19, streaming, threads)
+    assert a.reshape(-1, 4).any(axis=1).sum() >= 152 and not b.any()
+    with pytest.raises(ValueError, match="multiples of 64"):
+        _limits.move(a.ctypes.data, b.ctypes.data, 63, streaming, threads)
+
+
+@pytest.mark.parametrize(
+    "text, size",
+    [("8", 8), ("1k", 1000), ("25.6M", 25_600_000), ("1G", 10**9), ("2^28", 1 << 28)],
+)
+def test_sizes_are_read_and_written_as_people_do(text, size):
+    assert _size(text) == size
+    assert coordinates(size) == (text if "^" not in text else "268,435,456")

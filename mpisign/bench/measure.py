@@ -13,6 +13,7 @@ from mpisign.bench.case import Call, Case
 
 _PLAIN_BUDGET = 0.3  # seconds for each plain way, after which it rests
 _MANY = 1000
+_SCALING, _REACHABLE = 1.6, 0.9  # goal of two threads over one; share of the limit it supposes
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ class Row:
     met: bool | None = None
     scaling: float | None = None
     limit_scaling: float | None = None
+    scaling_met: bool | None = None
     plain: list[Plain] = field(default_factory=list)
     error: str | None = None
 
@@ -178,13 +180,19 @@ def measure(case: Case, size: int, threads: Sequence[int], runs: int, device: An
 
 
 def _scaled(row: Row, first: Row) -> Row:
-    """``row`` with how many times faster it is than ``first``, and how many times memory is."""
+    """``row`` with how many times faster it is than ``first``, and how many times memory is.
+
+    The goal stands where memory allows it: not where 0.9 of the new limit would be less.
+    """
     assert row.bytes_per_second and first.bytes_per_second
     row = replace(row, scaling=row.bytes_per_second / first.bytes_per_second)
-    if row.limit_bytes_per_second and first.limit_bytes_per_second:
-        memory = row.limit_bytes_per_second / first.limit_bytes_per_second
-        row = replace(row, limit_scaling=memory)
-    return row
+    if not row.limit_bytes_per_second or not first.limit_bytes_per_second:
+        return row
+    row = replace(row, limit_scaling=row.limit_bytes_per_second / first.limit_bytes_per_second)
+    reachable = _REACHABLE * row.limit_bytes_per_second / first.bytes_per_second
+    if first.met is None or row.threads != 2 or reachable < _SCALING:
+        return row
+    return replace(row, scaling_met=(row.scaling or 0.0) >= _SCALING)
 
 
 def _rounds(contenders: Sequence[_Contender], runs: int, device: Any) -> None:

@@ -37,9 +37,10 @@ class Record:
         return what + "".join(f", {name} {v}" for name, v in versions.items() if v)
 
     @property
-    def missed(self) -> list[Row]:
-        """Rows below their goal."""
-        return [row for row in self.rows if row.met is False]
+    def verdicts(self) -> list[bool]:
+        """Of everything that has a goal: was it met?"""
+        found = [row.met for row in self.rows] + [row.scaling_met for row in self.rows]
+        return [met for met in (*found, *(call.met for call in self.calls)) if met is not None]
 
     def as_dict(self) -> dict[str, Any]:
         """The document of ``--json``."""

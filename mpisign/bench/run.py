@@ -142,9 +142,8 @@ def _print(record: Record) -> None:
     for part in table.tables(record):
         print(f"\n{table.text(part, colour)}")
     print("\n" + "\n".join([*table.limits(record), *record.notes]))
-    goals = [row for row in record.rows if row.met is not None]
-    if goals:
-        print(f"{len(goals) - len(record.missed)} of {len(goals)} goals met.")
+    if record.verdicts:
+        print(f"{sum(record.verdicts)} of {len(record.verdicts)} goals met.")
     sys.stdout.flush()
 
 

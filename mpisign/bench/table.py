@@ -43,7 +43,7 @@ def tables(record: Record) -> Iterator[Table]:
         heads = list(_HEADS)
         scaled = any(row.scaling for row in rows)
         if scaled:
-            heads[8:10] = ["times one", "memory"]
+            heads[8:10] = ["times one", "memory", ""]
         yield Table(title, heads, [_cells(row, scaled) for row in rows])
     if record.calls:
         title = f"calls of {record.calls[0].size:,} coordinates from Python"
@@ -56,6 +56,7 @@ def _cells(row: Row, scaled: bool) -> list[str]:
         return [*first, *[""] * 7, row.error or ""]
     if scaled:
         told = [f"{x:.2f}" if x else "" for x in (row.scaling, row.limit_scaling)]
+        told.append(_verdict(row.scaling_met))
     else:
         told = ["" if row.goal is None else f"{row.goal:.2f}", _verdict(row.met)]
     return [

@@ -4,76 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
 from mpisign.bench.case import Call, Case
+from mpisign.bench.results import Plain, Row, SmallCall, Timing
 
 _PLAIN_BUDGET = 0.3  # seconds for each plain way, after which it rests
 _MANY = 1000
 _SCALING, _REACHABLE = 1.6, 0.9  # goal of two threads over one; share of the limit it supposes
-
-
-@dataclass(frozen=True)
-class Timing:
-    """Seconds of one call: median and quartiles of ``runs`` samples."""
-
-    median: float
-    low: float
-    high: float
-    runs: int
-
-    @classmethod
-    def of(cls, samples: Sequence[float]) -> Timing:
-        """Of seconds measured."""
-        low, median, high = (float(q) for q in np.percentile(samples, (25, 50, 75)))
-        return cls(median, low, high, len(samples))
-
-    @property
-    def spread(self) -> float:
-        """Half the distance between the quartiles, as a share of the median."""
-        return (self.high - self.low) / 2 / self.median
-
-
-@dataclass(frozen=True)
-class Plain:
-    """A plain way, and how many times longer it takes."""
-
-    name: str
-    time: Timing
-    times_slower: float
-
-
-@dataclass(frozen=True)
-class Row:
-    """One kernel at one size with one number of threads. ``error``: why there is nothing else."""
-
-    kernel: str
-    variant: str
-    n: int | None
-    size: int
-    threads: int
-    limit: str
-    moved: int
-    goal: float | None
-    time: Timing | None = None
-    bytes_per_second: float | None = None
-    limit_how: str | None = None
-    limit_time: Timing | None = None
-    limit_bytes_per_second: float | None = None
-    ratio: float | None = None
-    met: bool | None = None
-    scaling: float | None = None
-    limit_scaling: float | None = None
-    scaling_met: bool | None = None
-    plain: list[Plain] = field(default_factory=list)
-    error: str | None = None
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
 
 
 class _Ring:
@@ -219,22 +158,6 @@ def _against(row: Row, how: str, limit: Timing, limit_bytes: int) -> Row:
         ratio=ratio,
         met=None if row.goal is None else ratio >= row.goal,
     )
-
-
-@dataclass(frozen=True)
-class SmallCall:
-    """A call on few coordinates, from Python, with all that is new in the caches."""
-
-    name: str
-    size: int
-    time: Timing
-    goal: float | None
-    met: bool | None
-    plain: list[Plain]
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
 
 
 def small_calls(size: int, runs: int, device: Any) -> Iterator[SmallCall]:

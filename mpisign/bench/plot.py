@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from mpisign.bench.errors import BenchError
-from mpisign.bench.measure import Row
 from mpisign.bench.record import Record
+from mpisign.bench.results import Row
 from mpisign.bench.table import coordinates
 
 # Okabe and Ito's colours, which colour-blind people tell apart too; shapes differ as well.

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import mpisign
-from mpisign.bench.measure import Row, SmallCall
+from mpisign.bench.results import Row, SmallCall
 
 
 @dataclass

@@ -13,9 +13,10 @@ from mpisign import _kernels
 from mpisign.bench import packing, table, voting
 from mpisign.bench.case import Case
 from mpisign.bench.errors import BenchError
-from mpisign.bench.measure import Row, _row, measure, small_calls
+from mpisign.bench.measure import _row, measure, small_calls
 from mpisign.bench.progress import Progress
 from mpisign.bench.record import Record
+from mpisign.bench.results import Row
 from mpisign.bench.stock import torch_there
 
 SMALL_CALL = 1000  # coordinates

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from mpisign.bench.measure import Plain, Row, SmallCall, Timing
 from mpisign.bench.record import Record
+from mpisign.bench.results import Plain, Row, SmallCall, Timing
 
 _HEADS = ("kernel", "with", "n", "time", "+-", "moved", "GB/s", "of limit", "goal", "", "against")
 _CALL_HEADS = ("call", "time", "+-", "goal", "", "against")
@@ -53,7 +53,7 @@ def tables(record: Record) -> Iterator[Table]:
 def _cells(row: Row, scaled: bool) -> list[str]:
     first = [row.kernel, row.variant, "" if row.n is None else str(row.n)]
     if row.time is None:
-        return [*first, *[""] * 7, row.error or ""]
+        return [*first, *[""] * (len(_HEADS) - 4 + scaled), row.error or ""]
     if scaled:
         told = [f"{x:.2f}" if x else "" for x in (row.scaling, row.limit_scaling)]
         told.append(_verdict(row.scaling_met))

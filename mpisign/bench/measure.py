@@ -125,10 +125,11 @@ def _scaled(row: Row, first: Row) -> Row:
     """
     assert row.bytes_per_second and first.bytes_per_second
     row = replace(row, scaling=row.bytes_per_second / first.bytes_per_second)
-    if not row.limit_bytes_per_second or not first.limit_bytes_per_second:
+    memory, memory_of_one = row.limit_bytes_per_second, first.limit_bytes_per_second
+    if not memory or not memory_of_one:
         return row
-    row = replace(row, limit_scaling=row.limit_bytes_per_second / first.limit_bytes_per_second)
-    reachable = _REACHABLE * row.limit_bytes_per_second / first.bytes_per_second
+    row = replace(row, limit_scaling=memory / memory_of_one)
+    reachable = _REACHABLE * memory / first.bytes_per_second
     if first.met is None or row.threads != 2 or reachable < _SCALING:
         return row
     return replace(row, scaling_met=(row.scaling or 0.0) >= _SCALING)

@@ -40,7 +40,7 @@ class Progress:
     def begin(self, what: str) -> None:
         """``what`` is measured next."""
         if self._bar is not None:
-            self._bar.update(self._task, description=what)
+            self._bar.update(self._task, description=what, refresh=True)
         elif time.monotonic() - self._told >= _EVERY:
             self._told = time.monotonic()
             print(f"{self._done} of {self._steps}: {what}", file=sys.stderr, flush=True)
@@ -64,4 +64,5 @@ def _bar() -> Any:
         progress.TextColumn("{task.description}"),
         console=console.Console(stderr=True),
         transient=True,
+        auto_refresh=False,  # by a thread, in the middle of what is measured
     )

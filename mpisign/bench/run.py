@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import textwrap
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -142,7 +143,9 @@ def _print(record: Record) -> None:
     print(record.machine)
     for part in table.tables(record):
         print(f"\n{table.text(part, colour)}")
-    print("\n" + "\n".join([*table.limits(record), *record.notes]))
+    print()
+    for line in (*table.limits(record), *record.notes):
+        print(textwrap.fill(line, 100))
     if record.verdicts:
         print(f"{sum(record.verdicts)} of {len(record.verdicts)} goals met.")
     sys.stdout.flush()

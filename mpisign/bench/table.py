@@ -22,6 +22,12 @@ class Table:
     heads: Sequence[str]
     rows: list[Sequence[str]]
 
+    def filled(self) -> Table:
+        """Without columns in which nothing stands."""
+        keep = [i for i in range(len(self.heads)) if any(row[i] for row in self.rows)]
+        rows: list[Sequence[str]] = [[row[i] for i in keep] for row in self.rows]
+        return Table(self.title, [self.heads[i] for i in keep], rows)
+
 
 def coordinates(size: int) -> str:
     """A number of coordinates as people and --sizes write it: 25.6M."""
@@ -44,7 +50,7 @@ def tables(record: Record) -> Iterator[Table]:
         scaled = any(row.scaling for row in rows)
         if scaled:
             heads[8:10] = ["times one", "memory", ""]
-        yield Table(title, heads, [_cells(row, scaled) for row in rows])
+        yield Table(title, heads, [_cells(row, scaled) for row in rows]).filled()
     if record.calls:
         title = f"calls of {record.calls[0].size:,} coordinates from Python"
         yield Table(title, _CALL_HEADS, [_call_cells(call) for call in record.calls])

@@ -37,30 +37,34 @@ MPISIGN_FN void philox4x32_10(uint64_t c, uint32_t step, uint32_t stream, uint64
     out[3] = c3;
 }
 
-/* The 64 (8 bytes) random bits for bytes [at, at + 8) of the planes. */
+/* The 64 (8 bytes) random bits for bytes [at, at + 8) of the planes.
+ * No array is indexed by what is known only at run time: a GPU would keep it in memory. */
 MPISIGN_FN uint64_t mpisign_random_bits64(const mpisign_random *rnd, uint64_t at)
 {
-    uint64_t offset = rnd->byte_offset + at, both[4];
+    uint64_t offset = rnd->byte_offset + at, low, high, next;
     uint32_t w[4];
     int skip = (int)(offset & 7) * 8, half = (int)(offset >> 3 & 1);
     philox4x32_10(offset >> 4, (uint32_t)rnd->step, rnd->stream, rnd->seed, w);
-    both[0] = w[0] | (uint64_t)w[1] << 32;
-    both[1] = w[2] | (uint64_t)w[3] << 32;
+    low = w[0] | (uint64_t)w[1] << 32;
+    high = w[2] | (uint64_t)w[3] << 32;
     if (skip == 0)
-        return both[half];
+        return half ? high : low;
     if (half == 0)
-        return both[0] >> skip | both[1] << (64 - skip);
+        return low >> skip | high << (64 - skip);
     philox4x32_10((offset >> 4) + 1, (uint32_t)rnd->step, rnd->stream, rnd->seed, w);
-    return both[1] >> skip | (w[0] | (uint64_t)w[1] << 32) << (64 - skip);
+    next = w[0] | (uint64_t)w[1] << 32;
+    return high >> skip | next << (64 - skip);
 }
 
 /* The random byte for byte `at` of the planes. */
 MPISIGN_FN uint8_t mpisign_random_byte(const mpisign_random *rnd, uint64_t at)
 {
     uint64_t offset = rnd->byte_offset + at;
-    uint32_t w[4];
+    uint32_t w[4], low, high;
     philox4x32_10(offset >> 4, (uint32_t)rnd->step, rnd->stream, rnd->seed, w);
-    return (uint8_t)(w[offset >> 2 & 3] >> (8 * (offset & 3)));
+    low = offset & 4 ? w[1] : w[0];
+    high = offset & 4 ? w[3] : w[2];
+    return (uint8_t)((offset & 8 ? high : low) >> (8 * (offset & 3)));
 }
 
 #endif

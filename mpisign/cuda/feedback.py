@@ -1,0 +1,61 @@
+"""Which kernels error feedback takes: one pass where a CUDA block can hold a block of scales."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mpisign.cuda import launch
+
+_CHUNK = 256
+_THREADS = 256
+#: (kernel, coordinates that a CUDA block holds, its threads): kernels/error_feedback.cu.
+_TILES = (("feedback", 8192, 256), ("feedback_wide", 32768, 512))
+
+
+def queue(
+    launcher: launch.Launcher,
+    dtype: str,
+    inputs: tuple[Any, ...],
+    block: int,
+    sign: int,
+    mask: int,
+    scales: int,
+    tail: tuple[Any, ...],
+) -> None:
+    """``inputs``: gradient, residual, length, rate; ``tail``: policy, random stream, census."""
+    length = inputs[2]
+    if block >= length:
+        block = -(-length // _CHUNK) * _CHUNK
+    for kind, tile, threads in _TILES:
+        if block <= tile:
+            fit = tile // block
+            grid = -(-length // (fit * block))
+            args = (*inputs, block, fit, sign, mask, scales, *tail)
+            launcher.launch("error_feedback", f"{kind}_{dtype}", grid, threads, 0, args)
+            return
+    _long(launcher, dtype, inputs, block, scales)
+    args = (*inputs, block, scales, sign, mask, *tail)
+    grid = -(-length // (16 * _THREADS))
+    launcher.launch("error_feedback_long", f"feedback_apply_{dtype}", grid, _THREADS, 0, args)
+
+
+def _long(
+    launcher: launch.Launcher, dtype: str, inputs: tuple[Any, ...], block: int, scales: int
+) -> None:
+    """Sums of chunks, then level by level up to one sum of each block, which gives its scale."""
+    length = inputs[2]
+    file, warps, blocks = "error_feedback_long", _THREADS // 32, -(-length // block)
+    widths = [block // _CHUNK]  # sums of a block at each level
+    while widths[-1] > 1 or len(widths) == 1:
+        widths.append(-(-widths[-1] // _CHUNK))
+    counts = [-(-length // _CHUNK), *(blocks * width for width in widths[1:])]
+    _memory, base = launcher.scratch(4 * sum(counts[:-1]))
+    starts = [base + 4 * sum(counts[:k]) for k in range(len(counts))]
+    grid = -(-counts[0] // (4 * warps))
+    launcher.launch(file, f"feedback_sums_{dtype}", grid, _THREADS, 0, (*inputs, starts[0]))
+    for k, width in enumerate(widths[:-1]):
+        last = k == len(widths) - 2
+        out = (0, counts[k + 1], scales) if last else (starts[k + 1], counts[k + 1], 0)
+        args = (starts[k], counts[k], width, *out, block, length)
+        grid = -(-counts[k + 1] // warps)
+        launcher.launch(file, "feedback_level", grid, _THREADS, 0, args)

@@ -1,0 +1,270 @@
+"""The kernels of mpisign/_kernels.pyi on a CUDA device: same names, same arguments, same bits.
+
+``of(array)`` gives them bound to the array's device and the current stream of its framework. They
+queue work and return; what they count is a device array that nobody has waited for. Which kernel
+and how many blocks is decided here; what a block does (8, 16, 32 coordinates a thread) is a number
+that its source in kernels/ has.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import numpy as np
+
+from mpisign import arrays
+from mpisign.cuda import feedback, launch
+from mpisign.cuda.layouts import ITEM_SIZES, layout_of, merged, scale_bits
+from mpisign.cuda.tables import Tables
+
+Random = tuple[int, int, int, int]
+
+_DTYPES = ("fp32", "fp16", "bf16", "fp64")
+_RULES = ("sign", "signum", "lion", "sparsign")
+_THREADS = 256
+
+#: Count planes of each kernel -> words of 4 bytes that a thread owns (the W of kernels/*.cu).
+_MAJORITY = {1: 4, 2: 4, 3: 4, 4: 4, 5: 4, 6: 4, 7: 4, 9: 4, 13: 4, 31: 1}
+_MAJORITY_MASKED = {1: 4, 2: 2, 3: 2, 4: 2, 5: 2, 7: 2, 9: 2, 13: 2, 31: 1}
+_GROUPED = {4: 2, 7: 2, 13: 1, 31: 1}
+_TALLY = {4: 4, 7: 4, 13: 2, 31: 1}
+_TALLY_MASKED = {4: 2, 7: 2, 13: 1, 31: 1}
+_TALLY_WEIGHTED = {8: 1, 16: 1, 31: 1}
+
+
+def of(array: Any) -> Kernels:
+    """The kernels for a torch CUDA tensor or a CuPy array, on its framework's current stream."""
+    if arrays.is_torch(array):
+        import torch
+
+        index = array.device.index
+        return _kernels(index, torch.cuda.current_stream(index).cuda_stream, True)
+    cupy = launch.cupy()
+    index = array.device.id
+    return _kernels(index, cupy.cuda.get_current_stream(index).ptr, False)
+
+
+@functools.lru_cache(maxsize=256)
+def _kernels(device: int, stream: int, is_torch: bool) -> Kernels:
+    return Kernels(launch.launcher(device, stream, is_torch))
+
+
+class Kernels:
+    """All kernels, on one stream of one device."""
+
+    def __init__(self, launcher: launch.Launcher) -> None:
+        self._launcher = launcher
+        self._tables = Tables(launcher)
+
+    def pack(
+        self,
+        data: int,
+        dtype: int,
+        shape: tuple[int, ...],
+        strides: tuple[int, ...],
+        sign: int,
+        mask: int,
+        zeros: int,
+        random: Random,
+        threads: int = 0,
+    ) -> Any:
+        census = self._launcher.zeros(2)
+        length = math.prod(shape)
+        if length == 0:
+            return census
+        planes = (length, sign, mask, zeros, *_random(random), _address(census))
+        dims = merged(shape, strides)
+        if not dims or dims == [(length, ITEM_SIZES[dtype])]:
+            self._launch("pack", f"pack_{_DTYPES[dtype]}", length, 32, (data, *planes))
+        else:
+            args = (data, layout_of(dims), *planes)
+            self._launch("pack", f"pack_strided_{_DTYPES[dtype]}", length, 8, args)
+        return census
+
+    def pack_pieces(
+        self,
+        rule: int,
+        parameters: tuple[float, float, float, float],
+        pieces: bytes,
+        sign: int,
+        mask: int,
+        zeros: int,
+        random: Random,
+        threads: int = 0,
+    ) -> Any:
+        census = self._launcher.zeros(2)
+        table, rows, blocks = self._tables.get(pieces, _THREADS * (32 if rule == 0 else 16))
+        if rows:
+            floats = tuple(np.float32(p) for p in parameters)
+            args = (table, rows, *floats, sign, mask, zeros, *_random(random), _address(census))
+            self._launcher.launch("fused", f"pieces_{_RULES[rule]}", blocks, _THREADS, 0, args)
+        return census
+
+    def error_feedback(
+        self,
+        grad: int,
+        dtype: int,
+        residual: int,
+        length: int,
+        rate: float,
+        block: int,
+        sign: int,
+        mask: int,
+        scales: int,
+        zeros: int,
+        random: Random,
+        threads: int = 0,
+    ) -> Any:
+        census = self._launcher.zeros(2)
+        if length:
+            tail = (zeros, *_random(random), _address(census))
+            inputs = (grad, residual, length, np.float32(rate))
+            planes = (sign, mask, scales, tail)
+            feedback.queue(self._launcher, _DTYPES[dtype], inputs, block, *planes)
+        return census
+
+    def majority(
+        self,
+        sign: int,
+        mask: int,
+        row_stride: int,
+        rows: int,
+        length: int,
+        weights: int,
+        group: int,
+        out_sign: int,
+        out_mask: int,
+        ties: int,
+        random: Random,
+        threads: int = 0,
+    ) -> Any:
+        """Returns a device array int64 (1,): coordinates that tied."""
+        census = self._launcher.zeros(1)
+        if length == 0:
+            return census
+        masked = "_masked" if mask else ""
+        stack = (sign, mask, row_stride, rows, length)
+        out = (out_sign, out_mask, ties, *_random(random), _address(census))
+        if weights:
+            args = (*stack, weights, *out)
+            self._launch("vote_weighted", f"majority_weighted{masked}", length, 32, args)
+        elif group > 1:
+            planes = _at_least(_GROUPED, max(group, rows // group).bit_length())
+            name = f"majority_grouped{masked}_{planes}"
+            self._launch("vote_grouped", name, length, 32 * _GROUPED[planes], (*stack, group, *out))
+        else:
+            words = _MAJORITY_MASKED if mask else _MAJORITY
+            planes = _at_least(words, rows.bit_length())
+            name = f"majority{masked}_{planes}"
+            self._launch("vote", name, length, 32 * words[planes], (*stack, *out))
+        return census
+
+    def tally(
+        self,
+        sign: int,
+        mask: int,
+        row_stride: int,
+        rows: int,
+        length: int,
+        weights: int,
+        planes: int,
+        negatives: int,
+        positives: int,
+        plane_stride: int,
+        threads: int = 0,
+    ) -> None:
+        if length == 0:
+            return
+        name, words, needed = "tally", _TALLY_MASKED if mask else _TALLY, rows.bit_length()
+        if weights:
+            name, words, needed = "tally_weighted", _TALLY_WEIGHTED, min(planes, 31)
+        counters = _at_least(words, needed)
+        name = f"{name}{'_masked' if mask else ''}_{counters}"
+        stack = (sign, mask, row_stride, rows, length, weights)
+        args = (*stack, planes, negatives, positives, plane_stride)
+        self._launch("tally", name, length, 32 * words[counters], args)
+
+    def weighted_sum(
+        self,
+        sign: int,
+        mask: int,
+        row_stride: int,
+        rows: int,
+        length: int,
+        weights: int,
+        block: int,
+        start: float,
+        scale: float,
+        out: int,
+        threads: int = 0,
+    ) -> None:
+        stack = (sign, mask, row_stride, rows, length, weights, min(block, length))
+        args = (*stack, np.float32(start), np.float32(scale), out)
+        self._launch("mean", "weighted_sum", length, 8, args)
+
+    def unpack(
+        self,
+        sign: int,
+        mask: int,
+        length: int,
+        dtype: int,
+        scale: float,
+        out: int,
+        threads: int = 0,
+    ) -> None:
+        args = (sign, mask, length, scale_bits(scale, dtype), out)
+        self._launch("unpack", f"unpack_{_DTYPES[dtype]}", length, 32, args)
+
+    def unpack_add(
+        self,
+        sign: int,
+        mask: int,
+        length: int,
+        dtype: int,
+        scale: float,
+        out: int,
+        threads: int = 0,
+    ) -> None:
+        args = (sign, mask, length, float(scale), out)
+        self._launch("unpack", f"unpack_add_{_DTYPES[dtype]}", length, 16, args)
+
+    def update(
+        self,
+        sign: int,
+        mask: int,
+        length: int,
+        dtype: int,
+        rate: float,
+        weight_decay: float,
+        parameter: int,
+        threads: int = 0,
+    ) -> None:
+        args = (sign, mask, length, float(rate), float(weight_decay), parameter)
+        self._launch("unpack", f"update_{_DTYPES[dtype]}", length, 16, args)
+
+    def _launch(
+        self, file: str, name: str, length: int, per_thread: int, args: tuple[Any, ...]
+    ) -> None:
+        """One thread for every ``per_thread`` coordinates; nothing if there are none."""
+        if length:
+            grid = -(-length // (per_thread * _THREADS))
+            self._launcher.launch(file, name, grid, _THREADS, 0, args)
+
+
+def _at_least(words: dict[int, int], planes: int) -> int:
+    """The shortest counter of those compiled that has as many planes."""
+    return min(p for p in words if p >= planes)
+
+
+def _random(random: Random) -> tuple[int, ...]:
+    """As arguments of 64 bits, whose sign bit is a bit like others."""
+    return tuple(value - (1 << 64) if value >> 63 else value for value in random)
+
+
+def _address(array: Any) -> int:
+    """Of a torch tensor, a CuPy array, or what the tests have in their place."""
+    if hasattr(array, "data_ptr"):
+        return int(array.data_ptr())
+    return int(array.data.ptr)

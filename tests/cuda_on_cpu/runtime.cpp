@@ -5,6 +5,7 @@
  */
 #include "cuda_on_cpu.h"
 
+#include <algorithm>
 #include <cstdarg>
 #include <cstdio>
 #include <link.h>
@@ -175,12 +176,12 @@ int note_module(dl_phdr_info *info, size_t, void *)
     return mine;
 }
 
+/* Ranges are sorted and do not overlap. */
 bool within(const std::vector<Range> &ranges, uintptr_t at, size_t size)
 {
-    for (const Range &r : ranges)
-        if (r.first <= at && at + size <= r.last)
-            return true;
-    return false;
+    auto next = std::upper_bound(ranges.begin(), ranges.end(), at,
+                                 [](uintptr_t x, const Range &r) { return x < r.first; });
+    return next != ranges.begin() && at + size <= (next - 1)->last;
 }
 
 void check(const void *address, size_t size, const char *what)
@@ -231,7 +232,9 @@ extern "C" {
 
 void cuda_buffer(uintptr_t first, size_t size)
 {
-    buffers.push_back({first, first + size});
+    auto next = std::upper_bound(buffers.begin(), buffers.end(), first,
+                                 [](uintptr_t x, const Range &r) { return x < r.first; });
+    buffers.insert(next, {first, first + size});
 }
 
 void cuda_forget_buffers()

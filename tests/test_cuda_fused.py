@@ -1,0 +1,169 @@
+"""The fused CUDA kernels, run on the CPU thread by thread, against the NumPy references."""
+
+from __future__ import annotations
+
+import shutil
+
+import ml_dtypes
+import numpy as np
+import pytest
+import references as ref
+from cuda_on_cpu.gpu import DTYPES, KEYS, LENGTHS, random_of, with_nans
+
+from mpisign import policies
+
+pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+
+SIGN, SIGNUM, LION, SPARSIGN = range(4)
+BF16 = ml_dtypes.bfloat16
+
+
+def parameters_of(rule):
+    return {
+        SIGN: (0.0,) * 4,
+        SIGNUM: (0.9, 1 - 0.9, 0.0, 0.0),
+        LION: (0.9, 1 - 0.9, 0.99, 1 - 0.99),
+        SPARSIGN: (0.3, 0.0, 0.0, 0.0),
+    }[rule]
+
+
+def reference(rule, x, momentum, zeros, offset):
+    """(sign plane, mask plane, new momentum, zeros, NaNs) of one piece."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        stored = momentum
+        if rule == SPARSIGN:
+            g = ref.widened(x)
+            sign, mask = ref.sparsign(x, 0.3, offset=offset, **KEYS)
+            return sign, mask, stored, int((g == 0).sum()), int(np.isnan(g).sum())
+        v = x.astype(np.float64)
+        if rule == SIGNUM:
+            v, stored = ref.signum(x, momentum)
+        elif rule == LION:
+            v, stored = ref.lion(x, momentum)
+        sign, mask = ref.pack(v, zeros, offset=offset, **KEYS)
+        return sign & mask, mask, stored, int((v == 0).sum()), int(np.isnan(v).sum())
+
+
+def check_pieces(gpu, rule, xs, momenta, zeros, gap=1, odd=0, offset=8 * 5):
+    """Pieces with ``gap`` bytes between them, which must stay as they are."""
+    first, rows, total = [], [], gap
+    for x in xs:
+        first.append(total)
+        total += -(-x.size // 8) + gap
+    sign, mask = gpu.planes(total, odd=odd), gpu.planes(total)
+    kept = []
+    for x, m, at in zip(xs, momenta, first, strict=True):
+        memory = gpu.put(m, odd)
+        kept.append(memory)
+        has = rule in (SIGNUM, LION)
+        data = (gpu.put(x, odd).address, x.size, DTYPES.index(x.dtype.type), at)
+        rows.append((*data, memory.address if has else 0, DTYPES.index(m.dtype.type)))
+    census = gpu.kernels.pack_pieces(
+        rule, parameters_of(rule), np.array(rows, dtype=np.int64).tobytes(), sign.address,
+        mask.address, policies.ZEROS.index(zeros), random_of(offset),
+    )  # fmt: skip
+    want_sign, want_mask = np.full((2, total), 0x5A, np.uint8)
+    counts = np.zeros(2, np.int64)
+    for x, m, at, memory in zip(xs, momenta, first, kept, strict=True):
+        s, v, stored, *counted = reference(rule, x, m, zeros, offset + 8 * at)
+        want_sign[at : at + s.size], want_mask[at : at + s.size] = s, v
+        counts += counted
+        assert ref.same(memory.array, np.asarray(stored, dtype=m.dtype)), x.size
+    assert np.array_equal(sign.array, want_sign)
+    assert np.array_equal(mask.array, want_mask)
+    assert list(census.array) == list(counts)
+
+
+def momentum_for(x, seed, dtype):
+    """Finite where the gradient is, now and then with NaN; zero where the gradient is, at times."""
+    m = ref.awkward(x.size, seed, np.float32)
+    m = np.where(np.isinf(m), np.float32(0.25), m)
+    m[::13] = 0
+    m[3::29] = np.nan
+    return m.astype(dtype)
+
+
+@pytest.mark.parametrize("rule", [SIGN, SIGNUM, LION, SPARSIGN])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_one_piece(gpu, rule, dtype):
+    for k, length in enumerate([*LENGTHS, 8192, 8193, 20011]):
+        x = with_nans(ref.awkward(length, 1, dtype))
+        m = momentum_for(x, 2, [np.float32, BF16][k % 2])
+        check_pieces(gpu, rule, [x], [m], policies.ZEROS[k % 3], odd=k % 4)
+        gpu.launcher.forget()
+
+
+@pytest.mark.parametrize("rule", [SIGN, SIGNUM, LION, SPARSIGN])
+def test_pieces_of_many_sizes_and_dtypes(gpu, rule):
+    """150 pieces: more than one launch can bring along; empty ones among them."""
+    rng = np.random.default_rng(rule)
+    sizes = [int(n) for n in rng.integers(0, 300, 147)] + [8192, 9000, 30000]
+    rng.shuffle(sizes)
+    xs = [with_nans(ref.awkward(n, k, DTYPES[k % 4])) for k, n in enumerate(sizes)]
+    momenta = [momentum_for(x, 3, [np.float32, BF16][k % 2]) for k, x in enumerate(xs)]
+    for zeros in policies.ZEROS:
+        check_pieces(gpu, rule, xs, momenta, zeros, gap=3)
+
+
+def test_the_table_of_pieces_is_sent_once(gpu):
+    x = gpu.put(ref.awkward(1000, 1))
+    sign = gpu.planes(125)
+    piece = np.array([x.address, 1000, 0, 0, 0, 0]).tobytes()
+    for _ in range(3):
+        gpu.kernels.pack_pieces(SIGN, (0.0,) * 4, piece, sign.address, 0, 0, random_of())
+    assert gpu.launcher.launched == ["store_table"] + ["pieces_sign"] * 3
+
+
+def test_no_pieces(gpu):
+    for pieces in (b"", np.array([0, 0, 0, 0, 0, 0]).tobytes()):
+        census = gpu.kernels.pack_pieces(SIGN, (0.0,) * 4, pieces, 0, 0, 0, random_of())
+        assert list(census.array) == [0, 0] and gpu.launcher.launched == []
+
+
+def check_feedback(gpu, length, block, dtype=np.float32, zeros="abstain", odd=0, rate=0.37):
+    x = with_nans(ref.awkward(length, 9, dtype))
+    e = np.random.default_rng(length).standard_normal(length).astype(np.float32)
+    e[::7] = -ref.widened(x)[::7] * np.float32(rate)  # q is 0 there
+    e[~np.isfinite(e)] = 0
+    grad, residual = gpu.put(x, odd), gpu.put(e, odd)
+    sign, mask = gpu.planes(-(-length // 8), odd=odd), gpu.planes(-(-length // 8), odd=odd)
+    blocks = -(-length // block) if length else 0
+    scales = gpu.put(np.zeros(blocks, np.float32))
+    census = gpu.kernels.error_feedback(
+        grad.address, DTYPES.index(dtype), residual.address, length, rate, block,
+        sign.address, mask.address, scales.address, policies.ZEROS.index(zeros), random_of(8 * 3),
+    )  # fmt: skip
+    with np.errstate(invalid="ignore", over="ignore"):
+        want = ref.error_feedback(x, e, rate, block, zeros, offset=8 * 3, **KEYS)
+    assert ref.same(scales.array, want[2]), (length, block)
+    assert np.array_equal(sign.array, want[0] & want[1]), (length, block)
+    assert np.array_equal(mask.array, want[1]), (length, block)
+    assert ref.same(residual.array, want[3]), (length, block)
+    assert tuple(census.array) == want[4:]
+    gpu.launcher.forget()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_error_feedback(gpu, dtype):
+    for k, length in enumerate(LENGTHS):
+        for block in (256, 768, max(1, length), 10**6):
+            check_feedback(gpu, length, block, dtype, policies.ZEROS[k % 3], odd=k % 3)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "length, block",
+    [(20011, 256), (20011, 2048), (20480, 5120), (30000, 8192), (50000, 16384), (70001, 32768)],
+)
+def test_error_feedback_in_one_pass(gpu, length, block, dtype):
+    check_feedback(gpu, length, block, dtype, "random", odd=block // 256 % 2)
+    assert all("feedback_" in name and "level" not in name for name in gpu.launcher.launched)
+
+
+def test_error_feedback_with_blocks_that_take_three_steps(gpu):
+    for length, block, dtype in [
+        (40003, 40003, np.float32), (65537, 10**9, np.float16), (150001, 65536, np.float32),
+        (140000, 66048, BF16), (33300, 33024, np.float64),
+    ]:  # fmt: skip
+        check_feedback(gpu, length, block, dtype, "positive", odd=length % 2)
+    assert "feedback_level" in gpu.launcher.launched

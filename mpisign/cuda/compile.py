@@ -19,22 +19,17 @@ def folder() -> Path:
     return installed if installed.is_dir() else here.parent / "kernels"
 
 
-def files() -> list[str]:
-    """The names of all CUDA files, without ``.cu``."""
-    return sorted(path.stem for path in folder().glob("*.cu"))
-
-
 @functools.cache
-def source(file: str) -> str:
-    """A CUDA file with its headers in place of its #include lines.
+def source(file: Path) -> str:
+    """A CUDA file with the text of its headers (of ``folder()``) in place of its #include lines.
 
     CuPy's cache on disk is addressed by the source it is given, not by what that includes: a header
     that changed must change the source.
     """
     seen: set[str] = set()
 
-    def text(name: str) -> str:
-        content = (folder() / name).read_text()
+    def text(path: Path) -> str:
+        content = path.read_text()
 
         def include(match: re.Match[str]) -> str:
             header = match[1]
@@ -42,8 +37,9 @@ def source(file: str) -> str:
                 return ""
             seen.add(header)
             after = content.count("\n", 0, match.start()) + 2
-            return f'#line 1 "{header}"\n{text(header)}\n#line {after} "{name}"'
+            inner = text(folder() / header)
+            return f'#line 1 "{header}"\n{inner}\n#line {after} "{path.name}"'
 
         return _INCLUDE.sub(include, content)
 
-    return f'#line 1 "{file}.cu"\n' + text(file + ".cu")
+    return f'#line 1 "{file.name}"\n' + text(file)

@@ -48,7 +48,8 @@ def cupy() -> Any:
 
 @functools.cache
 def _module(file: str) -> Any:
-    return cupy().RawModule(code=sources.source(file), options=sources.OPTIONS)
+    code = sources.source(sources.folder() / f"{file}.cu")
+    return cupy().RawModule(code=code, options=sources.OPTIONS)
 
 
 @functools.cache

@@ -20,15 +20,15 @@ CHECKS += ("--param", "asan-instrumentation-with-call-threshold=0")
 CHECKS += ("--param", "asan-stack=0", "--param", "asan-globals=0")
 
 
-def build(folder: Path) -> ctypes.CDLL:
-    """All kernels in one library; object files stay in ``folder`` for the next session."""
+def build(folder: Path, files: list[Path] | None = None) -> ctypes.CDLL:
+    """All kernels (or ``files``) in one library; objects stay in ``folder`` for next time."""
     header = (HERE / "cuda_on_cpu.h").read_text()
     runtime = (HERE / "runtime.cpp").read_text()
     objects = [_object(folder, "runtime", runtime + header, runtime, FLAGS)]
-    for file in sources.files():
+    for file in files or sorted(sources.folder().glob("*.cu")):
         text = sources.source(file)
         flags = (*FLAGS, *CHECKS, "-include", str(HERE / "cuda_on_cpu.h"))
-        objects.append(_object(folder, file, text + header, text, flags))
+        objects.append(_object(folder, file.stem, text + header, text, flags))
     library = folder / ("kernels-" + _digest("".join(map(str, objects))) + ".so")
     if not library.exists():
         _gxx("-shared", "-o", str(library), *map(str, objects))

@@ -10,6 +10,7 @@ enum { ROW = 256, CHUNK = ROW * ROW, ROWS_ABOVE = 4 };
 
 typedef struct {
     const char *grad;
+    int dtype;
     float *residual;
     float rate;
     uint8_t *sign, *mask;
@@ -35,19 +36,20 @@ MPISIGN_FN float halve(float x[ROW])
 }
 
 /* 64 values of q, and of count < 64 of them with zeros behind. */
-MPISIGN_FN void corrected64(int dtype, const feedback *f, int64_t at, int64_t count, float q[64])
+MPISIGN_FN void corrected64(const feedback *f, int64_t at, int64_t count, float q[64])
 {
-    float g[64], e[64];
-    if (count >= 64) {
-        widen64(dtype, f->grad + at * item_size(dtype), g);
-        memcpy(e, f->residual + at, sizeof e);
-    } else {
-        uint64_t padded[64] = {0};
-        memcpy(padded, f->grad + at * item_size(dtype), (size_t)(count * item_size(dtype)));
-        widen64(dtype, padded, g);
-        memset(e, 0, sizeof e);
-        memcpy(e, f->residual + at, (size_t)count * sizeof *e);
+    const int64_t size = item_size(f->dtype);
+    const void *grad = f->grad + at * size;
+    const float_at *e = (const float_at *)(f->residual + at);
+    uint64_t grad_room[64], residual_room[64];
+    float room[64];
+    if (count < 64) {
+        memset(grad_room, 0, sizeof grad_room);
+        memset(residual_room, 0, sizeof residual_room);
+        grad = memcpy(grad_room, grad, (size_t)(count * size));
+        e = memcpy(residual_room, e, (size_t)count * sizeof *e);
     }
+    const float_at *g = as_fp32(f->dtype, grad, room);
     for (int i = 0; i < 64; i++) {
         float step = f->rate * g[i];
         q[i] = step + e[i];
@@ -56,7 +58,7 @@ MPISIGN_FN void corrected64(int dtype, const feedback *f, int64_t at, int64_t co
 
 /* The sum of |q| over up to CHUNK coordinates, by halving rows of 256 and the row of their sums.
  * `checked`: what is not finite counts 0; else it shows in the sum. */
-MPISIGN_FN float chunk_sum(int checked, int dtype, const feedback *f, int64_t first, int64_t last)
+MPISIGN_FN float chunk_sum(int checked, const feedback *f, int64_t first, int64_t last)
 {
     float sums[ROW];
     int rows = 0;
@@ -64,11 +66,11 @@ MPISIGN_FN float chunk_sum(int checked, int dtype, const feedback *f, int64_t fi
         float x[ROW];
         if (last - at >= ROW) {
             for (int k = 0; k < 4; k++)
-                corrected64(dtype, f, at + 64 * k, 64, x + 64 * k);
+                corrected64(f, at + 64 * k, 64, x + 64 * k);
         } else {
             memset(x, 0, sizeof x);
             for (int64_t here = at; here < last; here += 64)
-                corrected64(dtype, f, here, last - here, x + here - at);
+                corrected64(f, here, last - here, x + here - at);
         }
         for (int i = 0; i < ROW; i++) {
             float a = __builtin_fabsf(x[i]);
@@ -83,15 +85,14 @@ MPISIGN_FN float chunk_sum(int checked, int dtype, const feedback *f, int64_t fi
 }
 
 /* `clean`: every q is finite. */
-MPISIGN_FN void settle_corrected64(int clean, int dtype, const feedback *f, int64_t at,
-                                   int64_t count, float scale, random_words *random,
-                                   mpisign_census *census)
+MPISIGN_FN void settle_corrected64(int clean, const feedback *f, int64_t at, int64_t count,
+                                   float scale, random_words *random, mpisign_census *census)
 {
     const uint64_t valid = count < 64 ? valid_word(count) : ~0ull;
     const int bytes = count < 64 ? (int)((count + 7) / 8) : 8;
     const size_t size = (size_t)(count < 64 ? count : 64) * sizeof(float);
     float q[64], v[64], e[64];
-    corrected64(dtype, f, at, count, q);
+    corrected64(f, at, count, q);
     for (int i = 0; i < 64; i++) {
         v[i] = clean || __builtin_fabsf(q[i]) < __builtin_inff() ? q[i] : __builtin_nanf("");
         e[i] = q[i] - __builtin_copysignf(scale, q[i]);
@@ -112,40 +113,34 @@ MPISIGN_FN void settle_corrected64(int clean, int dtype, const feedback *f, int6
     memcpy(f->residual + at, e, size);
 }
 
-MPISIGN_FN void settle_corrected(int clean, int dtype, const feedback *f, int64_t first,
-                                 int64_t last, float scale, mpisign_census *census)
+MPISIGN_FN void settle_corrected(int clean, const feedback *f, int64_t first, int64_t last,
+                                 float scale, mpisign_census *census)
 {
     random_words random = {.rnd = f->rnd, .first = 1, .last = 0};
     int64_t at = first;
     for (; at + 64 <= last; at += 64)
-        settle_corrected64(clean, dtype, f, at, 64, scale, &random, census);
+        settle_corrected64(clean, f, at, 64, scale, &random, census);
     if (at < last)
-        settle_corrected64(clean, dtype, f, at, last - at, scale, &random, census);
+        settle_corrected64(clean, f, at, last - at, scale, &random, census);
 }
 
-static float ISA(sum_of_chunk)(int checked, int which, const feedback *f, int64_t first,
-                               int64_t last)
+static float ISA(sum_of_chunk)(int checked, const feedback *f, int64_t first, int64_t last)
 {
-    float sum;
-    if (checked)
-        FOR_DTYPE(which, sum = chunk_sum(1, dtype, f, first, last));
-    else
-        FOR_DTYPE(which, sum = chunk_sum(0, dtype, f, first, last));
-    return sum;
+    return checked ? chunk_sum(1, f, first, last) : chunk_sum(0, f, first, last);
 }
 
-static void ISA(settle_slice)(int clean, int which, const feedback *f, int64_t first, int64_t last,
+static void ISA(settle_slice)(int clean, const feedback *f, int64_t first, int64_t last,
                               float scale, mpisign_census *census)
 {
     if (clean)
-        FOR_DTYPE(which, settle_corrected(1, dtype, f, first, last, scale, census));
+        settle_corrected(1, f, first, last, scale, census);
     else
-        FOR_DTYPE(which, settle_corrected(0, dtype, f, first, last, scale, census));
+        settle_corrected(0, f, first, last, scale, census);
 }
 
 /* The sum over a block bigger than CHUNK: rows of the sums of rows, until one is left. */
-static float ISA(sum_of_block)(int checked, int dtype, const feedback *f, int64_t first,
-                               int64_t last, int threads)
+static float ISA(sum_of_block)(int checked, const feedback *f, int64_t first, int64_t last,
+                               int threads)
 {
     float above[ROWS_ABOVE][ROW], sums[ROW], sum = 0;
     int count[ROWS_ABOVE] = {0};
@@ -155,7 +150,7 @@ static float ISA(sum_of_block)(int checked, int dtype, const feedback *f, int64_
         for (int k = 0; k < ROW; k++) {
             int64_t here = at + (int64_t)k * CHUNK;
             if (here < last)
-                sums[k] = ISA(sum_of_chunk)(checked, dtype, f, here,
+                sums[k] = ISA(sum_of_chunk)(checked, f, here,
                                             last - here < CHUNK ? last : here + CHUNK);
         }
         sum = halve(sums);
@@ -183,7 +178,7 @@ static mpisign_census ISA(error_feedback)(const void *grad, int dtype, float *re
                                           uint8_t *mask, float *scales, int zeros,
                                           const mpisign_random *rnd, int threads)
 {
-    const feedback f = {(const char *)grad, residual, rate, sign, mask, zeros, rnd};
+    const feedback f = {(const char *)grad, dtype, residual, rate, sign, mask, zeros, rnd};
     const int64_t blocks = length ? (length - 1) / block + 1 : 0;
     int64_t n_zeros = 0, n_nans = 0;
     if (threads > 1 && length <= 4 * CHUNK)
@@ -194,12 +189,12 @@ static mpisign_census ISA(error_feedback)(const void *grad, int dtype, float *re
         for (int64_t b = 0; b < blocks; b++) {
             int64_t first = b * block, last = length - first < block ? length : first + block;
             mpisign_census part = {0, 0};
-            float sum = ISA(sum_of_chunk)(0, dtype, &f, first, last);
+            float sum = ISA(sum_of_chunk)(0, &f, first, last);
             const int clean = sum < __builtin_inff(); /* so is each q */
             if (!clean)
-                sum = ISA(sum_of_chunk)(1, dtype, &f, first, last);
+                sum = ISA(sum_of_chunk)(1, &f, first, last);
             scales[b] = sum / (float)(last - first);
-            ISA(settle_slice)(clean, dtype, &f, first, last, scales[b], &part);
+            ISA(settle_slice)(clean, &f, first, last, scales[b], &part);
             n_zeros += part.zeros;
             n_nans += part.nans;
         }
@@ -207,16 +202,16 @@ static mpisign_census ISA(error_feedback)(const void *grad, int dtype, float *re
     }
     for (int64_t b = 0; b < blocks; b++) {
         int64_t first = b * block, last = length - first < block ? length : first + block;
-        float sum = ISA(sum_of_block)(0, dtype, &f, first, last, threads);
+        float sum = ISA(sum_of_block)(0, &f, first, last, threads);
         const int clean = sum < __builtin_inff();
         if (!clean)
-            sum = ISA(sum_of_block)(1, dtype, &f, first, last, threads);
+            sum = ISA(sum_of_block)(1, &f, first, last, threads);
         scales[b] = sum / (float)(last - first);
 #pragma omp parallel for num_threads(threads) schedule(static) reduction(+ : n_zeros, n_nans)      \
     if (threads > 1)
         for (int64_t at = first; at < last; at += CHUNK) {
             mpisign_census part = {0, 0};
-            ISA(settle_slice)(clean, dtype, &f, at, last - at < CHUNK ? last : at + CHUNK,
+            ISA(settle_slice)(clean, &f, at, last - at < CHUNK ? last : at + CHUNK,
                               scales[b], &part);
             n_zeros += part.zeros;
             n_nans += part.nans;

@@ -1,7 +1,7 @@
 /* 64 coordinates as fp32 in a local array, whatever they are in memory, and back.
  *
- * Plain loops of constant length, which GCC turns into vectors for each unit. `dtype` is a constant
- * wherever these are inlined. Memory may be at any address.
+ * Plain loops of constant length, which GCC turns into vectors for each unit. Memory may be at any
+ * address.
  */
 #ifndef MPISIGN_FLOATS64_H
 #define MPISIGN_FLOATS64_H
@@ -12,52 +12,53 @@ typedef float float_at __attribute__((aligned(1), may_alias));
 typedef double double_at __attribute__((aligned(1), may_alias));
 typedef uint16_t half_at __attribute__((aligned(1), may_alias));
 
-MPISIGN_FN void widen64(int dtype, const void *data, float out[64])
+/* 64 floats of any type as fp32: where they are if they are, else in `room`. No loop is compiled for
+ * each type: a call for 64 costs little, and compilation much. */
+static __attribute__((noinline)) const float_at *ISA(widen64)(int dtype, const void *data,
+                                                              float room[64])
 {
-    if (dtype == MPISIGN_FP32) {
-        memcpy(out, data, 64 * sizeof(float));
-    } else if (dtype == MPISIGN_FP64) {
-        const double_at *x = (const double_at *)data;
+    if (dtype == MPISIGN_FP64) {
         for (int i = 0; i < 64; i++)
-            out[i] = (float)x[i];
+            room[i] = (float)((const double_at *)data)[i];
     } else if (dtype == MPISIGN_BF16) {
-        const half_at *x = (const half_at *)data;
         for (int i = 0; i < 64; i++)
-            out[i] = float_of_bf16(x[i]);
+            room[i] = float_of_bf16(((const half_at *)data)[i]);
     } else {
 #if defined(MPISIGN_AVX512) /* its conversions are those of floats.h but for NaN's other bits */
         for (int i = 0; i < 64; i += 16)
-            _mm512_storeu_ps(out + i, _mm512_cvtph_ps(_mm256_loadu_si256(
-                                          (const __m256i *)((const char *)data + 2 * i))));
+            _mm512_storeu_ps(room + i, _mm512_cvtph_ps(_mm256_loadu_si256(
+                                           (const __m256i *)((const char *)data + 2 * i))));
 #else
-        const half_at *x = (const half_at *)data;
         for (int i = 0; i < 64; i++)
-            out[i] = float_of_fp16(x[i]);
+            room[i] = float_of_fp16(((const half_at *)data)[i]);
 #endif
     }
+    return room;
 }
 
-/* To fp32, fp16 or bf16. */
-MPISIGN_FN void narrow64(int dtype, const float x[64], void *data)
+MPISIGN_FN const float_at *as_fp32(int dtype, const void *data, float room[64])
 {
-    if (dtype == MPISIGN_FP32) {
-        memcpy(data, x, 64 * sizeof(float));
-    } else if (dtype == MPISIGN_BF16) {
-        half_at *out = (half_at *)data;
+    return dtype == MPISIGN_FP32 ? (const float_at *)data : ISA(widen64)(dtype, data, room);
+}
+
+/* To fp16 or bf16. */
+static __attribute__((noinline)) void ISA(narrow64)(int dtype, const float x[64], void *data)
+{
+    half_at *out = (half_at *)data;
+    if (dtype == MPISIGN_BF16) {
         for (int i = 0; i < 64; i++)
             out[i] = bf16_of_float(x[i]);
-    } else {
-#if defined(MPISIGN_AVX512)
-        for (int i = 0; i < 64; i += 16)
-            _mm256_storeu_si256((__m256i *)((char *)data + 2 * i),
-                                _mm512_cvtps_ph(_mm512_loadu_ps(x + i),
-                                                _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
-#else
-        half_at *out = (half_at *)data;
-        for (int i = 0; i < 64; i++)
-            out[i] = fp16_of_float(x[i]);
-#endif
+        return;
     }
+#if defined(MPISIGN_AVX512)
+    for (int i = 0; i < 64; i += 16)
+        _mm256_storeu_si256((__m256i *)(out + i),
+                            _mm512_cvtps_ph(_mm512_loadu_ps(x + i),
+                                            _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+#else
+    for (int i = 0; i < 64; i++)
+        out[i] = fp16_of_float(x[i]);
+#endif
 }
 
 /* Bit i of a word becomes the top bit of lane i. SSE2 has no shift for each lane: it tests bits. */
@@ -100,16 +101,5 @@ MPISIGN_FN void votes64(int masked, uint64_t sign, uint64_t votes, float w, floa
     }
 #endif
 }
-
-/* One loop for each type: `dtype` is a constant within CALL. */
-#define FOR_DTYPE(which, CALL)                                                                     \
-    do {                                                                                           \
-        switch (which) {                                                                           \
-        case MPISIGN_FP32: { enum { dtype = MPISIGN_FP32 }; CALL; break; }                         \
-        case MPISIGN_FP16: { enum { dtype = MPISIGN_FP16 }; CALL; break; }                         \
-        case MPISIGN_BF16: { enum { dtype = MPISIGN_BF16 }; CALL; break; }                         \
-        default: { enum { dtype = MPISIGN_FP64 }; CALL; break; }                                   \
-        }                                                                                          \
-    } while (0)
 
 #endif

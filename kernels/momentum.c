@@ -7,15 +7,18 @@
 #include "floats64.h"
 
 /* Writes the new momentum of 64 coordinates over the old; `v` is what is voted on. */
-MPISIGN_FN void momentum64(int lion, int dtype, int m_dtype, const float parameters[4],
-                           const void *grad, void *momentum, float v[64])
+MPISIGN_FN void momentum64(int lion, int m_dtype, const float parameters[4], const float_at *g,
+                           void *momentum, float v[64])
 {
     const float b1 = parameters[0], c1 = parameters[1];
     const float b2 = lion ? parameters[2] : b1, c2 = lion ? parameters[3] : c1;
-    float g[64], m[64];
+    float m[64];
     uint32_t stored[64];
-    widen64(dtype, grad, g);
-    widen64(m_dtype, momentum, m);
+    if (m_dtype == MPISIGN_FP32)
+        memcpy(m, momentum, sizeof m);
+    else
+        for (int i = 0; i < 64; i++)
+            m[i] = float_of_bf16(((half_at *)momentum)[i]);
     for (int i = 0; i < 64; i++) {
         float new = blend(b2, m[i], c2, g[i]);
         uint32_t bits = bits_of_float(new);
@@ -26,29 +29,30 @@ MPISIGN_FN void momentum64(int lion, int dtype, int m_dtype, const float paramet
         v[i] = nan ? __builtin_nanf("") : voted;
         stored[i] = nan ? bits_of_float(m[i]) : bits;
     }
-    if (m_dtype == MPISIGN_FP32) {
+    if (m_dtype == MPISIGN_FP32)
         memcpy(momentum, stored, sizeof stored);
-    } else {
+    else
         for (int i = 0; i < 64; i++)
             ((half_at *)momentum)[i] = (uint16_t)(stored[i] >> 16);
-    }
 }
 
 /* Coordinates [first, last) of a piece, first a multiple of 64. */
-MPISIGN_FN void pack_momentum(int lion, int dtype, int m_dtype, const mpisign_piece *piece,
-                              int64_t first, int64_t last, const float parameters[4], uint8_t *sign,
+MPISIGN_FN void pack_momentum(int lion, int m_dtype, const mpisign_piece *piece, int64_t first,
+                              int64_t last, const float parameters[4], uint8_t *sign,
                               uint8_t *mask, int zeros, const mpisign_random *rnd,
                               mpisign_census *census)
 {
+    const int dtype = (int)piece->dtype;
     const int64_t size = item_size(dtype), m_size = item_size(m_dtype);
     const char *data = (const char *)piece->data;
     char *momentum = (char *)piece->momentum;
     const float p[4] = {parameters[0], parameters[1], parameters[2], parameters[3]};
     random_words random = {.rnd = rnd, .first = 1, .last = 0};
-    float v[64];
+    float v[64], room[64];
     int64_t at = first;
     for (; at + 64 <= last; at += 64) {
-        momentum64(lion, dtype, m_dtype, p, data + at * size, momentum + at * m_size, v);
+        const float_at *g = as_fp32(dtype, data + at * size, room);
+        momentum64(lion, m_dtype, p, g, momentum + at * m_size, v);
         settle_word(classify64_fp32(v), ~0ull, piece->byte + at / 8, 8, sign, mask, zeros, &random,
                     census);
     }
@@ -58,7 +62,7 @@ MPISIGN_FN void pack_momentum(int lion, int dtype, int m_dtype, const mpisign_pi
     uint64_t g[64] = {0}, m[64] = {0};
     memcpy(g, data + at * size, count * (size_t)size);
     memcpy(m, momentum + at * m_size, count * (size_t)m_size);
-    momentum64(lion, dtype, m_dtype, p, g, m, v);
+    momentum64(lion, m_dtype, p, as_fp32(dtype, g, room), m, v);
     memcpy(momentum + at * m_size, m, count * (size_t)m_size);
     settle_word(classify64_fp32(v), valid_word(last - at), piece->byte + at / 8,
                 (int)((last - at + 7) / 8), sign, mask, zeros, &random, census);
@@ -71,11 +75,11 @@ MPISIGN_FN void pack_momentum(int lion, int dtype, int m_dtype, const mpisign_pi
         mpisign_census *census)                                                                    \
     {                                                                                              \
         if (piece->momentum_dtype == MPISIGN_BF16)                                                 \
-            FOR_DTYPE(piece->dtype, pack_momentum(LION, dtype, MPISIGN_BF16, piece, first, last,   \
-                                                  parameters, sign, mask, zeros, rnd, census));    \
+            pack_momentum(LION, MPISIGN_BF16, piece, first, last, parameters, sign, mask, zeros,   \
+                          rnd, census);                                                            \
         else                                                                                       \
-            FOR_DTYPE(piece->dtype, pack_momentum(LION, dtype, MPISIGN_FP32, piece, first, last,   \
-                                                  parameters, sign, mask, zeros, rnd, census));    \
+            pack_momentum(LION, MPISIGN_FP32, piece, first, last, parameters, sign, mask, zeros,   \
+                          rnd, census);                                                            \
     }
 
 DEFINE_MOMENTUM(signum, 0)

@@ -44,14 +44,13 @@ MPISIGN_FN uint64_t below64(const float t[64], const uint16_t half[64], uint64_t
 #endif
 }
 
-MPISIGN_FN void sparsign64(int dtype, const void *grad, float budget, uint64_t valid, int64_t byte,
-                           int bytes, uint8_t *sign, uint8_t *mask, const mpisign_random *rnd,
+MPISIGN_FN void sparsign64(const float_at *g, float budget, uint64_t valid, int64_t byte, int bytes,
+                           uint8_t *sign, uint8_t *mask, const mpisign_random *rnd,
                            const philox_keys *keys, mpisign_census *census)
 {
     const uint64_t block = rnd->byte_offset + (uint64_t)byte; /* 8 halves a block, as bits a byte */
-    float g[64], t[64];
+    float t[64];
     uint16_t half[64];
-    widen64(dtype, grad, g);
     philox_batch(keys, block | MPISIGN_HALVES, (uint8_t *)half);
     for (int i = 0; i < 64; i++) {
         float p = budget * __builtin_fabsf(g[i]);
@@ -72,24 +71,26 @@ MPISIGN_FN void sparsign64(int dtype, const void *grad, float budget, uint64_t v
     store_word(mask + byte, votes, bytes);
 }
 
-MPISIGN_FN void pack_sparsign(int dtype, const mpisign_piece *piece, int64_t first, int64_t last,
-                              float budget, uint8_t *sign, uint8_t *mask,
+MPISIGN_FN void pack_sparsign(const mpisign_piece *piece, int64_t first, int64_t last, float budget,
+                              uint8_t *sign, uint8_t *mask,
                               const mpisign_random *rnd, mpisign_census *census)
 {
+    const int dtype = (int)piece->dtype;
     const int64_t size = item_size(dtype);
     const char *data = (const char *)piece->data;
     const philox_keys keys = keys_of(rnd);
+    float room[64];
     int64_t at = first;
     for (; at + 64 <= last; at += 64) {
         PREFETCH(data + at * size + 4096);
-        sparsign64(dtype, data + at * size, budget, ~0ull, piece->byte + at / 8, 8, sign, mask, rnd,
+        sparsign64(as_fp32(dtype, data + at * size, room), budget, ~0ull, piece->byte + at / 8, 8, sign, mask, rnd,
                    &keys, census);
     }
     if (at == last)
         return;
     uint64_t padded[64] = {0};
     memcpy(padded, data + at * size, (size_t)((last - at) * size));
-    sparsign64(dtype, padded, budget, valid_word(last - at), piece->byte + at / 8,
+    sparsign64(as_fp32(dtype, padded, room), budget, valid_word(last - at), piece->byte + at / 8,
                (int)((last - at + 7) / 8), sign, mask, rnd, &keys, census);
 }
 
@@ -100,6 +101,5 @@ static void ISA(pack_words_sparsign)(const mpisign_piece *piece, int64_t first, 
 {
     const mpisign_random local = *rnd; /* a copy, which no store to the planes can change */
     (void)zeros;
-    FOR_DTYPE(piece->dtype, pack_sparsign(dtype, piece, first, last, parameters[0], sign, mask,
-                                          &local, census));
+    pack_sparsign(piece, first, last, parameters[0], sign, mask, &local, census);
 }

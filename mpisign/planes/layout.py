@@ -1,0 +1,164 @@
+"""Lists of arrays and where each lies in the planes: what the functions that pack them share."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from mpisign import arrays, policies
+
+#: Codes of pack_pieces (kernels/host.h).
+SIGN, SIGNUM, LION, SPARSIGN = range(4)
+
+
+def listed(xs: Any) -> list[Any]:
+    """One array as a list of one; a list or tuple as a list."""
+    return list(xs) if isinstance(xs, (list, tuple)) else [xs]
+
+
+def gradient(function: str, argument: str, x: Any) -> arrays.View:
+    """A view of a float array, or of a copy if it is not C-contiguous."""
+    v = arrays.view_floats(function, argument, x)
+    return v if v.contiguous else arrays.view_floats(function, argument, _in_c_order(v))
+
+
+def gradients(function: str, argument: str, xs: Any) -> list[arrays.View]:
+    """``gradient`` of one array or of several, all on one device."""
+    views = []
+    for i, x in enumerate(listed(xs)):
+        name = f"{argument}[{i}]" if isinstance(xs, (list, tuple)) else argument
+        views.append(gradient(function, name, x))
+        same_device(function, name, views[-1], views[0])
+    if not views:
+        raise ValueError(f"{function}: {argument} must hold at least one array, got none")
+    return views
+
+
+def in_place(
+    function: str, argument: str, x: Any, like: arrays.View, dtypes: Sequence[str]
+) -> arrays.View:
+    """A view of an array that is updated: ``like``'s length, one of ``dtypes``, in C order."""
+    v = arrays.view_floats(function, argument, x, writable=True)
+    if v.dtype not in dtypes:
+        raise TypeError(
+            f"{function}: {argument} must have dtype {' or '.join(dtypes)}, got {v.dtype}"
+        )
+    if v.length != like.length:
+        raise ValueError(
+            f"{function}: {argument} must have {like.length} coordinates like its gradient, "
+            f"got {v.length}"
+        )
+    if not v.contiguous:
+        raise ValueError(f"{function}: {argument} must be C-contiguous, got strides {v.strides}")
+    same_device(function, argument, v, like)
+    return v
+
+
+def same_device(function: str, argument: str, v: arrays.View, like: arrays.View) -> None:
+    """TypeError unless both arrays lie in the same memory: a kernel takes addresses of one."""
+    if v.device != like.device:
+        raise TypeError(
+            f"{function}: {argument} must be on device {like.device} like the rest, got {v.device}"
+        )
+
+
+def places(
+    function: str, views: Sequence[arrays.View], offsets: Sequence[int] | None
+) -> tuple[list[int], int]:
+    """The first byte of each array in the planes, and the bytes that they take, gaps too."""
+    lengths = [(v.length + 7) // 8 for v in views]
+    if offsets is None:
+        ends = np.cumsum([0, *lengths]).tolist()
+        return ends[:-1], ends[-1]
+    starts = [int(start) for start in offsets]
+    if len(starts) != len(views):
+        raise ValueError(
+            f"{function}: offsets must have one byte for each of {len(views)} arrays, "
+            f"got {len(starts)}"
+        )
+    end = 0
+    for start, nbytes in sorted(zip(starts, lengths, strict=True)):
+        if start < end and nbytes:
+            raise ValueError(
+                f"{function}: offsets must be at least 0 and leave each array its bytes, "
+                f"got {starts} for {lengths} bytes"
+            )
+        end = max(end, start + nbytes)
+    return starts, end
+
+
+def planes_out(
+    function: str, out: Any, nbytes: int, two: bool, gaps: bool, like: arrays.View
+) -> tuple[Any, int, int]:
+    """(planes, address of the sign plane, of the mask plane or 0); new ones if ``out`` is None.
+
+    ``out`` may be longer than ``nbytes``: what no array covers stays as it is.
+    """
+    shape: tuple[int, ...] = (2, nbytes) if two else (nbytes,)
+    if out is None:
+        out = arrays.empty(shape, "uint8", like=like)
+        if gaps:
+            out[...] = 0
+    o = arrays.view_bytes(function, "out", out, writable=True)
+    same_device(function, "out", o, like)
+    if o.shape != shape and not (gaps and o.shape[:-1] == shape[:-1] and o.shape[-1] > nbytes):
+        raise ValueError(f"{function}: out must have shape {shape}, got {o.shape}")
+    return out, o.address, o.address + o.strides[0] if two else 0
+
+
+def pieces(
+    views: Sequence[arrays.View],
+    starts: Sequence[int],
+    momenta: Sequence[arrays.View] | None = None,
+) -> bytes:
+    """The table that ``pack_pieces`` reads: int64 (n, 6)."""
+    rows = [
+        (v.address, v.length, arrays.FLOATS.index(v.dtype), start, 0, 0)
+        if momenta is None
+        else (
+            v.address,
+            v.length,
+            arrays.FLOATS.index(v.dtype),
+            start,
+            momenta[i].address,
+            arrays.FLOATS.index(momenta[i].dtype),
+        )
+        for i, (v, start) in enumerate(zip(views, starts, strict=True))
+    ]
+    return np.array(rows, dtype=np.int64).tobytes()
+
+
+def random(
+    function: str, seed: int, step: int, rank: int, offset: int
+) -> tuple[int, int, int, int]:
+    """What keys this rank's random bits; ``offset``: coordinates before the planes."""
+    for name, value in (("seed", seed), ("step", step)):
+        if not 0 <= value < 1 << 64:
+            raise ValueError(f"{function}: {name} must be in [0, 2**64), got {value}")
+    if not 0 <= rank < policies.TIE_STREAM:
+        raise ValueError(f"{function}: rank must be in [0, 2**31), got {rank}")
+    if not 0 <= offset < 1 << 64 or offset % 8:
+        raise ValueError(f"{function}: offset must be a multiple of 8, from 0, got {offset}")
+    return int(seed), int(step), int(rank), int(offset) // 8
+
+
+def fp32(function: str, argument: str, value: float, low: float, high: float) -> float:
+    """A parameter of a kernel: ValueError unless ``low <= value <= high`` once rounded to fp32."""
+    with np.errstate(over="ignore"):
+        rounded = float(np.float32(value))
+    if not low <= rounded <= high:
+        raise ValueError(
+            f"{function}: {argument} must be in [{low:g}, {high:g}] in float32, got {value!r}"
+        )
+    return float(value)
+
+
+def _in_c_order(v: arrays.View) -> Any:
+    if v.is_torch:
+        return v.owner.contiguous()
+    cupy = sys.modules.get("cupy")
+    xp: Any = np if isinstance(v.owner, np.ndarray) or cupy is None else cupy
+    return xp.ascontiguousarray(v.owner).reshape(v.shape)

@@ -1,0 +1,136 @@
+"""Means of signs: weighted sums of sign planes, and of count planes, in fp32."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import numpy as np
+
+from mpisign import arrays, threads
+from mpisign.planes import layout
+
+_MAX_VOTERS = 1 << 24  # whole numbers of fp32 up to there
+
+
+def weighted_sum(
+    stack: Any,
+    weights: Any,
+    *,
+    block: int | None = None,
+    length: int | None = None,
+    out: Any = None,
+) -> Any:
+    """The sum over rows of +-weight, in the order of the rows: a mean of scaled signs.
+
+    ``stack``: uint8 (n, B), or (n, 2, B) with masks, whose absent votes add nothing. ``weights``:
+    (n,) or (n, blocks), one for each row and block of ``block`` coordinates (a multiple of 8,
+    default all of them): the scales of ``pack_error_feedback`` divided by n give their mean.
+    ``length``: coordinates, default 8 B. Returns float32 (length,) of the same framework, or
+    ``out``: float32, C-contiguous, any shape of ``length`` coordinates.
+
+    fp32, one rounded addition for each row. Raises TypeError, ValueError for arguments that do not
+    fit.
+    """
+    function = "weighted_sum"
+    s = arrays.view_bytes(function, "stack", stack)
+    if len(s.shape) not in (2, 3) or (len(s.shape) == 3 and s.shape[1] != 2) or s.shape[0] == 0:
+        raise ValueError(f"{function}: stack must have shape (n, B) or (n, 2, B), got {s.shape}")
+    length = _checked_length(function, length, s.shape[-1])
+    block = max(1, length) if block is None else block
+    if block < 1 or (block % 8 and block < length):
+        raise ValueError(f"{function}: block must be a positive multiple of 8, got {block}")
+    blocks = -(-length // block)
+    w = arrays.view_floats(function, "weights", _float32_beside(s, weights))
+    shapes = [(s.shape[0], blocks)] + ([(s.shape[0],)] if blocks <= 1 else [])
+    if w.shape not in shapes:
+        raise ValueError(f"{function}: weights must have shape {shapes[0]}, got {w.shape}")
+    layout.same_device(function, "weights", w, s)
+    out, o = _float32_out(function, out, length, s)
+    mask = s.address + s.strides[1] if len(s.shape) == 3 else 0
+    _sum(s, mask, s.shape[0], length, w, block, (0.0, 1.0), o)
+    return out
+
+
+def mean_of_counts(counts: Any, voters: int, *, length: int | None = None, out: Any = None) -> Any:
+    """The mean of ``voters`` signs, (voters - 2 c) / voters, from the count c of negative ones.
+
+    ``counts``: uint8 (k, B), plane j has bit j of c, as ``tally`` returns. ``voters``: 1 to 2^24.
+    ``length``, returns, ``out``, errors: as ``weighted_sum``'s.
+    """
+    function = "mean_of_counts"
+    s = arrays.view_bytes(function, "counts", counts)
+    if len(s.shape) != 2 or not 1 <= s.shape[0] <= 32:
+        raise ValueError(f"{function}: counts must have shape (1 to 32, B), got {s.shape}")
+    if not 1 <= voters <= _MAX_VOTERS:
+        raise ValueError(f"{function}: voters must be in [1, 2**24], got {voters}")
+    length = _checked_length(function, length, s.shape[-1])
+    planes = s.shape[0]
+    w = arrays.view_floats(function, "counts", _float32_beside(s, 2.0 ** np.arange(planes)))
+    out, o = _float32_out(function, out, length, s)
+    # A plane's 0 adds its weight and its 1 takes it away: n - (2^k - 1) + (2^k - 1) - 2 c.
+    start = float(voters - ((1 << planes) - 1))
+    _sum(s, 0, planes, length, w, max(1, length), (start, 1.0 / voters), o)
+    return out
+
+
+def _sum(
+    s: arrays.View,
+    mask: int,
+    rows: int,
+    length: int,
+    w: arrays.View,
+    block: int,
+    line: tuple[float, float],
+    o: arrays.View,
+) -> None:
+    s.kernels.weighted_sum(
+        s.address,
+        mask,
+        s.strides[0],
+        rows,
+        length,
+        w.address,
+        block,
+        *line,
+        o.address,
+        threads.count(),
+    )
+
+
+def _checked_length(function: str, length: int | None, nbytes: int) -> int:
+    length = 8 * nbytes if length is None else length
+    if length < 0 or (length + 7) // 8 != nbytes:
+        raise ValueError(
+            f"{function}: length must fit planes of {nbytes} bytes "
+            f"({max(0, 8 * nbytes - 7)} to {8 * nbytes}), got {length}"
+        )
+    return length
+
+
+def _float32_out(
+    function: str, out: Any, length: int, like: arrays.View
+) -> tuple[Any, arrays.View]:
+    if out is None:
+        out = arrays.empty((length,), "float32", like=like)
+    o = arrays.view_floats(function, "out", out, writable=True)
+    layout.same_device(function, "out", o, like)
+    if o.dtype != "float32" or o.length != length or not o.contiguous:
+        raise ValueError(
+            f"{function}: out must be C-contiguous float32 of {length} coordinates, "
+            f"got {o.dtype} {o.shape}"
+        )
+    return out, o
+
+
+def _float32_beside(s: arrays.View, values: Any) -> Any:
+    """``values`` as a C-contiguous float32 array where ``s`` lies, or itself if it is one."""
+    if arrays.is_torch(values):
+        return values.detach().float().contiguous()
+    cupy = sys.modules.get("cupy")
+    if cupy is not None and isinstance(values, cupy.ndarray):
+        return cupy.ascontiguousarray(values, dtype=np.float32)
+    host = np.ascontiguousarray(values, dtype=np.float32)
+    if s.is_torch:
+        return sys.modules["torch"].from_numpy(host).to(s.owner.device)
+    return host if isinstance(s.owner, np.ndarray) or cupy is None else cupy.asarray(host)

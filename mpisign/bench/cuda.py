@@ -38,6 +38,7 @@ class Cuda:
     small = 1_000_000
     # Long enough for Python to be far ahead of the GPU: its launches are not what is measured.
     sample = 5e-3
+    tries = 1
 
     def __init__(self, warm: bool) -> None:
         try:

@@ -34,6 +34,8 @@ class Host:
     small = 10_000
     #: Seconds that one sample takes at least: short calls are repeated.
     sample = 2e-4
+    #: How often a sample is tried that another process disturbs.
+    tries = 4
 
     def __init__(self, warm: bool) -> None:
         self.warm = warm

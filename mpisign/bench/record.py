@@ -14,6 +14,8 @@ from typing import Any
 import mpisign
 from mpisign.bench.results import Row, SmallCall
 
+_WIDE = 0.1  # spread of a limit, above which others were at work
+
 
 @dataclass
 class Record:
@@ -37,6 +39,18 @@ class Record:
         return what + "".join(f", {name} {v}" for name, v in versions.items() if v)
 
     @property
+    def busy(self) -> str:
+        """What to know if the machine had other work meanwhile, else nothing."""
+        spreads = [row.limit_time.spread for row in self.rows if row.limit_time is not None]
+        wide = sum(spread > _WIDE for spread in spreads)
+        if wide * 5 < len(spreads) or not wide:
+            return ""
+        return (
+            f"THE MACHINE WAS BUSY: {wide} of {len(spreads)} measurements of the limits spread by "
+            f"more than {_WIDE:.0%}. Shares of the limit mean little in this run."
+        )
+
+    @property
     def verdicts(self) -> list[bool]:
         """Of everything that has a goal: was it met?"""
         found = [row.met for row in self.rows] + [row.scaling_met for row in self.rows]
@@ -46,7 +60,7 @@ class Record:
         """The document of ``--json``."""
         return {
             "mpisign": mpisign.__version__,
-            "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "command": self.command,
             "settings": self.settings,
             "device": self.device,

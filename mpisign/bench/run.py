@@ -14,10 +14,9 @@ from mpisign import _kernels
 from mpisign.bench import packing, table, voting
 from mpisign.bench.case import Case
 from mpisign.bench.errors import BenchError
-from mpisign.bench.measure import _row, measure, small_calls
+from mpisign.bench.measure import measure, small_calls
 from mpisign.bench.progress import Progress
 from mpisign.bench.record import Record
-from mpisign.bench.results import Row
 from mpisign.bench.stock import torch_there
 
 SMALL_CALL = 1000  # coordinates
@@ -58,11 +57,13 @@ def run(settings: Settings, command: str) -> int:
     kept = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(settings).items()}
     record = Record(command, {"kind": device.name, **device.describe()}, kept)
     if device.name == "cpu":
-        record.device["isa"] = getattr(_kernels, "isa", lambda: "not there")()
+        record.device["isa"] = _kernels.isa()
     record.notes.append(_how(settings, device))
-    if not torch_there():
-        record.notes.append("torch is not installed: bfloat16 and torch's ways are left out.")
     try:
+        if torch_there():
+            import torch  # noqa: F401 (now: seconds, which belong to no kernel)
+        else:
+            record.notes.append("torch is not installed: bfloat16 and torch's ways are left out.")
         _measure(settings, device, record)
     except KeyboardInterrupt:
         _print(record)
@@ -96,19 +97,12 @@ def _measure(settings: Settings, device: Any, record: Record) -> None:
             n = "" if case.n is None else f", {case.n} rows"
             size_text = table.coordinates(size)
             progress.begin(f"{case.kernel} ({case.variant}{n}), {size_text} coordinates")
-            record.rows += _rows(case, size, settings, device)
+            record.rows += measure(case, size, settings.threads, settings.runs, device)
             progress.end()
         if calls:
             progress.begin("small calls")
             record.calls += small_calls(SMALL_CALL, settings.runs, device)
             progress.end()
-
-
-def _rows(case: Case, size: int, settings: Settings, device: Any) -> list[Row]:
-    try:
-        return measure(case, size, settings.threads, settings.runs, device)
-    except (AttributeError, TypeError) as error:  # not there yet
-        return [_row(case, size, t, device, error=f"not there: {error}") for t in settings.threads]
 
 
 def _plan(settings: Settings, device: Any) -> Iterator[tuple[Case, int]]:
@@ -144,7 +138,7 @@ def _print(record: Record) -> None:
     for part in table.tables(record):
         print(f"\n{table.text(part, colour)}")
     print()
-    for line in (*table.limits(record), *record.notes):
+    for line in filter(None, (*table.limits(record), *record.notes, record.busy)):
         print(textwrap.fill(line, 100))
     if record.verdicts:
         print(f"{sum(record.verdicts)} of {len(record.verdicts)} goals met.")

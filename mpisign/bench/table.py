@@ -159,7 +159,7 @@ def text(table: Table, colour: bool) -> str:
 def markdown(record: Record) -> str:
     """The tables as docs/measurements.md has them."""
     parts = [f"    {record.command}"]
-    parts += [record.machine, *limits(record), *record.notes]
+    parts += filter(None, [record.machine, *limits(record), *record.notes, record.busy])
     for table in tables(record):
         lines = [f"### {table.title[0].upper()}{table.title[1:]}", ""]
         lines.append("| " + " | ".join(h or "met?" for h in table.heads) + " |")

@@ -6,11 +6,8 @@
  */
 #include <math.h>
 
-#include "mpisign_kernels.h"
-#include "philox.h"
-
-void mpisign_encode_counts(const uint8_t *plane, int64_t length, uint64_t base, int digits,
-                           double *words, int threads)
+static void ISA(encode_counts)(const uint8_t *plane, int64_t length, uint64_t base, int digits,
+                               double *words, int threads)
 {
     const int64_t n_words = (length + digits - 1) / digits;
 #pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1 && n_words > 1 << 14)
@@ -26,7 +23,7 @@ void mpisign_encode_counts(const uint8_t *plane, int64_t length, uint64_t base, 
 enum { WORDS = 128, MAX_DIGITS = 50 }; /* words decoded at a time: flags stay in the first level */
 
 /* The integers behind received words, 0 for words that are none; returns how many are none. */
-MPISIGN_CLONES static int64_t integers_of(const double *words, int64_t count, double unscale,
+static int64_t ISA(integers_of)(const double *words, int64_t count, double unscale,
                                           double limit, double *out)
 {
     int64_t bad = 0;
@@ -42,7 +39,7 @@ MPISIGN_CLONES static int64_t integers_of(const double *words, int64_t count, do
 }
 
 /* n = n / base, digit = n % base, for integers n < 2^51: no division, and the same on any CPU. */
-MPISIGN_CLONES static void next_digits(double *n, double base, double *digit)
+static void ISA(next_digits)(double *n, double base, double *digit)
 {
     const double inverse = 1.0 / base, round = 0x1.8p52;
     for (int w = 0; w < WORDS; w++) {
@@ -54,7 +51,7 @@ MPISIGN_CLONES static void next_digits(double *n, double base, double *digit)
     }
 }
 
-MPISIGN_CLONES static void compare(const double *negative, const double *cast, uint8_t *minus,
+static void ISA(compare)(const double *negative, const double *cast, uint8_t *minus,
                                    uint8_t *tie)
 {
     for (int w = 0; w < WORDS; w++) {
@@ -73,25 +70,26 @@ static uint8_t collapse(const uint8_t *flags)
 }
 
 /* WORDS words from word `first` on, or what is left: whole bytes, since WORDS is a multiple of 8. */
-static int64_t decode_words(const mpisign_counts *c, int64_t first, double limit, uint8_t *out_sign,
+static int64_t ISA(decode_words)(const mpisign_counts *c, int64_t first, double limit, uint8_t *out_sign,
                             uint8_t *out_mask, int ties, const mpisign_random *rnd)
 {
     const int64_t from = first * c->digits, left = c->length - from;
     const int64_t count = left < (int64_t)WORDS * c->digits ? left : (int64_t)WORDS * c->digits;
     const int64_t words = (count + c->digits - 1) / c->digits, bytes = (count + 7) / 8;
     double negatives[WORDS], votes[WORDS], negative[WORDS], cast[WORDS];
-    uint8_t minus[WORDS * MAX_DIGITS], tie[WORDS * MAX_DIGITS], random[WORDS * MAX_DIGITS / 8];
+    uint8_t minus[WORDS * MAX_DIGITS], tie[WORDS * MAX_DIGITS], room[RANDOM_ROOM(WORDS * MAX_DIGITS / 8)];
+    const uint8_t *random = room;
     uint8_t minus_of[WORDS], tie_of[WORDS];
-    int64_t bad = integers_of(c->negatives + first, words, c->unscale, limit, negatives);
+    int64_t bad = ISA(integers_of)(c->negatives + first, words, c->unscale, limit, negatives);
     if (c->votes)
-        bad += integers_of(c->votes + first, words, c->unscale, limit, votes);
+        bad += ISA(integers_of)(c->votes + first, words, c->unscale, limit, votes);
     for (int w = 0; w < WORDS; w++)
         cast[w] = (double)c->voters;
     for (int j = 0; j < c->digits; j++) {
-        next_digits(negatives, (double)c->base, negative);
+        ISA(next_digits)(negatives, (double)c->base, negative);
         if (c->votes)
-            next_digits(votes, (double)c->base, cast);
-        compare(negative, cast, minus_of, tie_of);
+            ISA(next_digits)(votes, (double)c->base, cast);
+        ISA(compare)(negative, cast, minus_of, tie_of);
         for (int64_t w = 0; w < words; w++) {
             minus[w * c->digits + j] = minus_of[w];
             tie[w * c->digits + j] = tie_of[w];
@@ -100,9 +98,9 @@ static int64_t decode_words(const mpisign_counts *c, int64_t first, double limit
     memset(minus + count, 0, (size_t)(8 * bytes - count));
     memset(tie + count, 0, (size_t)(8 * bytes - count));
     if (ties == MPISIGN_TIES_RANDOM && (c->votes || c->voters % 2 == 0))
-        mpisign_random_bytes(rnd, (uint64_t)(from / 8), (size_t)bytes, random);
+        random = random_bytes(rnd, (uint64_t)(from / 8), bytes, room);
     else
-        memset(random, 0, (size_t)bytes);
+        memset(room, 0, (size_t)bytes);
     for (int64_t b = 0; b < bytes; b++) {
         uint8_t tied = collapse(tie + 8 * b), valid = 0xff;
         if (8 * b + 8 > count)
@@ -114,8 +112,8 @@ static int64_t decode_words(const mpisign_counts *c, int64_t first, double limit
     return bad;
 }
 
-int64_t mpisign_decode_counts(const mpisign_counts *counts, uint8_t *out_sign, uint8_t *out_mask,
-                              int ties, const mpisign_random *rnd, int threads)
+static int64_t ISA(decode_counts)(const mpisign_counts *counts, uint8_t *out_sign,
+                                  uint8_t *out_mask, int ties, const mpisign_random *rnd, int threads)
 {
     const int64_t n_words = (counts->length + counts->digits - 1) / counts->digits;
     double limit = 1;
@@ -125,6 +123,6 @@ int64_t mpisign_decode_counts(const mpisign_counts *counts, uint8_t *out_sign, u
 #pragma omp parallel for num_threads(threads) schedule(static) reduction(+ : bad)                  \
     if (threads > 1 && n_words > 16 * WORDS)
     for (int64_t at = 0; at < n_words; at += WORDS)
-        bad += decode_words(counts, at, limit, out_sign, out_mask, ties, rnd);
+        bad += ISA(decode_words)(counts, at, limit, out_sign, out_mask, ties, rnd);
     return bad;
 }

@@ -25,11 +25,10 @@ typedef struct {
     uint64_t sign, zero, nan;
 } words64;
 
-/* --- bit planes, 64 bytes at a time --------------------------------------------------------- */
-
-enum { BLOCK = 64 };
+/* --- bit planes, a vector at a time --------------------------------------------------------- */
 
 #if defined(MPISIGN_AVX512)
+enum { BLOCK = 64 };
 typedef __m512i lanes;
 MPISIGN_FN lanes load_lanes(const uint8_t *p) { return _mm512_loadu_si512(p); }
 MPISIGN_FN void store_lanes(uint8_t *p, lanes v) { _mm512_storeu_si512(p, v); }
@@ -40,8 +39,15 @@ MPISIGN_FN void stream_lanes(uint8_t *p, lanes v) { _mm512_stream_si512((void *)
         (carry) = _mm512_ternarylogic_epi64(a_, b_, c_, 0xe8); /* majority */                      \
         (sum) = _mm512_ternarylogic_epi64(a_, b_, c_, 0x96);   /* parity */                        \
     } while (0)
+#elif defined(MPISIGN_AVX2)
+enum { BLOCK = 32 };
+typedef __m256i lanes;
+MPISIGN_FN lanes load_lanes(const uint8_t *p) { return _mm256_loadu_si256((const __m256i *)p); }
+MPISIGN_FN void store_lanes(uint8_t *p, lanes v) { _mm256_storeu_si256((__m256i *)p, v); }
+MPISIGN_FN void stream_lanes(uint8_t *p, lanes v) { _mm256_stream_si256((__m256i *)p, v); }
 #else
-typedef uint64_t lanes __attribute__((vector_size(64), aligned(8), may_alias));
+enum { BLOCK = 16 };
+typedef uint64_t lanes __attribute__((vector_size(16)));
 MPISIGN_FN lanes load_lanes(const uint8_t *p)
 {
     lanes v;
@@ -49,21 +55,19 @@ MPISIGN_FN lanes load_lanes(const uint8_t *p)
     return v;
 }
 MPISIGN_FN void store_lanes(uint8_t *p, lanes v) { memcpy(p, &v, BLOCK); }
-MPISIGN_FN void stream_lanes(uint8_t *p, lanes v)
-{
-#if defined(MPISIGN_AVX2)
-    const __m256i *halves = (const __m256i *)&v;
-    _mm256_stream_si256((__m256i *)p, _mm256_loadu_si256(halves));
-    _mm256_stream_si256((__m256i *)p + 1, _mm256_loadu_si256(halves + 1));
-#else
-    memcpy(p, &v, BLOCK);
-#endif
-}
+MPISIGN_FN void stream_lanes(uint8_t *p, lanes v) { memcpy(p, &v, BLOCK); }
 #endif
 
 MPISIGN_FN lanes zero_lanes(void) { return (lanes){0}; }
 
-/* Bits set in each of eight parts of a block, for sums that are added up once at the end. */
+/* A cache line past the cache. */
+MPISIGN_FN void stream_line(uint8_t *out, const uint8_t *line)
+{
+    for (int i = 0; i < 64; i += BLOCK)
+        stream_lanes(out + i, load_lanes(line + i));
+}
+
+/* Bits set in each 64-bit part of a block, for sums that are added up once at the end. */
 typedef lanes lane_sums;
 MPISIGN_FN lane_sums count_lanes(lanes v)
 {
@@ -75,10 +79,16 @@ MPISIGN_FN lane_sums count_lanes(lanes v)
     __m512i high = _mm512_shuffle_epi8(bits_of,
                                        _mm512_and_si512(_mm512_srli_epi16(v, 4), nibble));
     return _mm512_sad_epu8(_mm512_add_epi8(low, high), zero_lanes());
+#elif defined(MPISIGN_AVX2)
+    const __m256i bits_of = _mm256_broadcastsi128_si256(
+        _mm_setr_epi8(0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4));
+    const __m256i nibble = _mm256_set1_epi8(15);
+    __m256i low = _mm256_shuffle_epi8(bits_of, _mm256_and_si256(v, nibble));
+    __m256i high = _mm256_shuffle_epi8(bits_of,
+                                       _mm256_and_si256(_mm256_srli_epi16(v, 4), nibble));
+    return _mm256_sad_epu8(_mm256_add_epi8(low, high), zero_lanes());
 #else
-    for (int i = 0; i < 8; i++)
-        v[i] = (uint64_t)__builtin_popcountll(v[i]);
-    return v;
+    return (lanes){(uint64_t)__builtin_popcountll(v[0]), (uint64_t)__builtin_popcountll(v[1])};
 #endif
 }
 
@@ -86,6 +96,8 @@ MPISIGN_FN lane_sums add_sums(lane_sums a, lane_sums b)
 {
 #if defined(MPISIGN_AVX512)
     return _mm512_add_epi64(a, b);
+#elif defined(MPISIGN_AVX2)
+    return _mm256_add_epi64(a, b);
 #else
     return a + b;
 #endif
@@ -93,9 +105,12 @@ MPISIGN_FN lane_sums add_sums(lane_sums a, lane_sums b)
 
 MPISIGN_FN int64_t total_of(lane_sums sums)
 {
-    uint64_t w[8];
+    uint64_t w[BLOCK / 8];
+    int64_t total = 0;
     memcpy(w, &sums, BLOCK);
-    return (int64_t)(w[0] + w[1] + w[2] + w[3] + w[4] + w[5] + w[6] + w[7]);
+    for (int i = 0; i < BLOCK / 8; i++)
+        total += (int64_t)w[i];
+    return total;
 }
 
 #define LANES lanes
@@ -317,9 +332,11 @@ MPISIGN_FN philox_keys keys_of(const mpisign_random *rnd)
     return keys;
 }
 
+enum { BATCH_LANES = RANDOM_BATCH_BYTES / BLOCK };
+
 /* Blocks with counters c .. c + 7: 128 bytes. On x86-64 in 64-bit lanes, whose upper halves are junk:
  * the multiplication reads the lower ones alone. */
-MPISIGN_FN void philox_batch(const philox_keys *keys, uint64_t c, uint8_t *out)
+MPISIGN_FN void philox_lanes(const philox_keys *keys, uint64_t c, lanes out[BATCH_LANES])
 {
 #if defined(MPISIGN_AVX512)
     const __m512i m0 = _mm512_set1_epi64(0xD2511F53u), m1 = _mm512_set1_epi64(0xCD9E8D57u);
@@ -341,11 +358,12 @@ MPISIGN_FN void philox_batch(const philox_keys *keys, uint64_t c, uint8_t *out)
     __m512i high = _mm512_mask_blend_epi32(0xaaaa, c2, _mm512_slli_epi64(c3, 32));
     const __m512i first = _mm512_set_epi64(11, 3, 10, 2, 9, 1, 8, 0);
     const __m512i second = _mm512_set_epi64(15, 7, 14, 6, 13, 5, 12, 4);
-    _mm512_storeu_si512(out, _mm512_permutex2var_epi64(low, first, high));
-    _mm512_storeu_si512(out + 64, _mm512_permutex2var_epi64(low, second, high));
+    out[0] = _mm512_permutex2var_epi64(low, first, high);
+    out[1] = _mm512_permutex2var_epi64(low, second, high);
 #elif defined(MPISIGN_AVX2)
     const __m256i m0 = _mm256_set1_epi64x(0xD2511F53u), m1 = _mm256_set1_epi64x(0xCD9E8D57u);
-    for (int half = 0; half < 2; half++, c += 4, out += 64) {
+    MPISIGN_UNROLL
+    for (int half = 0; half < 2; half++, c += 4) {
         __m256i c0 = _mm256_add_epi64(_mm256_set1_epi64x((long long)c),
                                       _mm256_set_epi64x(3, 2, 1, 0));
         __m256i c1 = _mm256_srli_epi64(c0, 32);
@@ -363,8 +381,8 @@ MPISIGN_FN void philox_batch(const philox_keys *keys, uint64_t c, uint8_t *out)
         __m256i low = _mm256_blend_epi32(c0, _mm256_slli_epi64(c1, 32), 0xaa);
         __m256i high = _mm256_blend_epi32(c2, _mm256_slli_epi64(c3, 32), 0xaa);
         __m256i even = _mm256_unpacklo_epi64(low, high), odd = _mm256_unpackhi_epi64(low, high);
-        _mm256_storeu_si256((__m256i *)out, _mm256_permute2x128_si256(even, odd, 0x20));
-        _mm256_storeu_si256((__m256i *)out + 1, _mm256_permute2x128_si256(even, odd, 0x31));
+        out[2 * half] = _mm256_permute2x128_si256(even, odd, 0x20);
+        out[2 * half + 1] = _mm256_permute2x128_si256(even, odd, 0x31);
     }
 #else
     uint32_t c0[RANDOM_BATCH], c1[RANDOM_BATCH], c2[RANDOM_BATCH], c3[RANDOM_BATCH];
@@ -383,10 +401,20 @@ MPISIGN_FN void philox_batch(const philox_keys *keys, uint64_t c, uint8_t *out)
             c3[i] = (uint32_t)p0;
         }
     for (int i = 0; i < RANDOM_BATCH; i++) {
-        store_word(out + 16 * i, c0[i] | (uint64_t)c1[i] << 32, 8);
-        store_word(out + 16 * i + 8, c2[i] | (uint64_t)c3[i] << 32, 8);
+        uint8_t block[16];
+        store_word(block, c0[i] | (uint64_t)c1[i] << 32, 8);
+        store_word(block + 8, c2[i] | (uint64_t)c3[i] << 32, 8);
+        out[i] = load_lanes(block);
     }
 #endif
+}
+
+MPISIGN_FN void philox_batch(const philox_keys *keys, uint64_t c, uint8_t *out)
+{
+    lanes v[BATCH_LANES];
+    philox_lanes(keys, c, v);
+    for (int i = 0; i < BATCH_LANES; i++)
+        store_lanes(out + i * BLOCK, v[i]);
 }
 
 /* Room that random_bytes needs for n bytes. */
@@ -402,37 +430,6 @@ MPISIGN_FN const uint8_t *random_bytes(const mpisign_random *rnd, uint64_t at, i
     for (int64_t done = 0; done < skip + n; done += RANDOM_BATCH_BYTES)
         philox_batch(&keys, (offset >> 4) + (uint64_t)done / 16, room + done);
     return room + skip;
-}
-
-/* The same for one stretch after the other. */
-enum { STRETCH = 2 * RANDOM_BATCH_BYTES };
-typedef struct {
-    philox_keys keys;
-    uint64_t block; /* the one that `room` begins with */
-    int64_t skip;
-    uint8_t room[16 + STRETCH];
-} random_stream;
-
-MPISIGN_FN void begin_random(random_stream *s, const mpisign_random *rnd, uint64_t at)
-{
-    const uint64_t offset = rnd->byte_offset + at;
-    uint8_t batch[RANDOM_BATCH_BYTES];
-    s->keys = keys_of(rnd);
-    s->block = offset >> 4;
-    s->skip = (int64_t)(offset & 15);
-    philox_batch(&s->keys, s->block, batch);
-    memcpy(s->room + STRETCH, batch, 16);
-    s->block -= STRETCH / 16;
-}
-
-/* The next STRETCH bytes of the stream; they stay until the next call. */
-MPISIGN_FN const uint8_t *next_random(random_stream *s)
-{
-    memcpy(s->room, s->room + STRETCH, 16);
-    s->block += STRETCH / 16;
-    philox_batch(&s->keys, s->block + 1, s->room + 16);
-    philox_batch(&s->keys, s->block + 1 + RANDOM_BATCH, s->room + 16 + RANDOM_BATCH_BYTES);
-    return s->room + s->skip;
 }
 
 #endif

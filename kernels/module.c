@@ -1,15 +1,121 @@
 /* mpisign._kernels: the host kernels for Python. Takes addresses; mpisign/planes.py checks them. */
-#define Py_LIMITED_API 0x030A0000
+#define Py_LIMITED_API 0x030B0000
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
-#include "mpisign_kernels.h"
+#include "host.h"
+
+#include <stdlib.h>
 
 typedef unsigned long long u64;
+
+static const mpisign_kernels *kernels = &mpisign_portable;
 
 static void *address(u64 value)
 {
     return (void *)(uintptr_t)value;
+}
+
+/* --- instruction sets ------------------------------------------------------------------------ */
+
+static const mpisign_kernels *const units[] = {
+#if defined(__x86_64__)
+    &mpisign_avx512,
+    &mpisign_avx2,
+#endif
+    &mpisign_portable,
+};
+enum { UNITS = sizeof units / sizeof *units };
+
+static int runs_here(const mpisign_kernels *unit)
+{
+#if defined(__x86_64__)
+    if (unit == &mpisign_avx512)
+        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    if (unit == &mpisign_avx2)
+        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi2");
+#endif
+    return unit == &mpisign_portable;
+}
+
+/* Takes the unit of that name, or the best for NULL; -1 if there is none. */
+static int take_unit(const char *name)
+{
+    for (int i = 0; i < UNITS; i++)
+        if (runs_here(units[i]) && (!name || strcmp(name, units[i]->name) == 0)) {
+            kernels = units[i];
+            return 0;
+        }
+    PyErr_Format(PyExc_ValueError, "use_isa: name must be one of this processor's sets, got '%s'",
+                 name);
+    return -1;
+}
+
+static PyObject *py_isa(PyObject *self, PyObject *args)
+{
+    (void)self, (void)args;
+    return PyUnicode_FromString(kernels->name);
+}
+
+static PyObject *py_isas(PyObject *self, PyObject *args)
+{
+    (void)self, (void)args;
+    PyObject *names = PyList_New(0), *tuple;
+    for (int i = 0; names && i < UNITS; i++) {
+        PyObject *name = runs_here(units[i]) ? PyUnicode_FromString(units[i]->name) : NULL;
+        if (name && PyList_Append(names, name) < 0)
+            Py_CLEAR(names);
+        Py_XDECREF(name);
+    }
+    tuple = names ? PyList_AsTuple(names) : NULL;
+    Py_XDECREF(names);
+    return tuple;
+}
+
+static PyObject *py_use_isa(PyObject *self, PyObject *args)
+{
+    const char *name;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "s", &name) || take_unit(name) < 0)
+        return NULL;
+    Py_RETURN_NONE;
+}
+
+/* --- memory ---------------------------------------------------------------------------------- */
+
+static PyObject *py_address(PyObject *self, PyObject *array)
+{
+    (void)self;
+    Py_buffer buffer;
+    if (PyObject_GetBuffer(array, &buffer, PyBUF_STRIDED_RO) < 0)
+        return NULL;
+    const u64 start = (u64)(uintptr_t)buffer.buf;
+    PyBuffer_Release(&buffer);
+    return PyLong_FromUnsignedLongLong(start);
+}
+
+/* --- kernels --------------------------------------------------------------------------------- */
+
+/* A few thousand coordinates take less time than giving up the interpreter's lock and waiting. */
+enum { SMALL = 1 << 16 };
+#define RUN(work, call)                                                                            \
+    do {                                                                                           \
+        if ((work) < SMALL) {                                                                      \
+            call;                                                                                  \
+        } else {                                                                                   \
+            Py_BEGIN_ALLOW_THREADS                                                                 \
+            call;                                                                                  \
+            Py_END_ALLOW_THREADS                                                                   \
+        }                                                                                          \
+    } while (0)
+
+#define RANDOM "(KKIK)"
+#define INTO_RANDOM(r) &(r).seed, &(r).step, &(r).stream, &(r).byte_offset
+
+static PyObject *census_tuple(mpisign_census census)
+{
+    return Py_BuildValue("LL", (long long)census.zeros, (long long)census.nans);
 }
 
 static int read_dims(PyObject *tuple, int64_t *out)
@@ -32,59 +138,168 @@ static int read_dims(PyObject *tuple, int64_t *out)
 static PyObject *py_pack(PyObject *self, PyObject *args)
 {
     (void)self;
-    u64 data, sign, mask, seed, step, byte_offset;
-    unsigned int stream;
+    u64 data, sign, mask;
     int zeros, threads;
     PyObject *shape, *strides;
     mpisign_array x;
-    if (!PyArg_ParseTuple(args, "KiO!O!KKiKKIKi", &data, &x.dtype, &PyTuple_Type, &shape,
-                          &PyTuple_Type, &strides, &sign, &mask, &zeros, &seed, &step, &stream,
-                          &byte_offset, &threads))
+    mpisign_random rnd;
+    mpisign_census census;
+    if (!PyArg_ParseTuple(args, "KiO!O!KKi" RANDOM "i", &data, &x.dtype, &PyTuple_Type, &shape,
+                          &PyTuple_Type, &strides, &sign, &mask, &zeros, INTO_RANDOM(rnd),
+                          &threads))
         return NULL;
     x.data = address(data);
     x.ndim = read_dims(shape, x.shape);
     if (x.ndim < 0 || read_dims(strides, x.strides) != x.ndim)
         return PyErr_Occurred() ? NULL : PyErr_Format(PyExc_ValueError, "shape and strides differ");
-    mpisign_random rnd = {seed, step, stream, byte_offset};
-    mpisign_census census;
     Py_BEGIN_ALLOW_THREADS
-    census = mpisign_pack(&x, address(sign), address(mask), zeros, &rnd, threads);
+    census = kernels->pack(&x, address(sign), address(mask), zeros, &rnd, threads);
     Py_END_ALLOW_THREADS
-    return Py_BuildValue("LL", (long long)census.zeros, (long long)census.nans);
+    return census_tuple(census);
+}
+
+static PyObject *py_pack_pieces(PyObject *self, PyObject *args)
+{
+    (void)self;
+    int rule, zeros, threads;
+    float parameters[4];
+    const char *bytes;
+    Py_ssize_t n_bytes;
+    u64 sign, mask;
+    mpisign_random rnd;
+    mpisign_census census;
+    int64_t work = 0;
+    if (!PyArg_ParseTuple(args, "i(ffff)y#KKi" RANDOM "i", &rule, &parameters[0], &parameters[1],
+                          &parameters[2], &parameters[3], &bytes, &n_bytes, &sign, &mask, &zeros,
+                          INTO_RANDOM(rnd), &threads))
+        return NULL;
+    const Py_ssize_t n = n_bytes / (Py_ssize_t)(6 * sizeof(int64_t));
+    mpisign_piece few[8], *pieces = n <= 8 ? few : malloc((size_t)n * sizeof *pieces);
+    if (!pieces)
+        return PyErr_NoMemory();
+    for (Py_ssize_t i = 0; i < n; i++) {
+        int64_t row[6];
+        memcpy(row, bytes + i * (Py_ssize_t)sizeof row, sizeof row);
+        pieces[i] = (mpisign_piece){address((u64)row[0]), row[1], row[2], row[3],
+                                    address((u64)row[4]), row[5]};
+        work += row[1];
+    }
+    RUN(work, census = kernels->pack_pieces(rule, parameters, pieces, n, address(sign),
+                                            address(mask), zeros, &rnd, threads));
+    if (pieces != few)
+        free(pieces);
+    return census_tuple(census);
+}
+
+static PyObject *py_error_feedback(PyObject *self, PyObject *args)
+{
+    (void)self;
+    u64 grad, residual, sign, mask, scales;
+    int dtype, zeros, threads;
+    long long length, block;
+    float rate;
+    mpisign_random rnd;
+    mpisign_census census;
+    if (!PyArg_ParseTuple(args, "KiKLfLKKKi" RANDOM "i", &grad, &dtype, &residual, &length, &rate,
+                          &block, &sign, &mask, &scales, &zeros, INTO_RANDOM(rnd), &threads))
+        return NULL;
+    RUN(length, census = kernels->error_feedback(address(grad), dtype, address(residual), length,
+                                                 rate, block, address(sign), address(mask),
+                                                 address(scales), zeros, &rnd, threads));
+    return census_tuple(census);
 }
 
 static PyObject *py_majority(PyObject *self, PyObject *args)
 {
     (void)self;
-    u64 sign, mask, out_sign, out_mask, seed, step, byte_offset;
-    long long row_stride, mask_row_stride, rows, length;
+    u64 sign, mask, weights, out_sign, out_mask;
+    long long row_stride, rows, length, group;
     int ties, threads;
-    if (!PyArg_ParseTuple(args, "KKLLLLKKiKKKi", &sign, &mask, &row_stride, &mask_row_stride, &rows,
-                          &length, &out_sign, &out_mask, &ties, &seed, &step, &byte_offset,
+    int64_t tied;
+    mpisign_random rnd;
+    if (!PyArg_ParseTuple(args, "KKLLLKLKKi" RANDOM "i", &sign, &mask, &row_stride, &rows, &length,
+                          &weights, &group, &out_sign, &out_mask, &ties, INTO_RANDOM(rnd),
                           &threads))
         return NULL;
-    mpisign_stack stack = {address(sign), address(mask), row_stride, mask_row_stride, rows, length};
-    mpisign_random rnd = {seed, step, MPISIGN_TIE_STREAM, byte_offset};
-    int64_t tied;
-    Py_BEGIN_ALLOW_THREADS
-    tied = mpisign_majority(&stack, address(out_sign), address(out_mask), ties, &rnd, threads);
-    Py_END_ALLOW_THREADS
+    const mpisign_stack stack = {address(sign), address(mask), row_stride, rows, length,
+                                 address(weights)};
+    RUN(rows * length / 8, tied = kernels->majority(&stack, group, address(out_sign),
+                                                    address(out_mask), ties, &rnd, threads));
     return PyLong_FromLongLong(tied);
+}
+
+static PyObject *py_tally(PyObject *self, PyObject *args)
+{
+    (void)self;
+    u64 sign, mask, weights, negatives, positives;
+    long long row_stride, rows, length, plane_stride;
+    int planes, threads;
+    if (!PyArg_ParseTuple(args, "KKLLLKiKKLi", &sign, &mask, &row_stride, &rows, &length, &weights,
+                          &planes, &negatives, &positives, &plane_stride, &threads))
+        return NULL;
+    const mpisign_stack stack = {address(sign), address(mask), row_stride, rows, length,
+                                 address(weights)};
+    RUN(rows * length / 8, kernels->tally(&stack, planes, address(negatives), address(positives),
+                                          plane_stride, threads));
+    Py_RETURN_NONE;
+}
+
+static PyObject *py_weighted_sum(PyObject *self, PyObject *args)
+{
+    (void)self;
+    u64 sign, mask, weights, out;
+    long long row_stride, rows, length, block;
+    float start, scale;
+    int threads;
+    if (!PyArg_ParseTuple(args, "KKLLLKLffKi", &sign, &mask, &row_stride, &rows, &length, &weights,
+                          &block, &start, &scale, &out, &threads))
+        return NULL;
+    const mpisign_stack stack = {address(sign), address(mask), row_stride, rows, length, NULL};
+    RUN(rows * length / 8, kernels->weighted_sum(&stack, address(weights), block, start, scale,
+                                                 address(out), threads));
+    Py_RETURN_NONE;
 }
 
 static PyObject *py_unpack(PyObject *self, PyObject *args)
 {
     (void)self;
-    u64 sign, mask, scale_bits, out;
+    u64 sign, mask, out;
     long long length;
-    int itemsize, threads;
-    if (!PyArg_ParseTuple(args, "KKLiKKi", &sign, &mask, &length, &itemsize, &scale_bits, &out,
-                          &threads))
+    int dtype, threads;
+    double scale;
+    if (!PyArg_ParseTuple(args, "KKLidKi", &sign, &mask, &length, &dtype, &scale, &out, &threads))
         return NULL;
-    Py_BEGIN_ALLOW_THREADS
-    mpisign_unpack(address(sign), address(mask), length, itemsize, scale_bits, address(out),
-                   threads);
-    Py_END_ALLOW_THREADS
+    RUN(length, kernels->unpack(address(sign), address(mask), length, dtype, scale, address(out),
+                                threads));
+    Py_RETURN_NONE;
+}
+
+static PyObject *py_unpack_add(PyObject *self, PyObject *args)
+{
+    (void)self;
+    u64 sign, mask, out;
+    long long length;
+    int dtype, threads;
+    double scale;
+    if (!PyArg_ParseTuple(args, "KKLidKi", &sign, &mask, &length, &dtype, &scale, &out, &threads))
+        return NULL;
+    RUN(length, kernels->unpack_add(address(sign), address(mask), length, dtype, scale,
+                                    address(out), threads));
+    Py_RETURN_NONE;
+}
+
+static PyObject *py_update(PyObject *self, PyObject *args)
+{
+    (void)self;
+    u64 sign, mask, parameter;
+    long long length;
+    int dtype, threads;
+    double rate, weight_decay;
+    if (!PyArg_ParseTuple(args, "KKLiddKi", &sign, &mask, &length, &dtype, &rate, &weight_decay,
+                          &parameter, &threads))
+        return NULL;
+    RUN(length, kernels->update(address(sign), address(mask), length, dtype, rate, weight_decay,
+                                address(parameter), threads));
     Py_RETURN_NONE;
 }
 
@@ -96,39 +311,48 @@ static PyObject *py_encode_counts(PyObject *self, PyObject *args)
     int digits, threads;
     if (!PyArg_ParseTuple(args, "KLKiKi", &plane, &length, &base, &digits, &words, &threads))
         return NULL;
-    Py_BEGIN_ALLOW_THREADS
-    mpisign_encode_counts(address(plane), length, base, digits, address(words), threads);
-    Py_END_ALLOW_THREADS
+    RUN(length, kernels->encode_counts(address(plane), length, base, digits, address(words),
+                                       threads));
     Py_RETURN_NONE;
 }
 
 static PyObject *py_decode_counts(PyObject *self, PyObject *args)
 {
     (void)self;
-    u64 negatives, votes, voters, base, out_sign, out_mask, seed, step, byte_offset;
+    u64 negatives, votes, voters, base, out_sign, out_mask;
     double unscale;
     long long length;
     int digits, ties, threads;
-    if (!PyArg_ParseTuple(args, "KKdKKiLKKiKKKi", &negatives, &votes, &unscale, &voters, &base,
-                          &digits, &length, &out_sign, &out_mask, &ties, &seed, &step,
-                          &byte_offset, &threads))
+    mpisign_random rnd;
+    if (!PyArg_ParseTuple(args, "KKdKKiLKKi" RANDOM "i", &negatives, &votes, &unscale, &voters,
+                          &base, &digits, &length, &out_sign, &out_mask, &ties, INTO_RANDOM(rnd),
+                          &threads))
         return NULL;
-    mpisign_counts counts = {address(negatives), address(votes), unscale, voters, base, digits,
-                             length};
-    mpisign_random rnd = {seed, step, MPISIGN_TIE_STREAM, byte_offset};
+    const mpisign_counts counts = {address(negatives), address(votes), unscale, voters, base,
+                                   digits, length};
     int64_t bad;
-    Py_BEGIN_ALLOW_THREADS
-    bad = mpisign_decode_counts(&counts, address(out_sign), address(out_mask), ties, &rnd, threads);
-    Py_END_ALLOW_THREADS
+    RUN(length, bad = kernels->decode_counts(&counts, address(out_sign), address(out_mask), ties,
+                                             &rnd, threads));
     return PyLong_FromLongLong(bad);
 }
 
+/* What each takes is in mpisign/_kernels.pyi. */
 static PyMethodDef methods[] = {
-    {"pack", py_pack, METH_VARARGS, "pack(data, dtype, shape, strides, sign, mask, zeros, seed, step, stream, byte_offset, threads) -> (zeros, nans)"},
-    {"majority", py_majority, METH_VARARGS, "majority(sign, mask, row_stride, mask_row_stride, rows, length, out_sign, out_mask, ties, seed, step, byte_offset, threads) -> ties"},
-    {"unpack", py_unpack, METH_VARARGS, "unpack(sign, mask, length, itemsize, scale_bits, out, threads)"},
-    {"encode_counts", py_encode_counts, METH_VARARGS, "encode_counts(plane, length, base, digits, words, threads)"},
-    {"decode_counts", py_decode_counts, METH_VARARGS, "decode_counts(negatives, votes, unscale, voters, base, digits, length, out_sign, out_mask, ties, seed, step, byte_offset, threads) -> bad words"},
+    {"isa", py_isa, METH_NOARGS, "The instruction set in use."},
+    {"isas", py_isas, METH_NOARGS, "The instruction sets of this processor, best first."},
+    {"use_isa", py_use_isa, METH_VARARGS, "Takes another of them."},
+    {"address", py_address, METH_O, "Where an array's memory begins; its owner must stay alive."},
+    {"pack", py_pack, METH_VARARGS, "One array of any strides to planes."},
+    {"pack_pieces", py_pack_pieces, METH_VARARGS, "Many contiguous arrays to planes, by a rule."},
+    {"error_feedback", py_error_feedback, METH_VARARGS, "Scaled signs; the rest stays behind."},
+    {"majority", py_majority, METH_VARARGS, "The majority of each coordinate."},
+    {"tally", py_tally, METH_VARARGS, "Count planes."},
+    {"weighted_sum", py_weighted_sum, METH_VARARGS, "Weighted sum of signs, fp32."},
+    {"unpack", py_unpack, METH_VARARGS, "Planes to floats."},
+    {"unpack_add", py_unpack_add, METH_VARARGS, "Adds planes to floats."},
+    {"update", py_update, METH_VARARGS, "A step along the votes, with weight decay."},
+    {"encode_counts", py_encode_counts, METH_VARARGS, "A plane to counters in float64 words."},
+    {"decode_counts", py_decode_counts, METH_VARARGS, "Summed counters to their majority."},
     {NULL, NULL, 0, NULL},
 };
 
@@ -138,5 +362,8 @@ static struct PyModuleDef module = {
 
 __attribute__((visibility("default"))) PyMODINIT_FUNC PyInit__kernels(void)
 {
+    const char *name = getenv("MPISIGN_ISA");
+    if (take_unit(name && *name ? name : NULL) < 0)
+        return NULL;
     return PyModule_Create(&module);
 }

@@ -29,7 +29,8 @@ static __attribute__((noinline)) void refill(random_words *r, uint64_t offset)
 {
     r->first = offset & ~(uint64_t)15;
     r->last = r->first + RANDOM_BATCH_BYTES;
-    philox_batch(r->first >> 4, (uint32_t)r->rnd->step, r->rnd->stream, r->rnd->seed, r->bits);
+    const philox_keys keys = keys_of(r->rnd);
+    philox_batch(&keys, r->first >> 4, r->bits);
 }
 
 MPISIGN_FN uint64_t random_word(random_words *r, int64_t byte)

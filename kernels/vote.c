@@ -68,67 +68,7 @@ MPISIGN_FN void settle_lanes(verdict *v, int64_t at, int64_t count, lanes more, 
         store_some(v->mask + at, valid, count, v->stream_mask);
 }
 
-/* --- few rows: the counters never leave the registers ----------------------------------------- */
-
-MPISIGN_FN void small_block(const mpisign_stack *s, int n, int64_t at, int64_t count, lanes random,
-                            verdict *v)
-{
-    lanes rows[AT_ONCE], counter[5], more, tie;
-    MPISIGN_UNROLL
-    for (int r = 0; r < n; r++)
-        rows[r] = load_some(s->sign + r * s->row_stride + at, count);
-    count_rows(counter, rows, n);
-    compare_constant(counter, 32 - __builtin_clz((unsigned)n), (unsigned)(n / 2), &more, &tie);
-    settle_lanes(v, at, count, more, tie, random, n % 2 == 0);
-}
-
-/* Bytes [first, last). Whole blocks have a loop without the cases of partial ones. */
-MPISIGN_FN void small_rows(const mpisign_stack *s, int n, int64_t first, int64_t last,
-                           const mpisign_random *rnd, verdict *v)
-{
-    const int draw = n % 2 == 0 && v->ties == MPISIGN_TIES_RANDOM;
-    uint8_t room[RANDOM_ROOM(STRETCH)];
-    const uint8_t *bits = room;
-    random_stream random;
-    int64_t at = first;
-    if (v->stream) { /* streaming stores are aligned */
-        int64_t head = (int64_t)(-(uintptr_t)(v->sign + first) % BLOCK);
-        if (head > last - first)
-            head = last - first;
-        if (draw)
-            bits = random_bytes(rnd, (uint64_t)at, BLOCK, room);
-        if (head > 0)
-            small_block(s, n, at, head, draw ? load_lanes(bits) : zero_lanes(), v);
-        at += head;
-    }
-    if (draw && at + STRETCH <= last)
-        begin_random(&random, rnd, (uint64_t)at);
-    for (; at + STRETCH <= last; at += STRETCH) {
-        if (draw)
-            bits = next_random(&random);
-        MPISIGN_UNROLL
-        for (int i = 0; i < STRETCH; i += BLOCK)
-            small_block(s, n, at + i, BLOCK, draw ? load_lanes(bits + i) : zero_lanes(), v);
-    }
-    if (draw && at < last)
-        bits = random_bytes(rnd, (uint64_t)at, last - at, room);
-    for (int64_t i = at; i < last; i += BLOCK)
-        small_block(s, n, i, last - i, draw ? load_lanes(bits + (i - at)) : zero_lanes(), v);
-}
-
-static void ISA(vote_few)(const mpisign_stack *s, int64_t first, int64_t last,
-                          const mpisign_random *rnd, verdict *v)
-{
-#define ROWS(n)                                                                                    \
-    case n: small_rows(s, n, first, last, rnd, v); break;
-    switch (s->rows) { /* so that each number of rows has a loop of its own */
-        ROWS(1) ROWS(2) ROWS(3) ROWS(4) ROWS(5) ROWS(6) ROWS(7) ROWS(8)
-        ROWS(9) ROWS(10) ROWS(11) ROWS(12) ROWS(13) ROWS(14) ROWS(15) ROWS(16)
-    }
-#undef ROWS
-}
-
-/* --- many rows, masks, weights, groups: the counters stay in the first-level cache ------------- */
+/* --- any stack: the counters stay in the first-level cache ------------------------------------ */
 
 typedef uint8_t tile[TILE + BLOCK]; /* not all at the same place of the cache */
 
@@ -363,6 +303,65 @@ static void ISA(vote_tile)(const plan *p, int64_t at, int64_t bytes, const mpisi
     }
 }
 
+/* --- few rows without masks, weights and groups: the counters never leave the registers -------- */
+
+/* `batches` of RANDOM_BATCH_BYTES from byte `at` on. */
+MPISIGN_FN void few_rows(const mpisign_stack *s, int n, int64_t at, int64_t batches,
+                         const mpisign_random *rnd, verdict *v)
+{
+    const int draw = n % 2 == 0 && v->ties == MPISIGN_TIES_RANDOM;
+    const philox_keys keys = keys_of(rnd);
+    uint64_t block = (rnd->byte_offset + (uint64_t)at) >> 4;
+    for (int64_t k = 0; k < batches; k++, block += RANDOM_BATCH) {
+        lanes random[BATCH_LANES] = {{0}};
+        if (draw)
+            philox_lanes(&keys, block, random);
+        MPISIGN_UNROLL
+        for (int i = 0; i < BATCH_LANES; i++, at += BLOCK) {
+            lanes rows[AT_ONCE], counter[5], more, tie;
+            MPISIGN_UNROLL
+            for (int r = 0; r < n; r++)
+                rows[r] = load_lanes(s->sign + r * s->row_stride + at);
+            count_rows(counter, rows, n);
+            compare_constant(counter, 32 - __builtin_clz((unsigned)n), (unsigned)(n / 2), &more,
+                             &tie);
+            settle_lanes(v, at, BLOCK, more, tie, random[i], n % 2 == 0);
+        }
+    }
+}
+
+/* Bytes [first, last). Whole batches of random bits stay in registers where they begin with a block of
+ * the stream; streaming stores must begin with a cache line. What is left is voted on as any stack. */
+static void ISA(vote_few)(const plan *p, int64_t first, int64_t last, const mpisign_random *rnd,
+                          verdict *v)
+{
+    const mpisign_stack *s = p->stack;
+    const int draw = s->rows % 2 == 0 && v->ties == MPISIGN_TIES_RANDOM;
+    const int64_t to_block = (int64_t)(-(rnd->byte_offset + (uint64_t)first) & 15);
+    const int64_t to_line = (int64_t)(-(uintptr_t)(v->sign + first) & 63);
+    const int both = !draw || (to_line - to_block) % 16 == 0;
+    verdict rest = *v;
+    rest.stream = rest.stream_mask = 0;
+    v->stream &= both;
+    v->stream_mask &= both;
+    int64_t head = v->stream ? to_line : draw ? to_block : 0;
+    head = head < last - first ? head : last - first;
+    const int64_t batches = (last - first - head) / RANDOM_BATCH_BYTES;
+    const int64_t tail = first + head + batches * RANDOM_BATCH_BYTES;
+#define ROWS(n)                                                                                    \
+    case n: few_rows(s, n, first + head, batches, rnd, v); break;
+    switch (batches ? s->rows : 0) { /* so that each number of rows has a loop of its own */
+        ROWS(1) ROWS(2) ROWS(3) ROWS(4) ROWS(5) ROWS(6) ROWS(7) ROWS(8)
+        ROWS(9) ROWS(10) ROWS(11) ROWS(12) ROWS(13) ROWS(14) ROWS(15) ROWS(16)
+    }
+#undef ROWS
+    if (head)
+        ISA(vote_tile)(p, first, head, rnd, &rest);
+    if (tail < last)
+        ISA(vote_tile)(p, tail, last - tail, rnd, &rest);
+    v->tied = add_sums(v->tied, rest.tied);
+}
+
 enum { VOTE_SLICE = 16 * TILE }; /* bytes that one thread takes at a time */
 
 static int64_t ISA(majority)(const mpisign_stack *stack, int64_t group, uint8_t *out_sign,
@@ -380,7 +379,7 @@ static int64_t ISA(majority)(const mpisign_stack *stack, int64_t group, uint8_t 
         verdict v = {out_sign, out_mask, ties, stream,
                      stream && (out_mask - out_sign) % BLOCK == 0, stack->length, zero_lanes()};
         if (few)
-            ISA(vote_few)(stack, first, last, rnd, &v);
+            ISA(vote_few)(&p, first, last, rnd, &v);
         else
             for (int64_t at = first; at < last; at += TILE)
                 ISA(vote_tile)(&p, at, last - at < TILE ? last - at : TILE, rnd, &v);

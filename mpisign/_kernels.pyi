@@ -1,8 +1,8 @@
 """The host kernels (kernels/module.c), and what mpisign/cuda/kernels.py does with device memory.
 
-Addresses are not checked here, but by the callers (mpisign/planes/). ``sign``, ``mask`` and the like
-are addresses of planes, 0 where an optional one is absent. Codes: dtypes as arrays.FLOATS, policies
-as in policies.py. ``random`` is (seed, step, stream, byte_offset). Returns of the host kernels are
+Addresses are not checked here, but by the callers (mpisign/planes/). ``sign``, ``mask`` and the
+like are addresses of planes, 0 where an optional one is absent. Codes: dtypes as arrays.FLOATS,
+policies as in policies.py. ``random`` is (seed, step, stream, byte_offset). Returns of the host kernels are
 ints; those of the CUDA kernels are device arrays that nobody waits for.
 """
 
@@ -12,6 +12,9 @@ Random = tuple[int, int, int, int]
 def isa() -> str: ...
 def isas() -> tuple[str, ...]: ...
 def use_isa(name: str, /) -> None: ...
+def address(array: object, /) -> int:
+    """Where the memory of an object with a buffer begins; BufferError, ValueError without one."""
+
 def pack(
     data: int,
     dtype: int,
@@ -39,8 +42,8 @@ def pack_pieces(
 ) -> tuple[int, int]:
     """Contiguous arrays into one plane.
 
-    ``pieces``: int64 native (n, 6): address, length, dtype, first byte in the planes, address of the
-    momentum or 0, its dtype. ``rule``: SIGN, SIGNUM (b, 1 - b), LION (b1, 1 - b1, b2, 1 - b2),
+    ``pieces``: int64 native (n, 6): address, length, dtype, first byte in the planes,
+    address of the momentum or 0, its dtype. ``rule``: SIGN, SIGNUM (b, 1 - b), LION (b1, 1 - b1, b2, 1 - b2),
     SPARSIGN (budget).
     """
 
@@ -76,7 +79,7 @@ def majority(
     threads: int,
     /,
 ) -> int:
-    """Returns coordinates that tied. ``weights``: uint32 (rows,) or 0; ``group``: 1, or rows of a group."""
+    """Returns coordinates that tied. ``weights``: uint32 (rows,) or 0; ``group``: rows of one, or 1."""
 
 def tally(
     sign: int,
@@ -108,7 +111,7 @@ def weighted_sum(
     threads: int,
     /,
 ) -> None:
-    """out fp32 = (start +- weights[0] +- ...) * scale; weights fp32 (rows, ceil(length / block))."""
+    """out fp32 = (start +- weights[0] ...) * scale; weights fp32 (rows, ceil(length / block))."""
 
 def unpack(
     sign: int, mask: int, length: int, dtype: int, scale: float, out: int, threads: int, /

@@ -1,49 +1,76 @@
 """Arrays of any framework as the kernels see them: an address, a shape, strides, a dtype.
 
-NumPy arrays and torch CPU tensors, never copied. torch is looked at only if it is already imported.
+NumPy and CuPy arrays and torch tensors, on the CPU or a CUDA device, never copied. torch and CuPy
+are looked at only if they are already imported.
 """
 
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-#: Codes of the kernels (kernels/mpisign_kernels.h) in this order.
+from mpisign import _kernels
+
+#: Codes of the kernels (kernels/shared.h) in this order.
 FLOATS = ("float32", "float16", "bfloat16", "float64")
+FLOAT_CODES = {name: code for code, name in enumerate(FLOATS)}
 ITEM_SIZE = {"float32": 4, "float16": 2, "bfloat16": 2, "float64": 8}
 
+_NAMES: dict[Any, str] = {
+    np.dtype(name): name for name in ("float32", "float16", "float64", "uint8")
+}
 
-@dataclass(frozen=True)
+
 class View:
-    """One array's memory. ``strides`` are in bytes; ``owner`` keeps the memory alive."""
+    """One array's memory. ``owner`` keeps the memory alive.
 
-    owner: Any
-    address: int
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-    dtype: str
-    is_torch: bool
+    ``device``: "cpu" or "cuda:N". ``contiguous``: the elements lie in C order without gaps.
+    """
+
+    __slots__ = ("address", "contiguous", "device", "dtype", "length", "owner", "shape")
+
+    def __init__(
+        self,
+        owner: Any,
+        address: int,
+        shape: tuple[int, ...],
+        dtype: str,
+        length: int,
+        contiguous: bool,
+        device: str,
+    ) -> None:
+        self.owner = owner
+        self.address = address
+        self.shape = shape
+        self.dtype = dtype
+        self.length = length
+        self.contiguous = contiguous
+        self.device = device
 
     @property
-    def length(self) -> int:
-        """Coordinates in the array."""
-        n = 1
-        for extent in self.shape:
-            n *= extent
-        return n
+    def is_torch(self) -> bool:
+        """True for a torch tensor."""
+        return is_torch(self.owner)
 
     @property
-    def contiguous(self) -> bool:
-        """True if the elements lie in C order without gaps."""
-        expected = ITEM_SIZE.get(self.dtype, 1)
-        for extent, stride in zip(reversed(self.shape), reversed(self.strides), strict=True):
-            if extent != 1 and stride != expected:
-                return self.length == 0
-            expected *= extent
-        return True
+    def strides(self) -> tuple[int, ...]:
+        """In bytes."""
+        if is_torch(self.owner):
+            size = self.owner.element_size()
+            return tuple(s * size for s in self.owner.stride())
+        strides: tuple[int, ...] = self.owner.strides
+        return strides
+
+    @property
+    def kernels(self) -> Any:
+        """What computes on this memory: the host kernels, or those of the current CUDA stream."""
+        if self.device == "cpu":
+            return _kernels
+        from mpisign.cuda import kernels
+
+        return kernels.of(self.owner)
 
 
 def is_torch(x: object) -> bool:
@@ -53,38 +80,32 @@ def is_torch(x: object) -> bool:
 
 
 def view(function: str, argument: str, x: Any, *, writable: bool = False) -> View:
-    """The memory of ``x``; TypeError if it is no NumPy array or dense torch CPU tensor.
+    """The memory of ``x``; TypeError if it is no NumPy or CuPy array and no dense torch tensor.
 
     ``writable``: ValueError if it cannot be written to.
     """
-    if is_torch(x):
-        if x.device.type != "cpu" or x.layout is not sys.modules["torch"].strided:
-            raise TypeError(
-                f"{function}: {argument} must be a dense CPU tensor, "
-                f"got layout {x.layout} on device {x.device}"
-            )
-        if writable and x.is_neg():
-            raise ValueError(f"{function}: {argument} must be writable, got a negated view")
-        x = x.detach().resolve_neg()
-        dtype = str(x.dtype).removeprefix("torch.")
-        size = x.element_size()
-        strides = tuple(s * size for s in x.stride())
-        return View(x, x.data_ptr(), tuple(x.shape), strides, dtype, True)
     if isinstance(x, np.ndarray):
-        if not x.dtype.isnative:
-            raise TypeError(f"{function}: {argument} must have native byte order, got {x.dtype!r}")
-        if writable and not x.flags.writeable:
+        flags = x.flags
+        name = _NAMES.get(x.dtype) or _numpy_name(function, argument, x)
+        if writable and not flags.writeable:
             raise ValueError(f"{function}: {argument} must be writable, got a read-only array")
-        return View(x, x.ctypes.data, x.shape, x.strides, x.dtype.name, False)
+        return View(x, _address(x), x.shape, name, x.size, flags.c_contiguous, "cpu")
+    if is_torch(x):
+        return _torch_view(function, argument, x, writable)
+    cupy = sys.modules.get("cupy")
+    if cupy is not None and isinstance(x, cupy.ndarray):
+        device = f"cuda:{x.device.id}"
+        return View(x, x.data.ptr, x.shape, x.dtype.name, x.size, x.flags.c_contiguous, device)
     raise TypeError(
-        f"{function}: {argument} must be a NumPy array or a torch tensor, got {type(x).__name__}"
+        f"{function}: {argument} must be a NumPy array, a CuPy array or a torch tensor, "
+        f"got {type(x).__name__}"
     )
 
 
 def view_floats(function: str, argument: str, x: Any, *, writable: bool = False) -> View:
     """``view`` for a gradient; TypeError unless its dtype is one of FLOATS."""
     v = view(function, argument, x, writable=writable)
-    if v.dtype not in FLOATS:
+    if v.dtype not in FLOAT_CODES:
         raise TypeError(
             f"{function}: {argument} must have dtype {', '.join(FLOATS)}, got {v.dtype}"
         )
@@ -96,7 +117,7 @@ def view_bytes(function: str, argument: str, x: Any, *, writable: bool = False) 
     v = view(function, argument, x, writable=writable)
     if v.dtype != "uint8":
         raise TypeError(f"{function}: {argument} must have dtype uint8, got {v.dtype}")
-    if v.length and v.shape and v.shape[-1] > 1 and v.strides[-1] != 1:
+    if not v.contiguous and v.length and v.shape[-1] > 1 and v.strides[-1] != 1:
         raise ValueError(
             f"{function}: {argument} must be contiguous along its last axis, "
             f"got strides {v.strides} for shape {v.shape}"
@@ -104,18 +125,27 @@ def view_bytes(function: str, argument: str, x: Any, *, writable: bool = False) 
     return v
 
 
-def empty(shape: tuple[int, ...], dtype: str, *, torch_like: bool) -> Any:
-    """A new array of the framework; ImportError if NumPy needs ml_dtypes for bfloat16."""
-    if torch_like:
-        torch = sys.modules["torch"]
-        return torch.empty(shape, dtype=getattr(torch, dtype))
-    if dtype != "bfloat16":
-        return np.empty(shape, dtype=dtype)
-    try:
-        import ml_dtypes
-    except ImportError as e:
-        raise ImportError("bfloat16 in NumPy needs ml_dtypes: pip install ml_dtypes") from e
-    return np.empty(shape, dtype=ml_dtypes.bfloat16)
+def empty(shape: tuple[int, ...], dtype: str, *, like: View | None = None) -> Any:
+    """A new array of ``like``'s framework, on its device (default: NumPy).
+
+    ImportError if NumPy or CuPy needs ml_dtypes for bfloat16.
+    """
+    if like is not None and not isinstance(like.owner, np.ndarray):
+        if is_torch(like.owner):
+            torch = sys.modules["torch"]
+            return torch.empty(shape, dtype=getattr(torch, dtype), device=like.owner.device)
+        cupy = sys.modules["cupy"]
+        with like.owner.device:
+            return cupy.empty(shape, dtype=_numpy_dtype(dtype))
+    return np.empty(shape, dtype=_numpy_dtype(dtype))
+
+
+def address_like(x: np.ndarray[Any, Any], like: View) -> int:
+    """The address of ``x`` in ``like``'s memory; a copy on a GPU, which its framework keeps."""
+    if like.device == "cpu":
+        return _address(x)
+    address: int = like.kernels.upload(x)
+    return address
 
 
 def float_name(function: str, argument: str, dtype: Any) -> str:
@@ -129,3 +159,44 @@ def float_name(function: str, argument: str, dtype: Any) -> str:
     if name not in FLOATS:
         raise TypeError(f"{function}: {argument} must be one of {', '.join(FLOATS)}, got {dtype!r}")
     return name
+
+
+def _torch_view(function: str, argument: str, x: Any, writable: bool) -> View:
+    torch = sys.modules["torch"]
+    device = "cpu" if x.is_cpu else str(x.device)
+    if x.layout is not torch.strided or not device.startswith(("cpu", "cuda")):
+        raise TypeError(
+            f"{function}: {argument} must be a dense CPU or CUDA tensor, "
+            f"got layout {x.layout} on device {x.device}"
+        )
+    if x.is_neg():
+        if writable:
+            raise ValueError(f"{function}: {argument} must be writable, got a negated view")
+        x = x.detach().resolve_neg()
+    name = _NAMES.get(x.dtype)
+    if name is None:
+        name = _NAMES[x.dtype] = str(x.dtype).removeprefix("torch.")
+    return View(x, x.data_ptr(), tuple(x.shape), name, x.numel(), x.is_contiguous(), device)
+
+
+def _address(x: np.ndarray[Any, Any]) -> int:
+    try:
+        return _kernels.address(x)
+    except (BufferError, ValueError):  # read-only memory and dtypes that no buffer can name
+        return int(x.__array_interface__["data"][0])
+
+
+def _numpy_name(function: str, argument: str, x: np.ndarray[Any, Any]) -> str:
+    if not x.dtype.isnative:
+        raise TypeError(f"{function}: {argument} must have native byte order, got {x.dtype!r}")
+    return _NAMES.setdefault(x.dtype, x.dtype.name)
+
+
+def _numpy_dtype(dtype: str) -> Any:
+    if dtype != "bfloat16":
+        return np.dtype(dtype)
+    try:
+        import ml_dtypes
+    except ImportError as e:
+        raise ImportError("bfloat16 in NumPy needs ml_dtypes: pip install ml_dtypes") from e
+    return np.dtype(ml_dtypes.bfloat16)

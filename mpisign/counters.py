@@ -94,9 +94,7 @@ def decode(
         out.ctypes.data,
         out[1].ctypes.data if len(out) == 2 else 0,
         policies.code("decode", "ties", ties, policies.TIES),
-        seed,
-        0,
-        0,
+        (seed, 0, policies.TIE_STREAM, 0),
         threads.count(),
     )
     return out, bad

@@ -16,6 +16,12 @@ def count() -> int:
     return 1 if os.getpid() != _PID else of_environment()
 
 
+def for_work(amount: int) -> int:
+    """``count``, or 1 at once for so little work that a second thread would only cost time."""
+    return 1 if amount < _WORTH_A_THREAD else count()
+
+
+_WORTH_A_THREAD = 1 << 17
 _PID = os.getpid()
 
 

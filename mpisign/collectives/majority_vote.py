@@ -106,7 +106,7 @@ def _prepare(x: Any, out: Any, rank: int, settings: dict[str, Any]) -> tuple[Hea
         if not isinstance(settings[name], (int, np.integer)) or not 0 <= settings[name] < 1 << 64:
             raise ValueError(f"{function}: {name} must be in [0, 2**64), got {settings[name]!r}")
     if out is None:
-        out = arrays.empty(v.shape, v.dtype, torch_like=v.is_torch)
+        out = arrays.empty(v.shape, v.dtype, like=v)
     o = arrays.view_floats(function, "out", out, writable=True)
     if o.shape != v.shape or o.dtype != v.dtype or not o.contiguous:
         raise ValueError(

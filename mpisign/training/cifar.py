@@ -131,8 +131,7 @@ def _checked(path: Path, pixels: npt.NDArray[np.uint8], labels: npt.NDArray[np.i
 
 
 def _scaled(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-    scaled: npt.NDArray[np.float32] = pixels.reshape(-1, 3, 32, 32) / np.float32(255)
-    return scaled
+    return np.divide(pixels.reshape(-1, 3, 32, 32), 255, dtype=np.float32)
 
 
 def _locate(directory: Path) -> tuple[Path, str] | None:

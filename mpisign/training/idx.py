@@ -35,7 +35,8 @@ def load(directory: Path) -> Dataset:
             raise DataError(f"{directory}: {part} has {len(images)} images, {len(labels)} labels")
         if labels.max() > 9:
             raise DataError(f"{directory}: {part}-labels must be 0 to 9, got {labels.max()}")
-        arrays[part] = ((images[:, None] / np.float32(255)), labels.astype(np.int64))
+        scaled = np.divide(images[:, None], 255, dtype=np.float32)
+        arrays[part] = scaled, labels.astype(np.int64)
     if arrays["train"][0].shape[1:] != arrays["t10k"][0].shape[1:]:
         raise DataError(f"{directory}: train and t10k images differ in size")
     return Dataset(_name(directory), *arrays["train"], *arrays["t10k"])

@@ -134,7 +134,7 @@ def write_json(
     """Writes everything that was measured, and on what."""
     document: dict[str, Any] = {
         "mpisign": mpisign.__version__,
-        "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "ranks": world.size,
         "one_machine": world.one_machine,
         "data": data,

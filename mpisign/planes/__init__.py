@@ -1,0 +1,55 @@
+"""The ground floor: arrays to sign planes, majorities of planes, planes to arrays.
+
+Wire layout (also in memory): a plane of d coordinates is ceil(d / 8) bytes, element i at bit i
+(little-endian, as ``numpy.packbits(bitorder="little")``), padding bits 0. In a sign plane 1 means
+negative; in a mask plane 1 means that the coordinate votes. Planes of one tensor are the rows of
+one uint8 array: shape (B,) is a sign plane alone, shape (2, B) a sign plane and its mask plane.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from mpisign.planes.error_feedback import pack_error_feedback
+from mpisign.planes.fused import pack_lion, pack_signum, pack_sparsign
+from mpisign.planes.mean import mean_of_counts, weighted_sum
+from mpisign.planes.pack import pack, pack_census, pack_many
+from mpisign.planes.unpack import unpack
+from mpisign.planes.update import unpack_add, update
+from mpisign.planes.vote import majority, majority_census, tally
+
+__all__ = [
+    "majority",
+    "majority_census",
+    "mean_of_counts",
+    "pack",
+    "pack_census",
+    "pack_error_feedback",
+    "pack_lion",
+    "pack_many",
+    "pack_signum",
+    "pack_sparsign",
+    "padding_is_zero",
+    "plane_bytes",
+    "tally",
+    "unpack",
+    "unpack_add",
+    "update",
+    "weighted_sum",
+]
+
+
+def plane_bytes(length: int) -> int:
+    """Bytes of one plane of ``length`` coordinates."""
+    return (length + 7) // 8
+
+
+def padding_is_zero(planes: np.ndarray[Any, Any], length: int) -> np.ndarray[Any, Any]:
+    """Whether the padding bits behind coordinate ``length`` are 0, for each plane of (..., B)."""
+    used = length % 8
+    if used == 0:
+        return np.ones(planes.shape[:-1], dtype=bool)
+    result: np.ndarray[Any, Any] = planes[..., -1] >> used == 0
+    return result

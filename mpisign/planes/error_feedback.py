@@ -63,7 +63,7 @@ def pack_error_feedback(
     planes, sign, mask = layout.planes_out(function, out, (g.length + 7) // 8, two, False, g)
     counted = g.kernels.error_feedback(
         g.address,
-        arrays.FLOATS.index(g.dtype),
+        arrays.FLOAT_CODES[g.dtype],
         e.address,
         g.length,
         rate,
@@ -73,6 +73,6 @@ def pack_error_feedback(
         s.address,
         zeros_code,
         keys,
-        threads.count(),
+        threads.for_work(g.length),
     )
     return planes, scales, counted[0], counted[1]

@@ -110,7 +110,7 @@ def pack_sparsign(
         mask,
         policies.ZEROS.index("abstain"),
         keys,
-        threads.count(),
+        threads.for_work(8 * nbytes),
     )
     return planes, counted[0], counted[1]
 
@@ -143,6 +143,6 @@ def _pack_with_momentum(
         mask,
         zeros_code,
         keys,
-        threads.count(),
+        threads.for_work(8 * nbytes),
     )
     return planes, counted[0], counted[1]

@@ -116,15 +116,15 @@ def pieces(
 ) -> bytes:
     """The table that ``pack_pieces`` reads: int64 (n, 6)."""
     rows = [
-        (v.address, v.length, arrays.FLOATS.index(v.dtype), start, 0, 0)
+        (v.address, v.length, arrays.FLOAT_CODES[v.dtype], start, 0, 0)
         if momenta is None
         else (
             v.address,
             v.length,
-            arrays.FLOATS.index(v.dtype),
+            arrays.FLOAT_CODES[v.dtype],
             start,
             momenta[i].address,
-            arrays.FLOATS.index(momenta[i].dtype),
+            arrays.FLOAT_CODES[momenta[i].dtype],
         )
         for i, (v, start) in enumerate(zip(views, starts, strict=True))
     ]

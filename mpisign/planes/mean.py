@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import numpy as np
@@ -41,11 +40,12 @@ def weighted_sum(
     if block < 1 or (block % 8 and block < length):
         raise ValueError(f"{function}: block must be a positive multiple of 8, got {block}")
     blocks = -(-length // block)
-    w = arrays.view_floats(function, "weights", _float32_beside(s, weights))
+    w, owner = _float32(weights, s)
     shapes = [(s.shape[0], blocks)] + ([(s.shape[0],)] if blocks <= 1 else [])
-    if w.shape not in shapes:
-        raise ValueError(f"{function}: weights must have shape {shapes[0]}, got {w.shape}")
-    layout.same_device(function, "weights", w, s)
+    if tuple(owner.shape) not in shapes:
+        raise ValueError(
+            f"{function}: weights must have shape {shapes[0]}, got {tuple(owner.shape)}"
+        )
     out, o = _float32_out(function, out, length, s)
     mask = s.address + s.strides[1] if len(s.shape) == 3 else 0
     _sum(s, mask, s.shape[0], length, w, block, (0.0, 1.0), o)
@@ -66,7 +66,7 @@ def mean_of_counts(counts: Any, voters: int, *, length: int | None = None, out: 
         raise ValueError(f"{function}: voters must be in [1, 2**24], got {voters}")
     length = _checked_length(function, length, s.shape[-1])
     planes = s.shape[0]
-    w = arrays.view_floats(function, "counts", _float32_beside(s, 2.0 ** np.arange(planes)))
+    w, _owner = _float32(2.0 ** np.arange(planes), s)
     out, o = _float32_out(function, out, length, s)
     # A plane's 0 adds its weight and its 1 takes it away: n - (2^k - 1) + (2^k - 1) - 2 c.
     start = float(voters - ((1 << planes) - 1))
@@ -79,7 +79,7 @@ def _sum(
     mask: int,
     rows: int,
     length: int,
-    w: arrays.View,
+    weights: int,
     block: int,
     line: tuple[float, float],
     o: arrays.View,
@@ -90,11 +90,11 @@ def _sum(
         s.strides[0],
         rows,
         length,
-        w.address,
+        weights,
         block,
         *line,
         o.address,
-        threads.count(),
+        threads.for_work(length),
     )
 
 
@@ -123,14 +123,18 @@ def _float32_out(
     return out, o
 
 
-def _float32_beside(s: arrays.View, values: Any) -> Any:
-    """``values`` as a C-contiguous float32 array where ``s`` lies, or itself if it is one."""
-    if arrays.is_torch(values):
-        return values.detach().float().contiguous()
-    cupy = sys.modules.get("cupy")
-    if cupy is not None and isinstance(values, cupy.ndarray):
-        return cupy.ascontiguousarray(values, dtype=np.float32)
-    host = np.ascontiguousarray(values, dtype=np.float32)
-    if s.is_torch:
-        return sys.modules["torch"].from_numpy(host).to(s.owner.device)
-    return host if isinstance(s.owner, np.ndarray) or cupy is None else cupy.asarray(host)
+def _float32(values: Any, like: arrays.View) -> tuple[int, Any]:
+    """Address, in ``like``'s memory, of ``values`` as float32 in C order; and what keeps it."""
+    on_host = isinstance(values, (np.ndarray, list, tuple))
+    if on_host or (arrays.is_torch(values) and values.device.type == "cpu"):
+        host = values.detach().float().numpy() if arrays.is_torch(values) else values
+        host = np.ascontiguousarray(host, dtype=np.float32)
+        return arrays.address_like(host, like), host
+    v = arrays.view_floats("weighted_sum", "weights", values)
+    layout.same_device("weighted_sum", "weights", v, like)
+    if v.dtype != "float32" or not v.contiguous:
+        raise ValueError(
+            "weighted_sum: weights on a GPU must be C-contiguous float32, "
+            f"got {v.dtype} with strides {v.strides}"
+        )
+    return v.address, values

@@ -17,8 +17,10 @@ def unpack_add(planes: Any, out: Any, *, scale: float = 1.0) -> Any:
     Raises TypeError, ValueError for arguments that do not fit.
     """
     p, o, mask = _views("unpack_add", planes, "out", out)
-    dtype = arrays.FLOATS.index(o.dtype)
-    p.kernels.unpack_add(p.address, mask, o.length, dtype, float(scale), o.address, threads.count())
+    dtype = arrays.FLOAT_CODES[o.dtype]
+    p.kernels.unpack_add(
+        p.address, mask, o.length, dtype, float(scale), o.address, threads.for_work(o.length)
+    )
     return out
 
 
@@ -33,7 +35,7 @@ def update(planes: Any, parameter: Any, *, rate: float, weight_decay: float = 0.
     signSGD with majority vote, Algorithm 1 (weight decay decoupled, after the vote).
     """
     p, o, mask = _views("update", planes, "parameter", parameter)
-    dtype = arrays.FLOATS.index(o.dtype)
+    dtype = arrays.FLOAT_CODES[o.dtype]
     p.kernels.update(
         p.address,
         mask,
@@ -42,7 +44,7 @@ def update(planes: Any, parameter: Any, *, rate: float, weight_decay: float = 0.
         float(rate),
         float(weight_decay),
         o.address,
-        threads.count(),
+        threads.for_work(o.length),
     )
     return parameter
 

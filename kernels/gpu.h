@@ -12,12 +12,15 @@
 #include "philox.h"
 #include "floats.h"
 
+/* The least number of blocks a multiprocessor is for 128 registers a thread at most: without it the
+ * assembler spills to squeeze in one block more, or hoists loads into 255. */
 #ifndef MPISIGN_KERNEL
 #define MPISIGN_KERNEL(threads, name, parameters)                                                  \
-    extern "C" __global__ void __launch_bounds__(threads, 1) name parameters
+    extern "C" __global__ void __launch_bounds__(threads, 512 / (threads)) name parameters
 #endif
 
 #define UNROLL _Pragma("unroll")
+#define ROLLED _Pragma("unroll 1")
 
 enum { THREADS = 256 };
 
@@ -114,17 +117,23 @@ MPISIGN_FN uint32_t present8(int64_t i, int64_t length)
     return left >= 8 ? 0xffu : left <= 0 ? 0u : (1u << (int)left) - 1u;
 }
 
-/* Any address, any length: absent items read as 0. `wide` as promised by the caller for all blocks. */
+/* Any address, any length: absent items read as 0. */
+template <typename BITS>
+MPISIGN_FN void load8_narrow(const BITS *x, int64_t i, uint32_t present, BITS out[8])
+{
+    UNROLL
+    for (int k = 0; k < 8; k++)
+        out[k] = present >> k & 1 ? x[i + k] : (BITS)0;
+}
+
+/* `wide`: x is aligned. */
 template <typename BITS>
 MPISIGN_FN void load8(const BITS *x, int64_t i, uint32_t present, bool wide, BITS out[8])
 {
-    if (wide && present == 0xff) {
+    if (wide && present == 0xff)
         load8_wide(x, i, out);
-    } else {
-        UNROLL
-        for (int k = 0; k < 8; k++)
-            out[k] = present >> k & 1 ? x[i + k] : (BITS)0;
-    }
+    else
+        load8_narrow(x, i, present, out);
 }
 
 /* Only the items whose bit in `which` is set. */

@@ -24,19 +24,30 @@ MPISIGN_FN Stack make_stack(const uint8_t *sign, const uint8_t *mask, int64_t ro
     return {sign, mask, row_stride, rows, (length + 7) / 8, aligned};
 }
 
-/* Bytes [byte, byte + 4 W) of a row; those past its end read as 0.
- * At odd addresses, words are put together from aligned ones, away from the row's ends. */
-template <int W>
-MPISIGN_FN void load_words(const uint8_t *row, int64_t byte, int64_t bytes, bool aligned,
-                           uint32_t out[W])
+/* How a thread gets at bytes [byte, byte + 4 W) of a row. */
+enum Reach {
+    WIDE,     /* one aligned load */
+    SHIFTED,  /* words put together from aligned ones, a word beyond on either side: odd addresses */
+    BYTE_WISE /* near the ends of a row; bytes past its end read as 0 */
+};
+
+template <int W> MPISIGN_FN Reach reach_of(const Stack &stack, int64_t byte)
+{
+    if (stack.aligned && byte + 4 * W <= stack.bytes)
+        return WIDE;
+    return byte >= 4 && byte + 4 * W + 4 <= stack.bytes ? SHIFTED : BYTE_WISE;
+}
+
+template <int REACH, int W>
+MPISIGN_FN void load_words(const uint8_t *row, int64_t byte, int64_t bytes, uint32_t out[W])
 {
     const uint8_t *at = row + byte;
-    if (aligned && byte + 4 * W <= bytes) {
+    if constexpr (REACH == WIDE) {
         Words<W> words = *(const Words<W> *)at;
         UNROLL
         for (int k = 0; k < W; k++)
             out[k] = words.w[k];
-    } else if (byte >= 4 && byte + 4 * W + 4 <= bytes) {
+    } else if constexpr (REACH == SHIFTED) {
         const uint32_t skip = (uint32_t)((uint64_t)at & 3);
         const uint32_t *from = (const uint32_t *)(at - skip);
         uint32_t low = from[0];
@@ -47,13 +58,14 @@ MPISIGN_FN void load_words(const uint8_t *row, int64_t byte, int64_t bytes, bool
             low = high;
         }
     } else {
-        UNROLL
-        for (int k = 0; k < W; k++) {
-            out[k] = 0;
+        /* A shift register, so that a short loop does and indices into `out` stay constants. */
+        ROLLED
+        for (int j = 0; j < 4 * W; j++) {
             UNROLL
-            for (int j = 0; j < 4; j++)
-                if (byte + 4 * k + j < bytes)
-                    out[k] |= (uint32_t)at[4 * k + j] << 8 * j;
+            for (int k = 0; k < W - 1; k++)
+                out[k] = __funnelshift_r(out[k], out[k + 1], 8);
+            uint32_t next = byte + j < bytes ? at[j] : 0;
+            out[W - 1] = out[W - 1] >> 8 | next << 24;
         }
     }
 }
@@ -77,7 +89,7 @@ MPISIGN_FN void store_words(uint8_t *plane, int64_t byte, int64_t bytes, const u
 }
 
 /* counter += 8 rows (3 planes: 7, 2 planes: 3, 1 plane: 1, the counter being empty). */
-template <int P> MPISIGN_FN void add_votes(uint32_t counter[P], const uint32_t rows[8])
+template <int P> MPISIGN_FN void add_votes(uint32_t counter[P], const uint32_t *rows)
 {
     if constexpr (P >= 4)
         add8(counter, P, rows);
@@ -85,45 +97,58 @@ template <int P> MPISIGN_FN void add_votes(uint32_t counter[P], const uint32_t r
         count_rows(counter, rows, (1 << P) - 1);
 }
 
-/* Adds rows [first, last) to the counters of negative votes, and of positive ones if masked.
- * WHOLE: every row is aligned and has all 4 W bytes, so that no branch lies between the loads. */
-template <int P, int W, bool MASKED, bool WHOLE>
+/* Rows [row, row + N) that are before `last`, else 0. */
+template <int REACH, int N, int W, bool MASKED>
+MPISIGN_FN void load_rows(const Stack &stack, int64_t row, int64_t last, int64_t byte,
+                          uint32_t s[N][W], uint32_t m[N][W])
+{
+    UNROLL
+    for (int j = 0; j < N; j++) {
+        if (row + j < last) {
+            int64_t at = (row + j) * stack.row_stride;
+            load_words<REACH, W>(stack.sign + at, byte, stack.bytes, s[j]);
+            if constexpr (MASKED)
+                load_words<REACH, W>(stack.mask + at, byte, stack.bytes, m[j]);
+        }
+    }
+}
+
+/* The way is chosen once for N rows: no branch lies between their loads. */
+template <int N, int W, bool MASKED>
+MPISIGN_FN void load_rows(const Stack &stack, Reach reach, int64_t row, int64_t last, int64_t byte,
+                          uint32_t s[N][W], uint32_t m[N][W])
+{
+    UNROLL
+    for (int j = 0; j < N; j++) {
+        UNROLL
+        for (int k = 0; k < W; k++)
+            s[j][k] = m[j][k] = 0;
+    }
+    if (reach == WIDE)
+        load_rows<WIDE, N, W, MASKED>(stack, row, last, byte, s, m);
+    else if (reach == SHIFTED)
+        load_rows<SHIFTED, N, W, MASKED>(stack, row, last, byte, s, m);
+    else
+        load_rows<BYTE_WISE, N, W, MASKED>(stack, row, last, byte, s, m);
+}
+
+/* Adds rows [first, last) to the counters of negative votes, and of positive ones if masked. Below 4
+ * planes the counters must be empty. */
+template <int P, int W, bool MASKED>
 MPISIGN_FN void count_votes(const Stack &stack, int64_t first, int64_t last, int64_t byte,
                             uint32_t negative[W][P], uint32_t positive[W][P])
 {
     constexpr int at_once = P >= 4 ? 8 : (1 << P) - 1;
+    const Reach reach = reach_of<W>(stack, byte);
+    ROLLED
     for (int64_t row = first; row < last; row += at_once) {
-        uint32_t s[8][W], m[8][W];
-        UNROLL
-        for (int j = 0; j < 8; j++) {
-            UNROLL
-            for (int k = 0; k < W; k++)
-                s[j][k] = m[j][k] = 0;
-            if (j >= at_once || row + j >= last)
-                continue;
-            int64_t at = (row + j) * stack.row_stride;
-            if constexpr (WHOLE) {
-                Words<W> words = *(const Words<W> *)(stack.sign + at + byte);
-                UNROLL
-                for (int k = 0; k < W; k++)
-                    s[j][k] = words.w[k];
-                if constexpr (MASKED) {
-                    words = *(const Words<W> *)(stack.mask + at + byte);
-                    UNROLL
-                    for (int k = 0; k < W; k++)
-                        m[j][k] = words.w[k];
-                }
-            } else {
-                load_words<W>(stack.sign + at, byte, stack.bytes, stack.aligned, s[j]);
-                if constexpr (MASKED)
-                    load_words<W>(stack.mask + at, byte, stack.bytes, stack.aligned, m[j]);
-            }
-        }
+        uint32_t s[at_once][W], m[at_once][W];
+        load_rows<at_once, W, MASKED>(stack, reach, row, last, byte, s, m);
         UNROLL
         for (int k = 0; k < W; k++) {
-            uint32_t minus[8], plus[8];
+            uint32_t minus[at_once], plus[at_once];
             UNROLL
-            for (int j = 0; j < 8; j++) {
+            for (int j = 0; j < at_once; j++) {
                 minus[j] = MASKED ? s[j][k] & m[j][k] : s[j][k];
                 plus[j] = m[j][k] & ~s[j][k];
             }
@@ -134,39 +159,39 @@ MPISIGN_FN void count_votes(const Stack &stack, int64_t first, int64_t last, int
     }
 }
 
-/* counter += weight in the lanes of `votes`: a ripple of full adders, one for each count plane. */
-template <int P> MPISIGN_FN void add_weight(uint32_t counter[P], uint32_t votes, uint32_t weight)
+/* Both counters += weight in the lanes of their votes: ripples of full adders, one a count plane. */
+template <int P, bool MASKED>
+MPISIGN_FN void add_weight(uint32_t negative[P], uint32_t positive[P], uint32_t minus, uint32_t plus,
+                           uint32_t weight)
 {
-    uint32_t carry = 0;
+    uint32_t carry = 0, carry_plus = 0;
     UNROLL
     for (int k = 0; k < P; k++) {
-        uint32_t bit = votes & (0u - (weight >> k & 1u));
-        FULL_ADD(carry, counter[k], counter[k], bit, carry);
+        uint32_t bit = 0u - (weight >> k & 1u);
+        FULL_ADD(carry, negative[k], negative[k], minus & bit, carry);
+        if constexpr (MASKED)
+            FULL_ADD(carry_plus, positive[k], positive[k], plus & bit, carry_plus);
     }
 }
 
+/* `weights` 0: 1 each. */
 template <int P, bool MASKED>
 MPISIGN_FN void count_weighted(const Stack &stack, const uint32_t *weights, int64_t byte,
                                uint32_t negative[P], uint32_t positive[P])
 {
-    for (int64_t row = 0; row < stack.rows; row += 4) {
-        uint32_t s[4], m[4], weight[4];
+    constexpr int at_once = 4;
+    const Reach reach = reach_of<1>(stack, byte);
+    ROLLED
+    for (int64_t row = 0; row < stack.rows; row += at_once) {
+        uint32_t s[at_once][1], m[at_once][1], weight[at_once];
+        load_rows<at_once, 1, MASKED>(stack, reach, row, stack.rows, byte, s, m);
         UNROLL
-        for (int j = 0; j < 4; j++) {
-            s[j] = m[j] = weight[j] = 0;
-            if (row + j < stack.rows) {
-                int64_t at = (row + j) * stack.row_stride;
-                load_words<1>(stack.sign + at, byte, stack.bytes, stack.aligned, &s[j]);
-                if constexpr (MASKED)
-                    load_words<1>(stack.mask + at, byte, stack.bytes, stack.aligned, &m[j]);
-                weight[j] = weights[row + j];
-            }
-        }
+        for (int j = 0; j < at_once; j++)
+            weight[j] = row + j >= stack.rows ? 0 : weights ? weights[row + j] : 1;
         UNROLL
-        for (int j = 0; j < 4; j++) {
-            add_weight<P>(negative, MASKED ? s[j] & m[j] : s[j], weight[j]);
-            if constexpr (MASKED)
-                add_weight<P>(positive, m[j] & ~s[j], weight[j]);
+        for (int j = 0; j < at_once; j++) {
+            uint32_t minus = MASKED ? s[j][0] & m[j][0] : s[j][0], plus = m[j][0] & ~s[j][0];
+            add_weight<P, MASKED>(negative, positive, minus, plus, weight[j]);
         }
     }
 }
@@ -184,6 +209,8 @@ template <int P, int W> MPISIGN_FN void clear(uint32_t counter[W][P])
 /* The sum of the weights, which a block adds up for itself: the host never reads them. */
 MPISIGN_FN uint32_t total_weight(const uint32_t *weights, int64_t rows)
 {
+    if (!weights)
+        return (uint32_t)rows;
     __shared__ uint32_t total;
     if (threadIdx.x == 0)
         total = 0;

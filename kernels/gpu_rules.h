@@ -149,9 +149,8 @@ MPISIGN_FN uint32_t pack_block(const Piece &piece, int64_t block, const Call &ca
     bool wide = is_aligned(g) && (!has_momentum || is_aligned(m));
     Unit<DTYPE, MOMENTUM> unit[units];
     uint32_t counts = 0;
-    /* Two copies of the loop, so that all loads of a whole block are under way before the first is
-     * needed: no branch lies between them. */
     if (wide && first + 8 * units * THREADS <= piece.length) {
+        /* No branch between the loads: all are under way before the first is needed. */
         UNROLL
         for (int u = 0; u < units; u++) {
             int64_t i = first + 8 * (u * THREADS + (int64_t)threadIdx.x);
@@ -159,20 +158,20 @@ MPISIGN_FN uint32_t pack_block(const Piece &piece, int64_t block, const Call &ca
             if constexpr (has_momentum)
                 load8_wide(m, i, unit[u].m);
         }
+    } else {
         UNROLL
         for (int u = 0; u < units; u++) {
             int64_t i = first + 8 * (u * THREADS + (int64_t)threadIdx.x);
-            counts += finish_unit<RULE>(unit[u], piece, i, 0xffu, true, call);
-        }
-    } else {
-        for (int u = 0; u < units; u++) {
-            int64_t i = first + 8 * (u * THREADS + (int64_t)threadIdx.x);
             uint32_t present = present8(i, piece.length);
-            load8(g, i, present, wide, unit[0].g);
+            load8_narrow(g, i, present, unit[u].g);
             if constexpr (has_momentum)
-                load8(m, i, present, wide, unit[0].m);
-            counts += finish_unit<RULE>(unit[0], piece, i, present, wide, call);
+                load8_narrow(m, i, present, unit[u].m);
         }
+    }
+    UNROLL
+    for (int u = 0; u < units; u++) {
+        int64_t i = first + 8 * (u * THREADS + (int64_t)threadIdx.x);
+        counts += finish_unit<RULE>(unit[u], piece, i, present8(i, piece.length), wide, call);
     }
     return counts;
 }

@@ -37,7 +37,7 @@ MPISIGN_FN void tally(const Stack &stack, const uint32_t *weights, int64_t lengt
     if constexpr (WEIGHTED)
         count_weighted<P, MASKED>(stack, weights, byte, negative[0], positive[0]);
     else
-        count_votes<P, W, MASKED, false>(stack, 0, stack.rows, byte, negative, positive);
+        count_votes<P, W, MASKED>(stack, 0, stack.rows, byte, negative, positive);
     store_counts<P, W>(negative, byte, length, planes, negatives, plane_stride);
     if constexpr (MASKED)
         store_counts<P, W>(positive, byte, length, planes, positives, plane_stride);
@@ -56,14 +56,10 @@ MPISIGN_FN void tally(const Stack &stack, const uint32_t *weights, int64_t lengt
 TALLY(tally_4, 4, 4, false, false)
 TALLY(tally_7, 7, 4, false, false)
 TALLY(tally_13, 13, 2, false, false)
-TALLY(tally_31, 31, 1, false, false)
 TALLY(tally_masked_4, 4, 2, true, false)
 TALLY(tally_masked_7, 7, 2, true, false)
 TALLY(tally_masked_13, 13, 1, true, false)
-TALLY(tally_masked_31, 31, 1, true, false)
-TALLY(tally_weighted_8, 8, 1, false, true)
 TALLY(tally_weighted_16, 16, 1, false, true)
 TALLY(tally_weighted_31, 31, 1, false, true)
-TALLY(tally_weighted_masked_8, 8, 1, true, true)
 TALLY(tally_weighted_masked_16, 16, 1, true, true)
 TALLY(tally_weighted_masked_31, 31, 1, true, true)

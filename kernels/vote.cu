@@ -1,17 +1,20 @@
 /* Majority of a stack of planes, one vote a row: 16 bytes of each row a thread, 8 rows in flight.
  *
- * majority_P has counters of P planes (rows < 2^P); with masks two counters, and 8 bytes a thread, so
+ * majority_P has counters of P planes (rows < 2^P; beyond 8,191 see vote_weighted.cu); with masks two counters, and 8 bytes a thread, so
  * that as much is in flight from half the registers. Census int64 (1,): coordinates that tied.
  */
 #include "gpu_verdict.h"
 
-template <int P, int W, bool MASKED, bool WHOLE>
-MPISIGN_FN uint32_t vote_at(const Stack &stack, int64_t byte, const Result &result)
+template <int P, int W, bool MASKED>
+MPISIGN_FN uint32_t vote(const Stack &stack, const Result &result)
 {
+    const int64_t byte = 4 * W * (blockIdx.x * (int64_t)THREADS + threadIdx.x);
+    if (byte >= stack.bytes)
+        return 0;
     uint32_t negative[W][P], positive[W][P], more[W], tie[W];
     clear<P, W>(negative);
     clear<P, W>(positive);
-    count_votes<P, W, MASKED, WHOLE>(stack, 0, stack.rows, byte, negative, positive);
+    count_votes<P, W, MASKED>(stack, 0, stack.rows, byte, negative, positive);
     UNROLL
     for (int k = 0; k < W; k++) {
         if constexpr (MASKED)
@@ -20,15 +23,6 @@ MPISIGN_FN uint32_t vote_at(const Stack &stack, int64_t byte, const Result &resu
             decide<P>(negative[k], (uint32_t)stack.rows, &more[k], &tie[k]);
     }
     return announce<W>(more, tie, byte, result);
-}
-
-template <int P, int W, bool MASKED>
-MPISIGN_FN uint32_t vote(const Stack &stack, const Result &result)
-{
-    int64_t byte = 4 * W * (blockIdx.x * (int64_t)THREADS + threadIdx.x);
-    if (stack.aligned && 4 * W * THREADS * (blockIdx.x + (int64_t)1) <= stack.bytes)
-        return vote_at<P, W, MASKED, true>(stack, byte, result);
-    return byte < stack.bytes ? vote_at<P, W, MASKED, false>(stack, byte, result) : 0;
 }
 
 #define MAJORITY(name, P, W, MASKED)                                                               \
@@ -49,17 +43,11 @@ MAJORITY(majority_2, 2, 4, false)
 MAJORITY(majority_3, 3, 4, false)
 MAJORITY(majority_4, 4, 4, false)
 MAJORITY(majority_5, 5, 4, false)
-MAJORITY(majority_6, 6, 4, false)
 MAJORITY(majority_7, 7, 4, false)
-MAJORITY(majority_9, 9, 4, false)
 MAJORITY(majority_13, 13, 4, false)
-MAJORITY(majority_31, 31, 1, false)
 MAJORITY(majority_masked_1, 1, 4, true)
 MAJORITY(majority_masked_2, 2, 2, true)
 MAJORITY(majority_masked_3, 3, 2, true)
 MAJORITY(majority_masked_4, 4, 2, true)
-MAJORITY(majority_masked_5, 5, 2, true)
 MAJORITY(majority_masked_7, 7, 2, true)
-MAJORITY(majority_masked_9, 9, 2, true)
 MAJORITY(majority_masked_13, 13, 2, true)
-MAJORITY(majority_masked_31, 31, 1, true)

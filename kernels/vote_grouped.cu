@@ -17,7 +17,7 @@ MPISIGN_FN uint32_t vote(const Stack &stack, int64_t group, const Result &result
         uint32_t negative[W][P], positive[W][P];
         clear<P, W>(negative);
         clear<P, W>(positive);
-        count_votes<P, W, MASKED, false>(stack, first, first + group, byte, negative, positive);
+        count_votes<P, W, MASKED>(stack, first, first + group, byte, negative, positive);
         UNROLL
         for (int k = 0; k < W; k++) {
             uint32_t more_here, tie_here;
@@ -49,10 +49,6 @@ MPISIGN_FN uint32_t vote(const Stack &stack, int64_t group, const Result &result
     }
 
 MAJORITY(majority_grouped_4, 4, 2, false)
-MAJORITY(majority_grouped_7, 7, 2, false)
 MAJORITY(majority_grouped_13, 13, 1, false)
-MAJORITY(majority_grouped_31, 31, 1, false)
 MAJORITY(majority_grouped_masked_4, 4, 2, true)
-MAJORITY(majority_grouped_masked_7, 7, 2, true)
 MAJORITY(majority_grouped_masked_13, 13, 1, true)
-MAJORITY(majority_grouped_masked_31, 31, 1, true)

@@ -1,5 +1,7 @@
-/* Majority with one uint32 weight a row. How many planes the counts need, only the device knows: a
- * block adds up the weights and takes the shortest counters that hold their sum (below 2^31). */
+/* Majority with one uint32 weight a row; 1 each if `weights` is 0, for stacks of over 8,191 rows.
+ *
+ * How many planes the counts need, only the device knows: a block adds up the weights and takes the
+ * shorter counters if they hold the sum (which is below 2^31). */
 #include "gpu_verdict.h"
 
 template <int P, bool MASKED>
@@ -24,8 +26,6 @@ MPISIGN_FN uint32_t vote_weighted(const Stack &stack, const uint32_t *weights, c
     const int64_t byte = 4 * (blockIdx.x * (int64_t)THREADS + threadIdx.x);
     if (byte >= stack.bytes)
         return 0;
-    if (total < 1u << 8)
-        return vote<8, MASKED>(stack, weights, total, byte, result);
     if (total < 1u << 16)
         return vote<16, MASKED>(stack, weights, total, byte, result);
     return vote<31, MASKED>(stack, weights, total, byte, result);

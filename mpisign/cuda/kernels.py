@@ -26,12 +26,14 @@ _RULES = ("sign", "signum", "lion", "sparsign")
 _THREADS = 256
 
 #: Count planes of each kernel -> words of 4 bytes that a thread owns (the W of kernels/*.cu).
-_MAJORITY = {1: 4, 2: 4, 3: 4, 4: 4, 5: 4, 6: 4, 7: 4, 9: 4, 13: 4, 31: 1}
-_MAJORITY_MASKED = {1: 4, 2: 2, 3: 2, 4: 2, 5: 2, 7: 2, 9: 2, 13: 2, 31: 1}
-_GROUPED = {4: 2, 7: 2, 13: 1, 31: 1}
-_TALLY = {4: 4, 7: 4, 13: 2, 31: 1}
-_TALLY_MASKED = {4: 2, 7: 2, 13: 1, 31: 1}
-_TALLY_WEIGHTED = {8: 1, 16: 1, 31: 1}
+_MAJORITY = {1: 4, 2: 4, 3: 4, 4: 4, 5: 4, 7: 4, 13: 4}
+_MAJORITY_MASKED = {1: 4, 2: 2, 3: 2, 4: 2, 7: 2, 13: 2}
+_GROUPED = {4: 2, 13: 1}
+_TALLY = {4: 4, 7: 4, 13: 2}
+_TALLY_MASKED = {4: 2, 7: 2, 13: 1}
+_TALLY_WEIGHTED = {16: 1, 31: 1}
+#: Most rows that these count; beyond, every row has weight 1 and counters are as wide as needed.
+_MAX_ROWS = 8191
 
 
 def of(array: Any) -> Kernels:
@@ -147,7 +149,7 @@ class Kernels:
         masked = "_masked" if mask else ""
         stack = (sign, mask, row_stride, rows, length)
         out = (out_sign, out_mask, ties, *_random(random), _address(census))
-        if weights:
+        if weights or (group == 1 and rows > _MAX_ROWS):
             args = (*stack, weights, *out)
             self._launch("vote_weighted", f"majority_weighted{masked}", length, 32, args)
         elif group > 1:
@@ -178,7 +180,7 @@ class Kernels:
         if length == 0:
             return
         name, words, needed = "tally", _TALLY_MASKED if mask else _TALLY, rows.bit_length()
-        if weights:
+        if weights or rows > _MAX_ROWS:
             name, words, needed = "tally_weighted", _TALLY_WEIGHTED, min(planes, 31)
         counters = _at_least(words, needed)
         name = f"{name}{'_masked' if mask else ''}_{counters}"
@@ -255,6 +257,8 @@ class Kernels:
 
 def _at_least(words: dict[int, int], planes: int) -> int:
     """The shortest counter of those compiled that has as many planes."""
+    if planes > max(words):
+        raise ValueError(f"majority: groups must be at most {_MAX_ROWS}, of as many rows each")
     return min(p for p in words if p >= planes)
 
 

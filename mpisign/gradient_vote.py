@@ -144,25 +144,26 @@ class GradientVote:
 
     def _pack(self, ballots: Any, compressor: Compressor, step: int) -> int:
         """All members into the bucket's planes; the number of NaNs."""
-        rank, nans = self.channel.transport.rank, 0
+        keys = {"seed": self.seed, "step": step, "rank": self.channel.transport.rank}
+        grads, states, offsets, nans = [], [], [], 0
         for i, (p, state) in enumerate(self.state.items()):
-            if p.grad is None:
-                x = compressor.voted_on_without_gradient(p, state)
-            else:
-                x = compressor.voted_on(p.grad, state)
+            if p.grad is not None:
+                grads.append(p.grad)
+                states.append(state)
+                offsets.append(self.bucket.offsets[i])
+                continue
             out = ballots[:, self.bucket.span(i)]
             _, _, found = planes.pack_census(
-                x,
+                compressor.voted_on_without_gradient(p, state),
                 zeros=compressor.zeros,
                 nan=compressor.nan,
-                seed=self.seed,
-                step=step,
-                rank=rank,
                 offset=8 * self.bucket.offsets[i],
                 out=out if len(out) == 2 else out[0],
+                **keys,
             )
-            nans += found
-        return nans
+            nans += int(found)
+        out = ballots if len(ballots) == 2 else ballots[0]
+        return nans + compressor.pack(grads, states, out, offsets, **keys)
 
     def _agree(self, header: Header) -> Steps[Any]:
         """Headers, then the members that have a gradient on any rank: uint8 (members,)."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mpisign import policies
+from mpisign import planes, policies
 
 if TYPE_CHECKING:
     import torch
@@ -38,6 +39,38 @@ class Compressor:
         May return ``grad`` itself or a tensor that lives in ``state``: callers read, never write.
         """
         raise NotImplementedError
+
+    def pack(
+        self,
+        grads: Sequence[torch.Tensor],
+        states: Sequence[State],
+        out: Any,
+        offsets: Sequence[int],
+        *,
+        seed: int,
+        step: int,
+        rank: int,
+    ) -> int:
+        """This rank's ballot for many gradients, packed into one bucket's planes in one call.
+
+        Updates ``states``, one for each gradient. ``out``: uint8 (B,), or (2, B) if a coordinate
+        may abstain; ``offsets``: the byte that each gradient starts at; the rest of ``out`` stays
+        as it is. Returns the NaNs that are no votes, under either policy: it never raises on them.
+        """
+        if not grads:
+            return 0
+        voted = [self.voted_on(g, state) for g, state in zip(grads, states, strict=True)]
+        _, _, nans = planes.pack_many(
+            voted,
+            zeros=self.zeros,
+            nan=self.nan,
+            seed=seed,
+            step=step,
+            rank=rank,
+            offsets=offsets,
+            out=out,
+        )
+        return int(nans)
 
     def voted_on_without_gradient(self, parameter: torch.Tensor, state: State) -> torch.Tensor:
         """This rank's ballot for a parameter that has a gradient on other ranks only."""

@@ -12,7 +12,6 @@ import horovod.torch as hvd
 import numpy as np
 import torch
 
-from mpisign import planes
 from mpisign.buckets import Bucket
 from mpisign.collectives.ballot import Planes
 from mpisign.collectives.header import Header
@@ -103,20 +102,9 @@ class BucketVote(VoteCompression):
         name, now = member.name, self._round
         if now is None or now.over or name in now.packed:
             now = self._round = _Round(self.step)
-        voted = self.compressor.voted_on(tensor, member.state)
-        span = self._spans[name]
-        out = torch.from_numpy(self._planes[:, span])
+        start, out = self._spans[name].start, torch.from_numpy(self._planes)
         with stage("pack"):
-            _, _, nans = planes.pack_census(
-                voted.detach().cpu(),
-                zeros=self.compressor.zeros,
-                nan=self.compressor.nan,
-                seed=self.seed,
-                step=now.step,
-                rank=rank,
-                offset=8 * span.start,
-                out=out if self._planes_up == 2 else out[0],
-            )
+            nans = self._pack(tensor, member.state, out, start, now.step)
         now.packed.add(name)
         placeholder = torch.empty(roll_call.n_words(size), dtype=torch.float64)
         roll_call.write(

@@ -10,6 +10,7 @@ import torch
 
 from mpisign import counters, planes
 from mpisign.compressors import Sign
+from mpisign.compressors.base import State
 from mpisign.errors import WireError
 from mpisign.horovod import roll_call
 from mpisign.horovod.members import named_by_optimizers
@@ -36,20 +37,15 @@ class CounterVote(VoteCompression):
 
     def compress(self, tensor: torch.Tensor) -> tuple[torch.Tensor, _Context]:
         like, size, rank = self._like(tensor), self._size(), self.process_set.rank()
-        voted = self._voted_on(tensor)
+        state = self._state_of(tensor)
         head, width = roll_call.n_words(size), counters.n_words(like.length, size)
         payload = torch.empty(head + self._planes_up * width, dtype=torch.float64)
         words = payload.numpy()
         with stage("pack"):
-            ballots, _, nans = planes.pack_census(
-                voted.detach().cpu(),
-                zeros=self.compressor.zeros,
-                nan=self.compressor.nan,
-                seed=self.seed,
-                step=self.step,
-                rank=rank,
-            )
-            for k, plane in enumerate(ballots.numpy().reshape(self._planes_up, -1)):
+            nbytes = planes.plane_bytes(like.length)
+            ballots = torch.empty(self._planes_up, nbytes, dtype=torch.uint8)
+            nans = self._pack(tensor, state, ballots, 0, self.step)
+            for k, plane in enumerate(ballots.numpy()):
                 at = head + k * width
                 counters.encode(plane, like.length, size, out=words[at : at + width])
         roll_call.write(
@@ -99,9 +95,9 @@ class CounterVote(VoteCompression):
             return 0
         return counters.seed_of(words, roll.unscale, self.seed)
 
-    def _voted_on(self, tensor: torch.Tensor) -> torch.Tensor:
+    def _state_of(self, tensor: torch.Tensor) -> State:
         if isinstance(self.compressor, Sign):
-            return self.compressor.voted_on(tensor, {})
+            return {}
         member = self.members.find(tensor)
         if member is None:
             self.members.add(named_by_optimizers(self))
@@ -113,4 +109,4 @@ class CounterVote(VoteCompression):
                 "Compression.sign, or Compression.signum(model.named_parameters()) with dense "
                 "gradients"
             )
-        return self.compressor.voted_on(tensor, member.state)
+        return member.state

@@ -78,6 +78,22 @@ class VoteCompression:
     def _planes_up(self) -> int:
         return policies.planes_up(self.compressor.zeros, self.compressor.nan)
 
+    def _pack(
+        self, tensor: torch.Tensor, state: State, out: torch.Tensor, start: int, step: int
+    ) -> int:
+        """This rank's ballot into planes (k, B) on the CPU, from byte ``start``; the NaNs."""
+        c, rank = self.compressor, self.process_set.rank()
+        keys = {"seed": self.seed, "step": step, "rank": rank}
+        out = out if len(out) == 2 else out[0]
+        if tensor.device.type == "cpu":
+            return c.pack([tensor], [state], out, [start], **keys)
+        voted = c.voted_on(tensor, state).detach().cpu()
+        out = out[..., start : start + planes.plane_bytes(tensor.numel())]
+        _, _, nans = planes.pack_census(
+            voted, zeros=c.zeros, nan=c.nan, offset=8 * start, out=out, **keys
+        )
+        return int(nans)
+
     def _ranks(self) -> list[int]:
         """Global ranks of the process set."""
         return self.process_set.ranks or list(range(self._size()))

@@ -334,6 +334,13 @@ MPISIGN_FN philox_keys keys_of(const mpisign_random *rnd)
 
 enum { BATCH_LANES = RANDOM_BATCH_BYTES / BLOCK };
 
+/* Where all lanes of a batch fit the registers beside sixteen rows. */
+#if defined(MPISIGN_AVX512)
+#define UNROLL_BATCH MPISIGN_UNROLL
+#else
+#define UNROLL_BATCH
+#endif
+
 /* Blocks with counters c .. c + 7: 128 bytes. On x86-64 in 64-bit lanes, whose upper halves are junk:
  * the multiplication reads the lower ones alone. */
 MPISIGN_FN void philox_lanes(const philox_keys *keys, uint64_t c, lanes out[BATCH_LANES])

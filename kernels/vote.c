@@ -122,11 +122,17 @@ MPISIGN_FN void add_blocks(tile *counter, int from, int planes, const batch *b, 
     }
 }
 
-MPISIGN_FN void add_batch(tile *counter, int from, int planes, const batch *b, const batch *next,
-                          int64_t bytes, int what)
+static __attribute__((noinline)) void ISA(add_batch)(tile *counter, int from, int planes,
+                                                     const batch *b, const batch *next,
+                                                     int64_t bytes, int what)
 {
     const int64_t whole = bytes / BLOCK * BLOCK;
-    add_blocks(counter, from, planes, b, next, 0, whole, BLOCK, what);
+    if (what == SIGNS)
+        add_blocks(counter, from, planes, b, next, 0, whole, BLOCK, SIGNS);
+    else if (what == NEGATIVES)
+        add_blocks(counter, from, planes, b, next, 0, whole, BLOCK, NEGATIVES);
+    else
+        add_blocks(counter, from, planes, b, next, 0, whole, BLOCK, POSITIVES);
     add_blocks(counter, from, planes, b, next, whole, bytes, 0, what);
 }
 
@@ -143,7 +149,7 @@ MPISIGN_FN batch ahead(const batch *b)
 
 /* Adds rows [first, last), from byte `at` on, to a counter of `planes` planes. Weighted rows
  * are added once for each bit of their weight, to the planes from that bit on. */
-MPISIGN_FN void count_tile(tile *counter, int planes, const mpisign_stack *s, int64_t first,
+static void ISA(count_tile)(tile *counter, int planes, const mpisign_stack *s, int64_t first,
                            int64_t last, int64_t at, int64_t bytes, int what)
 {
     uint64_t bits = 1;
@@ -167,7 +173,7 @@ MPISIGN_FN void count_tile(tile *counter, int planes, const mpisign_stack *s, in
             if (full == 0)
                 first_ones = ahead(b);
             else
-                add_batch(counter, bit, planes, &batches[1 - full % 2], b, bytes, what);
+                ISA(add_batch)(counter, bit, planes, &batches[1 - full % 2], b, bytes, what);
             full++;
             n = 0;
         }
@@ -177,9 +183,9 @@ MPISIGN_FN void count_tile(tile *counter, int planes, const mpisign_stack *s, in
         if (full == 0)
             first_ones = ahead(b);
         else
-            add_batch(counter, bit, planes, &batches[1 - full % 2], n ? b : &first_ones, bytes, what);
+            ISA(add_batch)(counter, bit, planes, &batches[1 - full % 2], n ? b : &first_ones, bytes, what);
         if (n > 0)
-            add_batch(counter, bit, planes, b, &first_ones, bytes, what);
+            ISA(add_batch)(counter, bit, planes, b, &first_ones, bytes, what);
     }
 }
 
@@ -208,10 +214,10 @@ static void ISA(add_stack)(counters *c, int planes, const mpisign_stack *s, int6
                            int64_t last, int64_t at, int64_t bytes)
 {
     if (s->mask) {
-        count_tile(c->negatives, planes, s, first, last, at, bytes, NEGATIVES);
-        count_tile(c->positives, planes, s, first, last, at, bytes, POSITIVES);
+        ISA(count_tile)(c->negatives, planes, s, first, last, at, bytes, NEGATIVES);
+        ISA(count_tile)(c->positives, planes, s, first, last, at, bytes, POSITIVES);
     } else {
-        count_tile(c->negatives, planes, s, first, last, at, bytes, SIGNS);
+        ISA(count_tile)(c->negatives, planes, s, first, last, at, bytes, SIGNS);
     }
 }
 
@@ -316,7 +322,7 @@ MPISIGN_FN void few_rows(const mpisign_stack *s, int n, int64_t at, int64_t batc
         lanes random[BATCH_LANES] = {{0}};
         if (draw)
             philox_lanes(&keys, block, random);
-        MPISIGN_UNROLL
+        UNROLL_BATCH
         for (int i = 0; i < BATCH_LANES; i++, at += BLOCK) {
             lanes rows[AT_ONCE], counter[5], more, tie;
             MPISIGN_UNROLL
@@ -328,6 +334,42 @@ MPISIGN_FN void few_rows(const mpisign_stack *s, int n, int64_t at, int64_t batc
             settle_lanes(v, at, BLOCK, more, tie, random[i], n % 2 == 0);
         }
     }
+}
+
+static void ISA(vote_batches)(const mpisign_stack *s, int64_t at, int64_t batches,
+                              const mpisign_random *rnd, verdict *v)
+{
+#define ROWS(n)                                                                                    \
+    case n: few_rows(s, n, at, batches, rnd, v); break;
+    switch (batches ? s->rows : 0) { /* so that each number of rows has a loop of its own */
+        ROWS(1) ROWS(2) ROWS(3) ROWS(4) ROWS(5) ROWS(6) ROWS(7) ROWS(8)
+        ROWS(9) ROWS(10) ROWS(11) ROWS(12) ROWS(13) ROWS(14) ROWS(15) ROWS(16)
+    }
+#undef ROWS
+}
+
+/* The last bytes, fewer than a batch, from byte `at` on, where a block of the stream begins if random
+ * bits are drawn: a batch that ends in zeros. */
+static void ISA(vote_tail)(const mpisign_stack *s, int64_t at, int64_t bytes,
+                           const mpisign_random *rnd, verdict *v)
+{
+    uint8_t rows[AT_ONCE][RANDOM_BATCH_BYTES], sign[RANDOM_BATCH_BYTES], mask[RANDOM_BATCH_BYTES];
+    const mpisign_stack padded = {rows[0], NULL, RANDOM_BATCH_BYTES, s->rows, 0, NULL};
+    mpisign_random here = *rnd;
+    verdict all = *v;
+    here.byte_offset += (uint64_t)at;
+    all.sign = sign;
+    all.mask = v->mask ? mask : NULL;
+    all.length = v->length - 8 * at < 8 * bytes ? v->length - 8 * at : 8 * bytes;
+    for (int64_t r = 0; r < s->rows; r++) {
+        memset(rows[r], 0, RANDOM_BATCH_BYTES);
+        memcpy(rows[r], s->sign + r * s->row_stride + at, (size_t)bytes);
+    }
+    ISA(vote_batches)(&padded, 0, 1, &here, &all);
+    memcpy(v->sign + at, sign, (size_t)bytes);
+    if (v->mask)
+        memcpy(v->mask + at, mask, (size_t)bytes);
+    v->tied = all.tied;
 }
 
 /* Bytes [first, last). Whole batches of random bits stay in registers where they begin with a block of
@@ -348,17 +390,11 @@ static void ISA(vote_few)(const plan *p, int64_t first, int64_t last, const mpis
     head = head < last - first ? head : last - first;
     const int64_t batches = (last - first - head) / RANDOM_BATCH_BYTES;
     const int64_t tail = first + head + batches * RANDOM_BATCH_BYTES;
-#define ROWS(n)                                                                                    \
-    case n: few_rows(s, n, first + head, batches, rnd, v); break;
-    switch (batches ? s->rows : 0) { /* so that each number of rows has a loop of its own */
-        ROWS(1) ROWS(2) ROWS(3) ROWS(4) ROWS(5) ROWS(6) ROWS(7) ROWS(8)
-        ROWS(9) ROWS(10) ROWS(11) ROWS(12) ROWS(13) ROWS(14) ROWS(15) ROWS(16)
-    }
-#undef ROWS
+    ISA(vote_batches)(s, first + head, batches, rnd, v);
     if (head)
         ISA(vote_tile)(p, first, head, rnd, &rest);
     if (tail < last)
-        ISA(vote_tile)(p, tail, last - tail, rnd, &rest);
+        ISA(vote_tail)(s, tail, last - tail, rnd, &rest);
     v->tied = add_sums(v->tied, rest.tied);
 }
 

@@ -140,6 +140,14 @@ def empty(shape: tuple[int, ...], dtype: str, *, like: View | None = None) -> An
     return np.empty(shape, dtype=_numpy_dtype(dtype))
 
 
+def address(x: Any) -> int:
+    """Where the memory of an array of any framework begins; unchecked."""
+    if isinstance(x, np.ndarray):
+        return _address(x)
+    start: int = x.data_ptr() if is_torch(x) else x.data.ptr
+    return start
+
+
 def address_like(x: np.ndarray[Any, Any], like: View) -> int:
     """The address of ``x`` in ``like``'s memory; a copy on a GPU, which its framework keeps."""
     if like.device == "cpu":

@@ -192,7 +192,7 @@ def test_pack_majority_unpack_is_the_sign_of_the_sum_of_signs(rows):
         (lambda: mpisign.pack([1.0]), TypeError, "pack: x must be a NumPy array, .* got list"),
         (lambda: mpisign.pack(np.ones(3, int)), TypeError, "pack: x must have dtype .* got int64"),
         (lambda: mpisign.pack(np.ones(3, ">f4")), TypeError, "pack: x must have native byte order"),
-        (lambda: mpisign.pack(torch.ones(3).to_sparse()), TypeError, "dense CPU tensor"),
+        (lambda: mpisign.pack(torch.ones(3).to_sparse()), TypeError, "dense CPU or CUDA tensor"),
         (lambda: mpisign.pack(np.ones(3), zeros="up"), ValueError, "zeros must be one of .*'up'"),
         (lambda: mpisign.pack(np.ones(3), nan="x"), ValueError, "nan must be one of"),
         (lambda: mpisign.pack(np.ones(3), offset=4), ValueError, "offset must be a multiple of 8"),

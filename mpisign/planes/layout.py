@@ -13,6 +13,8 @@ from mpisign import arrays, policies
 #: Codes of pack_pieces (kernels/host.h).
 SIGN, SIGNUM, LION, SPARSIGN = range(4)
 
+_U64 = 1 << 64
+
 
 def listed(xs: Any) -> list[Any]:
     """One array as a list of one; a list or tuple as a list."""
@@ -102,6 +104,8 @@ def planes_out(
         out = arrays.empty(shape, "uint8", like=like)
         if gaps:
             out[...] = 0
+        start = arrays.address(out)
+        return out, start, start + nbytes if two else 0
     o = arrays.view_bytes(function, "out", out, writable=True)
     same_device(function, "out", o, like)
     if o.shape != shape and not (gaps and o.shape[:-1] == shape[:-1] and o.shape[-1] > nbytes):
@@ -135,12 +139,12 @@ def random(
     function: str, seed: int, step: int, rank: int, offset: int
 ) -> tuple[int, int, int, int]:
     """What keys this rank's random bits; ``offset``: coordinates before the planes."""
-    for name, value in (("seed", seed), ("step", step)):
-        if not 0 <= value < 1 << 64:
-            raise ValueError(f"{function}: {name} must be in [0, 2**64), got {value}")
+    if not (0 <= seed < _U64 and 0 <= step < _U64):
+        name, value = ("step", step) if 0 <= seed < _U64 else ("seed", seed)
+        raise ValueError(f"{function}: {name} must be in [0, 2**64), got {value}")
     if not 0 <= rank < policies.TIE_STREAM:
         raise ValueError(f"{function}: rank must be in [0, 2**31), got {rank}")
-    if not 0 <= offset < 1 << 64 or offset % 8:
+    if not 0 <= offset < _U64 or offset % 8:
         raise ValueError(f"{function}: offset must be a multiple of 8, from 0, got {offset}")
     return int(seed), int(step), int(rank), int(offset) // 8
 

@@ -155,11 +155,13 @@ def _stack_view(function: str, stack: Any, length: int | None) -> tuple[arrays.V
 
 
 def _row_stride(s: arrays.View) -> int:
-    return s.strides[0]
+    return s.length // s.shape[0] if s.contiguous else s.strides[0]
 
 
 def _mask_of(s: arrays.View) -> int:
-    return s.address + s.strides[1] if len(s.shape) == 3 else 0
+    if len(s.shape) == 2:
+        return 0
+    return s.address + (s.shape[2] if s.contiguous else s.strides[1])
 
 
 def _stacked(function: str, stack: Any) -> Any:

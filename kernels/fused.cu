@@ -66,16 +66,14 @@ PIECES(pieces_signum, SIGNUM)
 PIECES(pieces_lion, LION)
 PIECES(pieces_sparsign, SPARSIGN)
 
-/* The table comes as arguments of launches: those are copied when the launch is queued, so that no
- * host memory has to stay as it is until the device gets to it, and nothing waits. */
-enum { ROWS_BY_VALUE = 62 };
-
+/* Tables and weights come as arguments of launches: those are copied when the launch is queued, so
+ * that no host memory has to stay as it is until the device gets to it, and nothing waits. */
 struct Rows {
-    int64_t row[ROWS_BY_VALUE][8];
+    int64_t row[8 * 62];
 };
 
 MPISIGN_KERNEL(THREADS, store_table, (int64_t *table, int64_t count, Rows rows))
 {
     for (int64_t i = threadIdx.x; i < count; i += THREADS)
-        table[i] = rows.row[i >> 3][i & 7];
+        table[i] = rows.row[i];
 }

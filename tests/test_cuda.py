@@ -6,16 +6,12 @@ is as long as the kernel may use, and starts where the test says.
 
 from __future__ import annotations
 
-import shutil
-
 import numpy as np
 import pytest
 import references as ref
 from cuda_on_cpu.gpu import DTYPES, KEYS, LENGTHS, ROWS, SPANNING, random_of, with_nans
 
 from mpisign import policies
-
-pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 
 
 def census_of(x):

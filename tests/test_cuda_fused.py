@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-
 import ml_dtypes
 import numpy as np
 import pytest
@@ -11,8 +9,6 @@ import references as ref
 from cuda_on_cpu.gpu import DTYPES, KEYS, LENGTHS, random_of, with_nans
 
 from mpisign import policies
-
-pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 
 SIGN, SIGNUM, LION, SPARSIGN = range(4)
 BF16 = ml_dtypes.bfloat16
@@ -110,8 +106,13 @@ def test_the_table_of_pieces_is_sent_once(gpu):
     sign = gpu.planes(125)
     piece = np.array([x.address, 1000, 0, 0, 0, 0]).tobytes()
     for _ in range(3):
-        gpu.kernels.pack_pieces(SIGN, (0.0,) * 4, piece, sign.address, 0, 0, random_of())
-    assert gpu.launcher.launched == ["store_table"] + ["pieces_sign"] * 3
+        gpu.kernels.pack_pieces(SPARSIGN, (0.3,) * 4, piece, sign.address, 0, 2, random_of())
+    assert gpu.launcher.launched == ["store_table"] + ["pieces_sparsign"] * 3
+
+
+def test_one_array_needs_no_table(gpu):
+    check_pieces(gpu, SIGN, [ref.awkward(1000, 1)], [np.zeros(1000, np.float32)], "random")
+    assert gpu.launcher.launched == ["pack_fp32"]
 
 
 def test_no_pieces(gpu):

@@ -1,0 +1,95 @@
+"""Every CUDA file compiles for the GPUs of today, and no kernel spills a register. Needs no GPU."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import nvrtc
+import pytest
+
+from mpisign.cuda import compile as sources
+from mpisign.cuda import kernels
+
+FILES = sorted(path.stem for path in sources.folder().glob("*.cu"))
+
+
+def names_in(file: str) -> set[str]:
+    """The kernels that a source defines: each name is the first word of a macro's line."""
+    text = (sources.folder() / f"{file}.cu").read_text()
+    macro = r"^(?:PACK|PACK_STRIDED|PIECES|FEEDBACK|MAJORITY|TALLY)\((\w+),"
+    found = set(re.findall(macro, text, re.MULTILINE))
+    for names in re.findall(r"^(?:LONG_FEEDBACK|UNPACK)\(([\w, ]+), MPISIGN", text, re.MULTILINE):
+        found |= set(names.split(", "))
+    return found | set(re.findall(r"^MPISIGN_KERNEL\(THREADS, (\w+),", text, re.MULTILINE))
+
+
+def check(file: str, found: dict[str, dict[str, int]]) -> None:
+    assert set(found) == names_in(file)
+    for name, numbers in found.items():
+        in_memory = {k: n for k, n in numbers.items() if k != "registers" and n}
+        assert not in_memory, (name, numbers)
+        assert numbers["registers"] <= 128, (name, numbers)
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90", "sm_100"])
+@pytest.mark.parametrize("file", FILES)
+def test_nvrtc(file, arch):
+    check(file, nvrtc.compiled(file, arch))
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_nvcc(file, tmp_path):
+    nvcc = shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
+    if nvcc is None:
+        pytest.skip("no nvcc on PATH")
+    options = [o for o in sources.OPTIONS if o.startswith("--fmad") or o.startswith("--std")]
+    command = [
+        nvcc,
+        *options,
+        "-arch=sm_90",
+        "-ptx",
+        "-Werror=all-warnings",
+        "-o",
+        tmp_path / "out",
+    ]
+    # From the folder of the sources, with plain #includes: not as Python puts them together.
+    done = subprocess.run(
+        [*command, f"{file}.cu"], cwd=sources.folder(), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_python_launches_only_kernels_that_exist():
+    defined = {name for file in FILES for name in names_in(file)}
+    for words, name in (
+        (kernels._MAJORITY, "majority_{}"),
+        (kernels._MAJORITY_MASKED, "majority_masked_{}"),
+        (kernels._GROUPED, "majority_grouped_{}"),
+        (kernels._GROUPED, "majority_grouped_masked_{}"),
+        (kernels._TALLY, "tally_{}"),
+        (kernels._TALLY_MASKED, "tally_masked_{}"),
+        (kernels._TALLY_WEIGHTED, "tally_weighted_{}"),
+        (kernels._TALLY_WEIGHTED, "tally_weighted_masked_{}"),
+    ):
+        for planes, width in words.items():
+            assert name.format(planes) in defined
+            line = f"({name.format(planes)}, {planes}, {width},"
+            assert any(line in p.read_text() for p in sources.folder().glob("*.cu")), line
+
+
+def test_a_missing_cupy_says_what_to_install(monkeypatch):
+    from mpisign.cuda import launch
+
+    monkeypatch.setitem(__import__("sys").modules, "cupy", None)
+    with pytest.raises(ImportError, match="pip install cupy-cuda13x"):
+        launch.cupy()
+
+
+def test_importing_mpisign_imports_neither_cupy_nor_torch():
+    code = "import sys, mpisign, mpisign.cuda.kernels; print({'cupy', 'torch'} & set(sys.modules))"
+    command = [Path(os.sys.executable), "-c", code]
+    assert subprocess.run(command, capture_output=True, text=True).stdout.strip() == "set()"

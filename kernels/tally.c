@@ -18,8 +18,8 @@ static void ISA(tally)(const mpisign_stack *stack, int planes, uint8_t *negative
     const plan p = ISA(plan_of)(stack, 1);
 #pragma omp parallel for num_threads(threads) schedule(static)                                     \
     if (threads > 1 && bytes > 2 * VOTE_SLICE)
-    for (int64_t at = 0; at < bytes; at += TILE) {
-        const int64_t n = bytes - at < TILE ? bytes - at : TILE;
+    for (int64_t at = 0; at < bytes; at += VOTE_TILE) {
+        const int64_t n = bytes - at < VOTE_TILE ? bytes - at : VOTE_TILE;
         counters c;
         clear(&c, p.planes > planes ? p.planes : planes, p.votes < 0);
         ISA(add_stack)(&c, p.planes, stack, 0, stack->rows, at, n);

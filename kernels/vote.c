@@ -3,7 +3,7 @@
 /* Which bits of a row are counted. */
 enum { SIGNS, NEGATIVES, POSITIVES };
 
-enum { TILE = 2048, MAX_PLANES = 36, AT_ONCE = MPISIGN_MAX_ROWS_AT_ONCE };
+enum { VOTE_TILE = 2048, MAX_PLANES = 36, AT_ONCE = MPISIGN_MAX_ROWS_AT_ONCE };
 
 /* Bytes [0, count) of a row, the rest 0. */
 MPISIGN_FN lanes load_some(const uint8_t *p, int64_t count)
@@ -70,7 +70,7 @@ MPISIGN_FN void settle_lanes(verdict *v, int64_t at, int64_t count, lanes more, 
 
 /* --- any stack: the counters stay in the first-level cache ------------------------------------ */
 
-typedef uint8_t tile[TILE + BLOCK]; /* not all at the same place of the cache */
+typedef uint8_t tile[VOTE_TILE + BLOCK]; /* not all at the same place of the cache */
 
 typedef struct {
     tile negatives[MAX_PLANES], positives[MAX_PLANES];
@@ -141,8 +141,8 @@ MPISIGN_FN batch ahead(const batch *b)
 {
     batch next = *b;
     for (int i = 0; i < AT_ONCE; i++) {
-        next.sign[i] += TILE;
-        next.mask[i] += TILE;
+        next.sign[i] += VOTE_TILE;
+        next.mask[i] += VOTE_TILE;
     }
     return next;
 }
@@ -205,9 +205,9 @@ static int ISA(planes_for)(const mpisign_stack *s, int64_t total)
 MPISIGN_FN void clear(counters *c, int planes, int masked)
 {
     for (int k = 0; k < planes; k++)
-        memset(c->negatives[k], 0, TILE);
+        memset(c->negatives[k], 0, VOTE_TILE);
     for (int k = 0; masked && k < planes; k++)
-        memset(c->positives[k], 0, TILE);
+        memset(c->positives[k], 0, VOTE_TILE);
 }
 
 static void ISA(add_stack)(counters *c, int planes, const mpisign_stack *s, int64_t first,
@@ -290,7 +290,7 @@ static void ISA(vote_tile)(const plan *p, int64_t at, int64_t bytes, const mpisi
                            verdict *v)
 {
     counters c;
-    uint8_t room[RANDOM_ROOM(TILE)];
+    uint8_t room[RANDOM_ROOM(VOTE_TILE)];
     const uint8_t *bits = room;
     const int may_tie = p->votes < 0 || p->votes % 2 == 0;
     const int draw = may_tie && v->ties == MPISIGN_TIES_RANDOM;
@@ -398,7 +398,7 @@ static void ISA(vote_few)(const plan *p, int64_t first, int64_t last, const mpis
     v->tied = add_sums(v->tied, rest.tied);
 }
 
-enum { VOTE_SLICE = 16 * TILE }; /* bytes that one thread takes at a time */
+enum { VOTE_SLICE = 16 * VOTE_TILE }; /* bytes that one thread takes at a time */
 
 static int64_t ISA(majority)(const mpisign_stack *stack, int64_t group, uint8_t *out_sign,
                              uint8_t *out_mask, int ties, const mpisign_random *rnd, int threads)
@@ -417,8 +417,8 @@ static int64_t ISA(majority)(const mpisign_stack *stack, int64_t group, uint8_t 
         if (few)
             ISA(vote_few)(&p, first, last, rnd, &v);
         else
-            for (int64_t at = first; at < last; at += TILE)
-                ISA(vote_tile)(&p, at, last - at < TILE ? last - at : TILE, rnd, &v);
+            for (int64_t at = first; at < last; at += VOTE_TILE)
+                ISA(vote_tile)(&p, at, last - at < VOTE_TILE ? last - at : VOTE_TILE, rnd, &v);
         tied += total_of(v.tied);
         if (stream)
             end_of_stream();

@@ -100,11 +100,12 @@ MPISIGN_FN void settle_corrected64(int clean, const feedback *f, int64_t at, int
     words64 w = classify64_fp32(v);
     settle_word(w, valid, at / 8, bytes, f->sign, f->mask, f->zeros, random, census);
     if (__builtin_expect((w.zero | w.nan) != 0, 0)) {
-        const uint64_t voted = load_word(f->sign + at / 8, bytes);
+        uint8_t voted[8] = {0};
         const uint64_t none = w.nan | (f->zeros == MPISIGN_ZEROS_ABSTAIN ? w.zero : 0);
         float d[64], old[64] = {0};
+        memcpy(voted, f->sign + at / 8, (size_t)bytes);
         memcpy(old, f->residual + at, size);
-        votes64(0, voted, ~0ull, scale, d);
+        votes64(0, voted, NULL, scale, d);
         for (int i = 0; i < 64; i++) {
             float kept = none >> i & 1 ? q[i] : q[i] - d[i];
             e[i] = w.nan >> i & 1 ? old[i] : kept;

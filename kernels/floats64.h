@@ -77,23 +77,29 @@ static const uint32_t lane_bit[32] = {
 #define WHOLE_LANE(word, i) (((word)&lane_bit[i]) == lane_bit[i] ? 0xffffffffu : 0)
 #endif
 
-/* Votes of weight w: w, -w where `sign` has a bit; if `masked`, -0.0 where `votes` has none, for
- * y + -0.0 is y. */
-MPISIGN_FN void votes64(int masked, uint64_t sign, uint64_t votes, float w, float out[64])
+/* 64 votes of weight w: w, -w where the sign plane has a bit; if `masked`, -0.0 where the mask has
+ * none, for y + -0.0 is y. Both planes have 8 bytes here. */
+MPISIGN_FN void votes64(int masked, const uint8_t *sign, const uint8_t *mask, float w,
+                        float out[64])
 {
 #if defined(MPISIGN_AVX512)
     const __m512 plus = _mm512_set1_ps(w), minus = _mm512_set1_ps(-w), none = _mm512_set1_ps(-0.0f);
-    for (int i = 0; i < 64; i += 16) {
-        __m512 v = _mm512_mask_blend_ps((__mmask16)(sign >> i), plus, minus);
-        v = masked ? _mm512_mask_blend_ps((__mmask16)(votes >> i), none, v) : v;
-        _mm512_storeu_ps(out + i, v);
+    for (int i = 0; i < 4; i++) {
+        __mmask16 s, m;
+        memcpy(&s, sign + 2 * i, 2);
+        __m512 v = _mm512_mask_blend_ps(s, plus, minus);
+        if (masked) {
+            memcpy(&m, mask + 2 * i, 2);
+            v = _mm512_mask_blend_ps(m, none, v);
+        }
+        _mm512_storeu_ps(out + 16 * i, v);
     }
 #else
     const uint32_t weight = bits_of_float(w);
-    if (masked)
-        sign |= ~votes;
+    const uint64_t votes = masked ? load_word(mask, 8) : ~0ull;
+    const uint64_t minus = load_word(sign, 8) | ~votes;
     for (int half = 0; half < 2; half++) {
-        const uint32_t s = (uint32_t)(sign >> (32 * half)), v = (uint32_t)(votes >> (32 * half));
+        const uint32_t s = (uint32_t)(minus >> (32 * half)), v = (uint32_t)(votes >> (32 * half));
         for (int i = 0; i < 32; i++) {
             uint32_t magnitude = masked ? weight & WHOLE_LANE(v, i) : weight;
             out[32 * half + i] = float_of_bits(magnitude ^ TOP_BIT(s, i));

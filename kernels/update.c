@@ -11,12 +11,12 @@ typedef struct {
 } update_call;
 
 /* In fp32, in place. `decay`: update rather than unpack_add. */
-MPISIGN_FN void step64(int decay, int masked, const update_call *u, uint64_t sign, uint64_t votes,
-                       float_at *y)
+MPISIGN_FN void step64(int decay, int masked, const update_call *u, const uint8_t *sign,
+                       const uint8_t *mask, float_at *y)
 {
     const float scale = (float)u->scale, wd = (float)u->weight_decay;
     float v[64];
-    votes64(masked, sign, votes, decay ? 1.0f : scale, v);
+    votes64(masked, sign, mask, decay ? 1.0f : scale, v);
     for (int i = 0; i < 64; i++) {
         float vote = v[i] + 0.0f, d = wd * y[i]; /* -0.0 is no vote: +0.0 here */
         float sum = vote + d, step = scale * sum;
@@ -25,12 +25,12 @@ MPISIGN_FN void step64(int decay, int masked, const update_call *u, uint64_t sig
 }
 
 /* The same in double, for fp64. */
-MPISIGN_FN void step64_double(int decay, int masked, const update_call *u, uint64_t sign,
-                              uint64_t votes, double_at *y)
+MPISIGN_FN void step64_double(int decay, int masked, const update_call *u, const uint8_t *sign,
+                              const uint8_t *mask, double_at *y)
 {
     const double scale = u->scale, wd = u->weight_decay;
     float unit[64];
-    votes64(masked, sign, votes, 1.0f, unit);
+    votes64(masked, sign, mask, 1.0f, unit);
     for (int i = 0; i < 64; i++) {
         double vote = (double)unit[i] + 0.0, d = wd * y[i];
         double sum = vote + d, step = scale * sum;
@@ -39,17 +39,17 @@ MPISIGN_FN void step64_double(int decay, int masked, const update_call *u, uint6
     }
 }
 
-MPISIGN_FN void step_word(int decay, int masked, const update_call *u, uint64_t sign,
-                          uint64_t votes, void *y)
+MPISIGN_FN void step_word(int decay, int masked, const update_call *u, const uint8_t *sign,
+                          const uint8_t *mask, void *y)
 {
     if (u->dtype == MPISIGN_FP32) {
-        step64(decay, masked, u, sign, votes, (float_at *)y);
+        step64(decay, masked, u, sign, mask, (float_at *)y);
     } else if (u->dtype == MPISIGN_FP64) {
-        step64_double(decay, masked, u, sign, votes, (double_at *)y);
+        step64_double(decay, masked, u, sign, mask, (double_at *)y);
     } else {
         float room[64];
         ISA(widen64)(u->dtype, y, room);
-        step64(decay, masked, u, sign, votes, room);
+        step64(decay, masked, u, sign, mask, room);
         ISA(narrow64)(u->dtype, room, y);
     }
 }
@@ -58,16 +58,19 @@ MPISIGN_FN void step_slice(int decay, int masked, const update_call *u, int64_t 
 {
     const int64_t size = item_size(u->dtype);
     int64_t at = first;
-    for (; at + 64 <= last; at += 64) {
-        uint64_t votes = masked ? load_word(u->mask + at / 8, 8) : ~0ull;
-        step_word(decay, masked, u, load_word(u->sign + at / 8, 8), votes, u->y + at * size);
-    }
+    for (; at + 64 <= last; at += 64)
+        step_word(decay, masked, u, u->sign + at / 8, masked ? u->mask + at / 8 : NULL,
+                  u->y + at * size);
     if (at == last)
         return;
-    const int bytes = (int)((last - at + 7) / 8);
-    uint64_t padded[64] = {0}, votes = masked ? load_word(u->mask + at / 8, bytes) : ~0ull;
+    const size_t bytes = (size_t)((last - at + 7) / 8);
+    uint64_t padded[64] = {0};
+    uint8_t sign[8] = {0}, mask[8] = {0};
     memcpy(padded, u->y + at * size, (size_t)((last - at) * size));
-    step_word(decay, masked, u, load_word(u->sign + at / 8, bytes), votes, padded);
+    memcpy(sign, u->sign + at / 8, bytes);
+    if (masked)
+        memcpy(mask, u->mask + at / 8, bytes);
+    step_word(decay, masked, u, sign, mask, padded);
     memcpy(u->y + at * size, padded, (size_t)((last - at) * size));
 }
 

@@ -14,6 +14,7 @@ from mpisign import threads
 from mpisign.planes import mean_of_counts, plane_bytes, weighted_sum
 
 assert isa  # a fixture
+pytestmark = pytest.mark.filterwarnings("ignore:.*encountered:RuntimeWarning")
 
 
 def ballots(rows, length, seed, masked=False):

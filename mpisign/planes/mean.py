@@ -9,6 +9,8 @@ import numpy as np
 from mpisign import arrays, threads
 from mpisign.planes import layout
 
+_LINE = 16  # floats of a cache line
+_LONG = 1 << 20  # floats that are written past the cache (kernels/lanes.h)
 _MAX_VOTERS = 1 << 24  # whole numbers of fp32 up to there
 
 
@@ -112,7 +114,7 @@ def _float32_out(
     function: str, out: Any, length: int, like: arrays.View
 ) -> tuple[Any, arrays.View]:
     if out is None:
-        out = arrays.empty((length,), "float32", like=like)
+        out = _new(length, like)
     o = arrays.view_floats(function, "out", out, writable=True)
     layout.same_device(function, "out", o, like)
     if o.dtype != "float32" or o.length != length or not o.contiguous:
@@ -121,6 +123,15 @@ def _float32_out(
             f"got {o.dtype} {o.shape}"
         )
     return out, o
+
+
+def _new(length: int, like: arrays.View) -> Any:
+    """An output that begins with a cache line, so that it is written past the cache."""
+    if not isinstance(like.owner, np.ndarray) or length < _LONG:
+        return arrays.empty((length,), "float32", like=like)
+    room = np.empty(length + _LINE, dtype=np.float32)
+    start = -room.ctypes.data // room.itemsize % _LINE
+    return room[start : start + length]
 
 
 def _float32(values: Any, like: arrays.View) -> tuple[int, Any]:

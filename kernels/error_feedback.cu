@@ -7,10 +7,30 @@
  */
 #include "gpu_feedback.h"
 
+/* q of what a thread holds of the tile's coordinates [first, last). */
 template <int DTYPE, int WARPS, int UNITS>
-MPISIGN_FN void feedback_tile(const void *grad, float *residual, int64_t length, float rate,
-                              int64_t block, int64_t blocks_of_tile, float *scales, const Call &call,
-                              unsigned long long *census)
+MPISIGN_FN void load_tile(const void *grad, const float *residual, int64_t first, int64_t last,
+                          float rate, bool wide, float q[UNITS][8])
+{
+    const int64_t i = first + CHUNK * (int64_t)(threadIdx.x >> 5) + 8 * (threadIdx.x & 31);
+    if (wide && first + UNITS * WARPS * CHUNK <= last) {
+        /* No branch between the loads: all are under way before the first is needed. */
+        UNROLL
+        for (int u = 0; u < UNITS; u++)
+            load_q<DTYPE>(grad, residual, i + CHUNK * u * WARPS, 0xffu, true, rate, q[u]);
+    } else {
+        UNROLL
+        for (int u = 0; u < UNITS; u++) {
+            const int64_t at = i + CHUNK * u * WARPS;
+            load_q<DTYPE>(grad, residual, at, present8(at, last), wide, rate, q[u]);
+        }
+    }
+}
+
+template <int WARPS, int UNITS>
+MPISIGN_FN void feedback_tile(const void *grad, int64_t dtype, float *residual, int64_t length,
+                              float rate, int64_t block, int64_t blocks_of_tile, float *scales,
+                              const Call &call, unsigned long long *census)
 {
     __shared__ float sums[UNITS * WARPS], scale_of[UNITS * WARPS];
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
@@ -20,19 +40,14 @@ MPISIGN_FN void feedback_tile(const void *grad, float *residual, int64_t length,
     const bool wide = is_aligned(grad) && is_aligned(residual);
     float q[UNITS][8];
     uint32_t counts = 0;
-    if (wide && first + UNITS * WARPS * CHUNK <= last) {
-        /* No branch between the loads: all are under way before the first is needed. */
-        UNROLL
-        for (int u = 0; u < UNITS; u++)
-            load_q<DTYPE>(grad, residual, first + CHUNK * (u * WARPS + warp) + 8 * lane, 0xffu, true,
-                          rate, q[u]);
-    } else {
-        UNROLL
-        for (int u = 0; u < UNITS; u++) {
-            int64_t i = first + CHUNK * (u * WARPS + warp) + 8 * lane;
-            load_q<DTYPE>(grad, residual, i, present8(i, last), wide, rate, q[u]);
-        }
-    }
+    if (dtype == MPISIGN_FP32)
+        load_tile<MPISIGN_FP32, WARPS, UNITS>(grad, residual, first, last, rate, wide, q);
+    else if (dtype == MPISIGN_FP16)
+        load_tile<MPISIGN_FP16, WARPS, UNITS>(grad, residual, first, last, rate, wide, q);
+    else if (dtype == MPISIGN_BF16)
+        load_tile<MPISIGN_BF16, WARPS, UNITS>(grad, residual, first, last, rate, wide, q);
+    else
+        load_tile<MPISIGN_FP64, WARPS, UNITS>(grad, residual, first, last, rate, wide, q);
     UNROLL
     for (int u = 0; u < UNITS; u++) {
         float sum = sum_of_sizes(q[u]);
@@ -66,23 +81,17 @@ MPISIGN_FN void feedback_tile(const void *grad, float *residual, int64_t length,
     add_census(counts, census);
 }
 
-#define FEEDBACK(name, DTYPE, WARPS, UNITS)                                                         \
-    MPISIGN_KERNEL(32 * WARPS, name,                                                               \
-                   (const void *grad, float *residual, int64_t length, float rate, int64_t block,  \
-                    int64_t blocks_of_tile, uint8_t *sign, uint8_t *mask, float *scales,           \
-                    int64_t zeros, uint64_t seed, uint64_t step, uint64_t stream,                  \
-                    uint64_t byte_offset, unsigned long long *census))                             \
+#define FEEDBACK(name, WARPS, UNITS, BLOCKS)                                                       \
+    MPISIGN_KERNEL_OF(32 * WARPS, BLOCKS, name,                                                    \
+                      (const void *grad, int64_t dtype, float *residual, int64_t length,           \
+                       float rate, int64_t block, int64_t blocks_of_tile, uint8_t *sign,           \
+                       uint8_t *mask, float *scales, int64_t zeros, uint64_t seed, uint64_t step,  \
+                       uint64_t stream, uint64_t byte_offset, unsigned long long *census))         \
     {                                                                                              \
         Call call = {0, 0, 0, 0, sign, mask, zeros, {seed, step, (uint32_t)stream, byte_offset}};  \
-        feedback_tile<DTYPE, WARPS, UNITS>(grad, residual, length, rate, block, blocks_of_tile,    \
-                                           scales, call, census);                                  \
+        feedback_tile<WARPS, UNITS>(grad, dtype, residual, length, rate, block, blocks_of_tile,    \
+                                    scales, call, census);                                         \
     }
 
-FEEDBACK(feedback_fp32, MPISIGN_FP32, 8, 4)
-FEEDBACK(feedback_fp16, MPISIGN_FP16, 8, 4)
-FEEDBACK(feedback_bf16, MPISIGN_BF16, 8, 4)
-FEEDBACK(feedback_fp64, MPISIGN_FP64, 8, 4)
-FEEDBACK(feedback_wide_fp32, MPISIGN_FP32, 16, 8)
-FEEDBACK(feedback_wide_fp16, MPISIGN_FP16, 16, 8)
-FEEDBACK(feedback_wide_bf16, MPISIGN_BF16, 16, 8)
-FEEDBACK(feedback_wide_fp64, MPISIGN_FP64, 16, 8)
+FEEDBACK(feedback, 16, 2, 2)
+FEEDBACK(feedback_wide, 16, 8, 1)

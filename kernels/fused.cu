@@ -19,37 +19,6 @@ MPISIGN_FN int64_t find_piece(const Piece *pieces, int64_t n, int64_t block)
     return low;
 }
 
-/* Every dtype of the gradient, with a momentum of fp32 or bf16. */
-template <int RULE>
-MPISIGN_FN uint32_t pack_any(const Piece &piece, int64_t block, const Call &call)
-{
-    constexpr bool has_momentum = RULE == SIGNUM || RULE == LION;
-    if constexpr (has_momentum) {
-        if (piece.momentum_dtype == MPISIGN_BF16) {
-            switch (piece.dtype) {
-            case MPISIGN_FP32:
-                return pack_block<RULE, MPISIGN_FP32, MPISIGN_BF16>(piece, block, call);
-            case MPISIGN_FP16:
-                return pack_block<RULE, MPISIGN_FP16, MPISIGN_BF16>(piece, block, call);
-            case MPISIGN_BF16:
-                return pack_block<RULE, MPISIGN_BF16, MPISIGN_BF16>(piece, block, call);
-            default:
-                return pack_block<RULE, MPISIGN_FP64, MPISIGN_BF16>(piece, block, call);
-            }
-        }
-    }
-    switch (piece.dtype) {
-    case MPISIGN_FP32:
-        return pack_block<RULE, MPISIGN_FP32, MPISIGN_FP32>(piece, block, call);
-    case MPISIGN_FP16:
-        return pack_block<RULE, MPISIGN_FP16, MPISIGN_FP32>(piece, block, call);
-    case MPISIGN_BF16:
-        return pack_block<RULE, MPISIGN_BF16, MPISIGN_FP32>(piece, block, call);
-    default:
-        return pack_block<RULE, MPISIGN_FP64, MPISIGN_FP32>(piece, block, call);
-    }
-}
-
 #define PIECES(name, RULE)                                                                         \
     MPISIGN_KERNEL(THREADS, name,                                                                  \
                    (const Piece *pieces, int64_t n, float a, float b, float c, float d,            \
@@ -58,7 +27,7 @@ MPISIGN_FN uint32_t pack_any(const Piece &piece, int64_t block, const Call &call
     {                                                                                              \
         Piece piece = pieces[find_piece(pieces, n, blockIdx.x)];                                   \
         Call call = {a, b, c, d, sign, mask, zeros, {seed, step, (uint32_t)stream, byte_offset}};  \
-        add_census(pack_any<RULE>(piece, (int64_t)blockIdx.x - piece.block, call), census);        \
+        add_census(pack_block<RULE>(piece, (int64_t)blockIdx.x - piece.block, call), census);      \
     }
 
 PIECES(pieces_sign, SIGN)

@@ -12,12 +12,13 @@
 #include "philox.h"
 #include "floats.h"
 
-/* The least number of blocks a multiprocessor is for 128 registers a thread at most: without it the
- * assembler spills to squeeze in one block more, or hoists loads into 255. */
-#ifndef MPISIGN_KERNEL
-#define MPISIGN_KERNEL(threads, name, parameters)                                                  \
-    extern "C" __global__ void __launch_bounds__(threads, 512 / (threads)) name parameters
+/* `blocks`: that many fit a multiprocessor, which bounds the registers. Without the bound the assembler
+ * spills to squeeze in one more, or hoists loads into 255. Kernels of 256 threads: 128 registers. */
+#ifndef MPISIGN_KERNEL_OF
+#define MPISIGN_KERNEL_OF(threads, blocks, name, parameters)                                       \
+    extern "C" __global__ void __launch_bounds__(threads, blocks) name parameters
 #endif
+#define MPISIGN_KERNEL(threads, name, parameters) MPISIGN_KERNEL_OF(threads, 2, name, parameters)
 
 #define UNROLL _Pragma("unroll")
 #define ROLLED _Pragma("unroll 1")

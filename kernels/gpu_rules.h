@@ -28,10 +28,78 @@ struct Call {
     mpisign_random rnd;
 };
 
-template <int DTYPE, int MOMENTUM> struct Unit {
-    typename Item<DTYPE>::bits g[8];
-    typename Item<MOMENTUM>::bits m[8];
+/* 8 items as they are in memory: 4, 8 or 16 words. What they are is looked at only when all loads of
+ * a thread are under way, so that one code serves all dtypes and no load waits for another. */
+struct Raw {
+    uint32_t w[16];
 };
+
+MPISIGN_FN void load_raw(const void *x, int64_t dtype, int64_t i, Raw &raw)
+{
+    const bool long_item = dtype == MPISIGN_FP64, short_item = !long_item && dtype != MPISIGN_FP32;
+    const int64_t size = long_item ? 8 : short_item ? 2 : 4;
+    const Words<4> *from = (const Words<4> *)((const char *)x + i * size);
+    UNROLL
+    for (int k = 0; k < 4; k++) {
+        if (k == 0 || (k == 1 && !short_item) || long_item) {
+            Words<4> four = from[k];
+            UNROLL
+            for (int j = 0; j < 4; j++)
+                raw.w[4 * k + j] = four.w[j];
+        }
+    }
+}
+
+/* Any address; absent items are 0. */
+MPISIGN_FN void load_raw_narrow(const void *x, int64_t dtype, int64_t i, uint32_t present, Raw &raw)
+{
+    UNROLL
+    for (int k = 0; k < 16; k++)
+        raw.w[k] = 0;
+    UNROLL
+    for (int k = 0; k < 8; k++) {
+        if (!(present >> k & 1))
+            continue;
+        if (dtype == MPISIGN_FP32) {
+            raw.w[k] = ((const uint32_t *)x)[i + k];
+        } else if (dtype == MPISIGN_FP64) {
+            uint64_t item = ((const uint64_t *)x)[i + k];
+            raw.w[2 * k] = (uint32_t)item;
+            raw.w[2 * k + 1] = (uint32_t)(item >> 32);
+        } else {
+            raw.w[k / 2] |= (uint32_t)((const uint16_t *)x)[i + k] << 16 * (k & 1);
+        }
+    }
+}
+
+template <int DTYPE> MPISIGN_FN typename Item<DTYPE>::bits item_of(const Raw &raw, int k)
+{
+    if constexpr (DTYPE == MPISIGN_FP32)
+        return raw.w[k];
+    else if constexpr (DTYPE == MPISIGN_FP64)
+        return raw.w[2 * k] | (uint64_t)raw.w[2 * k + 1] << 32;
+    else
+        return (uint16_t)(raw.w[k / 2] >> 16 * (k & 1));
+}
+
+template <int DTYPE> MPISIGN_FN void widen8(const Raw &raw, float out[8])
+{
+    UNROLL
+    for (int k = 0; k < 8; k++)
+        out[k] = widen<DTYPE>(item_of<DTYPE>(raw, k));
+}
+
+MPISIGN_FN void widen8(const Raw &raw, int64_t dtype, float out[8])
+{
+    if (dtype == MPISIGN_FP32)
+        widen8<MPISIGN_FP32>(raw, out);
+    else if (dtype == MPISIGN_FP16)
+        widen8<MPISIGN_FP16>(raw, out);
+    else if (dtype == MPISIGN_BF16)
+        widen8<MPISIGN_BF16>(raw, out);
+    else
+        widen8<MPISIGN_FP64>(raw, out);
+}
 
 /* SIGN looks at the bits of the dtype itself: an fp64 that fp32 rounds to 0 has a sign. */
 template <int DTYPE> MPISIGN_FN Ballot ballot_of_bits(const typename Item<DTYPE>::bits x[8])
@@ -54,47 +122,73 @@ template <int DTYPE> MPISIGN_FN Ballot ballot_of_bits(const typename Item<DTYPE>
     return b;
 }
 
-/* v is voted on, `next` is the new momentum; a NaN in either leaves the momentum and does not vote. */
-template <int RULE, int DTYPE, int MOMENTUM>
-MPISIGN_FN Ballot momentum_step(Unit<DTYPE, MOMENTUM> &unit, const Call &call)
+template <int DTYPE> MPISIGN_FN Ballot ballot_of_raw(const Raw &raw)
 {
-    typename Item<MPISIGN_FP32>::bits voted[8];
+    typename Item<DTYPE>::bits x[8];
+    UNROLL
+    for (int k = 0; k < 8; k++)
+        x[k] = item_of<DTYPE>(raw, k);
+    return ballot_of_bits<DTYPE>(x);
+}
+
+MPISIGN_FN Ballot ballot_of_raw(const Raw &raw, int64_t dtype)
+{
+    if (dtype == MPISIGN_FP32)
+        return ballot_of_raw<MPISIGN_FP32>(raw);
+    if (dtype == MPISIGN_FP16)
+        return ballot_of_raw<MPISIGN_FP16>(raw);
+    if (dtype == MPISIGN_BF16)
+        return ballot_of_raw<MPISIGN_BF16>(raw);
+    return ballot_of_raw<MPISIGN_FP64>(raw);
+}
+
+/* v is voted on, `next` is the new momentum, which is stored; a NaN in either leaves the momentum as
+ * it is and does not vote. The momentum is fp32 or bf16. */
+template <int RULE>
+MPISIGN_FN Ballot momentum_step(const float g[8], const float m[8], const Piece &piece, int64_t i,
+                                uint32_t present, bool wide, const Call &call)
+{
+    const bool in_bf16 = piece.momentum_dtype == MPISIGN_BF16;
+    uint32_t voted[8], stored[8];
+    Ballot ballot;
     UNROLL
     for (int k = 0; k < 8; k++) {
-        float g = widen<DTYPE>(unit.g[k]), m = widen<MOMENTUM>(unit.m[k]), v, next;
-        if constexpr (RULE == SIGNUM) {
-            next = blend(call.a, m, call.b, g);
-            v = widen<MOMENTUM>(narrow<MOMENTUM>(next));
-        } else {
-            v = blend(call.a, m, call.b, g);
-            next = blend(call.c, m, call.d, g);
-        }
-        bool good = v == v && next == next;
-        voted[k] = good ? bits_of_float(v) : 0x7fc00000u;
-        unit.m[k] = good ? narrow<MOMENTUM>(next) : unit.m[k];
+        float next = blend(call.a, m[k], call.b, g[k]), v = next;
+        if constexpr (RULE == LION)
+            next = blend(call.c, m[k], call.d, g[k]);
+        stored[k] = in_bf16 ? bf16_of_float(next) : bits_of_float(next);
+        if constexpr (RULE == SIGNUM)
+            v = in_bf16 ? float_of_bf16((uint16_t)stored[k]) : next;
+        voted[k] = v == v && next == next ? bits_of_float(v) : 0x7fc00000u;
     }
-    return ballot_of_bits<MPISIGN_FP32>(voted);
+    ballot = ballot_of_bits<MPISIGN_FP32>(voted);
+    const uint32_t which = present & ~ballot.nan;
+    if (in_bf16) {
+        uint16_t items[8];
+        UNROLL
+        for (int k = 0; k < 8; k++)
+            items[k] = (uint16_t)stored[k];
+        store8((uint16_t *)piece.momentum, i, which, wide, items);
+    } else {
+        store8((uint32_t *)piece.momentum, i, which, wide, stored);
+    }
+    return ballot;
 }
 
 /* `first`: the unit's place in the streams, in units of 8 coordinates. */
-template <int DTYPE>
-MPISIGN_FN uint32_t sparsign_step(const typename Item<DTYPE>::bits g[8], uint32_t present,
-                                  uint64_t first, int64_t byte, const Call &call)
+MPISIGN_FN uint32_t sparsign_step(const float g[8], uint32_t present, uint64_t first, int64_t byte,
+                                  const Call &call)
 {
     uint32_t halves[4], votes = 0, negative = 0, zero = 0, nan = 0;
     philox4x32_10(first | MPISIGN_HALVES, (uint32_t)call.rnd.step, call.rnd.stream, call.rnd.seed,
                   halves);
     UNROLL
     for (int k = 0; k < 8; k++) {
-        float x = widen<DTYPE>(g[k]), size = float_of_bits(bits_of_float(x) & 0x7fffffffu), rest;
-        if (!(present >> k & 1))
-            continue;
-        if (x != x) {
-            nan |= 1u << k;
-            continue;
-        }
-        zero |= (uint32_t)(x == 0.0f) << k;
-        negative |= (uint32_t)(x < 0.0f) << k;
+        float size = float_of_bits(bits_of_float(g[k]) & 0x7fffffffu), rest;
+        nan |= (uint32_t)(g[k] != g[k]) << k;
+        zero |= (uint32_t)(g[k] == 0.0f) << k;
+        negative |= (uint32_t)(g[k] < 0.0f) << k;
+        /* Of NaN: neither comparison holds, no vote. */
         int verdict =
             sparsign_first(call.a * size, halves[k / 2] >> 16 * (k & 1) & 0xffffu, &rest);
         if (verdict == SPARSIGN_DRAW_MORE) {
@@ -106,72 +200,75 @@ MPISIGN_FN uint32_t sparsign_step(const typename Item<DTYPE>::bits g[8], uint32_
         }
         votes |= (uint32_t)(verdict == SPARSIGN_YES) << k;
     }
+    votes &= present;
     if (present) {
         call.sign[byte] = (uint8_t)(negative & votes);
         if (call.mask)
             call.mask[byte] = (uint8_t)votes;
     }
-    return (uint32_t)__popc(zero) | (uint32_t)__popc(nan) << 16;
+    return (uint32_t)__popc(zero & present) | (uint32_t)__popc(nan & present) << 16;
 }
 
-template <int RULE, int DTYPE, int MOMENTUM>
-MPISIGN_FN uint32_t finish_unit(Unit<DTYPE, MOMENTUM> &unit, const Piece &piece, int64_t i,
+template <int RULE>
+MPISIGN_FN uint32_t finish_unit(const Raw &g, const Raw &m, const Piece &piece, int64_t i,
                                 uint32_t present, bool wide, const Call &call)
 {
-    typedef typename Item<MOMENTUM>::bits momentum_bits;
-    int64_t byte = piece.byte + (i >> 3);
+    const int64_t byte = piece.byte + (i >> 3);
+    float x[8], old[8];
+    if constexpr (RULE != SIGN)
+        widen8(g, piece.dtype, x);
     if constexpr (RULE == SPARSIGN) {
-        return sparsign_step<DTYPE>(unit.g, present, call.rnd.byte_offset + (uint64_t)byte, byte,
-                                    call);
+        return sparsign_step(x, present, call.rnd.byte_offset + (uint64_t)byte, byte, call);
     } else {
-        Ballot ballot;
+        Ballot ballot = {0, 0, 0};
         if constexpr (RULE == SIGN) {
-            ballot = ballot_of_bits<DTYPE>(unit.g);
+            ballot = ballot_of_raw(g, piece.dtype);
         } else {
-            ballot = momentum_step<RULE>(unit, call);
-            store8((momentum_bits *)piece.momentum, i, present, wide, unit.m);
+            if (piece.momentum_dtype == MPISIGN_BF16)
+                widen8<MPISIGN_BF16>(m, old);
+            else
+                widen8<MPISIGN_FP32>(m, old);
+            ballot = momentum_step<RULE>(x, old, piece, i, present, wide, call);
         }
-        return cast_votes(ballot, present, byte, call.sign, call.mask, call.zeros, &call.rnd).counts;
+        return cast_votes(ballot, present, byte, call.sign, call.mask, call.zeros, &call.rnd)
+            .counts;
     }
 }
 
 /* Block `block` of those that work on this piece; returns this thread's counts. */
-template <int RULE, int DTYPE, int MOMENTUM>
+template <int RULE>
 MPISIGN_FN uint32_t pack_block(const Piece &piece, int64_t block, const Call &call)
 {
-    typedef typename Item<DTYPE>::bits bits;
-    typedef typename Item<MOMENTUM>::bits momentum_bits;
     constexpr int units = units_of<RULE>;
     constexpr bool has_momentum = RULE == SIGNUM || RULE == LION;
-    const bits *g = (const bits *)piece.data;
-    const momentum_bits *m = (const momentum_bits *)piece.momentum;
-    int64_t first = block * (8 * units * THREADS);
-    bool wide = is_aligned(g) && (!has_momentum || is_aligned(m));
-    Unit<DTYPE, MOMENTUM> unit[units];
+    const int64_t first = block * (8 * units * THREADS) + 8 * (int64_t)threadIdx.x;
+    const bool wide =
+        is_aligned(piece.data) && (!has_momentum || is_aligned(piece.momentum));
+    /* Said so that no code for a momentum of other dtypes is made. */
+    const int64_t of_momentum = piece.momentum_dtype == MPISIGN_BF16 ? MPISIGN_BF16 : MPISIGN_FP32;
+    Raw g[units], m[units];
     uint32_t counts = 0;
-    if (wide && first + 8 * units * THREADS <= piece.length) {
-        /* No branch between the loads: all are under way before the first is needed. */
+    if (wide && (block + 1) * (8 * units * THREADS) <= piece.length) {
         UNROLL
         for (int u = 0; u < units; u++) {
-            int64_t i = first + 8 * (u * THREADS + (int64_t)threadIdx.x);
-            load8_wide(g, i, unit[u].g);
+            load_raw(piece.data, piece.dtype, first + 8 * u * THREADS, g[u]);
             if constexpr (has_momentum)
-                load8_wide(m, i, unit[u].m);
+                load_raw(piece.momentum, of_momentum, first + 8 * u * THREADS, m[u]);
         }
     } else {
         UNROLL
         for (int u = 0; u < units; u++) {
-            int64_t i = first + 8 * (u * THREADS + (int64_t)threadIdx.x);
-            uint32_t present = present8(i, piece.length);
-            load8_narrow(g, i, present, unit[u].g);
+            const int64_t i = first + 8 * u * THREADS;
+            const uint32_t present = present8(i, piece.length);
+            load_raw_narrow(piece.data, piece.dtype, i, present, g[u]);
             if constexpr (has_momentum)
-                load8_narrow(m, i, present, unit[u].m);
+                load_raw_narrow(piece.momentum, of_momentum, i, present, m[u]);
         }
     }
     UNROLL
     for (int u = 0; u < units; u++) {
-        int64_t i = first + 8 * (u * THREADS + (int64_t)threadIdx.x);
-        counts += finish_unit<RULE>(unit[u], piece, i, present8(i, piece.length), wide, call);
+        const int64_t i = first + 8 * u * THREADS;
+        counts += finish_unit<RULE>(g[u], m[u], piece, i, present8(i, piece.length), wide, call);
     }
     return counts;
 }

@@ -12,7 +12,7 @@
     {                                                                                              \
         Piece piece = {data, length, DTYPE, 0, 0, 0, 0, 0};                                        \
         Call call = {0, 0, 0, 0, sign, mask, zeros, {seed, step, (uint32_t)stream, byte_offset}};  \
-        add_census(pack_block<SIGN, DTYPE, MPISIGN_FP32>(piece, blockIdx.x, call), census);        \
+        add_census(pack_block<SIGN>(piece, blockIdx.x, call), census);        \
     }
 
 PACK(pack_fp32, MPISIGN_FP32)

@@ -5,16 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 from mpisign.cuda import launch
+from mpisign.cuda.layouts import DTYPES
 
 _CHUNK = 256
 _THREADS = 256
 #: (kernel, coordinates that a CUDA block holds, its threads): kernels/error_feedback.cu.
-_TILES = (("feedback", 8192, 256), ("feedback_wide", 32768, 512))
+_TILES = (("feedback", 8192, 512), ("feedback_wide", 32768, 512))
 
 
 def queue(
     launcher: launch.Launcher,
-    dtype: str,
+    dtype: int,
     inputs: tuple[Any, ...],
     block: int,
     sign: int,
@@ -30,13 +31,14 @@ def queue(
         if block <= tile:
             fit = tile // block
             grid = -(-length // (fit * block))
-            args = (*inputs, block, fit, sign, mask, scales, *tail)
-            launcher.launch("error_feedback", f"{kind}_{dtype}", grid, threads, 0, args)
+            args = (inputs[0], dtype, *inputs[1:], block, fit, sign, mask, scales, *tail)
+            launcher.launch("error_feedback", kind, grid, threads, 0, args)
             return
-    _long(launcher, dtype, inputs, block, scales)
+    name = DTYPES[dtype]
+    _long(launcher, name, inputs, block, scales)
     args = (*inputs, block, scales, sign, mask, *tail)
     grid = -(-length // (16 * _THREADS))
-    launcher.launch("error_feedback_long", f"feedback_apply_{dtype}", grid, _THREADS, 0, args)
+    launcher.launch("error_feedback_long", f"feedback_apply_{name}", grid, _THREADS, 0, args)
 
 
 def _long(

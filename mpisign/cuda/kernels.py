@@ -16,12 +16,11 @@ import numpy as np
 
 from mpisign import arrays
 from mpisign.cuda import feedback, launch
-from mpisign.cuda.layouts import ITEM_SIZES, layout_of, merged, scale_bits
+from mpisign.cuda.layouts import DTYPES, ITEM_SIZES, layout_of, merged, scale_bits
 from mpisign.cuda.tables import Tables
 
 Random = tuple[int, int, int, int]
 
-_DTYPES = ("fp32", "fp16", "bf16", "fp64")
 _RULES = ("sign", "signum", "lion", "sparsign")
 _THREADS = 256
 
@@ -83,10 +82,10 @@ class Kernels:
         planes = (length, sign, mask, zeros, *_random(random), _address(census))
         dims = merged(shape, strides)
         if not dims or dims == [(length, ITEM_SIZES[dtype])]:
-            self._launch("pack", f"pack_{_DTYPES[dtype]}", length, 32, (data, *planes))
+            self._launch("pack", f"pack_{DTYPES[dtype]}", length, 32, (data, *planes))
         else:
             args = (data, layout_of(dims), *planes)
-            self._launch("pack", f"pack_strided_{_DTYPES[dtype]}", length, 8, args)
+            self._launch("pack", f"pack_strided_{DTYPES[dtype]}", length, 8, args)
         return census
 
     def pack_pieces(
@@ -134,7 +133,7 @@ class Kernels:
             tail = (zeros, *_random(random), _address(census))
             inputs = (grad, residual, length, np.float32(rate))
             planes = (sign, mask, scales, tail)
-            feedback.queue(self._launcher, _DTYPES[dtype], inputs, block, *planes)
+            feedback.queue(self._launcher, dtype, inputs, block, *planes)
         return census
 
     def majority(
@@ -227,7 +226,7 @@ class Kernels:
         threads: int = 0,
     ) -> None:
         args = (sign, mask, length, scale_bits(scale, dtype), out)
-        self._launch("unpack", f"unpack_{_DTYPES[dtype]}", length, 32, args)
+        self._launch("unpack", f"unpack_{DTYPES[dtype]}", length, 32, args)
 
     def unpack_add(
         self,
@@ -240,7 +239,7 @@ class Kernels:
         threads: int = 0,
     ) -> None:
         args = (sign, mask, length, float(scale), out)
-        self._launch("unpack", f"unpack_add_{_DTYPES[dtype]}", length, 16, args)
+        self._launch("unpack", f"unpack_add_{DTYPES[dtype]}", length, 16, args)
 
     def update(
         self,
@@ -254,7 +253,7 @@ class Kernels:
         threads: int = 0,
     ) -> None:
         args = (sign, mask, length, float(rate), float(weight_decay), parameter)
-        self._launch("unpack", f"update_{_DTYPES[dtype]}", length, 16, args)
+        self._launch("unpack", f"update_{DTYPES[dtype]}", length, 16, args)
 
     def _launch(
         self, file: str, name: str, length: int, per_thread: int, args: tuple[Any, ...]

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+#: The dtypes' names in those of kernels.
+DTYPES = ("fp32", "fp16", "bf16", "fp64")
 #: Bytes of the dtypes, in the order of arrays.FLOATS.
 ITEM_SIZES = (4, 2, 2, 8)
 

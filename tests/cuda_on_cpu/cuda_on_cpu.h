@@ -49,7 +49,7 @@ template <class... A> bool add(const char *name, int threads, void (*kernel)(A..
 }
 } // namespace cuda_on_cpu
 
-#define MPISIGN_KERNEL(threads, name, parameters)                                                  \
+#define MPISIGN_KERNEL_OF(threads, blocks, name, parameters)                                       \
     extern "C" void name parameters;                                                               \
     static const bool added_##name = cuda_on_cpu::add(#name, threads, name);                       \
     extern "C" void name parameters

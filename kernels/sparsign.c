@@ -15,55 +15,63 @@ static __attribute__((noinline)) int ISA(sparsign_exact)(float p, uint32_t half,
     return sparsign_second(rest, words[place % 4]);
 }
 
-/* Bits of the coordinates whose 16 random bits are below the whole part of t = 65536 p, which vote,
- * and of those where they are equal, which `sparsign_exact` decides. A NaN may be either. */
-MPISIGN_FN uint64_t below64(const float t[64], const uint16_t half[64], uint64_t *equal)
+/* The classes of 64 floats, and bits of the coordinates whose 16 random bits are below the whole part
+ * of t = 65536 p, which vote, and of those where they are equal, which `sparsign_exact` decides. A NaN
+ * may be either. */
+MPISIGN_FN words64 below64(const float_at *g, float budget, const uint16_t half[64],
+                           uint64_t *below, uint64_t *equal)
 {
+    words64 w = {0, 0, 0};
 #if defined(MPISIGN_AVX512)
-    uint64_t below = 0;
-    *equal = 0;
+    const __m512 b = _mm512_set1_ps(budget), all = _mm512_set1_ps(65536.0f);
+    uint32_t odd = 0;
+    *below = *equal = 0;
     for (int i = 0; i < 64; i += 32) {
-        __m512i a = _mm512_cvttps_epu32(_mm512_loadu_ps(t + i)); /* NaN, too big: all ones */
-        __m512i b = _mm512_cvttps_epu32(_mm512_loadu_ps(t + i + 16));
-        __m512i whole = _mm512_inserti64x4(_mm512_castsi256_si512(_mm512_cvtusepi32_epi16(a)),
-                                           _mm512_cvtusepi32_epi16(b), 1);
+        __m512 x = _mm512_loadu_ps(g + i), y = _mm512_loadu_ps(g + i + 16);
+        __m512 p = _mm512_mul_ps(_mm512_abs_ps(x), b), q = _mm512_mul_ps(_mm512_abs_ps(y), b);
+        /* NaN and what is too big become all ones, and 65535 by saturation. */
+        __m512i m = _mm512_cvttps_epu32(_mm512_mul_ps(p, all));
+        __m512i n = _mm512_cvttps_epu32(_mm512_mul_ps(q, all));
+        __m512i whole = _mm512_inserti64x4(_mm512_castsi256_si512(_mm512_cvtusepi32_epi16(m)),
+                                           _mm512_cvtusepi32_epi16(n), 1);
         __m512i h = _mm512_loadu_si512(half + i);
-        below |= (uint64_t)_mm512_cmplt_epu16_mask(h, whole) << i;
+        *below |= (uint64_t)_mm512_cmplt_epu16_mask(h, whole) << i;
         *equal |= (uint64_t)_mm512_cmpeq_epu16_mask(h, whole) << i;
+        odd |= _mm512_cmple_epu16_mask(_mm512_add_epi16(whole, _mm512_set1_epi16(1)),
+                                       _mm512_set1_epi16(1));
+        w.sign |= (uint64_t)_mm512_movepi32_mask(_mm512_castps_si512(x)) << i;
+        w.sign |= (uint64_t)_mm512_movepi32_mask(_mm512_castps_si512(y)) << (i + 16);
     }
-    return below;
+    if (odd) /* only 0 and 65535 can come of zeros and NaNs */
+        w = classify64_fp32(g);
 #else
     uint16_t order[64];
     for (int i = 0; i < 64; i++) {
-        uint16_t whole = (uint16_t)(int32_t)(t[i] < 65535.0f ? t[i] : 65535.0f);
+        float p = budget * __builtin_fabsf(g[i]), t = p * 65536.0f;
+        uint16_t whole = (uint16_t)(int32_t)(t < 65535.0f ? t : 65535.0f);
         order[i] = half[i] < whole ? 0x8001u : half[i] > whole;
     }
-    words64 w = classify64_bf16(order);
-    *equal = w.zero;
-    return w.sign;
+    words64 o = classify64_bf16(order);
+    *below = o.sign;
+    *equal = o.zero;
+    w = classify64_fp32(g);
 #endif
+    return w;
 }
 
-MPISIGN_FN void sparsign64(const float_at *g, float budget, uint64_t valid, int64_t byte, int bytes,
-                           uint8_t *sign, uint8_t *mask, const mpisign_random *rnd,
-                           const philox_keys *keys, mpisign_census *census)
+MPISIGN_FN void sparsign64(const float_at *g, float budget, const uint16_t half[64],
+                           uint64_t valid, int64_t byte, int bytes, uint8_t *sign, uint8_t *mask,
+                           const mpisign_random *rnd, mpisign_census *census)
 {
-    const uint64_t block = rnd->byte_offset + (uint64_t)byte; /* 8 halves a block, as bits a byte */
-    float t[64];
-    uint16_t half[64];
-    philox_batch(keys, block | MPISIGN_HALVES, (uint8_t *)half);
-    for (int i = 0; i < 64; i++) {
-        float p = budget * __builtin_fabsf(g[i]);
-        t[i] = p * 65536.0f;
-    }
-    words64 w = classify64_fp32(g);
-    uint64_t equal, below = below64(t, half, &equal);
+    uint64_t below, equal;
+    words64 w = below64(g, budget, half, &below, &equal);
     uint64_t zero = w.zero & valid, nan = w.nan & valid;
     uint64_t votes = below & valid & ~nan;
     for (uint64_t left = equal & valid & ~nan; left; left &= left - 1) {
         int i = __builtin_ctzll(left);
+        uint64_t place = 8 * (rnd->byte_offset + (uint64_t)byte) + (uint64_t)i;
         float p = budget * __builtin_fabsf(g[i]);
-        votes |= (uint64_t)ISA(sparsign_exact)(p, half[i], 8 * block + (uint64_t)i, rnd) << i;
+        votes |= (uint64_t)ISA(sparsign_exact)(p, half[i], place, rnd) << i;
     }
     census->zeros += __builtin_popcountll(zero);
     census->nans += __builtin_popcountll(nan);
@@ -71,27 +79,37 @@ MPISIGN_FN void sparsign64(const float_at *g, float budget, uint64_t valid, int6
     store_word(mask + byte, votes, bytes);
 }
 
+enum { BATCH_HALVES = RANDOM_BATCH_BYTES / 2 };
+
+/* Coordinates [first, last) of a piece, first a multiple of 64. */
 MPISIGN_FN void pack_sparsign(const mpisign_piece *piece, int64_t first, int64_t last, float budget,
-                              uint8_t *sign, uint8_t *mask,
-                              const mpisign_random *rnd, mpisign_census *census)
+                              uint8_t *sign, uint8_t *mask, const mpisign_random *rnd,
+                              mpisign_census *census)
 {
     const int dtype = (int)piece->dtype;
     const int64_t size = item_size(dtype);
     const char *data = (const char *)piece->data;
     const philox_keys keys = keys_of(rnd);
+    uint16_t half[BATCH_HALVES];
     float room[64];
-    int64_t at = first;
-    for (; at + 64 <= last; at += 64) {
-        PREFETCH(data + at * size + 4096);
-        sparsign64(as_fp32(dtype, data + at * size, room), budget, ~0ull, piece->byte + at / 8, 8, sign, mask, rnd,
-                   &keys, census);
+    for (int64_t start = first; start < last; start += BATCH_HALVES) {
+        /* A block has 8 halves, and a byte of the planes 8 coordinates. */
+        const uint64_t block = rnd->byte_offset + (uint64_t)(piece->byte + start / 8);
+        const int64_t end = last - start < BATCH_HALVES ? last : start + BATCH_HALVES;
+        int64_t at = start;
+        philox_batch(&keys, block | MPISIGN_HALVES, (uint8_t *)half);
+        for (; at + 64 <= end; at += 64) {
+            PREFETCH(data + at * size + 4096);
+            sparsign64(as_fp32(dtype, data + at * size, room), budget, half + (at - start), ~0ull,
+                       piece->byte + at / 8, 8, sign, mask, rnd, census);
+        }
+        if (at == end)
+            continue;
+        uint64_t padded[64] = {0};
+        memcpy(padded, data + at * size, (size_t)((end - at) * size));
+        sparsign64(as_fp32(dtype, padded, room), budget, half + (at - start), valid_word(end - at),
+                   piece->byte + at / 8, (int)((end - at + 7) / 8), sign, mask, rnd, census);
     }
-    if (at == last)
-        return;
-    uint64_t padded[64] = {0};
-    memcpy(padded, data + at * size, (size_t)((last - at) * size));
-    sparsign64(as_fp32(dtype, padded, room), budget, valid_word(last - at), piece->byte + at / 8,
-               (int)((last - at + 7) / 8), sign, mask, rnd, &keys, census);
 }
 
 /* parameters: budget. Always two planes; `zeros` does not matter, for zeros never vote. */

@@ -1,6 +1,6 @@
 /* Error feedback in one pass: q of a whole block stays in registers between its scale and its residual.
  *
- * A tile is what a CUDA block holds, 8 coordinates x units x threads: 8,192, or 32,768 where a block
+ * A tile is what a CUDA block holds, 8 coordinates x units x threads: 8,192, or 16,384 where a block
  * of scales needs it. It takes as many whole blocks of scales as fit. A warp holds chunks of
  * 256 coordinates, so that a block of scales is a run of chunks, and the sums of chunks meet in
  * shared memory. Longer blocks: error_feedback_long.cu.
@@ -56,7 +56,7 @@ MPISIGN_FN void feedback_tile(const void *grad, int64_t dtype, float *residual, 
     }
     __syncthreads();
     for (int b = warp; b < (int)blocks_of_tile && first + b * block < length; b += WARPS) {
-        /* The next level of tree_sum: at most 128 sums, the rest of 256 are zeros. */
+        /* The next level of tree_sum: at most 64 sums, the rest of 256 are zeros. */
         float part[8];
         UNROLL
         for (int k = 0; k < 8; k++) {
@@ -94,4 +94,4 @@ MPISIGN_FN void feedback_tile(const void *grad, int64_t dtype, float *residual, 
     }
 
 FEEDBACK(feedback, 16, 2, 2)
-FEEDBACK(feedback_wide, 16, 8, 1)
+FEEDBACK(feedback_wide, 16, 4, 1)

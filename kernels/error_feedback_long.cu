@@ -1,4 +1,4 @@
-/* Error feedback with blocks that no CUDA block can hold (over 32,768 coordinates; per tensor).
+/* Error feedback with blocks that no CUDA block can hold (over 16,384 coordinates; per tensor).
  *
  * Three steps: sums of chunks of 256; levels of the tree, each a 256th of the one before, the last of
  * which writes the scales; votes and residuals. Gradient and residual are read twice, 20 bytes a

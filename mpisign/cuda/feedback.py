@@ -10,7 +10,7 @@ from mpisign.cuda.layouts import DTYPES
 _CHUNK = 256
 _THREADS = 256
 #: (kernel, coordinates that a CUDA block holds, its threads): kernels/error_feedback.cu.
-_TILES = (("feedback", 8192, 512), ("feedback_wide", 32768, 512))
+_TILES = (("feedback", 8192, 512), ("feedback_wide", 16384, 512))
 
 
 def queue(

@@ -2,7 +2,7 @@
 #if defined(__x86_64__)
 #include <immintrin.h>
 
-#pragma GCC target("avx2,bmi,bmi2,popcnt")
+#pragma GCC target("avx2,f16c,bmi,bmi2,popcnt")
 
 #define MPISIGN_UNIT avx2
 #define MPISIGN_AVX2 1

@@ -35,13 +35,24 @@ MPISIGN_FN float float_of_bf16(uint16_t h)
     return float_of_bits((uint32_t)h << 16);
 }
 
+/* A choice without a branch: around a rounded operation GCC makes one of ?:, and no vector. */
+MPISIGN_FN uint32_t choose_bits(int condition, uint32_t yes, uint32_t no)
+{
+#ifdef __CUDACC__
+    return condition ? yes : no;
+#else
+    uint32_t all = 0u - (uint32_t)condition;
+    return (yes & all) | (no & ~all);
+#endif
+}
+
 /* Exact: the exponent is moved by a multiplication, which also makes subnormals normal. */
 MPISIGN_FN float float_of_fp16(uint16_t h)
 {
     uint32_t sign = (uint32_t)(h & 0x8000u) << 16, magnitude = h & 0x7fffu;
     float finite = float_of_bits(magnitude << 13) * 0x1p112f;
     uint32_t special = 0x7f800000u | (magnitude & 0x3ffu) << 13;
-    return float_of_bits(sign | (magnitude >= 0x7c00u ? special : bits_of_float(finite)));
+    return float_of_bits(sign | choose_bits(magnitude >= 0x7c00u, special, bits_of_float(finite)));
 }
 
 /* To nearest, ties to even; NaN to the quiet NaN 0x7fc0. */
@@ -59,8 +70,9 @@ MPISIGN_FN uint16_t fp16_of_float(float x)
     /* Below 2^-14: adding 0.5 leaves the subnormal's bits, rounded, at the low end. */
     uint32_t tiny = bits_of_float(float_of_bits(a) + 0.5f) - 0x3f000000u;
     uint32_t normal = (a - 0x38000000u + 0xfffu + (a >> 13 & 1u)) >> 13;
-    uint32_t h = a < 0x38800000u ? tiny : a >= 0x47800000u ? 0x7c00u : normal;
-    return (uint16_t)(sign | (a > 0x7f800000u ? 0x7e00u : h));
+    uint32_t h = choose_bits(a < 0x38800000u, tiny, normal);
+    h = choose_bits(a >= 0x47800000u, 0x7c00u, h);
+    return (uint16_t)(sign | choose_bits(a > 0x7f800000u, 0x7e00u, h));
 }
 
 /* b m + (1 - b) g, each product rounded: `c` is 1 - b rounded to fp32. */

@@ -24,10 +24,14 @@ static __attribute__((noinline)) const float_at *ISA(widen64)(int dtype, const v
         for (int i = 0; i < 64; i++)
             room[i] = float_of_bf16(((const half_at *)data)[i]);
     } else {
-#if defined(MPISIGN_AVX512) /* its conversions are those of floats.h but for NaN's other bits */
+#if defined(MPISIGN_AVX512) /* conversions as those of floats.h but for NaN's other bits */
         for (int i = 0; i < 64; i += 16)
             _mm512_storeu_ps(room + i, _mm512_cvtph_ps(_mm256_loadu_si256(
                                            (const __m256i *)((const char *)data + 2 * i))));
+#elif defined(MPISIGN_AVX2)
+        for (int i = 0; i < 64; i += 8)
+            _mm256_storeu_ps(room + i, _mm256_cvtph_ps(_mm_loadu_si128(
+                                           (const __m128i *)((const char *)data + 2 * i))));
 #else
         for (int i = 0; i < 64; i++)
             room[i] = float_of_fp16(((const half_at *)data)[i]);
@@ -55,6 +59,10 @@ static __attribute__((noinline)) void ISA(narrow64)(int dtype, const float x[64]
         _mm256_storeu_si256((__m256i *)(out + i),
                             _mm512_cvtps_ph(_mm512_loadu_ps(x + i),
                                             _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+#elif defined(MPISIGN_AVX2)
+    for (int i = 0; i < 64; i += 8)
+        _mm_storeu_si128((__m128i *)(out + i),
+                         _mm256_cvtps_ph(_mm256_loadu_ps(x + i), _MM_FROUND_TO_NEAREST_INT));
 #else
     for (int i = 0; i < 64; i++)
         out[i] = fp16_of_float(x[i]);

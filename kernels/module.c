@@ -34,7 +34,8 @@ static int runs_here(const mpisign_kernels *unit)
         return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
     if (unit == &mpisign_avx2)
-        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi2");
+        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c") &&
+               __builtin_cpu_supports("bmi2");
 #endif
     return unit == &mpisign_portable;
 }

@@ -11,7 +11,8 @@ import pytest
 import references as ref
 from cuda_on_cpu.gpu import DTYPES, KEYS, LENGTHS, ROWS, SPANNING, random_of, with_nans
 
-from mpisign import policies
+from mpisign import planes, policies
+from mpisign.cuda.layouts import scale_bits
 
 
 def census_of(x):
@@ -179,3 +180,15 @@ def test_unpack_and_what_adds_to_arrays(gpu, dtype, masked):
             with np.errstate(over="ignore", invalid="ignore"):
                 assert ref.same(out.array, ref.update(sign, mask, y, 0.01, 0.1)), length
             gpu.launcher.forget()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_scales_are_rounded_as_on_the_host(dtype):
+    rng = np.random.default_rng(1)
+    scales = rng.standard_normal(200) * 10.0 ** rng.integers(-45, 40, 200)
+    between = [65519.99, 65520.0, 1e39, 1e300, -1e300, np.inf, np.nan, -0.0, 1e-60]
+    between += [1 + 2.0**-k + x for k in (8, 9, 11, 24) for x in (0, 2.0**-45, -(2.0**-45))]
+    for scale in [*scales, *between]:
+        host = planes.unpack(np.zeros(1, np.uint8), 8, dtype=np.dtype(dtype).name, scale=scale)[:1]
+        bits = np.array([scale_bits(float(scale), DTYPES.index(dtype))])
+        assert ref.same(host, bits.astype(np.uint64).view(np.uint8)[: host.itemsize].view(dtype))

@@ -40,15 +40,19 @@ def layout_of(dims: list[tuple[int, int]]) -> np.ndarray[Any, Any]:
 
 
 def scale_bits(scale: float, dtype: int) -> int:
-    """The bit pattern of ``scale`` in a dtype, rounded to nearest, ties to even."""
+    """The bit pattern of ``scale`` in a dtype, rounded once, to nearest, ties to even."""
     if dtype == 3:
         return int(np.float64(scale).view(np.int64))
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", under="ignore"):
         if dtype == 1:
             return int(np.float16(scale).view(np.uint16))
-        bits = int(np.float32(scale).view(np.uint32))
+        near = np.float32(scale)
+    bits = int(near.view(np.uint32))
     if dtype == 0:
         return bits
     if scale != scale:
         return 0x7FC0
+    # On the way to bf16, fp32 rounds to odd: cut off, its last bit set if anything was lost.
+    if float(near) != scale:
+        bits = (bits - (abs(float(near)) > abs(scale))) | 1
     return (bits + 0x7FFF + (bits >> 16 & 1)) >> 16 & 0xFFFF

@@ -314,7 +314,8 @@ MPISIGN_FN uint64_t valid_word(int64_t count)
 
 /* --- random bits, many at a time ------------------------------------------------------------ */
 
-enum { RANDOM_BATCH = 8, RANDOM_BATCH_BYTES = 16 * RANDOM_BATCH };
+/* Blocks made at a time: several chains of dependent multiplications keep a core busy. */
+enum { RANDOM_BATCH = 16, RANDOM_BATCH_BYTES = 16 * RANDOM_BATCH };
 
 /* The keys of the ten rounds, worked out once for many batches. */
 typedef struct {
@@ -341,55 +342,77 @@ enum { BATCH_LANES = RANDOM_BATCH_BYTES / BLOCK };
 #define UNROLL_BATCH
 #endif
 
-/* Blocks with counters c .. c + 7: 128 bytes. On x86-64 in 64-bit lanes, whose upper halves are junk:
- * the multiplication reads the lower ones alone. */
+/* Blocks with counters c .. c + 15. On x86-64 in 64-bit lanes, whose upper halves are junk: the
+ * multiplication reads the lower ones alone. */
 MPISIGN_FN void philox_lanes(const philox_keys *keys, uint64_t c, lanes out[BATCH_LANES])
 {
 #if defined(MPISIGN_AVX512)
     const __m512i m0 = _mm512_set1_epi64(0xD2511F53u), m1 = _mm512_set1_epi64(0xCD9E8D57u);
-    __m512i c0 = _mm512_add_epi64(_mm512_set1_epi64((long long)c),
-                                  _mm512_set_epi64(7, 6, 5, 4, 3, 2, 1, 0));
-    __m512i c1 = _mm512_srli_epi64(c0, 32);
-    __m512i c2 = _mm512_set1_epi64(keys->step), c3 = _mm512_set1_epi64(keys->stream);
+    __m512i c0[2], c1[2], c2[2], c3[2];
+    MPISIGN_UNROLL
+    for (int i = 0; i < 2; i++) {
+        c0[i] = _mm512_add_epi64(_mm512_set1_epi64((long long)c + 8 * i),
+                                 _mm512_set_epi64(7, 6, 5, 4, 3, 2, 1, 0));
+        c1[i] = _mm512_srli_epi64(c0[i], 32);
+        c2[i] = _mm512_set1_epi64(keys->step);
+        c3[i] = _mm512_set1_epi64(keys->stream);
+    }
     MPISIGN_UNROLL
     for (int r = 0; r < 10; r++) {
         const __m512i k0 = _mm512_set1_epi64((long long)keys->k0[r]);
         const __m512i k1 = _mm512_set1_epi64((long long)keys->k1[r]);
-        __m512i p0 = _mm512_mul_epu32(c0, m0), p1 = _mm512_mul_epu32(c2, m1);
-        c0 = _mm512_ternarylogic_epi64(_mm512_srli_epi64(p1, 32), c1, k0, 0x96);
-        c2 = _mm512_ternarylogic_epi64(_mm512_srli_epi64(p0, 32), c3, k1, 0x96);
-        c1 = p1;
-        c3 = p0;
+        MPISIGN_UNROLL
+        for (int i = 0; i < 2; i++) {
+            __m512i p0 = _mm512_mul_epu32(c0[i], m0), p1 = _mm512_mul_epu32(c2[i], m1);
+            c0[i] = _mm512_ternarylogic_epi64(_mm512_srli_epi64(p1, 32), c1[i], k0, 0x96);
+            c2[i] = _mm512_ternarylogic_epi64(_mm512_srli_epi64(p0, 32), c3[i], k1, 0x96);
+            c1[i] = p1;
+            c3[i] = p0;
+        }
     }
-    __m512i low = _mm512_mask_blend_epi32(0xaaaa, c0, _mm512_slli_epi64(c1, 32));
-    __m512i high = _mm512_mask_blend_epi32(0xaaaa, c2, _mm512_slli_epi64(c3, 32));
     const __m512i first = _mm512_set_epi64(11, 3, 10, 2, 9, 1, 8, 0);
     const __m512i second = _mm512_set_epi64(15, 7, 14, 6, 13, 5, 12, 4);
-    out[0] = _mm512_permutex2var_epi64(low, first, high);
-    out[1] = _mm512_permutex2var_epi64(low, second, high);
+    MPISIGN_UNROLL
+    for (int i = 0; i < 2; i++) {
+        __m512i low = _mm512_mask_blend_epi32(0xaaaa, c0[i], _mm512_slli_epi64(c1[i], 32));
+        __m512i high = _mm512_mask_blend_epi32(0xaaaa, c2[i], _mm512_slli_epi64(c3[i], 32));
+        out[2 * i] = _mm512_permutex2var_epi64(low, first, high);
+        out[2 * i + 1] = _mm512_permutex2var_epi64(low, second, high);
+    }
 #elif defined(MPISIGN_AVX2)
     const __m256i m0 = _mm256_set1_epi64x(0xD2511F53u), m1 = _mm256_set1_epi64x(0xCD9E8D57u);
-    MPISIGN_UNROLL
-    for (int half = 0; half < 2; half++, c += 4) {
-        __m256i c0 = _mm256_add_epi64(_mm256_set1_epi64x((long long)c),
-                                      _mm256_set_epi64x(3, 2, 1, 0));
-        __m256i c1 = _mm256_srli_epi64(c0, 32);
-        __m256i c2 = _mm256_set1_epi64x(keys->step), c3 = _mm256_set1_epi64x(keys->stream);
+    for (int half = 0; half < 2; half++, c += 8, out += 4) {
+        __m256i c0[2], c1[2], c2[2], c3[2];
+        MPISIGN_UNROLL
+        for (int i = 0; i < 2; i++) {
+            c0[i] = _mm256_add_epi64(_mm256_set1_epi64x((long long)c + 4 * i),
+                                     _mm256_set_epi64x(3, 2, 1, 0));
+            c1[i] = _mm256_srli_epi64(c0[i], 32);
+            c2[i] = _mm256_set1_epi64x(keys->step);
+            c3[i] = _mm256_set1_epi64x(keys->stream);
+        }
         MPISIGN_UNROLL
         for (int r = 0; r < 10; r++) {
             const __m256i k0 = _mm256_set1_epi64x((long long)keys->k0[r]);
             const __m256i k1 = _mm256_set1_epi64x((long long)keys->k1[r]);
-            __m256i p0 = _mm256_mul_epu32(c0, m0), p1 = _mm256_mul_epu32(c2, m1);
-            c0 = _mm256_xor_si256(_mm256_xor_si256(_mm256_srli_epi64(p1, 32), c1), k0);
-            c2 = _mm256_xor_si256(_mm256_xor_si256(_mm256_srli_epi64(p0, 32), c3), k1);
-            c1 = p1;
-            c3 = p0;
+            MPISIGN_UNROLL
+            for (int i = 0; i < 2; i++) {
+                __m256i p0 = _mm256_mul_epu32(c0[i], m0), p1 = _mm256_mul_epu32(c2[i], m1);
+                c0[i] = _mm256_xor_si256(_mm256_xor_si256(_mm256_srli_epi64(p1, 32), c1[i]), k0);
+                c2[i] = _mm256_xor_si256(_mm256_xor_si256(_mm256_srli_epi64(p0, 32), c3[i]), k1);
+                c1[i] = p1;
+                c3[i] = p0;
+            }
         }
-        __m256i low = _mm256_blend_epi32(c0, _mm256_slli_epi64(c1, 32), 0xaa);
-        __m256i high = _mm256_blend_epi32(c2, _mm256_slli_epi64(c3, 32), 0xaa);
-        __m256i even = _mm256_unpacklo_epi64(low, high), odd = _mm256_unpackhi_epi64(low, high);
-        out[2 * half] = _mm256_permute2x128_si256(even, odd, 0x20);
-        out[2 * half + 1] = _mm256_permute2x128_si256(even, odd, 0x31);
+        MPISIGN_UNROLL
+        for (int i = 0; i < 2; i++) {
+            __m256i low = _mm256_blend_epi32(c0[i], _mm256_slli_epi64(c1[i], 32), 0xaa);
+            __m256i high = _mm256_blend_epi32(c2[i], _mm256_slli_epi64(c3[i], 32), 0xaa);
+            __m256i even = _mm256_unpacklo_epi64(low, high);
+            __m256i odd = _mm256_unpackhi_epi64(low, high);
+            out[2 * i] = _mm256_permute2x128_si256(even, odd, 0x20);
+            out[2 * i + 1] = _mm256_permute2x128_si256(even, odd, 0x31);
+        }
     }
 #else
     uint32_t c0[RANDOM_BATCH], c1[RANDOM_BATCH], c2[RANDOM_BATCH], c3[RANDOM_BATCH];

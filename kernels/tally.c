@@ -16,12 +16,25 @@ static void ISA(tally)(const mpisign_stack *stack, int planes, uint8_t *negative
 {
     const int64_t bytes = (stack->length + 7) / 8;
     const plan p = ISA(plan_of)(stack, 1);
+    const int few = is_few(stack, 1) && planes == bit_length((int)stack->rows);
+    const int stream = plane_stride * planes >= STREAM_BYTES && plane_stride % 64 == 0 &&
+                       (uintptr_t)negatives % 64 == 0 && (uintptr_t)positives % 64 == 0;
 #pragma omp parallel for num_threads(threads) schedule(static)                                     \
     if (threads > 1 && bytes > 2 * VOTE_SLICE)
     for (int64_t at = 0; at < bytes; at += VOTE_TILE) {
         const int64_t n = bytes - at < VOTE_TILE ? bytes - at : VOTE_TILE;
+        if (few && 8 * (at + VOTE_TILE) <= stack->length) {
+            const int64_t last = at + VOTE_TILE;
+            ISA(tally_few)(stack, positives ? NEGATIVES : SIGNS, at, last, stream, negatives,
+                           plane_stride);
+            if (positives)
+                ISA(tally_few)(stack, POSITIVES, at, last, stream, positives, plane_stride);
+            if (stream)
+                end_of_stream();
+            continue;
+        }
         counters c;
-        clear(&c, p.planes > planes ? p.planes : planes, p.votes < 0);
+        clear(&c, p.planes > planes ? p.planes : planes, positives != NULL);
         ISA(add_stack)(&c, p.planes, stack, 0, stack->rows, at, n);
         ISA(store_counts)(c.negatives, planes, stack->length, at, n, negatives, plane_stride);
         if (positives)

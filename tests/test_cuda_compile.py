@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import subprocess
+import sys
+import unittest.mock
 from pathlib import Path
 
 import nvrtc
 import pytest
 
 from mpisign.cuda import compile as sources
-from mpisign.cuda import kernels
+from mpisign.cuda import kernels, launch
 
 FILES = sorted(path.stem for path in sources.folder().glob("*.cu"))
 
@@ -82,14 +83,33 @@ def test_python_launches_only_kernels_that_exist():
 
 
 def test_a_missing_cupy_says_what_to_install(monkeypatch):
-    from mpisign.cuda import launch
-
-    monkeypatch.setitem(__import__("sys").modules, "cupy", None)
+    monkeypatch.setitem(sys.modules, "cupy", None)
     with pytest.raises(ImportError, match="pip install cupy-cuda13x"):
         launch.cupy()
 
 
+def test_launches_go_to_the_stream_of_the_array(monkeypatch):
+    """Against a stand-in for CuPy: which of its calls are made, and with what."""
+    cupy = unittest.mock.MagicMock()
+    monkeypatch.setattr(launch, "cupy", lambda: cupy)
+    launch._module.cache_clear()
+    launch._function.cache_clear()
+    kernels_here = kernels.Kernels(launch.CupyLauncher(0, 1234))
+    kernels_here.unpack(16, 0, 100, 0, 1.0, 32)
+    (handle,) = cupy.cuda.Stream.from_external.call_args.args
+    assert handle.__cuda_stream__() == (0, 1234)
+    (code,) = [call.kwargs["code"] for call in cupy.RawModule.call_args_list]
+    assert code == sources.source(sources.folder() / "unpack.cu") and '#include "' not in code
+    cupy.RawModule().get_function.assert_called_once_with("unpack_fp32")
+    grid, block, args = cupy.RawModule().get_function().call_args.args
+    assert (grid, block, args) == ((1,), (256,), (16, 0, 100, 0x3F800000, 32))
+    stream = cupy.cuda.Stream.from_external()
+    assert cupy.RawModule().get_function().call_args.kwargs == {"shared_mem": 0, "stream": stream}
+    launch._module.cache_clear()
+    launch._function.cache_clear()
+
+
 def test_importing_mpisign_imports_neither_cupy_nor_torch():
     code = "import sys, mpisign, mpisign.cuda.kernels; print({'cupy', 'torch'} & set(sys.modules))"
-    command = [Path(os.sys.executable), "-c", code]
+    command = [Path(sys.executable), "-c", code]
     assert subprocess.run(command, capture_output=True, text=True).stdout.strip() == "set()"

@@ -58,6 +58,23 @@ def _function(file: str, name: str) -> Any:
     return _module(file).get_function(name)
 
 
+class _Handle:
+    """A stream that another framework has made, by the protocol of CUDA's Python libraries."""
+
+    def __init__(self, stream: int) -> None:
+        self._stream = stream
+
+    def __cuda_stream__(self) -> tuple[int, int]:
+        return 0, self._stream
+
+
+def _external(stream: int, device: int) -> Any:
+    streams = cupy().cuda
+    if hasattr(streams.Stream, "from_external"):  # CuPy 14
+        return streams.Stream.from_external(_Handle(stream))
+    return streams.ExternalStream(stream, device)
+
+
 class CupyLauncher:
     """Launches on a CuPy stream, CuPy's memory behind it."""
 
@@ -65,13 +82,14 @@ class CupyLauncher:
         cp = cupy()
         self.key = (device, stream)
         self._device = cp.cuda.Device(device)
-        self._stream = cp.cuda.ExternalStream(stream, device)
+        self._stream = _external(stream, device)
 
     def launch(
         self, file: str, name: str, grid: int, block: int, shared_bytes: int, args: tuple[Any, ...]
     ) -> None:
-        with self._device, self._stream:
-            _function(file, name)((grid,), (block,), args, shared_mem=shared_bytes)
+        with self._device:
+            kernel = _function(file, name)
+            kernel((grid,), (block,), args, shared_mem=shared_bytes, stream=self._stream)
 
     def zeros(self, count: int) -> Any:
         with self._device, self._stream:

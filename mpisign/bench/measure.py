@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from statistics import median
 from typing import Any
 
 from mpisign.bench.case import Call, Case
@@ -124,7 +125,10 @@ def measure(case: Case, size: int, threads: Sequence[int], runs: int, device: An
         found = {how: Timing.of(c.samples) for (how, n), c in limits.items() if n == t}
         if found:
             best = min(found, key=lambda how: found[how].median)
-            row = _against(row, best, found[best], device.limit_bytes(limit, moved))
+            # Round by round: a machine that slows down for a while does so for both.
+            pairs = zip(limits[best, t].samples, ours[t].samples, strict=True)
+            faster = float(median(of_limit / of_ours for of_limit, of_ours in pairs))
+            row = _against(row, best, found[best], device.limit_bytes(limit, moved), faster)
         rows.append(row)
     return [rows[0], *(_scaled(row, rows[0]) for row in rows[1:])]
 
@@ -159,14 +163,14 @@ def _row(case: Case, size: int, threads: int, device: Any, **known: Any) -> Row:
     return Row(case.kernel, case.variant, case.n, size, threads, limit, moved, goal, **known)
 
 
-def _against(row: Row, how: str, limit: Timing, limit_bytes: int) -> Row:
-    speed = limit_bytes / limit.median
-    ratio = (row.bytes_per_second or 0.0) / speed
+def _against(row: Row, how: str, limit: Timing, limit_bytes: int, faster: float) -> Row:
+    """``row`` with its limit, of which one call takes ``faster`` times as long as the kernel."""
+    ratio = faster * row.moved / limit_bytes
     return replace(
         row,
         limit_how=how,
         limit_time=limit,
-        limit_bytes_per_second=speed,
+        limit_bytes_per_second=limit_bytes / limit.median,
         ratio=ratio,
         met=None if row.goal is None else ratio >= row.goal,
     )

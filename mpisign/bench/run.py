@@ -20,6 +20,7 @@ from mpisign.bench.record import Record
 from mpisign.bench.stock import torch_there
 
 SMALL_CALL = 1000  # coordinates
+_MARK = "<!-- mpisign bench kernels -->"
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def run(settings: Settings, command: str) -> int:
     if settings.json is not None:
         record.write(settings.json)
     if settings.markdown is not None:
-        settings.markdown.write_text(table.markdown(record))
+        _write_between_marks(settings.markdown, table.markdown(record))
     if settings.plot is not None:
         plot.write(settings.plot, record)
     return 0
@@ -143,6 +144,14 @@ def _print(record: Record) -> None:
     if record.verdicts:
         print(f"{sum(record.verdicts)} of {len(record.verdicts)} goals met.")
     sys.stdout.flush()
+
+
+def _write_between_marks(path: Path, tables: str) -> None:
+    """All of ``path``, or what lies between its two marks if it has them."""
+    before = path.read_text() if path.exists() else ""
+    head, mark, rest = before.partition(_MARK)
+    tail = rest.partition(_MARK)[1:]
+    path.write_text(f"{head}{mark}\n\n{tables}\n{''.join(tail)}" if mark and tail[0] else tables)
 
 
 def _check_path(option: str, path: Path | None) -> None:

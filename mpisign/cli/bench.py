@@ -28,7 +28,8 @@ _EPILOG = """\
 the table:
   time       median of one call; +- is half the distance between the quartiles
   moved      bytes that the operation must read and write, however it is done
-  of limit   moved / time, as a share of the machine's read, write or copy speed: 1.00 is the end
+  of limit   moved / time, as a share of the machine's read, write or copy speed, median of the
+             rounds: near 1.00 is the end, above it what is written overlaps with what is read
              (write and copy: the better of plain and of streaming stores; copied bytes count twice)
   goal       the share this project asks for at 25.6M coordinates, one thread; met or missed
   times one  with several --threads: how many times faster than the first of them (the goal of two
@@ -85,7 +86,13 @@ def add_parser(commands: Any) -> None:
     add("--isa", choices=("avx512", "avx2", "portable"), help="instructions (default: the best)")
     add("--json", metavar="FILE", type=Path, help="write every figure, and the machine, to FILE")
     add("--plot", metavar="FILE.png", type=Path, help="draw the shares of the limits into FILE")
-    add("--markdown", metavar="FILE", type=Path, help="write the tables in Markdown to FILE")
+    add(
+        "--markdown",
+        metavar="FILE",
+        type=Path,
+        help="write the tables in Markdown to FILE, or between two lines of it that read "
+        "<!-- mpisign bench kernels -->",
+    )
     parser.set_defaults(run=run, parser=parser)
 
 

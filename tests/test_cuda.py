@@ -94,6 +94,7 @@ def test_majority_spanning_blocks(gpu, masked):
         check_majority(gpu, n, 40003, masked, odd)
     check_majority(gpu, 150, 1003, masked)
     check_majority(gpu, 600, 333, masked, odd=1)
+    check_majority(gpu, 8200, 40, masked)
 
 
 @pytest.mark.parametrize("masked", [False, True])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import mmap
 import subprocess
 from pathlib import Path
 
@@ -80,6 +81,16 @@ class FibreLauncher:
         self._library = library
         self._buffers: list[Buffer] = []
         self.launched: list[str] = []
+        #: Blocks that each launch runs, from the last one back; None: all.
+        self.last_blocks: int | None = None
+
+    def sparse(self, nbytes: int) -> np.ndarray:
+        """Zeros of any size: memory that is not touched costs nothing."""
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0x4000)
+        memory = np.frombuffer(mmap.mmap(-1, nbytes, flags=flags), dtype=np.uint8)
+        address = ctypes.c_size_t(memory.ctypes.data)
+        self._library.cuda_buffer(address, ctypes.c_size_t(nbytes))
+        return memory
 
     def buffer(self, content: np.ndarray, odd: int = 0) -> Buffer:
         made = Buffer(self._library, content, odd)
@@ -105,8 +116,10 @@ class FibreLauncher:
         # Every other launch runs its threads and blocks backwards: a missing barrier shows.
         backwards = len(self.launched) % 2
         self.launched.append(name)
+        first = 0 if self.last_blocks is None else max(0, grid - self.last_blocks)
+        blocks = (ctypes.c_int64(first), ctypes.c_int64(grid), block)
         fault = self._library.cuda_launch(
-            name.encode(), ctypes.c_int64(grid), block, pointers, sizes, len(values), backwards
+            name.encode(), *blocks, pointers, sizes, len(values), backwards
         )
         if fault:
             raise AssertionError(fault.decode())

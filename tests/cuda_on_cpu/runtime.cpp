@@ -242,9 +242,9 @@ void cuda_forget_buffers()
     buffers.clear();
 }
 
-/* 0, or what went wrong, good until the next launch. */
-const char *cuda_launch(const char *name, int64_t grid, int block, void **arguments,
-                        const int64_t *sizes, int n, int reverse)
+/* Blocks [first, grid) of a launch. 0, or what went wrong, good until the next launch. */
+const char *cuda_launch(const char *name, int64_t first, int64_t grid, int block,
+                        void **arguments, const int64_t *sizes, int n, int reverse)
 {
     if (!stacks) {
         stacks = (char *)mmap(0, (size_t)MAX_THREADS * STACK, PROT_READ | PROT_WRITE,
@@ -267,8 +267,8 @@ const char *cuda_launch(const char *name, int64_t grid, int block, void **argume
             return "an argument has another size than the kernel's parameter";
     blockDim = {(unsigned)block, 1, 1};
     gridDim = {(unsigned)grid, 1, 1};
-    for (int64_t b = 0; b < grid && fault.empty(); b++) {
-        blockIdx = {(unsigned)(reverse ? grid - 1 - b : b), 0, 0};
+    for (int64_t b = first; b < grid && fault.empty(); b++) {
+        blockIdx = {(unsigned)(reverse ? grid - 1 - (b - first) : b), 0, 0};
         run_block(block, reverse != 0);
     }
     return fault.empty() ? 0 : fault.c_str();

@@ -81,15 +81,16 @@ MPISIGN_FN int is_few(const mpisign_stack *s, int64_t group)
 {
     if (s->weights)
         return 0;
-    if (group == 1)
-        return s->rows <= AT_ONCE;
+    if (group == 1) /* more streams than the hardware follows are read tile by tile */
+        return s->rows <= (s->mask ? AT_ONCE / 2 : AT_ONCE);
     return !s->mask && (group == 3 || group == 5 || group == 7) && s->rows / group <= AT_ONCE;
 }
 
 /* So that each number of rows has a loop of its own. */
-#define EACH_NUMBER_OF_ROWS(CASE)                                                                  \
-    CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) CASE(8) CASE(9) CASE(10) CASE(11)      \
-    CASE(12) CASE(13) CASE(14) CASE(15) CASE(16)
+#define UP_TO_8(CASE)                                                                              \
+    CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) CASE(8)
+#define UP_TO_16(CASE)                                                                             \
+    UP_TO_8(CASE) CASE(9) CASE(10) CASE(11) CASE(12) CASE(13) CASE(14) CASE(15) CASE(16)
 
 static void ISA(vote_batches)(const mpisign_stack *s, int64_t group, int64_t at, int64_t batches,
                               const mpisign_random *rnd, verdict *v)
@@ -102,8 +103,8 @@ static void ISA(vote_batches)(const mpisign_stack *s, int64_t group, int64_t at,
     case n: vote_shape(s, (shape){n, 0, 1}, at, batches, rnd, v); return;
     switch (group) { GROUPED(3) GROUPED(5) GROUPED(7) }
     if (s->mask)
-        switch (s->rows) { EACH_NUMBER_OF_ROWS(MASKED) }
-    switch (s->rows) { EACH_NUMBER_OF_ROWS(PLAIN) }
+        switch (s->rows) { UP_TO_8(MASKED) }
+    switch (s->rows) { UP_TO_16(PLAIN) }
 #undef PLAIN
 #undef MASKED
 #undef GROUPED
@@ -116,7 +117,7 @@ static void ISA(vote_tail)(const plan *p, int64_t at, int64_t bytes, const mpisi
 {
     enum { ROOM = RANDOM_BATCH_BYTES };
     const mpisign_stack *s = p->stack;
-    uint8_t rows[2 * AT_ONCE][ROOM], sign[ROOM], mask[ROOM];
+    uint8_t rows[AT_ONCE + AT_ONCE / 2][ROOM], sign[ROOM], mask[ROOM];
     const mpisign_stack padded = {rows[0], s->mask ? rows[AT_ONCE] : NULL, ROOM, s->rows, 0, NULL};
     mpisign_random here = *rnd;
     verdict all = *v;
@@ -190,10 +191,10 @@ static void ISA(tally_few)(const mpisign_stack *s, int what, int64_t first, int6
 #define POSITIVE_COUNTS(n)                                                                         \
     case n: tally_shape(s, n, POSITIVES, first, last, stream, out, plane_stride); return;
     if (what == SIGNS)
-        switch (s->rows) { EACH_NUMBER_OF_ROWS(SIGN_COUNTS) }
+        switch (s->rows) { UP_TO_16(SIGN_COUNTS) }
     if (what == NEGATIVES)
-        switch (s->rows) { EACH_NUMBER_OF_ROWS(NEGATIVE_COUNTS) }
-    switch (s->rows) { EACH_NUMBER_OF_ROWS(POSITIVE_COUNTS) }
+        switch (s->rows) { UP_TO_8(NEGATIVE_COUNTS) }
+    switch (s->rows) { UP_TO_8(POSITIVE_COUNTS) }
 #undef POSITIVE_COUNTS
 #undef NEGATIVE_COUNTS
 #undef SIGN_COUNTS

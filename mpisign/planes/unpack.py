@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,30 +33,35 @@ def unpack(
         raise ValueError(f"unpack: planes must have shape (B,) or (2, B), got {p.shape}")
     nbytes = p.shape[-1]
     if out is None:
-        out = _new(p, 8 * nbytes if shape is None else shape, dtype)
-    o = arrays.view_floats("unpack", "out", out, writable=True)
-    layout.same_device("unpack", "out", o, p)
-    if not o.contiguous:
-        raise ValueError(f"unpack: out must be C-contiguous, got strides {o.strides}")
-    if (o.length + 7) // 8 != nbytes:
+        name = "float32" if dtype == "float32" else arrays.float_name("unpack", "dtype", dtype)
+        dims = _dims(8 * nbytes if shape is None else shape)
+        out, length = arrays.empty(dims, name, like=p), math.prod(dims)
+        start = arrays.address(out)
+    else:
+        o = arrays.view_floats("unpack", "out", out, writable=True)
+        layout.same_device("unpack", "out", o, p)
+        if not o.contiguous:
+            raise ValueError(f"unpack: out must be C-contiguous, got strides {o.strides}")
+        name, length, start = o.dtype, o.length, o.address
+    if (length + 7) // 8 != nbytes:
         raise ValueError(
             f"unpack: shape must have {max(0, 8 * nbytes - 7)} to {8 * nbytes} coordinates "
-            f"for planes of {nbytes} bytes, got {o.length}"
+            f"for planes of {nbytes} bytes, got {length}"
         )
     p.kernels.unpack(
         p.address,
         p.address + p.strides[0] if len(p.shape) == 2 else 0,
-        o.length,
-        arrays.FLOAT_CODES[o.dtype],
+        length,
+        arrays.FLOAT_CODES[name],
         float(scale),
-        o.address,
-        threads.for_work(o.length),
+        start,
+        threads.for_work(length),
     )
     return out
 
 
-def _new(p: arrays.View, shape: int | Sequence[int], dtype: Any) -> Any:
+def _dims(shape: int | Sequence[int]) -> tuple[int, ...]:
     dims = (int(shape),) if isinstance(shape, (int, np.integer)) else tuple(int(n) for n in shape)
     if min(dims, default=0) < 0:
         raise ValueError(f"unpack: shape must not be negative, got {shape}")
-    return arrays.empty(dims, arrays.float_name("unpack", "dtype", dtype), like=p)
+    return dims

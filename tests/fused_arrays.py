@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import references as ref
+from hypothesis import strategies as st
 
 from mpisign import _kernels
 
@@ -14,6 +15,17 @@ BF16 = ml_dtypes.bfloat16
 DTYPES = [np.float32, np.float16, BF16, np.float64]
 KEYS = {"seed": 2**40 + 7, "step": 2**33 + 11, "rank": 3}
 ZEROS = ["positive", "random", "abstain"]
+
+
+#: For properties: a test's first line is ``_kernels.use_isa(name)``, ``isa_restored`` its last.
+any_isa = st.sampled_from(_kernels.isas())
+
+
+@pytest.fixture(autouse=True)
+def isa_restored():
+    before = _kernels.isa()
+    yield
+    _kernels.use_isa(before)
 
 
 @pytest.fixture(params=_kernels.isas())

@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 import references as ref
 import torch
-from fused_arrays import DTYPES, KEYS, ZEROS, at_odd_place, awkward, isa
+from fused_arrays import DTYPES, KEYS, ZEROS, any_isa, at_odd_place, awkward, isa, isa_restored
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import mpisign
-from mpisign import threads
+from mpisign import _kernels, threads
 from mpisign.planes import pack_error_feedback
 
-assert isa  # a fixture
+assert isa and isa_restored  # fixtures
 pytestmark = pytest.mark.filterwarnings("ignore:.*encountered:RuntimeWarning")
 
 
@@ -127,6 +127,7 @@ floats = st.floats(width=32)
 
 
 @given(
+    any_isa,
     hnp.arrays(np.float32, st.integers(1, 600), elements=floats),
     st.data(),
     st.sampled_from(ZEROS),
@@ -134,7 +135,8 @@ floats = st.floats(width=32)
     st.floats(-4, 4, width=32),
 )
 @settings(max_examples=150, deadline=None)
-def test_any_floats(g, data, zeros, block, rate):
+def test_any_floats(name, g, data, zeros, block, rate):
+    _kernels.use_isa(name)
     check(g, data.draw(hnp.arrays(np.float32, g.size, elements=floats)), block, zeros, rate=rate)
 
 

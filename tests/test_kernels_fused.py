@@ -6,15 +6,26 @@ import numpy as np
 import pytest
 import references as ref
 import torch
-from fused_arrays import BF16, DTYPES, KEYS, ZEROS, at_odd_place, awkward, isa, untouched
+from fused_arrays import (
+    BF16,
+    DTYPES,
+    KEYS,
+    ZEROS,
+    any_isa,
+    at_odd_place,
+    awkward,
+    isa,
+    isa_restored,
+    untouched,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from mpisign import planes, threads
+from mpisign import _kernels, planes, threads
 from mpisign.planes import pack_lion, pack_signum, pack_sparsign
 
-assert isa  # a fixture
+assert isa and isa_restored  # fixtures
 RULES = [(pack_signum, ref.signum, {"beta": 0.8}), (pack_lion, ref.lion, {"beta2": 0.97})]
 pytestmark = pytest.mark.filterwarnings("ignore:.*encountered:RuntimeWarning")
 
@@ -143,16 +154,17 @@ floats = st.floats(width=32)
 vectors = hnp.arrays(np.float32, st.integers(0, 200), elements=floats)
 
 
-@given(vectors, st.data(), st.sampled_from(ZEROS), st.floats(0, 1, width=32))
+@given(any_isa, vectors, st.data(), st.sampled_from(ZEROS), st.floats(0, 1, width=32))
 @settings(max_examples=150, deadline=None)
-def test_any_floats(g, data, zeros, beta):
+def test_any_floats(name, g, data, zeros, beta):
+    _kernels.use_isa(name)
     old = data.draw(hnp.arrays(np.float32, g.size, elements=st.floats(width=32, allow_nan=False)))
     for function, reference, _ in RULES:
-        name = "beta" if function is pack_signum else "beta1"
+        rule = "beta" if function is pack_signum else "beta1"
         for momentum in (np.float32, BF16):
             m = old.astype(momentum)
-            voted, new = reference(g, m, **{name: beta})
-            result, _, _ = function(g, m, zeros=zeros, **{name: beta}, **KEYS)
+            voted, new = reference(g, m, **{rule: beta})
+            result, _, _ = function(g, m, zeros=zeros, **{rule: beta}, **KEYS)
             assert np.array_equal(result, expected_planes(voted, zeros, "raise", **KEYS))
             assert ref.same(m, new)
     budget = data.draw(st.floats(2.0**-149, 2.0**127, width=32))

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import references as ref
 import torch
-from fused_arrays import isa
+from fused_arrays import any_isa, isa, isa_restored
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mpisign import threads
+from mpisign import _kernels, threads
 from mpisign.planes import mean_of_counts, plane_bytes, weighted_sum
 
-assert isa  # a fixture
+assert isa and isa_restored  # fixtures
 pytestmark = pytest.mark.filterwarnings("ignore:.*encountered:RuntimeWarning")
 
 
@@ -100,9 +100,10 @@ def test_torch_and_lists_of_weights():
     assert ref.same(mean_of_counts(counts, 5).numpy(), ref.mean_of_counts(stack[:3], 5))
 
 
-@given(st.data(), st.integers(1, 20), st.integers(1, 300), st.booleans())
+@given(any_isa, st.data(), st.integers(1, 20), st.integers(1, 300), st.booleans())
 @settings(max_examples=100, deadline=None)
-def test_any_weights(data, rows, length, masked):
+def test_any_weights(name, data, rows, length, masked):
+    _kernels.use_isa(name)
     block = data.draw(st.sampled_from([None, 8, 64, 128]))
     blocks = -(-length // (block or length))
     flat = data.draw(

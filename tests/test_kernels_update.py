@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 import references as ref
 import torch
-from fused_arrays import DTYPES, at_odd_place, awkward, isa
+from fused_arrays import DTYPES, any_isa, at_odd_place, awkward, isa, isa_restored
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from mpisign import threads
+from mpisign import _kernels, threads
 from mpisign.planes import unpack_add, update
 
-assert isa  # a fixture
+assert isa and isa_restored  # fixtures
 pytestmark = pytest.mark.filterwarnings("ignore:.*encountered:RuntimeWarning")
 TORCH_DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
 
@@ -83,6 +83,7 @@ def test_torch_is_updated_as_numpy_is(dtype):
 
 
 @given(
+    any_isa,
     hnp.arrays(np.float32, st.integers(0, 200), elements=st.floats(width=32)),
     st.integers(0, 99),
     st.sampled_from(DTYPES),
@@ -90,7 +91,8 @@ def test_torch_is_updated_as_numpy_is(dtype):
     st.floats(-1e3, 1e3),
 )
 @settings(max_examples=150, deadline=None)
-def test_any_floats(x, seed, dtype, rate, decay):
+def test_any_floats(name, x, seed, dtype, rate, decay):
+    _kernels.use_isa(name)
     with np.errstate(all="ignore"):
         old, both = x.astype(dtype), vote(x.size, seed)
         expected = ref.update(*both, old, rate, decay)

@@ -18,9 +18,8 @@ FLOATS = ("float32", "float16", "bfloat16", "float64")
 FLOAT_CODES = {name: code for code, name in enumerate(FLOATS)}
 ITEM_SIZE = {"float32": 4, "float16": 2, "bfloat16": 2, "float64": 8}
 
-_NAMES: dict[Any, str] = {
-    np.dtype(name): name for name in ("float32", "float16", "float64", "uint8")
-}
+_DTYPES = {name: np.dtype(name) for name in ("float32", "float16", "float64", "uint8")}
+_NAMES: dict[Any, str] = {dtype: name for name, dtype in _DTYPES.items()}
 
 
 class View:
@@ -130,14 +129,14 @@ def empty(shape: tuple[int, ...], dtype: str, *, like: View | None = None) -> An
 
     ImportError if NumPy or CuPy needs ml_dtypes for bfloat16.
     """
-    if like is not None and not isinstance(like.owner, np.ndarray):
-        if is_torch(like.owner):
-            torch = sys.modules["torch"]
-            return torch.empty(shape, dtype=getattr(torch, dtype), device=like.owner.device)
-        cupy = sys.modules["cupy"]
-        with like.owner.device:
-            return cupy.empty(shape, dtype=_numpy_dtype(dtype))
-    return np.empty(shape, dtype=_numpy_dtype(dtype))
+    if like is None or isinstance(like.owner, np.ndarray):
+        return np.empty(shape, _numpy_dtype(dtype))
+    if is_torch(like.owner):
+        torch = sys.modules["torch"]
+        return torch.empty(shape, dtype=getattr(torch, dtype), device=like.owner.device)
+    cupy = sys.modules["cupy"]
+    with like.owner.device:
+        return cupy.empty(shape, dtype=_numpy_dtype(dtype))
 
 
 def address(x: Any) -> int:
@@ -201,8 +200,8 @@ def _numpy_name(function: str, argument: str, x: np.ndarray[Any, Any]) -> str:
 
 
 def _numpy_dtype(dtype: str) -> Any:
-    if dtype != "bfloat16":
-        return np.dtype(dtype)
+    if dtype in _DTYPES:
+        return _DTYPES[dtype]
     try:
         import ml_dtypes
     except ImportError as e:

@@ -16,7 +16,22 @@ typedef struct {
     uint8_t *sign, *mask;
     int zeros;
     const mpisign_random *rnd;
+    int64_t ahead; /* coordinates from what is read to what is fetched, or 0 */
 } feedback;
+
+enum { AHEAD = 8192 };
+
+/* Memory must not rest while a block is read again from the cache: the sums fetch gradients, the
+ * settling fetches residuals, of blocks to come. */
+MPISIGN_FN void fetch_ahead(const feedback *f, const void *array, int64_t size, int64_t at,
+                            int64_t count)
+{
+    const char *place = (const char *)array + (at + f->ahead) * size;
+    if (f->ahead == 0)
+        return;
+    for (int64_t i = 0; i < count * size; i += 64)
+        PREFETCH_L2(place + i);
+}
 
 MPISIGN_FN float halve(float x[ROW])
 {
@@ -65,6 +80,7 @@ MPISIGN_FN float chunk_sum(int checked, const feedback *f, int64_t first, int64_
     for (int64_t at = first; at < last; at += ROW) {
         float x[ROW];
         if (last - at >= ROW) {
+            fetch_ahead(f, f->grad, item_size(f->dtype), at, ROW);
             for (int k = 0; k < 4; k++)
                 corrected64(f, at + 64 * k, 64, x + 64 * k);
         } else {
@@ -119,8 +135,10 @@ MPISIGN_FN void settle_corrected(int clean, const feedback *f, int64_t first, in
 {
     random_words random = {.rnd = f->rnd, .first = 1, .last = 0};
     int64_t at = first;
-    for (; at + 64 <= last; at += 64)
+    for (; at + 64 <= last; at += 64) {
+        fetch_ahead(f, f->residual, sizeof *f->residual, at, 64);
         settle_corrected64(clean, f, at, 64, scale, &random, census);
+    }
     if (at < last)
         settle_corrected64(clean, f, at, last - at, scale, &random, census);
 }
@@ -179,7 +197,9 @@ static mpisign_census ISA(error_feedback)(const void *grad, int dtype, float *re
                                           uint8_t *mask, float *scales, int zeros,
                                           const mpisign_random *rnd, int threads)
 {
-    const feedback f = {(const char *)grad, dtype, residual, rate, sign, mask, zeros, rnd};
+    /* Rows of 256 alternate fast enough as it is, and where a block exceeds the cache it is read twice. */
+    const int64_t ahead = block <= ROW || block > CHUNK ? 0 : block > AHEAD ? block : AHEAD;
+    const feedback f = {(const char *)grad, dtype, residual, rate, sign, mask, zeros, rnd, ahead};
     const int64_t blocks = length ? (length - 1) / block + 1 : 0;
     int64_t n_zeros = 0, n_nans = 0;
     if (threads > 1 && length <= 4 * CHUNK)

@@ -28,7 +28,7 @@ class View:
     ``device``: "cpu" or "cuda:N". ``contiguous``: the elements lie in C order without gaps.
     """
 
-    __slots__ = ("address", "contiguous", "device", "dtype", "length", "owner", "shape")
+    __slots__ = ("_shape", "address", "contiguous", "device", "dtype", "length", "owner")
 
     def __init__(
         self,
@@ -42,11 +42,16 @@ class View:
     ) -> None:
         self.owner = owner
         self.address = address
-        self.shape = shape
+        self._shape = shape
         self.dtype = dtype
         self.length = length
         self.contiguous = contiguous
         self.device = device
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """As a plain tuple, which a torch.Size only becomes where somebody asks."""
+        return tuple(self._shape)
 
     @property
     def is_torch(self) -> bool:
@@ -169,9 +174,8 @@ def float_name(function: str, argument: str, dtype: Any) -> str:
 
 
 def _torch_view(function: str, argument: str, x: Any, writable: bool) -> View:
-    torch = sys.modules["torch"]
     device = "cpu" if x.is_cpu else str(x.device)
-    if x.layout is not torch.strided or not device.startswith(("cpu", "cuda")):
+    if x.layout is not sys.modules["torch"].strided or device[:4] not in ("cpu", "cuda"):
         raise TypeError(
             f"{function}: {argument} must be a dense CPU or CUDA tensor, "
             f"got layout {x.layout} on device {x.device}"
@@ -183,7 +187,7 @@ def _torch_view(function: str, argument: str, x: Any, writable: bool) -> View:
     name = _NAMES.get(x.dtype)
     if name is None:
         name = _NAMES[x.dtype] = str(x.dtype).removeprefix("torch.")
-    return View(x, x.data_ptr(), tuple(x.shape), name, x.numel(), x.is_contiguous(), device)
+    return View(x, x.data_ptr(), x.shape, name, x.numel(), x.is_contiguous(), device)
 
 
 def _address(x: np.ndarray[Any, Any]) -> int:

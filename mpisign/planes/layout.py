@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import struct
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -29,13 +31,19 @@ def gradient(function: str, argument: str, x: Any) -> arrays.View:
 
 def gradients(function: str, argument: str, xs: Any) -> list[arrays.View]:
     """``gradient`` of one array or of several, all on one device."""
-    views = []
-    for i, x in enumerate(listed(xs)):
-        name = f"{argument}[{i}]" if isinstance(xs, (list, tuple)) else argument
-        views.append(gradient(function, name, x))
-        same_device(function, name, views[-1], views[0])
-    if not views:
+    if not isinstance(xs, (list, tuple)):
+        return [gradient(function, argument, xs)]
+    if not xs:
         raise ValueError(f"{function}: {argument} must hold at least one array, got none")
+    try:
+        views = [gradient(function, argument, x) for x in xs]
+    except (TypeError, ValueError):
+        for i, x in enumerate(xs):  # once more, to say which
+            gradient(function, f"{argument}[{i}]", x)
+        raise
+    if any(v.device != views[0].device for v in views):
+        for i, v in enumerate(views):
+            same_device(function, f"{argument}[{i}]", v, views[0])
     return views
 
 
@@ -73,7 +81,7 @@ def places(
     """The first byte of each array in the planes, and the bytes that they take, gaps too."""
     lengths = [(v.length + 7) // 8 for v in views]
     if offsets is None:
-        ends = np.cumsum([0, *lengths]).tolist()
+        ends = list(itertools.accumulate(lengths, initial=0))
         return ends[:-1], ends[-1]
     starts = [int(start) for start in offsets]
     if len(starts) != len(views):
@@ -88,7 +96,8 @@ def places(
                 f"{function}: offsets must be at least 0 and leave each array its bytes, "
                 f"got {starts} for {lengths} bytes"
             )
-        end = max(end, start + nbytes)
+        if nbytes:
+            end = start + nbytes
     return starts, end
 
 
@@ -119,20 +128,15 @@ def pieces(
     momenta: Sequence[arrays.View] | None = None,
 ) -> bytes:
     """The table that ``pack_pieces`` reads: int64 (n, 6)."""
-    rows = [
-        (v.address, v.length, arrays.FLOAT_CODES[v.dtype], start, 0, 0)
-        if momenta is None
-        else (
-            v.address,
-            v.length,
-            arrays.FLOAT_CODES[v.dtype],
-            start,
-            momenta[i].address,
-            arrays.FLOAT_CODES[momenta[i].dtype],
-        )
-        for i, (v, start) in enumerate(zip(views, starts, strict=True))
-    ]
-    return np.array(rows, dtype=np.int64).tobytes()
+    codes = arrays.FLOAT_CODES
+    table: list[int] = []
+    if momenta is None:
+        for v, start in zip(views, starts, strict=True):
+            table += (v.address, v.length, codes[v.dtype], start, 0, 0)
+    else:
+        for v, start, m in zip(views, starts, momenta, strict=True):
+            table += (v.address, v.length, codes[v.dtype], start, m.address, codes[m.dtype])
+    return struct.pack(f"={len(table)}q", *table)
 
 
 def random(

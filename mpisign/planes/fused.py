@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from mpisign import arrays, policies, threads
+from mpisign import arrays, policies
 from mpisign.planes import layout
 
 _MOMENTUM_DTYPES = ("float32", "bfloat16")
@@ -100,19 +100,12 @@ def pack_sparsign(
     keys = layout.random(function, seed, step, rank, offset)
     views = layout.gradients(function, "grads", grads)
     starts, nbytes = layout.places(function, views, offsets)
-    gaps = offsets is not None
-    planes, sign, mask = layout.planes_out(function, out, nbytes, True, gaps, views[0])
-    counted = views[0].kernels.pack_pieces(
-        layout.SPARSIGN,
-        (budget, 0.0, 0.0, 0.0),
-        layout.pieces(views, starts),
-        sign,
-        mask,
-        policies.ZEROS.index("abstain"),
-        keys,
-        threads.for_work(8 * nbytes),
+    planes = layout.planes_out(function, out, nbytes, True, offsets is not None, views[0])
+    abstain = policies.ZEROS.index("abstain")
+    parameters = (budget, 0.0, 0.0, 0.0)
+    return layout.pack_views(
+        layout.SPARSIGN, parameters, views, None, planes, starts, abstain, keys
     )
-    return planes, counted[0], counted[1]
 
 
 def _pack_with_momentum(
@@ -133,16 +126,5 @@ def _pack_with_momentum(
         kept.append(layout.in_place(function, name, m, v, _MOMENTUM_DTYPES))
     starts, nbytes = layout.places(function, views, offsets)
     two = policies.planes_up(zeros, nan) == 2
-    gaps = offsets is not None
-    planes, sign, mask = layout.planes_out(function, out, nbytes, two, gaps, views[0])
-    counted = views[0].kernels.pack_pieces(
-        rule,
-        parameters,
-        layout.pieces(views, starts, kept),
-        sign,
-        mask,
-        zeros_code,
-        keys,
-        threads.for_work(8 * nbytes),
-    )
-    return planes, counted[0], counted[1]
+    planes = layout.planes_out(function, out, nbytes, two, offsets is not None, views[0])
+    return layout.pack_views(rule, parameters, views, kept, planes, starts, zeros_code, keys)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from mpisign import arrays, policies
+from mpisign import arrays, policies, threads
 
 #: Codes of pack_pieces (kernels/host.h).
 SIGN, SIGNUM, LION, SPARSIGN = range(4)
@@ -137,6 +137,26 @@ def pieces(
         for v, start, m in zip(views, starts, momenta, strict=True):
             table += (v.address, v.length, codes[v.dtype], start, m.address, codes[m.dtype])
     return struct.pack(f"={len(table)}q", *table)
+
+
+def pack_views(
+    rule: int,
+    parameters: tuple[float, float, float, float],
+    views: Sequence[arrays.View],
+    momenta: Sequence[arrays.View] | None,
+    planes: tuple[Any, int, int],
+    starts: Sequence[int],
+    zeros_code: int,
+    keys: tuple[int, int, int, int],
+) -> tuple[Any, Any, Any]:
+    """One call of ``pack_pieces``: (planes, zeros, NaNs)."""
+    out, sign, mask = planes
+    work = sum(v.length for v in views)
+    table = pieces(views, starts, momenta)
+    counted = views[0].kernels.pack_pieces(
+        rule, parameters, table, sign, mask, zeros_code, keys, threads.for_work(work)
+    )
+    return out, counted[0], counted[1]
 
 
 def random(

@@ -117,16 +117,7 @@ def pack_many(
         layout.same_device(function, f"xs[{i}]", v, views[0])
     starts, nbytes = layout.places(function, views, offsets)
     two = policies.planes_up(zeros, nan) == 2
-    gaps = offsets is not None
-    planes, sign, mask = layout.planes_out(function, out, nbytes, two, gaps, views[0])
-    counted = views[0].kernels.pack_pieces(
-        layout.SIGN,
-        _NO_PARAMETERS,
-        layout.pieces(views, starts),
-        sign,
-        mask,
-        zeros_code,
-        keys,
-        threads.for_work(8 * nbytes),
+    planes = layout.planes_out(function, out, nbytes, two, offsets is not None, views[0])
+    return layout.pack_views(
+        layout.SIGN, _NO_PARAMETERS, views, None, planes, starts, zeros_code, keys
     )
-    return planes, counted[0], counted[1]

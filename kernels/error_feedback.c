@@ -19,7 +19,7 @@ typedef struct {
     int64_t ahead; /* coordinates from what is read to what is fetched, or 0 */
 } feedback;
 
-enum { AHEAD = 8192 };
+enum { AHEAD = 4096 };
 
 /* Memory must not rest while a block is read again from the cache: the sums fetch gradients, the
  * settling fetches residuals, of blocks to come. */
@@ -33,10 +33,9 @@ MPISIGN_FN void fetch_ahead(const feedback *f, const void *array, int64_t size, 
         PREFETCH_L2(place + i);
 }
 
-MPISIGN_FN float halve(float x[ROW])
+/* The rest of the halving of a row whose upper half is in the lower one. */
+MPISIGN_FN float halve_half(float x[ROW / 2])
 {
-    for (int i = 0; i < 128; i++)
-        x[i] += x[i + 128];
     for (int i = 0; i < 64; i++)
         x[i] += x[i + 64];
     for (int i = 0; i < 32; i++)
@@ -48,6 +47,13 @@ MPISIGN_FN float halve(float x[ROW])
     for (int i = 0; i < 4; i++)
         x[i] += x[i + 4];
     return (x[0] + x[2]) + (x[1] + x[3]);
+}
+
+MPISIGN_FN float halve(float x[ROW])
+{
+    for (int i = 0; i < 128; i++)
+        x[i] += x[i + 128];
+    return halve_half(x);
 }
 
 /* 64 values of q, and of count < 64 of them with zeros behind. */
@@ -71,6 +77,27 @@ MPISIGN_FN void corrected64(const feedback *f, int64_t at, int64_t count, float 
     }
 }
 
+/* The sum of |q| over a whole row, its first halving done as q comes out of the registers. */
+MPISIGN_FN float row_sum(const feedback *f, int64_t at)
+{
+    const int64_t size = item_size(f->dtype);
+    const float_at *e = (const float_at *)(f->residual + at);
+    float room[ROW], x[ROW / 2];
+    const float_at *g = (const float_at *)(f->grad + at * size);
+    if (f->dtype != MPISIGN_FP32) {
+        for (int k = 0; k < ROW; k += 64)
+            ISA(widen64)(f->dtype, f->grad + (at + k) * size, room + k);
+        g = room;
+    }
+    for (int i = 0; i < ROW / 2; i++) {
+        float low = f->rate * g[i], high = f->rate * g[i + ROW / 2];
+        low += e[i];
+        high += e[i + ROW / 2];
+        x[i] = __builtin_fabsf(low) + __builtin_fabsf(high);
+    }
+    return halve_half(x);
+}
+
 /* The sum of |q| over up to CHUNK coordinates, by halving rows of 256 and the row of their sums.
  * `checked`: what is not finite counts 0; else it shows in the sum. */
 MPISIGN_FN float chunk_sum(int checked, const feedback *f, int64_t first, int64_t last)
@@ -81,6 +108,10 @@ MPISIGN_FN float chunk_sum(int checked, const feedback *f, int64_t first, int64_
         float x[ROW];
         if (last - at >= ROW) {
             fetch_ahead(f, f->grad, item_size(f->dtype), at, ROW);
+            if (!checked && f->ahead) { /* from memory, one stream after the other is faster */
+                sums[rows++] = row_sum(f, at);
+                continue;
+            }
             for (int k = 0; k < 4; k++)
                 corrected64(f, at + 64 * k, 64, x + 64 * k);
         } else {
@@ -130,6 +161,26 @@ MPISIGN_FN void settle_corrected64(int clean, const feedback *f, int64_t at, int
     memcpy(f->residual + at, e, size);
 }
 
+/* 64 coordinates where every q is finite: the usual case, with nothing to remember. */
+MPISIGN_FN void settle_clean64(const feedback *f, int64_t at, float scale, random_words *random,
+                               mpisign_census *census)
+{
+    float_at *e = (float_at *)(f->residual + at);
+    float q[64];
+    corrected64(f, at, 64, q);
+    words64 w = classify64_fp32(q);
+    settle_word(w, ~0ull, at / 8, 8, f->sign, f->mask, f->zeros, random, census);
+    for (int i = 0; i < 64; i++)
+        e[i] = q[i] - __builtin_copysignf(scale, q[i]);
+    if (__builtin_expect(w.zero != 0, 0)) { /* votes that are no sign of q, or none */
+        const uint64_t minus = load_word(f->sign + at / 8, 8);
+        for (int i = 0; i < 64; i++)
+            if (w.zero >> i & 1)
+                e[i] = f->zeros == MPISIGN_ZEROS_ABSTAIN ? q[i]
+                                                         : q[i] - (minus >> i & 1 ? -scale : scale);
+    }
+}
+
 MPISIGN_FN void settle_corrected(int clean, const feedback *f, int64_t first, int64_t last,
                                  float scale, mpisign_census *census)
 {
@@ -137,7 +188,10 @@ MPISIGN_FN void settle_corrected(int clean, const feedback *f, int64_t first, in
     int64_t at = first;
     for (; at + 64 <= last; at += 64) {
         fetch_ahead(f, f->residual, sizeof *f->residual, at, 64);
-        settle_corrected64(clean, f, at, 64, scale, &random, census);
+        if (clean)
+            settle_clean64(f, at, scale, &random, census);
+        else
+            settle_corrected64(0, f, at, 64, scale, &random, census);
     }
     if (at < last)
         settle_corrected64(clean, f, at, last - at, scale, &random, census);
@@ -197,8 +251,8 @@ static mpisign_census ISA(error_feedback)(const void *grad, int dtype, float *re
                                           uint8_t *mask, float *scales, int zeros,
                                           const mpisign_random *rnd, int threads)
 {
-    /* Rows of 256 alternate fast enough as it is, and where a block exceeds the cache it is read twice. */
-    const int64_t ahead = block <= ROW || block > CHUNK ? 0 : block > AHEAD ? block : AHEAD;
+    /* Blocks bigger than the cache are read from memory twice: nothing to fetch for. */
+    const int64_t ahead = block > CHUNK ? 0 : block > AHEAD ? block : AHEAD;
     const feedback f = {(const char *)grad, dtype, residual, rate, sign, mask, zeros, rnd, ahead};
     const int64_t blocks = length ? (length - 1) / block + 1 : 0;
     int64_t n_zeros = 0, n_nans = 0;

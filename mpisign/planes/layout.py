@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import struct
 import sys
@@ -173,6 +174,7 @@ def random(
     return int(seed), int(step), int(rank), int(offset) // 8
 
 
+@functools.lru_cache(maxsize=256)
 def fp32(function: str, argument: str, value: float, low: float, high: float) -> float:
     """A parameter of a kernel: ValueError unless ``low <= value <= high`` once rounded to fp32."""
     with np.errstate(over="ignore"):

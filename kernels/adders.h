@@ -105,7 +105,7 @@ MPISIGN_FN void compare_constant(const LANES *counter, int planes, unsigned thre
 {
     LANES gt = counter[0] ^ counter[0], eq = ~gt;
     for (int k = planes - 1; k >= 0; k--) {
-        if ((threshold >> k) & 1) {
+        if (k < 32 && threshold >> k & 1) {
             eq &= counter[k];
         } else {
             gt |= eq & counter[k];

@@ -5,17 +5,19 @@
  * block is no more than some 64 thousand coordinates, and from memory if it is more.
  */
 
-/* `clean`: every q is finite. */
+/* `clean`: every q is finite, and so is their sum. A sum that overflows, a scale of infinity, makes
+ * all of its block count as not finite: what it would leave in the residual could never be undone. */
 MPISIGN_FN void settle_corrected64(int clean, const feedback *f, int64_t at, int64_t count,
                                    float scale, random_words *random, mpisign_census *census)
 {
     const uint64_t valid = count < 64 ? valid_word(count) : ~0ull;
     const int bytes = count < 64 ? (int)((count + 7) / 8) : 8;
     const size_t size = (size_t)(count < 64 ? count : 64) * sizeof(float);
+    const float limit = scale < __builtin_inff() ? __builtin_inff() : 0;
     float q[64], v[64], e[64];
     corrected64(f, at, count, q);
     for (int i = 0; i < 64; i++) {
-        v[i] = clean || __builtin_fabsf(q[i]) < __builtin_inff() ? q[i] : __builtin_nanf("");
+        v[i] = clean || __builtin_fabsf(q[i]) < limit ? q[i] : __builtin_nanf("");
         e[i] = q[i] - __builtin_copysignf(scale, q[i]);
     }
     words64 w = classify64_fp32(v);
@@ -71,7 +73,7 @@ MPISIGN_FN void settle_corrected(int clean, const feedback *f, int64_t first, in
         settle_corrected64(clean, f, at, last - at, scale, &random, census);
 }
 
-static void ISA(settle_slice)(int clean, const feedback *f, int64_t first, int64_t last,
+static ALONE void ISA(settle_slice)(int clean, const feedback *f, int64_t first, int64_t last,
                               float scale, mpisign_census *census)
 {
     if (clean)
@@ -97,13 +99,16 @@ static mpisign_census ISA(error_feedback)(const void *grad, int dtype, float *re
     if (threads > 1)
         for (int64_t b = 0; b < blocks; b++) {
             int64_t first = b * block, last = length - first < block ? length : first + block;
+            const uint64_t floats = plain_floats();
             mpisign_census part = {0, 0};
             float sum = ISA(sum_of_chunk)(0, &f, first, last);
             const int clean = sum < __builtin_inff(); /* so is each q */
             if (!clean)
                 sum = ISA(sum_of_chunk)(1, &f, first, last);
-            scales[b] = sum / (float)(last - first);
-            ISA(settle_slice)(clean, &f, first, last, scales[b], &part);
+            const float scale = sum / (float)(last - first);
+            scales[b] = scale < __builtin_inff() ? scale : 0;
+            ISA(settle_slice)(clean, &f, first, last, scale, &part);
+            restore_floats(floats);
             n_zeros += part.zeros;
             n_nans += part.nans;
         }
@@ -115,13 +120,15 @@ static mpisign_census ISA(error_feedback)(const void *grad, int dtype, float *re
         const int clean = sum < __builtin_inff();
         if (!clean)
             sum = ISA(sum_of_block)(1, &f, first, last, threads);
-        scales[b] = sum / (float)(last - first);
+        const float scale = sum / (float)(last - first);
+        scales[b] = scale < __builtin_inff() ? scale : 0;
 #pragma omp parallel for num_threads(threads) schedule(static) reduction(+ : n_zeros, n_nans)      \
     if (threads > 1)
         for (int64_t at = first; at < last; at += CHUNK) {
+            const uint64_t floats = plain_floats();
             mpisign_census part = {0, 0};
-            ISA(settle_slice)(clean, &f, at, last - at < CHUNK ? last : at + CHUNK,
-                              scales[b], &part);
+            ISA(settle_slice)(clean, &f, at, last - at < CHUNK ? last : at + CHUNK, scale, &part);
+            restore_floats(floats);
             n_zeros += part.zeros;
             n_nans += part.nans;
         }

@@ -118,6 +118,38 @@ MPISIGN_FN void end_of_stream(void)
 /* Above this many bytes an output would only push other data out of the cache. */
 enum { STREAM_BYTES = 4 << 20 };
 
+/* --- the float environment ------------------------------------------------------------------- */
+
+/* Rounding to nearest, subnormals kept: a process that flushes them has set this for some of its threads
+ * only, and a result must not depend on who computes it. What is computed in between is in functions
+ * that are not inlined, for the compiler knows nothing of this. */
+#define ALONE __attribute__((noinline))
+MPISIGN_FN uint64_t plain_floats(void)
+{
+#if defined(__x86_64__)
+    const uint64_t before = __builtin_ia32_stmxcsr();
+    __builtin_ia32_ldmxcsr(0x1f80);
+    return before;
+#elif defined(__aarch64__)
+    const uint64_t before = __builtin_aarch64_get_fpcr64();
+    __builtin_aarch64_set_fpcr64(0);
+    return before;
+#else
+    return 0;
+#endif
+}
+
+MPISIGN_FN void restore_floats(uint64_t before)
+{
+#if defined(__x86_64__)
+    __builtin_ia32_ldmxcsr((unsigned)before);
+#elif defined(__aarch64__)
+    __builtin_aarch64_set_fpcr64(before);
+#else
+    (void)before;
+#endif
+}
+
 /* --- words of planes ------------------------------------------------------------------------ */
 
 MPISIGN_FN uint64_t load_word(const uint8_t *plane, int bytes)

@@ -85,7 +85,7 @@ static void ISA(add_rows_of_group)(const group *g, int n, int64_t count)
 }
 
 /* Coordinates [first, last), all of one block of weights, to `out`. y: room for their sums. */
-static void ISA(sum_rows)(const mpisign_stack *s, const float *weights, int64_t blocks,
+static ALONE void ISA(sum_rows)(const mpisign_stack *s, const float *weights, int64_t blocks,
                           int64_t first, int64_t last, const float start[64], float scale,
                           float *y, float *out, int stream)
 {
@@ -132,6 +132,7 @@ static void ISA(weighted_sum)(const mpisign_stack *stack, const float *weights, 
 #pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1 && length > 16 * TILE)
     for (int64_t first = 0; first < length; first += TILE) {
         const int64_t last = length - first < TILE ? length : first + TILE;
+        const uint64_t floats = plain_floats();
         float y[TILE] __attribute__((aligned(64)));
         for (int64_t at = first; at < last;) {
             const int64_t b = at / block;
@@ -145,5 +146,6 @@ static void ISA(weighted_sum)(const mpisign_stack *stack, const float *weights, 
             stream_floats(y, last - first, out + first);
         if (stream)
             end_of_stream();
+        restore_floats(floats);
     }
 }

@@ -1,4 +1,4 @@
-/* mpisign._kernels: the host kernels for Python. Takes addresses; mpisign/planes.py checks them. */
+/* mpisign._kernels: the host kernels for Python. Takes addresses; mpisign/planes/ checks them. */
 #define Py_LIMITED_API 0x030B0000
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -41,14 +41,21 @@ static int runs_here(const mpisign_kernels *unit)
 }
 
 /* Takes the unit of that name, or the best for NULL; -1 if there is none. */
-static int take_unit(const char *name)
+static int take_unit(const char *argument, const char *name)
 {
     for (int i = 0; i < UNITS; i++)
         if (runs_here(units[i]) && (!name || strcmp(name, units[i]->name) == 0)) {
             kernels = units[i];
             return 0;
         }
-    PyErr_Format(PyExc_ValueError, "use_isa: name must be one of this processor's sets, got '%s'",
+    PyErr_Format(PyExc_ValueError,
+                 "%s must be%s 'portable' on this processor, got '%s'", argument,
+#if defined(__x86_64__)
+                 runs_here(&mpisign_avx512) ? " 'avx512', 'avx2' or"
+                 : runs_here(&mpisign_avx2) ? " 'avx2' or"
+                                            :
+#endif
+                                            "",
                  name);
     return -1;
 }
@@ -78,7 +85,7 @@ static PyObject *py_use_isa(PyObject *self, PyObject *args)
 {
     const char *name;
     (void)self;
-    if (!PyArg_ParseTuple(args, "s", &name) || take_unit(name) < 0)
+    if (!PyArg_ParseTuple(args, "s", &name) || take_unit("use_isa: name", name) < 0)
         return NULL;
     Py_RETURN_NONE;
 }
@@ -364,7 +371,7 @@ static struct PyModuleDef module = {
 __attribute__((visibility("default"))) PyMODINIT_FUNC PyInit__kernels(void)
 {
     const char *name = getenv("MPISIGN_ISA");
-    if (take_unit(name && *name ? name : NULL) < 0)
+    if (take_unit("MPISIGN_ISA", name && *name ? name : NULL) < 0)
         return NULL;
     return PyModule_Create(&module);
 }

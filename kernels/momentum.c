@@ -2,7 +2,7 @@
  *
  * signum: m = b m + c g; votes on m as stored. parameters b, c = 1 - b.
  * lion:   votes on b1 m + c1 g; m = b2 m + c2 g. parameters b1, c1, b2, c2.
- * Where a NaN comes out, m stays as it was: it would be NaN for ever.
+ * Where NaN or infinity comes out, m stays as it was: it would be so for ever.
  */
 #include "floats64.h"
 
@@ -26,8 +26,9 @@ MPISIGN_FN void momentum64(int lion, int m_dtype, const float parameters[4], con
             bits = (bits + 0x7fffu + (bits >> 16 & 1u)) & 0xffff0000u;
         float voted = lion ? blend(b1, m[i], c1, g[i]) : float_of_bits(bits);
         int nan = lion ? (new != new) | (voted != voted) : new != new;
+        int finite = (bits & 0x7fffffffu) < 0x7f800000u;
         v[i] = nan ? __builtin_nanf("") : voted;
-        stored[i] = nan ? bits_of_float(m[i]) : bits;
+        stored[i] = nan | !finite ? bits_of_float(m[i]) : bits;
     }
     if (m_dtype == MPISIGN_FP32)
         memcpy(momentum, stored, sizeof stored);

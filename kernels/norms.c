@@ -130,7 +130,7 @@ MPISIGN_FN float chunk_sum(int checked, const feedback *f, int64_t first, int64_
     return halve(sums);
 }
 
-static float ISA(sum_of_chunk)(int checked, const feedback *f, int64_t first, int64_t last)
+static ALONE float ISA(sum_of_chunk)(int checked, const feedback *f, int64_t first, int64_t last)
 {
     return checked ? chunk_sum(1, f, first, last) : chunk_sum(0, f, first, last);
 }
@@ -145,10 +145,12 @@ static float ISA(sum_of_block)(int checked, const feedback *f, int64_t first, in
         memset(sums, 0, sizeof sums);
 #pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
         for (int k = 0; k < ROW; k++) {
-            int64_t here = at + (int64_t)k * CHUNK;
+            const int64_t here = at + (int64_t)k * CHUNK;
+            const uint64_t floats = plain_floats();
             if (here < last)
                 sums[k] = ISA(sum_of_chunk)(checked, f, here,
                                             last - here < CHUNK ? last : here + CHUNK);
+            restore_floats(floats);
         }
         sum = halve(sums);
         for (int row = 0; row < ROWS_ABOVE; row++) {

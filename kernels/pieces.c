@@ -24,8 +24,10 @@ static mpisign_census ISA(pack_pieces)(int rule, const float parameters[4],
     for (int64_t i = 0; i < n; i++)
         total += pieces[i].length;
     if (threads == 1 || total <= 4 * PIECE_SLICE) {
+        const uint64_t floats = plain_floats();
         for (int64_t i = 0; i < n; i++)
             words(&pieces[i], 0, pieces[i].length, parameters, sign, mask, zeros, rnd, &census);
+        restore_floats(floats);
         return census;
     }
 #pragma omp parallel num_threads(threads) reduction(+ : n_zeros, n_nans)
@@ -33,9 +35,11 @@ static mpisign_census ISA(pack_pieces)(int rule, const float parameters[4],
         const int64_t length = pieces[i].length;
 #pragma omp for schedule(static) nowait
         for (int64_t at = 0; at < length; at += PIECE_SLICE) {
+            const uint64_t floats = plain_floats();
             mpisign_census part = {0, 0};
             words(&pieces[i], at, at + PIECE_SLICE < length ? at + PIECE_SLICE : length, parameters,
                   sign, mask, zeros, rnd, &part);
+            restore_floats(floats);
             n_zeros += part.zeros;
             n_nans += part.nans;
         }

@@ -33,8 +33,7 @@ static void ISA(tally)(const mpisign_stack *stack, int planes, uint8_t *negative
                 end_of_stream();
             continue;
         }
-        counters c;
-        clear(&c, p.planes > planes ? p.planes : planes, positives != NULL);
+        COUNTERS(c, p.planes > planes ? p.planes : planes, positives != NULL);
         ISA(add_stack)(&c, p.planes, stack, 0, stack->rows, at, n);
         ISA(store_counts)(c.negatives, planes, stack->length, at, n, negatives, plane_stride);
         if (positives)

@@ -2,9 +2,16 @@
 
 typedef uint8_t tile[VOTE_TILE + BLOCK]; /* not all at the same place of the cache */
 
+/* Count planes of a tile; `positives` where rows can abstain. */
 typedef struct {
-    tile negatives[MAX_PLANES], positives[MAX_PLANES];
+    tile *negatives, *positives;
 } counters;
+
+/* As many planes as are counted with: a thread's stack may be small. */
+#define COUNTERS(name, planes, abstain)                                                            \
+    tile name##_room[(abstain) ? 2 * (planes) : (planes)];                                         \
+    const counters name = {name##_room, (abstain) ? name##_room + (planes) : NULL};                \
+    clear(&name, planes)
 
 static const tile ISA(empty_row);
 
@@ -132,15 +139,16 @@ static int ISA(planes_for)(const mpisign_stack *s, int64_t total)
     return planes;
 }
 
-MPISIGN_FN void clear(counters *c, int planes, int masked)
+MPISIGN_FN void clear(const counters *c, int planes)
 {
-    for (int k = 0; k < planes; k++)
-        memset(c->negatives[k], 0, VOTE_TILE);
-    for (int k = 0; masked && k < planes; k++)
-        memset(c->positives[k], 0, VOTE_TILE);
+    for (int k = 0; k < planes; k++) {
+        memset(c->negatives[k], 0, sizeof(tile));
+        if (c->positives)
+            memset(c->positives[k], 0, sizeof(tile));
+    }
 }
 
-static void ISA(add_stack)(counters *c, int planes, const mpisign_stack *s, int64_t first,
+static void ISA(add_stack)(const counters *c, int planes, const mpisign_stack *s, int64_t first,
                            int64_t last, int64_t at, int64_t bytes)
 {
     if (s->mask) {
@@ -196,17 +204,16 @@ MPISIGN_FN int may_tie(const plan *p)
 }
 
 /* Groups vote first; where a group ties it abstains. Their results are the rows that are counted. */
-static void ISA(add_groups)(counters *c, const plan *p, int64_t at, int64_t bytes)
+static void ISA(add_groups)(const counters *c, const plan *p, int64_t at, int64_t bytes)
 {
     const mpisign_stack *s = p->stack;
     const int64_t groups = s->rows / p->group;
-    counters inner;
     tile sign[AT_ONCE], mask[AT_ONCE];
     for (int64_t g = 0; g < groups; g += AT_ONCE) {
         const int64_t n = groups - g < AT_ONCE ? groups - g : AT_ONCE;
         for (int64_t i = 0; i < n; i++) {
             const int64_t row = (g + i) * p->group;
-            clear(&inner, p->group_planes, s->mask != NULL);
+            COUNTERS(inner, p->group_planes, s->mask != NULL);
             ISA(add_stack)(&inner, p->group_planes, s, row, row + p->group, at, bytes);
             for (int64_t b = 0; b < bytes; b += BLOCK) {
                 lanes more, tie;
@@ -224,11 +231,13 @@ static void ISA(add_groups)(counters *c, const plan *p, int64_t at, int64_t byte
 static void ISA(vote_tile)(const plan *p, int64_t at, int64_t bytes, const mpisign_random *rnd,
                            verdict *v)
 {
-    counters c;
     uint8_t room[RANDOM_ROOM(VOTE_TILE)];
     const uint8_t *bits = room;
     const int draw = may_tie(p) && v->ties == MPISIGN_TIES_RANDOM;
-    clear(&c, p->planes, p->votes < 0);
+    verdict here = *v;
+    if (here.length > 8 * (at + bytes)) /* behind the tile's bytes nobody votes, and nobody ties */
+        here.length = 8 * (at + bytes);
+    COUNTERS(c, p->planes, p->votes < 0);
     if (p->group > 1)
         ISA(add_groups)(&c, p, at, bytes);
     else
@@ -238,7 +247,8 @@ static void ISA(vote_tile)(const plan *p, int64_t at, int64_t bytes, const mpisi
     for (int64_t b = 0; b < bytes; b += BLOCK) {
         lanes more, tie;
         compare_tile(&c, p->planes, p->votes, b, &more, &tie);
-        settle_lanes(v, at + b, bytes - b, more, tie, draw ? load_lanes(bits + b) : zero_lanes(),
-                     may_tie(p));
+        settle_lanes(&here, at + b, bytes - b, more, tie,
+                     draw ? load_lanes(bits + b) : zero_lanes(), may_tie(p));
     }
+    v->tied = here.tied;
 }

@@ -74,7 +74,19 @@ MPISIGN_FN void step_slice(int decay, int masked, const update_call *u, int64_t 
     memcpy(u->y + at * size, padded, (size_t)((last - at) * size));
 }
 
-MPISIGN_FN void step_all(int decay, const update_call *call, int threads)
+static ALONE void ISA(step_some)(int decay, const update_call *u, int64_t first, int64_t last)
+{
+    if (decay && u->mask)
+        step_slice(1, 1, u, first, last);
+    else if (decay)
+        step_slice(1, 0, u, first, last);
+    else if (u->mask)
+        step_slice(0, 1, u, first, last);
+    else
+        step_slice(0, 0, u, first, last);
+}
+
+static void ISA(step_all)(int decay, const update_call *call, int threads)
 {
     const int64_t slice = 1 << 16;
 #pragma omp parallel for num_threads(threads) schedule(static)                                     \
@@ -82,10 +94,9 @@ MPISIGN_FN void step_all(int decay, const update_call *call, int threads)
     for (int64_t at = 0; at < call->length; at += slice) {
         const update_call u = *call; /* a copy, which no store to y can change */
         const int64_t last = u.length - at < slice ? u.length : at + slice;
-        if (u.mask)
-            step_slice(decay, 1, &u, at, last);
-        else
-            step_slice(decay, 0, &u, at, last);
+        const uint64_t floats = plain_floats();
+        ISA(step_some)(decay, &u, at, last);
+        restore_floats(floats);
     }
 }
 
@@ -94,7 +105,7 @@ static void ISA(unpack_add)(const uint8_t *sign, const uint8_t *mask, int64_t le
                             double scale, void *out, int threads)
 {
     const update_call u = {sign, mask, length, dtype, scale, 0, (char *)out};
-    step_all(0, &u, threads);
+    ISA(step_all)(0, &u, threads);
 }
 
 /* parameter - rate (vote + weight_decay parameter). */
@@ -102,5 +113,5 @@ static void ISA(update)(const uint8_t *sign, const uint8_t *mask, int64_t length
                         double rate, double weight_decay, void *parameter, int threads)
 {
     const update_call u = {sign, mask, length, dtype, rate, weight_decay, (char *)parameter};
-    step_all(1, &u, threads);
+    ISA(step_all)(1, &u, threads);
 }

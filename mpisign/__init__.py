@@ -38,6 +38,11 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'mpisign' has no attribute {name!r}")
     import importlib
 
-    value = getattr(importlib.import_module(_LAZY[name]), name)
+    try:
+        value = getattr(importlib.import_module(_LAZY[name]), name)
+    except ModuleNotFoundError as e:
+        if e.name != "torch":
+            raise
+        raise ImportError(f"mpisign.{name} needs PyTorch: pip install torch") from e
     globals()[name] = value
     return value

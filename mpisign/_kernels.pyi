@@ -2,8 +2,8 @@
 
 Addresses are not checked here, but by the callers (mpisign/planes/). ``sign``, ``mask`` and the
 like are addresses of planes, 0 where an optional one is absent. Codes: dtypes as arrays.FLOATS,
-policies as in policies.py. ``random`` is (seed, step, stream, byte_offset). Returns of the host kernels are
-ints; those of the CUDA kernels are device arrays that nobody waits for.
+policies as in policies.py. ``random`` is (seed, step, stream, byte_offset). Returns of the host
+kernels are ints; those of the CUDA kernels are device arrays that nobody waits for.
 """
 
 Random = tuple[int, int, int, int]
@@ -43,8 +43,8 @@ def pack_pieces(
     """Contiguous arrays into one plane.
 
     ``pieces``: int64 native (n, 6): address, length, dtype, first byte in the planes,
-    address of the momentum or 0, its dtype. ``rule``: SIGN, SIGNUM (b, 1 - b), LION (b1, 1 - b1, b2, 1 - b2),
-    SPARSIGN (budget).
+    address of the momentum or 0, its dtype. ``rule``: SIGN, SIGNUM (b, 1 - b), LION (b1,
+    1 - b1, b2, 1 - b2), SPARSIGN (budget).
     """
 
 def error_feedback(
@@ -79,7 +79,7 @@ def majority(
     threads: int,
     /,
 ) -> int:
-    """Returns coordinates that tied. ``weights``: uint32 (rows,) or 0; ``group``: rows of one, or 1."""
+    """Returns coordinates that tied. ``weights``: uint32 (rows,) or 0; ``group``: rows, or 1."""
 
 def tally(
     sign: int,

@@ -89,6 +89,8 @@ def view(function: str, argument: str, x: Any, *, writable: bool = False) -> Vie
     ``writable``: ValueError if it cannot be written to.
     """
     if isinstance(x, np.ndarray):
+        if type(x) is not np.ndarray and isinstance(x, np.ma.MaskedArray):
+            raise TypeError(f"{function}: {argument} must not be a masked array")
         flags = x.flags
         name = _NAMES.get(x.dtype) or _numpy_name(function, argument, x)
         if writable and not flags.writeable:
@@ -100,9 +102,10 @@ def view(function: str, argument: str, x: Any, *, writable: bool = False) -> Vie
     if cupy is not None and isinstance(x, cupy.ndarray):
         device = f"cuda:{x.device.id}"
         return View(x, x.data.ptr, x.shape, x.dtype.name, x.size, x.flags.c_contiguous, device)
+    hint = " (of (planes, zeros, NaNs), which pack_signum and others return, take [0])"
     raise TypeError(
         f"{function}: {argument} must be a NumPy array, a CuPy array or a torch tensor, "
-        f"got {type(x).__name__}"
+        f"got {type(x).__name__}{hint if isinstance(x, tuple) else ''}"
     )
 
 
@@ -113,6 +116,8 @@ def view_floats(function: str, argument: str, x: Any, *, writable: bool = False)
         raise TypeError(
             f"{function}: {argument} must have dtype {', '.join(FLOATS)}, got {v.dtype}"
         )
+    if v.device != "cpu" and v.address % ITEM_SIZE[v.dtype]:
+        raise ValueError(f"{function}: {argument} must be aligned to its items on a GPU")
     return v
 
 
@@ -187,7 +192,13 @@ def _torch_view(function: str, argument: str, x: Any, writable: bool) -> View:
     name = _NAMES.get(x.dtype)
     if name is None:
         name = _NAMES[x.dtype] = str(x.dtype).removeprefix("torch.")
-    return View(x, x.data_ptr(), x.shape, name, x.numel(), x.is_contiguous(), device)
+    start = x.data_ptr()
+    if not start and x.numel():
+        raise TypeError(
+            f"{function}: {argument} must be a tensor with memory of its own, "
+            f"got a {type(x).__name__} without (of a DTensor take to_local())"
+        )
+    return View(x, start, x.shape, name, x.numel(), x.is_contiguous(), device)
 
 
 def _address(x: np.ndarray[Any, Any]) -> int:

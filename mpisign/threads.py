@@ -22,6 +22,7 @@ def for_work(amount: int) -> int:
 
 
 _WORTH_A_THREAD = 1 << 17
+_MOST = 1024  # more only fail to start
 _PID = os.getpid()
 
 
@@ -32,8 +33,9 @@ def of_environment() -> int:
         text = os.environ.get(name)
         if text is None:
             continue
-        if text.isdigit() and int(text) >= 1:
-            return int(text)
+        first = text.split(",")[0].strip()  # OpenMP's lists go on with nested levels
+        if first.isdecimal() and int(first) >= 1:
+            return min(int(first), _MOST)
         if name == "MPISIGN_NUM_THREADS":
             raise ValueError(f"{name} must be a positive integer, got {text!r}")
     return max(1, len(os.sched_getaffinity(0)) // (launcher.local_size() or 1))

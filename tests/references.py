@@ -142,8 +142,8 @@ def signum(grad, momentum, beta=0.9):
     """(what is voted on in fp32, new momentum in its dtype): pack() the first."""
     g, m = widened(grad), momentum.reshape(-1)
     new = np.float32(beta) * m.astype(np.float32) + np.float32(1 - beta) * g
-    stored = np.where(np.isnan(new), m, new.astype(m.dtype))
-    return np.where(np.isnan(new), new, stored.astype(np.float32)), stored
+    stored = new.astype(m.dtype)
+    return stored.astype(np.float32), np.where(np.isfinite(stored), stored, m)
 
 
 def lion(grad, momentum, beta1=0.9, beta2=0.99):
@@ -151,8 +151,9 @@ def lion(grad, momentum, beta1=0.9, beta2=0.99):
     g, m = widened(grad), momentum.reshape(-1)
     v = np.float32(beta1) * m.astype(np.float32) + np.float32(1 - beta1) * g
     new = np.float32(beta2) * m.astype(np.float32) + np.float32(1 - beta2) * g
-    bad = np.isnan(v) | np.isnan(new)
-    return np.where(bad, np.float32("nan"), v), np.where(bad, m, new.astype(m.dtype))
+    stored, bad = new.astype(m.dtype), np.isnan(v) | np.isnan(new)
+    keep = bad | ~np.isfinite(stored)
+    return np.where(bad, np.float32("nan"), v), np.where(keep, m, stored)
 
 
 def sparsign(grad, budget, seed=0, step=0, rank=0, offset=0):
@@ -184,6 +185,9 @@ def error_feedback(
     g, e = widened(grad), residual.reshape(-1)
     q = np.float32(rate) * g + e
     good = np.isfinite(q)
+    for at in range(0, q.size, block or q.size or 1):  # a sum that overflows spoils its block
+        part = slice(at, at + (block or q.size))
+        good[part] &= np.isfinite(tree_sum(np.where(good[part], np.abs(q[part]), np.float32(0))))
     sign, mask = pack(np.where(good, q, np.nan), zeros, seed, step, rank, offset)
     voted = np.where(plane_to_bits(sign, q.size), np.float32(-1), np.float32(1))
     voted *= plane_to_bits(mask, q.size)
@@ -194,7 +198,8 @@ def error_feedback(
         scales.append(tree_sum(magnitude) / np.float32(magnitude.size))
         d = np.where(voted[part] == 0, np.float32(0), scales[-1] * voted[part])
         new[part] = np.where(good[part], q[part] - d, e[part])
-    return sign, mask, np.array(scales, np.float32), new, int((q == 0).sum()), int((~good).sum())
+    zeros_counted = int(((q == 0) & good).sum())
+    return sign, mask, np.array(scales, np.float32), new, zeros_counted, int((~good).sum())
 
 
 def weighted_sum(signs, masks, weights, block=None, start=0.0, scale=1.0, length=None):

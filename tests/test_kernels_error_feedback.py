@@ -168,3 +168,16 @@ def f32(n=9):
 def test_errors_name_function_argument_expected_and_got(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("block", [256, 512, None])
+@pytest.mark.parametrize("length", [300, 2000, 70_000])
+def test_a_sum_that_overflows_spoils_its_block_and_no_more(block, length):
+    g = np.ones(length, dtype=np.float32)
+    g[[3, 5]] = 3e38
+    e = np.full(length, 0.25, dtype=np.float32)
+    check(g, e, block, "abstain")
+    _, scales, _, lost = pack_error_feedback(g, e, block=block)
+    assert lost == min(block or length, length) and scales[0] == 0
+    assert np.isfinite(e).all() and (e[:lost] == 0.25).all()

@@ -203,7 +203,7 @@ def f32(n=9):
             r"offsets must .* got \[0, 1\]",
         ),
         (lambda: pack_sparsign([f32()], budget=1, offsets=[-1]), ValueError, "offsets must"),
-        (lambda: pack_sparsign(f32(), budget=0), ValueError, "budget must be in"),
+        (lambda: pack_sparsign(f32(), budget=0), ValueError, "budget must be positive"),
         (lambda: pack_sparsign(f32(), budget=1e39), ValueError, "budget must be in"),
         (
             lambda: pack_sparsign(f32(), budget=1, out=np.zeros(2, np.uint8)),
@@ -215,3 +215,14 @@ def f32(n=9):
 def test_errors_name_function_argument_expected_and_got(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("dtype", [np.float32, BF16])
+def test_infinity_votes_once_and_is_forgotten(dtype):
+    g = np.array([np.inf, -np.inf, 3.4e38, 1.0] * 40, dtype=np.float32)
+    m = np.ones(g.size, dtype=dtype)
+    plane, _, nans = pack_signum(g, m, beta=0.0)
+    sign, _ = ref.pack(g)
+    assert nans == 0 and np.array_equal(plane, sign)
+    assert np.isfinite(m.astype(np.float32)).all() and (m[:2] == 1).all()

@@ -59,7 +59,7 @@ def test_an_absent_vote_leaves_the_sum_as_it_is(isa):
     assert ref.same(weighted_sum(stack, [np.inf, np.nan]), np.zeros(8, dtype=np.float32))
 
 
-@pytest.mark.parametrize("voters", [1, 2, 3, 7, 8, 31, 64, 1000, 2**24])
+@pytest.mark.parametrize("voters", [1, 2, 3, 7, 8, 31, 64, 1000, 2**23 - 1])
 def test_mean_of_counts_matches_the_reference(isa, voters):
     rng = np.random.default_rng(voters)
     planes = voters.bit_length()

@@ -107,6 +107,37 @@ def test_tally_counts(masked):
             assert planes.padding_is_zero(counts, length).all()
 
 
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("weights", [[3, 2**30], [2**31 - 1], [2**30, 2**29, 2**28, 7]])
+def test_the_largest_weights(weights, masked):
+    signs, masks, stack = ballots(len(weights), 4099, 8, masked)
+    signs[:, :8] = 0xFF
+    stack = np.stack([signs, masks], axis=1) if masked else signs
+    options = {"ties": "zero", "length": 4099, "weights": weights}
+    assert np.array_equal(mpisign.majority(stack, **options), expected(signs, masks, **options))
+
+
+@pytest.mark.usefixtures("isa")
+def test_ties_are_counted_alike_at_any_address_and_offset():
+    length = 8 * ((1 << 19) + 100) - 5
+    _, masks, stack = ballots(2, length, 9, True)
+    stack[:, 1] |= masks[0]  # one side always votes
+    for n, ties in ((2, "zero"), (2, "random"), (1, "zero")):
+        counts = set()
+        for start, offset in ((0, 0), (1, 8), (16, 120), (17, 8 * 15)):
+            room = np.empty((1 + (ties == "zero")) * stack.shape[2] + 64, dtype=np.uint8)
+            out = room[start:][: room.size - 64]
+            out = out.reshape(2, -1) if ties == "zero" else out
+            counts.add(
+                planes.majority_census(stack[:n], length=length, ties=ties, offset=offset, out=out)[
+                    1
+                ]
+            )
+        votes = ref.votes_of(stack[:n, 0], stack[:n, 1], length)
+        assert counts == {int((votes.sum(axis=0) == 0).sum())}
+
+
 def test_padding_from_a_hostile_rank_is_not_counted():
     stack = np.full((3, 2), 0xFF, dtype=np.uint8)
     assert mpisign.majority(stack, length=9).tolist() == [0xFF, 1]
@@ -162,6 +193,7 @@ def test_any_stack(data):
         ([np.float32(0.5), np.int64(3)], [1, 6]),
         (np.array([1.5, 4.5]), [1, 3]),
         ([2**40, 2**40], [1, 1]),
+        ([1 / 3, 1 / 3], [1, 1]),
     ],
 )
 def test_weights_become_integers_of_the_same_ratios(weights, integers):
@@ -185,6 +217,9 @@ def test_integer_weights_are_near_in_ratio_and_sum_below_two_to_the_31(weights):
         ({"weights": [1, 2]}, "weights must be one for each of 3 rows, got 2"),
         ({"weights": [1, 2, -1]}, "weights must be finite and not negative, got -1"),
         ({"weights": [1, 2, float("nan")]}, "weights must be finite and not negative, got nan"),
+        ({"weights": [[1, 2, 3]]}, "weights must be a list of numbers"),
+        ({"weights": 1.0}, "weights must be a list of numbers"),
+        ({"weights": ["a", "b", "c"]}, "weights must be a list of numbers"),
         ({"group": 2}, "group must be 1 or divide the 3 rows"),
         ({"group": 3, "weights": [1, 1, 1]}, "goes without weights"),
     ],

@@ -177,6 +177,26 @@ def test_results_go_where_out_says():
     assert np.array_equal(back, np.where(x < 0, -1, 1))
 
 
+def test_flushed_subnormals_change_nothing_on_any_thread():
+    x, momentum, parameter = (np.full(1_000_000, v, np.float32) for v in (1e-42, 3e-40, 5e-39))
+    results = []
+    for flush in (False, True):
+        torch.set_flush_denormal(flush)
+        m, p = momentum.copy(), parameter.copy()
+        plane, zeros, _ = planes.pack_signum(x, m)
+        planes.update(plane, p, rate=1e-3)
+        results.append((zeros, m.tobytes(), p.tobytes()))
+    torch.set_flush_denormal(False)
+    assert results[0] == results[1] and results[0][0] == 0
+
+
+def test_tensors_without_memory_are_refused():
+    x = torch.ones(1000)
+    x.untyped_storage().resize_(0)
+    with pytest.raises(TypeError, match="pack: x must be a tensor with memory of its own"):
+        mpisign.pack(x)
+
+
 @given(st.lists(st.lists(st.floats(width=32, allow_nan=False), min_size=5, max_size=5), min_size=1))
 @settings(max_examples=200, deadline=None)
 def test_pack_majority_unpack_is_the_sign_of_the_sum_of_signs(rows):
@@ -212,6 +232,17 @@ def test_pack_majority_unpack_is_the_sign_of_the_sum_of_signs(rows):
         ),
         (lambda: mpisign.unpack(np.zeros(2, np.uint8), 17), ValueError, "9 to 16 coordinates"),
         (lambda: mpisign.unpack(np.zeros(2, np.uint8), dtype="int8"), TypeError, "dtype must be"),
+        (lambda: mpisign.pack(np.ma.ones(3)), TypeError, "x must not be a masked array"),
+        (lambda: mpisign.pack(np.ones(3), seed=1.5), TypeError, "integer"),
+        (
+            lambda: mpisign.pack(
+                np.ones(9), zeros="abstain", out=torch.zeros(1, 2, dtype=torch.uint8).expand(2, 2)
+            ),
+            ValueError,
+            "planes that do not overlap",
+        ),
+        (lambda: mpisign.unpack((np.zeros(2), 0, 0)), TypeError, r"got tuple \(of .* take \[0\]"),
+        (lambda: mpisign.majority([(1, 2)] * 2), TypeError, r"stack\[0\] must be .* take \[0\]"),
         (lambda: mpisign.unpack(np.zeros(2)), TypeError, "planes must have dtype uint8"),
     ],
 )

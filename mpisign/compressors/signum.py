@@ -20,8 +20,8 @@ class Signum(Compressor):
     """m = b m + (1 - b) g; sign(m) (Bernstein et al. 2019, majority vote, Algorithm 1).
 
     ``state["momentum"]`` has the gradient's shape, is of ``momentum_dtype`` whatever the gradient's
-    dtype, and never leaves the rank. Where a NaN would enter it, it stays as it was: a NaN stops or
-    abstains once, and would do so for ever.
+    dtype, and never leaves the rank. Where NaN or infinity would enter it, it stays as it was: a
+    NaN stops or abstains once, infinity votes once, and each would do so for ever.
     """
 
     momentum: float = 0.9
@@ -67,8 +67,9 @@ class Signum(Compressor):
     def voted_on(self, grad: torch.Tensor, state: State) -> torch.Tensor:
         m = self._momentum(grad, state)
         new = m.float() * self.momentum + grad.detach().float() * (1.0 - self.momentum)
-        m.copy_(new.where(~new.isnan(), m.float()))
-        return new.to(m.dtype)
+        stored = new.to(m.dtype)
+        m.copy_(stored.where(stored.isfinite(), m))
+        return stored
 
     def voted_on_without_gradient(self, parameter: torch.Tensor, state: State) -> torch.Tensor:
         m = state.get("momentum")

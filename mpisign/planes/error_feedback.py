@@ -31,7 +31,8 @@ def pack_error_feedback(
     ``residual``: e, float32, as many coordinates, C-contiguous. ``block``: coordinates of a scale,
     a multiple of 256, default all. Returns (planes as ``pack`` does, scales float32 (blocks,),
     zeros, values that were not finite). Such a value keeps its residual, does not vote and counts
-    0 in the mean; never raises for it. A coordinate that does not vote keeps q whole.
+    0 in the mean; never raises for it. A block whose sum overflows is all such values, its scale 0.
+    A coordinate that does not vote keeps q whole.
 
     fp32, each operation rounded; the mean is a sum by halves of 256 (the same bits on every device)
     over the block's coordinates. One pass over memory up to blocks of 65,536, else two. Policies,
@@ -50,6 +51,7 @@ def pack_error_feedback(
         block = max(1, g.length)
     if block < 1 or (block % 256 and block < g.length):
         raise ValueError(f"{function}: block must be a positive multiple of 256, got {block}")
+    block = min(block, max(1, g.length))
     shape = (-(-g.length // block),)
     if scales is None:
         scales = arrays.empty(shape, "float32", like=g)

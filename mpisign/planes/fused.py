@@ -86,7 +86,7 @@ def pack_sparsign(
     offsets: Sequence[int] | None = None,
     out: Any = None,
 ) -> tuple[Any, Any, Any]:
-    """sign(g) with probability min(1, budget |g|), else no vote: planes (2, B).
+    """sign(g) with probability min(1, budget |g|), else no vote: (planes (2, B), zeros, NaNs).
 
     A zero or a NaN never votes. Random numbers are Philox4x32-10 keyed by seed, counter
     (coordinate, step, rank): 16 bits a coordinate, 24 more where those do not decide; the
@@ -96,6 +96,8 @@ def pack_sparsign(
     sparsification in the presence of data heterogeneity, Definition 1.
     """
     function = "pack_sparsign"
+    if not budget > 0:
+        raise ValueError(f"{function}: budget must be positive, got {budget!r}")
     budget = layout.fp32(function, "budget", budget, _FLOAT32_TINY, _FLOAT32_MAX)
     keys = layout.random(function, seed, step, rank, offset)
     views = layout.gradients(function, "grads", grads)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
+import math
+import operator
 import struct
 import sys
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from mpisign import arrays, policies, threads
 SIGN, SIGNUM, LION, SPARSIGN = range(4)
 
 _U64 = 1 << 64
+_FP32 = struct.Struct("f")
 
 
 def listed(xs: Any) -> list[Any]:
@@ -70,10 +72,33 @@ def in_place(
 
 def same_device(function: str, argument: str, v: arrays.View, like: arrays.View) -> None:
     """TypeError unless both arrays lie in the same memory: a kernel takes addresses of one."""
+    if v.device != "cpu" and v.is_torch != like.is_torch:
+        # Each framework has streams of its own: nothing would order their kernels.
+        raise TypeError(f"{function}: {argument} must be of the framework of the rest on a GPU")
     if v.device != like.device:
         raise TypeError(
             f"{function}: {argument} must be on device {like.device} like the rest, got {v.device}"
         )
+
+
+def stacked(function: str, stack: Any) -> Any:
+    """A list of planes as one array of them; anything else as it is."""
+    if not isinstance(stack, (list, tuple)) or not stack:
+        return stack
+    for i, row in enumerate(stack):
+        arrays.view_bytes(function, f"stack[{i}]", row)
+    if arrays.is_torch(stack[0]):
+        import torch
+
+        return torch.stack(list(stack))
+    if len({np.shape(row) for row in stack}) > 1:
+        shapes = ", ".join(str(np.shape(row)) for row in stack)
+        raise ValueError(f"{function}: planes of a stack must have one shape, got {shapes}")
+    if isinstance(stack[0], np.ndarray):
+        return np.stack(stack)
+    import cupy
+
+    return cupy.stack(stack)
 
 
 def places(
@@ -120,6 +145,8 @@ def planes_out(
     same_device(function, "out", o, like)
     if o.shape != shape and not (gaps and o.shape[:-1] == shape[:-1] and o.shape[-1] > nbytes):
         raise ValueError(f"{function}: out must have shape {shape}, got {o.shape}")
+    if two and abs(o.strides[0]) < nbytes:
+        raise ValueError(f"{function}: out must have planes that do not overlap")
     return out, o.address, o.address + o.strides[0] if two else 0
 
 
@@ -164,6 +191,7 @@ def random(
     function: str, seed: int, step: int, rank: int, offset: int
 ) -> tuple[int, int, int, int]:
     """What keys this rank's random bits; ``offset``: coordinates before the planes."""
+    seed, step, offset = operator.index(seed), operator.index(step), operator.index(offset)
     if not (0 <= seed < _U64 and 0 <= step < _U64):
         name, value = ("step", step) if 0 <= seed < _U64 else ("seed", seed)
         raise ValueError(f"{function}: {name} must be in [0, 2**64), got {value}")
@@ -171,14 +199,15 @@ def random(
         raise ValueError(f"{function}: rank must be in [0, 2**31), got {rank}")
     if not 0 <= offset < _U64 or offset % 8:
         raise ValueError(f"{function}: offset must be a multiple of 8, from 0, got {offset}")
-    return int(seed), int(step), int(rank), int(offset) // 8
+    return seed, step, operator.index(rank), offset // 8
 
 
-@functools.lru_cache(maxsize=256)
 def fp32(function: str, argument: str, value: float, low: float, high: float) -> float:
     """A parameter of a kernel: ValueError unless ``low <= value <= high`` once rounded to fp32."""
-    with np.errstate(over="ignore"):
-        rounded = float(np.float32(value))
+    try:
+        rounded = _FP32.unpack(_FP32.pack(value))[0]
+    except OverflowError:
+        rounded = math.copysign(math.inf, value)
     if not low <= rounded <= high:
         raise ValueError(
             f"{function}: {argument} must be in [{low:g}, {high:g}] in float32, got {value!r}"

@@ -11,7 +11,7 @@ from mpisign.planes import layout
 
 _LINE = 16  # floats of a cache line
 _LONG = 1 << 20  # floats that are written past the cache (kernels/lanes.h)
-_MAX_VOTERS = 1 << 24  # whole numbers of fp32 up to there
+_MAX_VOTERS = (1 << 23) - 1  # their counts' partial sums are whole numbers of fp32
 
 
 def weighted_sum(
@@ -24,9 +24,10 @@ def weighted_sum(
 ) -> Any:
     """The sum over rows of +-weight, in the order of the rows: a mean of scaled signs.
 
-    ``stack``: uint8 (n, B), or (n, 2, B) with masks, whose absent votes add nothing. ``weights``:
-    (n,) or (n, blocks), one for each row and block of ``block`` coordinates (a multiple of 8,
-    default all of them): the scales of ``pack_error_feedback`` divided by n give their mean.
+    ``stack``: uint8 (n, B), or (n, 2, B) with masks, whose absent votes add nothing; or a list of
+    planes. ``weights``: (n,) or (n, blocks), one for each row and block of ``block`` coordinates (a
+    multiple of 8, default all of them): the scales of ``pack_error_feedback`` divided by n give
+    their mean.
     ``length``: coordinates, default 8 B. Returns float32 (length,) of the same framework, or
     ``out``: float32, C-contiguous, any shape of ``length`` coordinates.
 
@@ -34,7 +35,7 @@ def weighted_sum(
     fit.
     """
     function = "weighted_sum"
-    s = arrays.view_bytes(function, "stack", stack)
+    s = arrays.view_bytes(function, "stack", layout.stacked(function, stack))
     if len(s.shape) not in (2, 3) or (len(s.shape) == 3 and s.shape[1] != 2) or s.shape[0] == 0:
         raise ValueError(f"{function}: stack must have shape (n, B) or (n, 2, B), got {s.shape}")
     length = _checked_length(function, length, s.shape[-1])
@@ -55,19 +56,21 @@ def weighted_sum(
 
 
 def mean_of_counts(counts: Any, voters: int, *, length: int | None = None, out: Any = None) -> Any:
-    """The mean of ``voters`` signs, (voters - 2 c) / voters, from the count c of negative ones.
+    """The mean of ``voters`` signs, (voters - 2 c) (1 / voters), c of which were negative.
 
-    ``counts``: uint8 (k, B), plane j has bit j of c, as ``tally`` returns. ``voters``: 1 to 2^24.
-    ``length``, returns, ``out``, errors: as ``weighted_sum``'s.
+    ``counts``: uint8 (k, B), plane j has bit j of c, as ``tally`` returns for stacks without masks;
+    planes beyond the bits of ``voters`` are not looked at. ``voters``: the rows tallied, below
+    2^23. fp32: the whole number is exact, 1 / voters is rounded, their product too. ``length``,
+    returns, ``out``, errors: as ``weighted_sum``'s.
     """
     function = "mean_of_counts"
     s = arrays.view_bytes(function, "counts", counts)
     if len(s.shape) != 2 or not 1 <= s.shape[0] <= 32:
         raise ValueError(f"{function}: counts must have shape (1 to 32, B), got {s.shape}")
     if not 1 <= voters <= _MAX_VOTERS:
-        raise ValueError(f"{function}: voters must be in [1, 2**24], got {voters}")
+        raise ValueError(f"{function}: voters must be in [1, 2**23), got {voters}")
     length = _checked_length(function, length, s.shape[-1])
-    planes = s.shape[0]
+    planes = min(s.shape[0], int(voters).bit_length())
     w, _owner = _float32(2.0 ** np.arange(planes), s)
     out, o = _float32_out(function, out, length, s)
     # A plane's 0 adds its weight and its 1 takes it away: n - (2^k - 1) + (2^k - 1) - 2 c.

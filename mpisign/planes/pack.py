@@ -31,7 +31,8 @@ def pack(
     (2, B) under ``zeros="abstain"`` or ``nan="abstain"``; B = ceil(x.size / 8).
 
     zeros: what 0.0 and -0.0 vote: "positive", "random" (Philox4x32-10 keyed by seed, counter
-    (index, step, rank)) or "abstain". nan: "raise" (ValueError with the count) or "abstain".
+    (index, step, rank): give both, or zeros vote alike in every step and on every rank) or
+    "abstain". nan: "raise" (ValueError with the count) or "abstain".
     ``offset``: coordinates, a multiple of 8, that lie before ``x`` in the tensor or bucket it is
     part of; it moves the random bits only. ``out``: uint8 to write into, no part of ``x``. On a
     GPU, nan="raise" waits for the count of NaNs; ``pack_census`` never waits.

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from mpisign import arrays, policies, threads
 from mpisign.planes import layout
 from mpisign.planes.weights import integer_weights
@@ -28,14 +26,16 @@ def majority(
     """The majority of each coordinate over a stack of planes.
 
     ``stack``: uint8 (n, B) sign planes, or (n, 2, B) sign and mask planes; NumPy, CuPy or torch; a
-    list of planes is stacked first. ``length``: coordinates, default 8 B. Returns uint8 of the same
+    list of planes is stacked first. ``length``: coordinates, default 8 B, which
+    votes on the padding bits too: give it where there are masks. Returns uint8 of the same
     framework: (B,), or (2, B) under ``ties="zero"``, whose mask plane is 0 where there was no
     majority.
 
     ties (and coordinates on which nobody voted): "positive", "random" (Philox4x32-10 keyed by seed,
     counter (index, step), the same on every rank) or "zero". ``offset`` as in ``pack``.
 
-    ``weights``: one non-negative number a row, as ``integer_weights`` takes them. ``group``: r > 1
+    ``weights``: one non-negative integer or float a row; floats are taken exactly where integers
+    below 2^31 in sum have their ratios, else to 24 bits of the largest. ``group``: r > 1
     has rows 0 .. r - 1, r .. 2 r - 1, ... vote among themselves first, then their majorities; a
     group that ties abstains. Not both.
 
@@ -138,7 +138,7 @@ def tally(stack: Any, *, length: int | None = None, weights: Any = None, out: An
 
 def _stack_view(function: str, stack: Any, length: int | None) -> tuple[arrays.View, int]:
     """The stack, and how many coordinates its planes have."""
-    s = arrays.view_bytes(function, "stack", _stacked(function, stack))
+    s = arrays.view_bytes(function, "stack", layout.stacked(function, stack))
     if len(s.shape) not in (2, 3) or (len(s.shape) == 3 and s.shape[1] != 2):
         raise ValueError(f"{function}: stack must have shape (n, B) or (n, 2, B), got {s.shape}")
     nbytes = s.shape[-1]
@@ -162,20 +162,3 @@ def _mask_of(s: arrays.View) -> int:
     if len(s.shape) == 2:
         return 0
     return s.address + (s.shape[2] if s.contiguous else s.strides[1])
-
-
-def _stacked(function: str, stack: Any) -> Any:
-    if not isinstance(stack, (list, tuple)) or not stack:
-        return stack
-    if arrays.is_torch(stack[0]):
-        import torch
-
-        return torch.stack(list(stack))
-    if len({np.shape(row) for row in stack}) > 1:
-        shapes = ", ".join(str(np.shape(row)) for row in stack)
-        raise ValueError(f"{function}: planes of a stack must have one shape, got {shapes}")
-    if isinstance(stack[0], np.ndarray):
-        return np.stack(stack)
-    import cupy
-
-    return cupy.stack(stack)

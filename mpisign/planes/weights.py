@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
@@ -24,7 +25,7 @@ def integer_weights(
 
     Raises ValueError for another number of weights, and for one that is negative or not finite.
     """
-    values = [float(w) if isinstance(w, (float, np.floating)) else w for w in _listed(weights)]
+    values = _listed(function, weights)
     if len(values) != rows:
         raise ValueError(
             f"{function}: weights must be one for each of {rows} rows, got {len(values)}"
@@ -33,9 +34,7 @@ def integer_weights(
         if not 0 <= w < float("inf"):
             raise ValueError(f"{function}: weights must be finite and not negative, got {w!r}")
     exact = [Fraction(w) for w in values]
-    common = 1
-    for f in exact:
-        common = max(common, f.denominator)  # floats: powers of two
+    common = math.lcm(*(f.denominator for f in exact))
     scaled = [int(f * common) for f in exact]
     divisor = int(np.gcd.reduce([0, *scaled], dtype=object)) or 1
     scaled = [n // divisor for n in scaled]
@@ -46,5 +45,12 @@ def integer_weights(
     return np.array(scaled, dtype=np.uint32)
 
 
-def _listed(weights: Any) -> list[Any]:
-    return list(weights.tolist() if hasattr(weights, "tolist") else weights)
+def _listed(function: str, weights: Any) -> list[Any]:
+    try:
+        array = np.asarray(weights.tolist() if hasattr(weights, "tolist") else weights)
+        values = array.tolist()
+    except (TypeError, ValueError):
+        values = None
+    if not isinstance(values, list) or array.ndim != 1 or array.dtype.kind not in "buif":
+        raise ValueError(f"{function}: weights must be a list of numbers, got {weights!r}")
+    return values

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pytest
 from launchers import ROOT, environment
 
 from mpisign import cli, planes
-from mpisign.bench import _limits, packing, plain, voting
+from mpisign.bench import _limits, cuda, packing, plain, run, voting
 from mpisign.bench.case import Case
 from mpisign.bench.host import Host
 from mpisign.bench.stock import Stock, torch_there
@@ -68,7 +69,7 @@ def test_the_figures_agree_with_each_other(short):
         assert (row["ratio"] is None) == (row["size"] < Host.small)
         if row["ratio"] is not None:
             assert row["ratio"] > 0 and row["limit_time"]["runs"] == 2
-        assert (row["scaling"] is None) == (row["threads"] == 1)
+        assert row["scaling"] is None, "so few coordinates are one thread's"
         for way in row["plain"]:
             slower = way["time"]["median"] / times["median"]
             assert way["times_slower"] == pytest.approx(slower)
@@ -98,6 +99,15 @@ def test_markdown_goes_between_its_marks(tmp_path, capsys):
         f"\n{mark}\nafter\n"
     )
     assert page.count("### 1k coordinates") == 1 and "old" not in page
+    new = tmp_path / "new.md"
+    for _ in range(2):
+        assert bench(*QUICK, "--sizes", "1k", "--only", "tally", "--markdown", new) == 0
+    assert new.read_text().count(mark) == 2
+    page = f"see {mark} in the text\n{mark}\n"
+    path.write_text(page)
+    with pytest.raises(SystemExit):
+        bench("--markdown", path)
+    assert path.read_text() == page and "not two lines" in capsys.readouterr().err
 
 
 def test_only_some(capsys):
@@ -126,11 +136,18 @@ def test_what_does_not_fit_is_told_and_not_tried(capsys):
         (["--json", "/no/such/folder/x"], "--json /no/such/folder/x: not a file in an existing"),
         (["--device", "cuda", "--threads", "2"], "--threads is of the CPU"),
         (["--isa", "mmx"], "invalid choice: 'mmx'"),
+        (["--sizes", "1.5e0"], "'1.5e0' is not a number from 8"),
+        (["--plot", "x.doc"], "--plot x.doc: the name must end in one of .*, .png, "),
+        (["--plot", "x"], "--plot x: the name must end in one of .*, .png, "),
+        (["--plot", "x.png", "--sizes", "8,9k"], "sizes below 10,000 have no limit .* 1k,1M"),
+        (["--plot", "x.png", "--only", "calls"], "calls have no limit to be drawn against"),
+        (["--markdown", "README.md"], "README.md: has text but not two lines reading <!-- "),
+        (["--markdown", "docs/demo.png"], "--markdown docs/demo.png: .*codec can't decode"),
     ],
 )
-def test_bad_input_is_one_line_and_status_2(options, message, capsys):
-    import re
-
+def test_bad_input_is_one_line_and_status_2(options, message, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(run, "_measure", None)  # all is refused before
     with pytest.raises(SystemExit) as ended:
         bench(*QUICK, *options)
     assert ended.value.code == 2
@@ -139,19 +156,54 @@ def test_bad_input_is_one_line_and_status_2(options, message, capsys):
 
 
 def test_no_gpu_is_told(capsys):
-    cupy = pytest.importorskip("cupy") if "cupy" in sys.modules else None
-    if cupy is not None and cupy.is_available():
-        pytest.skip("there is a GPU")
+    if cuda._driver():
+        pytest.skip("there is a GPU, or at least its driver")
     with pytest.raises(SystemExit) as ended:
         bench(*QUICK, "--device", "cuda")
     assert ended.value.code == 2
-    assert "error: --device cuda" in capsys.readouterr().err
+    assert "error: --device cuda: no NVIDIA GPU on this machine" in capsys.readouterr().err
 
 
-def test_ctrl_c_leaves_a_clean_message():
+@pytest.mark.parametrize("option", ["json", "markdown", "plot"])
+def test_a_full_disk_is_one_line_after_the_table(option, tmp_path, capsys):
+    path = tmp_path / "full.png"
+    path.symlink_to("/dev/full")
+    with pytest.raises(SystemExit) as ended:
+        bench(*QUICK, "--sizes", "24k", "--only", "update", f"--{option}", path)
+    assert ended.value.code == 2
+    output, errors = capsys.readouterr()
+    assert "24k coordinates, 1 thread" in output
+    assert errors.endswith(f"error: --{option} {path}: No space left on device\n")
+
+
+def test_under_a_launcher_one_says_to_run_it_alone(capsys, monkeypatch):
+    monkeypatch.setattr(run, "_measure", None)
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
+    monkeypatch.setenv("OMPI_COMM_WORLD_RANK", "1")
+    assert bench() == 0 and capsys.readouterr().err == ""
+    monkeypatch.setenv("OMPI_COMM_WORLD_RANK", "0")
+    with pytest.raises(SystemExit) as ended:
+        bench()
+    assert ended.value.code == 2 and "run it alone" in capsys.readouterr().err
+
+
+def test_columns_are_told_where_they_are_shown(capsys):
+    assert bench(*QUICK, "--sizes", "1k", "--only", "pack") == 0
+    output = capsys.readouterr().out
+    heads = next(line for line in output.splitlines() if line.startswith("kernel"))
+    assert heads.endswith("GB/s  faster than") and "+-" not in output
+    assert re.search(r"\d+x DeepSpeed's way|x packbits\(x < 0\)", output)
+    assert "faster than: how many times longer" in " ".join(output.split())
+    assert "of limit" not in output
+    assert bench("--runs", "3", "--warm", "--sizes", "24k", "--only", "pack") == 0
+    output = " ".join(capsys.readouterr().out.split())
+    assert "of limit: its speed" in output and "+- half the quartiles' distance" in output
+
+
+def test_ctrl_c_leaves_a_clean_message_and_the_json(tmp_path):
     command = [sys.executable, "-m", "mpisign.cli", "bench", "kernels", "--sizes", "1M"]
     process = subprocess.Popen(
-        [*command, "--runs", "1000", "--only", "pack"],
+        [*command, "--runs", "1000", "--only", "pack", "--json", tmp_path / "part.json"],
         cwd=ROOT,
         env=environment(),
         stdin=subprocess.DEVNULL,
@@ -166,6 +218,7 @@ def test_ctrl_c_leaves_a_clean_message():
     output, errors = process.communicate(timeout=30)
     assert process.returncode == 130
     assert "mpisign: interrupted" in errors and "Traceback" not in errors + output
+    assert "Interrupted" in json.loads((tmp_path / "part.json").read_text())["notes"][-1]
 
 
 @pytest.mark.parametrize("case", everything(), ids=ident)
@@ -236,8 +289,12 @@ def test_limits_move_what_they_say(streaming, threads):
 
 @pytest.mark.parametrize(
     "text, size",
-    [("8", 8), ("1k", 1000), ("25.6M", 25_600_000), ("1G", 10**9), ("2^28", 1 << 28)],
-)
+    [
+        ("8", 8), ("1k", 1000), ("25.6M", 25_600_000), ("1G", 10**9), ("2^28", 1 << 28),
+        ("1e6", 10**6), ("2.5E+3", 2500),
+    ],
+)  # fmt: skip
 def test_sizes_are_read_and_written_as_people_do(text, size):
     assert _size(text) == size
-    assert coordinates(size) == (text if "^" not in text else "268,435,456")
+    names = {1 << 28: "268,435,456", 10**6: "1M", 2500: "2.5k"}
+    assert coordinates(size) == names.get(size, text)

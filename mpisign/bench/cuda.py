@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -41,11 +43,14 @@ class Cuda:
     tries = 1
 
     def __init__(self, warm: bool) -> None:
+        if not _driver():
+            raise BenchError("--device cuda: no NVIDIA GPU on this machine")
         try:
             import cupy
         except ImportError as error:
             raise BenchError(
-                f'--device cuda needs CuPy ({error}): pip install "mpisign[gpu]"'
+                f"--device cuda needs CuPy ({error}): scripts/setup --gpu, or pip install "
+                "cupy-cuda13x (cupy-cuda12x with CUDA 12)"
             ) from error
         try:
             cupy.cuda.runtime.getDeviceCount()
@@ -154,3 +159,12 @@ class Cuda:
             "cuda": runtime.runtimeGetVersion(),
             "driver": runtime.driverGetVersion(),
         }
+
+
+def _driver() -> bool:
+    """Is there an NVIDIA driver?"""
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return shutil.which("nvidia-smi") is not None
+    return True

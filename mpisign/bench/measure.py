@@ -14,6 +14,7 @@ from mpisign.bench.results import Plain, Row, SmallCall, Timing
 _PLAIN_BUDGET = 0.3  # seconds for each plain way, after which it rests
 _MANY = 1000
 _OWN_CORE = 0.95  # of a sample's time, spent on the core
+_SCALES_FROM = 1 << 17  # coordinates: below, kernels keep to one thread
 _SCALING, _REACHABLE = 1.6, 0.9  # goal of two threads over one; share of the limit it supposes
 
 
@@ -139,6 +140,8 @@ def _scaled(row: Row, first: Row) -> Row:
     The goal stands where memory allows it: not where 0.9 of the new limit would be less.
     """
     assert row.bytes_per_second and first.bytes_per_second
+    if row.size < _SCALES_FROM:
+        return row
     row = replace(row, scaling=row.bytes_per_second / first.bytes_per_second)
     memory, memory_of_one = row.limit_bytes_per_second, first.limit_bytes_per_second
     if not memory or not memory_of_one:

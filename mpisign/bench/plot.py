@@ -13,20 +13,24 @@ from mpisign.bench.table import coordinates
 # Okabe and Ito's colours, which colour-blind people tell apart too; shapes differ as well.
 _OURS, _PLAIN, _GOAL = "#0072B2", "#D55E00", "#000000"
 _TIES = {"positive": ("#0072B2", "o"), "random": ("#E69F00", "s"), "zero": ("#009E73", "^")}
+_LIMIT, _LIMIT_LABEL = "#555555", "plain read, write or copy"
 _PLAIN_LABEL = "the fastest plain way"
 _CURVES = 3  # majorities of at least so many n make a panel of their own
 
 
-def check() -> None:
-    """Raises BenchError if matplotlib is missing."""
+def check(path: Path) -> None:
+    """Raises BenchError if matplotlib is missing or cannot write such a file."""
     try:
-        import matplotlib  # noqa: F401
+        from matplotlib.figure import Figure
     except ImportError as error:
         raise BenchError(f"--plot needs matplotlib ({error}): pip install matplotlib") from error
+    formats = sorted(Figure().canvas.get_supported_filetypes())
+    if path.suffix[1:].lower() not in formats:
+        raise BenchError(f"--plot {path}: the name must end in one of .{', .'.join(formats)}")
 
 
 def write(path: Path, record: Record) -> None:
-    """Draws the largest size measured with the first number of threads into ``path``."""
+    """Draws the largest size measured, with the first number of threads into ``path``."""
     from matplotlib.figure import Figure
 
     rows = [row for row in record.rows if row.ratio is not None]
@@ -116,11 +120,21 @@ def _finish(axis: Any, rows: list[Row], vertical: bool) -> None:
     top = max(max(row.ratio or 0.0, _plain(row) if row.plain else 0.0) for row in rows)
     (axis.set_ylim if vertical else axis.set_xlim)(0, max(1.05, 1.05 * top))
     which = axis.yaxis if vertical else axis.xaxis
+    line = axis.axhline if vertical else axis.axvline
+    line(1, color=_LIMIT, linewidth=1, zorder=0.9, label=_LIMIT_LABEL)
     which.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axis.grid(True, color="#dddddd", linewidth=0.7)
     axis.spines[["top", "right"]].set_visible(False)
     axis.set_axisbelow(True)
-    axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, frameon=False)
+    axis.legend(
+        loc="lower center",
+        bbox_to_anchor=(0.5, 1),
+        ncols=4,
+        fontsize=8.5,
+        handlelength=1.4,
+        columnspacing=1.4,
+        frameon=False,
+    )
 
 
 def _name(row: Row) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 import mpisign
 from mpisign.bench.results import Row, SmallCall
 
+_PACKAGES = ("numpy", "torch", "cupy-cuda12x", "cupy-cuda13x", "cupy")
 _WIDE = 0.1  # spread of a limit, above which others were at work
 
 
@@ -72,7 +73,7 @@ class Record:
             },
             "versions": {
                 "python": platform.python_version(),
-                **{name: _version(name) for name in ("numpy", "torch", "cupy-cuda12x", "cupy")},
+                **{name: _version(name) for name in _PACKAGES},
             },
             "rows": [row.as_dict() for row in self.rows],
             "calls": [call.as_dict() for call in self.calls],

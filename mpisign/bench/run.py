@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -47,8 +48,13 @@ def run(settings: Settings, command: str) -> int:
     if settings.plot is not None:
         from mpisign.bench import plot
 
-        plot.check()
+        plot.check(settings.plot)
+    if settings.markdown is not None:
+        _around(settings.markdown)
     device = _device(settings)
+    plan = list(_plan(settings, device))
+    if settings.plot is not None:
+        _check_ratios(plan, device)
     if settings.isa is not None:
         if settings.isa not in _kernels.isas():
             raise BenchError(
@@ -59,24 +65,35 @@ def run(settings: Settings, command: str) -> int:
     record = Record(command, {"kind": device.name, **device.describe()}, kept)
     if device.name == "cpu":
         record.device["isa"] = _kernels.isa()
-    record.notes.append(_how(settings, device))
+    record.notes.append(_where(settings, device))
     try:
         if torch_there():
             import torch  # noqa: F401 (now: seconds, which belong to no kernel)
         else:
             record.notes.append("torch is not installed: bfloat16 and torch's ways are left out.")
-        _measure(settings, device, record)
+        _measure(settings, plan, device, record)
     except KeyboardInterrupt:
+        record.notes.append("Interrupted: not all was measured.")
         _print(record)
+        if settings.json is not None:
+            _write("--json", settings.json, record.write)
         print(f"\nmpisign: interrupted after {len(record.rows)} rows", file=sys.stderr)
         return 130
     _print(record)
-    if settings.json is not None:
-        record.write(settings.json)
-    if settings.markdown is not None:
-        _write_between_marks(settings.markdown, table.markdown(record))
-    if settings.plot is not None:
-        plot.write(settings.plot, record)
+    tables = table.markdown(record)
+    failed = []
+    for option, path, write in (
+        ("--json", settings.json, record.write),
+        ("--markdown", settings.markdown, lambda path: _write_between_marks(path, tables)),
+        ("--plot", settings.plot, lambda path: plot.write(path, record)),
+    ):
+        try:
+            if path is not None:
+                _write(option, path, write)
+        except BenchError as error:  # the others may still be written
+            failed.append(str(error))
+    if failed:
+        raise BenchError("; ".join(failed))
     return 0
 
 
@@ -90,8 +107,7 @@ def _device(settings: Settings) -> Any:
     return Cuda(settings.warm)
 
 
-def _measure(settings: Settings, device: Any, record: Record) -> None:
-    plan = list(_plan(settings, device))
+def _measure(settings: Settings, plan: list[tuple[Case, int]], device: Any, record: Record) -> None:
     calls = "calls" in settings.only or not settings.only
     with Progress(len(plan) + calls) as progress:
         for case, size in plan:
@@ -117,20 +133,16 @@ def _plan(settings: Settings, device: Any) -> Iterator[tuple[Case, int]]:
                 yield case, size
 
 
-def _how(settings: Settings, device: Any) -> str:
+def _where(settings: Settings, device: Any) -> str:
     if device.name != "cpu":
-        return "Times by CUDA events, medians; moved is what the operation must read and write."
+        return "Times by CUDA events."
     where = "the same bytes again and again, cached where they fit (--warm)"
     if not settings.warm:
         where = (
             f"calls take turns in sets of arguments of {table.amount(device.fresh)} together or "
             f"more, so that data comes from memory; below {device.small:,} coordinates from caches"
         )
-    return (
-        f"Medians of {settings.runs} runs, +- half the quartiles' distance. Moved: bytes that the "
-        f"operation must read and write; of limit: its speed by that of plain reading, writing or "
-        f"copying as many bytes, in turns with it. Memory: {where}."
-    )
+    return f"Memory: {where}."
 
 
 def _print(record: Record) -> None:
@@ -139,19 +151,53 @@ def _print(record: Record) -> None:
     for part in table.tables(record):
         print(f"\n{table.text(part, colour)}")
     print()
-    for line in filter(None, (*table.limits(record), *record.notes, record.busy)):
+    for line in filter(None, table.footnotes(record)):
         print(textwrap.fill(line, 100))
     if record.verdicts:
         print(f"{sum(record.verdicts)} of {len(record.verdicts)} goals met.")
     sys.stdout.flush()
 
 
+def _write(option: str, path: Path, write: Callable[[Path], None]) -> None:
+    try:
+        write(path)
+    except OSError as error:
+        raise BenchError(f"{option} {path}: {error.strerror or error}") from error
+
+
+def _around(path: Path) -> tuple[str, str]:
+    """What stays before and after the tables in ``path``, the marks with it."""
+    before = ""
+    if path.is_file():  # a device may have no end
+        try:
+            before = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise BenchError(f"--markdown {path}: {error}") from error
+    marks = list(re.finditer(f"^{_MARK}[ \t]*$", before, re.MULTILINE))
+    if len(marks) >= 2:
+        return before[: marks[0].end()], before[marks[1].start() :]
+    if before.strip():
+        raise BenchError(
+            f"--markdown {path}: has text but not two lines reading {_MARK}; add them where the "
+            "tables belong, or name a new file"
+        )
+    return _MARK, f"{_MARK}\n"
+
+
 def _write_between_marks(path: Path, tables: str) -> None:
-    """All of ``path``, or what lies between its two marks if it has them."""
-    before = path.read_text() if path.exists() else ""
-    head, mark, rest = before.partition(_MARK)
-    tail = rest.partition(_MARK)[1:]
-    path.write_text(f"{head}{mark}\n\n{tables}\n{''.join(tail)}" if mark and tail[0] else tables)
+    head, tail = _around(path)
+    path.write_text(f"{head}\n\n{tables}\n{tail}", encoding="utf-8")
+
+
+def _check_ratios(plan: list[tuple[Case, int]], device: Any) -> None:
+    """Raises BenchError if nothing of ``plan`` can be drawn."""
+    if not plan:
+        raise BenchError("--plot: calls have no limit to be drawn against: add a kernel to --only")
+    if all(size < device.small for _, size in plan):
+        raise BenchError(
+            f"--plot: sizes below {device.small:,} have no limit to be drawn against: add one, "
+            "such as --sizes 1k,1M"
+        )
 
 
 def _check_path(option: str, path: Path | None) -> None:

@@ -8,9 +8,13 @@ from dataclasses import dataclass
 from mpisign.bench.record import Record
 from mpisign.bench.results import Plain, Row, SmallCall, Timing
 
-_HEADS = ("kernel", "with", "n", "time", "+-", "moved", "GB/s", "of limit", "goal", "", "against")
-_CALL_HEADS = ("call", "time", "+-", "goal", "", "against")
-_LEFT = {"kernel", "with", "call", "", "against"}
+_FASTER, _ERROR = "faster than", "not measured"
+_HEADS = (
+    "kernel", "with", "n", "time", "+-", "moved", "GB/s", "of limit", "goal", "", _FASTER, _ERROR,
+)  # fmt: skip
+_CALL_HEADS = ("call", "time", "+-", "goal", "", _FASTER)
+_LEFT = {"kernel", "with", "call", "", _FASTER, _ERROR}
+_QUARTILES_FROM = 3  # runs
 _GREEN, _RED, _BOLD, _OFF = "\x1b[32m", "\x1b[31m", "\x1b[1m", "\x1b[0m"
 
 
@@ -53,7 +57,7 @@ def tables(record: Record) -> Iterator[Table]:
         yield Table(title, heads, [_cells(row, scaled) for row in rows]).filled()
     if record.calls:
         title = f"calls of {record.calls[0].size:,} coordinates from Python"
-        yield Table(title, _CALL_HEADS, [_call_cells(call) for call in record.calls])
+        yield Table(title, _CALL_HEADS, [_call_cells(call) for call in record.calls]).filled()
 
 
 def _cells(row: Row, scaled: bool) -> list[str]:
@@ -74,6 +78,7 @@ def _cells(row: Row, scaled: bool) -> list[str]:
         "" if row.ratio is None else f"{row.ratio:.2f} {row.limit}",
         *told,
         _beside(row.plain),
+        "",
     ]
 
 
@@ -86,7 +91,7 @@ def _call_cells(call: SmallCall) -> list[str]:
 
 
 def _spread(timing: Timing) -> str:
-    return f"{timing.spread:.0%}"
+    return "" if timing.runs < _QUARTILES_FROM else f"{timing.spread:.0%}"
 
 
 def _verdict(met: bool | None) -> str:
@@ -94,7 +99,11 @@ def _verdict(met: bool | None) -> str:
 
 
 def _beside(plain: Sequence[Plain]) -> str:
-    return ", ".join(f"{p.times_slower:.3g} x {p.name}" for p in plain)
+    return ", ".join(f"{_times(p.times_slower)} {p.name}" for p in plain)
+
+
+def _times(value: float) -> str:
+    return f"{value:.0f}x" if value >= 10 else f"{value:#.2g}x"
 
 
 def seconds(value: float) -> str:
@@ -134,6 +143,36 @@ def limits(record: Record) -> list[str]:
     return lines
 
 
+def footnotes(record: Record) -> list[str]:
+    """What to know beside the tables, one paragraph each."""
+    told = (*limits(record), _columns(record), *record.notes, record.busy)
+    return [line for line in told if line]
+
+
+def _columns(record: Record) -> str:
+    """What the columns mean, of those that are there."""
+    times = [row.time for row in record.rows if row.time is not None]
+    times += [call.time for call in record.calls]
+    told = []
+    if times:
+        runs = max(timing.runs for timing in times)
+        half = ", +- half the quartiles' distance" if runs >= _QUARTILES_FROM else ""
+        told.append(f"time: median of {runs} run{'s' if runs > 1 else ''}{half}")
+    if any(row.time for row in record.rows):
+        told.append("moved: bytes that the operation must read and write")
+    if any(row.ratio is not None for row in record.rows):
+        told.append(
+            "of limit: its speed by that of plain reading, writing or copying as many bytes, in "
+            "turns with it"
+        )
+    if any(row.plain for row in record.rows) or any(call.plain for call in record.calls):
+        told.append(
+            "faster than: how many times longer the plain way takes; below 1 it is the faster one"
+        )
+    line = "; ".join(told)
+    return f"{line[0].upper()}{line[1:]}." if line else ""
+
+
 def text(table: Table, colour: bool) -> str:
     """Aligned columns under a title."""
     widths = [
@@ -159,7 +198,7 @@ def text(table: Table, colour: bool) -> str:
 def markdown(record: Record) -> str:
     """The tables as docs/measurements.md has them."""
     parts = [f"    {record.command}"]
-    parts += filter(None, [record.machine, *limits(record), *record.notes, record.busy])
+    parts += [record.machine, *footnotes(record)]
     for table in tables(record):
         lines = [f"### {table.title[0].upper()}{table.title[1:]}", ""]
         lines.append("| " + " | ".join(h or "met?" for h in table.heads) + " |")

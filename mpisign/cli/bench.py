@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from mpisign import launcher
+
 _KERNELS = (
     "pack", "pack_many", "pack_signum", "pack_lion", "pack_error_feedback", "pack_sparsign",
     "majority", "tally", "weighted_sum", "mean_of_counts", "unpack", "unpack_add", "update",
@@ -26,15 +28,17 @@ CuPy and torch expressions, DeepSpeed's way among them."""
 
 _EPILOG = """\
 the table:
-  time       median of one call; +- is half the distance between the quartiles
-  moved      bytes that the operation must read and write, however it is done
-  of limit   moved / time, as a share of the machine's read, write or copy speed, median of the
-             rounds: near 1.00 is the end, above it what is written overlaps with what is read
-             (write and copy: the better of plain and of streaming stores; copied bytes count twice)
-  goal       the share this project asks for at 25.6M coordinates, one thread; met or missed
-  times one  with several --threads: how many times faster than the first of them (the goal of two
-             is 1.6, where memory allows it); memory: how many times faster the limit became
-  against    how many times longer the plain ways take
+  time        median of one call; +- is half the distance between the quartiles (from 3 runs)
+  moved       bytes that the operation must read and write, however it is done
+  of limit    moved / time, as a share of the machine's read, write or copy speed, median of the
+              rounds: near 1.00 is the end, above it what is written overlaps with what is read
+              (write and copy: the better of plain and of streaming stores; copied bytes count twice)
+  goal        the share this project asks for at 25.6M coordinates, one thread; met or missed
+  times one   with several --threads: how many times faster than the first of them (the goal of two
+              is 1.6, where memory allows it); memory: how many times faster the limit became; left
+              out below 131,072 coordinates, which one thread does alone
+  faster than how many times longer the plain ways take: 17x DeepSpeed's way; below 1 it is the
+              plain way that is faster: 0.51x packbits(x < 0)
 
 A plane of 25.6M coordinates is 3.2 MB: called again and again with the same one, a kernel would
 read its processor's cache, not memory. So calls take turns in copies that exceed four times the
@@ -43,9 +47,9 @@ cost of the call itself is what counts. The largest size is measured with every 
 kernel, the others with the usual ones only.
 
 examples:
-  mpisign bench kernels                              all, about two minutes
+  mpisign bench kernels                              all, about a minute
   mpisign bench kernels --only pack,unpack           two of them
-  mpisign bench kernels --sizes 1M,1G --runs 5       other sizes: 1k, 25.6M, 2^28
+  mpisign bench kernels --sizes 1M,1G --runs 5       other sizes: 1k, 25.6M, 1e6, 2^28
   mpisign bench kernels --threads 1,2                how threads scale
   mpisign bench kernels --isa portable               code for any processor
   mpisign bench kernels --json all.json --plot ratios.png --markdown table.md
@@ -85,12 +89,18 @@ def add_parser(commands: Any) -> None:
     add("--all", action="store_true", help="every option of every kernel at every size")
     add("--isa", choices=("avx512", "avx2", "portable"), help="instructions (default: the best)")
     add("--json", metavar="FILE", type=Path, help="write every figure, and the machine, to FILE")
-    add("--plot", metavar="FILE.png", type=Path, help="draw the shares of the limits into FILE")
+    add(
+        "--plot",
+        metavar="FILE.png",
+        type=Path,
+        help="draw the shares of the limits into FILE (or .svg, .pdf): those of the largest size, "
+        "with the first number of --threads",
+    )
     add(
         "--markdown",
         metavar="FILE",
         type=Path,
-        help="write the tables in Markdown to FILE, or between two lines of it that read "
+        help="write the tables in Markdown to a new FILE, or between two lines of FILE that read "
         "<!-- mpisign bench kernels -->",
     )
     parser.set_defaults(run=run, parser=parser)
@@ -101,6 +111,11 @@ def run(args: argparse.Namespace) -> int:
     from mpisign.bench.errors import BenchError
 
     parser: argparse.ArgumentParser = args.parser
+    ranks, rank = launcher.launched_size() or 1, launcher.rank()
+    if ranks > 1:
+        if rank:  # the first says it for all
+            return 0
+        parser.error(f"{ranks} processes would disturb each other: run it alone, without launcher")
     if args.device == "cuda" and args.threads != (1,):
         parser.error("--threads is of the CPU: not with --device cuda")
     if args.device == "cuda" and args.isa:
@@ -125,15 +140,16 @@ def _sizes(text: str) -> tuple[int, ...]:
 
 def _size(text: str) -> int:
     power = re.fullmatch(r"2(?:\^|\*\*)(\d{1,2})", text)
-    number = re.fullmatch(r"(\d+(?:\.\d*)?)([kmg]?)", text.lower())
+    number = re.fullmatch(r"(\d+(?:\.\d*)?)(?:([kmg]?)|e\+?(\d{1,2}))", text.lower())
     value = 0.0
     if power:
         value = 2.0 ** int(power[1])
     elif number:
-        value = round(float(number[1]) * _UNITS[number[2]], 6)
+        unit = 10 ** int(number[3]) if number[3] else _UNITS[number[2]]
+        value = round(float(number[1]) * unit, 6)
     if value != int(value) or not 8 <= value <= 1 << 40:
         raise argparse.ArgumentTypeError(
-            f"{text!r} is not a number from 8, such as 1k, 25.6M, 2^28"
+            f"{text!r} is not a number from 8, such as 1k, 25.6M, 1e6, 2^28"
         )
     return int(value)
 

@@ -66,7 +66,7 @@ MPISIGN_FN void feedback_tile(const void *grad, int64_t dtype, float *residual, 
         float scale = tree_sum256(part) / (float)min(block, length - (first + b * block));
         if (lane == 0) {
             scale_of[b] = scale;
-            scales[blockIdx.x * blocks_of_tile + b] = scale;
+            scales[blockIdx.x * blocks_of_tile + b] = scale_to_keep(scale);
         }
     }
     __syncthreads();

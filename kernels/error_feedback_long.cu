@@ -31,7 +31,8 @@ MPISIGN_FN void chunk_sums(const void *grad, const float *residual, int64_t leng
 }
 
 /* One level: rows of `width` sums in, rows of ceil(width / 256) out, one warp each; the last row in
- * may be short. `scales` is not 0 at the last level: out are the blocks' scales. */
+ * may be short. `scales` is not 0 at the last level: it gets the blocks' scales, and so does `out`, but
+ * infinity where the sum overflows, for apply. */
 MPISIGN_KERNEL(THREADS, feedback_level,
                (const float *in, int64_t n, int64_t width, float *out, int64_t n_out, float *scales,
                 int64_t block, int64_t length))
@@ -51,10 +52,11 @@ MPISIGN_KERNEL(THREADS, feedback_level,
     }
     float sum = tree_sum256(x);
     if (lane == 0) {
-        if (scales)
-            scales[at] = sum / (float)min(block, length - at * block);
-        else
-            out[at] = sum;
+        if (scales) {
+            sum /= (float)min(block, length - at * block);
+            scales[at] = scale_to_keep(sum);
+        }
+        out[at] = sum;
     }
 }
 

@@ -80,11 +80,18 @@ MPISIGN_FN float sum_of_sizes(const float q[8])
     return tree_sum256(size);
 }
 
-/* Votes on q and leaves e = q - D; where q is not finite, e stays: it is not stored at all. */
+/* A sum that overflows makes all of its block count as not finite: scale 0, no votes. */
+MPISIGN_FN float scale_to_keep(float scale)
+{
+    return is_finite(scale) ? scale : 0.0f;
+}
+
+/* Votes on q and leaves e = q - D; where q is not finite, e stays: it is not stored at all.
+ * `scale`: not finite where the block's sum overflows. */
 MPISIGN_FN uint32_t finish_feedback(const float q[8], float scale, int64_t i, uint32_t present,
                                     bool wide, float *residual, const Call &call)
 {
-    Ballot b = {0, 0, 0};
+    Ballot b = {0, 0, is_finite(scale) ? 0u : 0xffu};
     uint32_t e[8];
     UNROLL
     for (int k = 0; k < 8; k++) {

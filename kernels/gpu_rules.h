@@ -142,14 +142,15 @@ MPISIGN_FN Ballot ballot_of_raw(const Raw &raw, int64_t dtype)
     return ballot_of_raw<MPISIGN_FP64>(raw);
 }
 
-/* v is voted on, `next` is the new momentum, which is stored; a NaN in either leaves the momentum as
- * it is and does not vote. The momentum is fp32 or bf16. */
+/* v is voted on, `next` is the new momentum, which is stored if it is finite as stored: NaN and
+ * infinity would never leave it again. A NaN in either leaves the momentum as it is and does not
+ * vote. The momentum is fp32 or bf16. */
 template <int RULE>
 MPISIGN_FN Ballot momentum_step(const float g[8], const float m[8], const Piece &piece, int64_t i,
                                 uint32_t present, bool wide, const Call &call)
 {
     const bool in_bf16 = piece.momentum_dtype == MPISIGN_BF16;
-    uint32_t voted[8], stored[8];
+    uint32_t voted[8], stored[8], finite = 0;
     Ballot ballot;
     UNROLL
     for (int k = 0; k < 8; k++) {
@@ -157,12 +158,14 @@ MPISIGN_FN Ballot momentum_step(const float g[8], const float m[8], const Piece 
         if constexpr (RULE == LION)
             next = blend(call.c, m[k], call.d, g[k]);
         stored[k] = in_bf16 ? bf16_of_float(next) : bits_of_float(next);
+        const uint32_t as_fp32 = in_bf16 ? stored[k] << 16 : stored[k];
+        finite |= (uint32_t)((as_fp32 & 0x7fffffffu) < 0x7f800000u) << k;
         if constexpr (RULE == SIGNUM)
-            v = in_bf16 ? float_of_bf16((uint16_t)stored[k]) : next;
+            v = float_of_bits(as_fp32);
         voted[k] = v == v && next == next ? bits_of_float(v) : 0x7fc00000u;
     }
     ballot = ballot_of_bits<MPISIGN_FP32>(voted);
-    const uint32_t which = present & ~ballot.nan;
+    const uint32_t which = present & finite & ~ballot.nan;
     if (in_bf16) {
         uint16_t items[8];
         UNROLL

@@ -6,12 +6,16 @@ is as long as the kernel may use, and starts where the test says.
 
 from __future__ import annotations
 
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import references as ref
 from cuda_on_cpu.gpu import DTYPES, KEYS, LENGTHS, ROWS, SPANNING, random_of, with_nans
 
 from mpisign import planes, policies
+from mpisign.cuda import kernels, launch, tables
 from mpisign.cuda.layouts import scale_bits
 
 
@@ -193,3 +197,67 @@ def test_scales_are_rounded_as_on_the_host(dtype):
         host = planes.unpack(np.zeros(1, np.uint8), 8, dtype=np.dtype(dtype).name, scale=scale)[:1]
         bits = np.array([scale_bits(float(scale), DTYPES.index(dtype))])
         assert ref.same(host, bits.astype(np.uint64).view(np.uint8)[: host.itemsize].view(dtype))
+
+
+class Memory:
+    """In the place of a launcher: gives memory, launches nothing."""
+
+    def __init__(self):
+        self.launches = 0
+
+    def scratch(self, nbytes):
+        return np.zeros(nbytes, np.uint8), 256
+
+    def launch(self, *_):
+        self.launches += 1
+
+
+def sent(tables_of_stream):
+    return [len(content) for content in tables_of_stream._sent]
+
+
+def test_tables_are_capped_by_number_and_bytes():
+    memory = Memory()
+    kept = tables.Tables(memory)
+    for k in range(100):
+        kept.send(np.full(8, k))
+    assert len(sent(kept)) == 64
+    large = 6 << 20
+    for k in range(4):
+        kept.send(np.full(large, k, np.uint8))
+    assert sent(kept) == [large, large]
+    kept.send(np.zeros(20 << 20, np.uint8))
+    assert sent(kept) == [20 << 20]  # the last one stays, whatever its size
+    launches = memory.launches
+    kept.send(np.zeros(20 << 20, np.uint8))
+    assert memory.launches == launches
+    kept.send(np.zeros(8, np.uint8))
+    assert sent(kept) == [8] and kept._nbytes == 8
+
+
+def test_threads_that_share_tables():
+    kept, interval = tables.Tables(Memory()), sys.getswitchinterval()
+
+    def send(thread):
+        for k in range(500):
+            kept.send(np.full(8, (7 * thread + k) % 90))
+
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as threads:
+            list(threads.map(send, range(4)))
+    finally:
+        sys.setswitchinterval(interval)
+    assert len(sent(kept)) == 64 and kept._nbytes == sum(sent(kept))
+
+
+def test_a_per_thread_default_stream_shares_nothing(monkeypatch):
+    monkeypatch.setattr(launch, "launcher", lambda *_: Memory())
+    monkeypatch.setattr(kernels, "_of_thread", kernels._OfThread())
+    mine = kernels._of_stream(0, 2, False)
+    assert kernels._of_stream(0, 2, False) is mine
+    assert (
+        kernels._of_stream(0, 2, True) is not mine and kernels._of_stream(1, 2, False) is not mine
+    )
+    with ThreadPoolExecutor(1) as thread:
+        assert thread.submit(kernels._of_stream, 0, 2, False).result() is not mine

@@ -12,18 +12,20 @@ from mpisign import policies
 
 SIGN, SIGNUM, LION, SPARSIGN = range(4)
 BF16 = ml_dtypes.bfloat16
+BETAS = (0.9, 0.99)
 
 
-def parameters_of(rule):
+def parameters_of(rule, betas=BETAS):
+    b1, b2 = betas
     return {
         SIGN: (0.0,) * 4,
-        SIGNUM: (0.9, 1 - 0.9, 0.0, 0.0),
-        LION: (0.9, 1 - 0.9, 0.99, 1 - 0.99),
+        SIGNUM: (b1, 1 - b1, 0.0, 0.0),
+        LION: (b1, 1 - b1, b2, 1 - b2),
         SPARSIGN: (0.3, 0.0, 0.0, 0.0),
     }[rule]
 
 
-def reference(rule, x, momentum, zeros, offset):
+def reference(rule, x, momentum, zeros, offset, betas=BETAS):
     """(sign plane, mask plane, new momentum, zeros, NaNs) of one piece."""
     with np.errstate(invalid="ignore", over="ignore"):
         stored = momentum
@@ -33,14 +35,14 @@ def reference(rule, x, momentum, zeros, offset):
             return sign, mask, stored, int((g == 0).sum()), int(np.isnan(g).sum())
         v = x.astype(np.float64)
         if rule == SIGNUM:
-            v, stored = ref.signum(x, momentum)
+            v, stored = ref.signum(x, momentum, betas[0])
         elif rule == LION:
-            v, stored = ref.lion(x, momentum)
+            v, stored = ref.lion(x, momentum, *betas)
         sign, mask = ref.pack(v, zeros, offset=offset, **KEYS)
         return sign & mask, mask, stored, int((v == 0).sum()), int(np.isnan(v).sum())
 
 
-def check_pieces(gpu, rule, xs, momenta, zeros, gap=1, odd=0, offset=8 * 5):
+def check_pieces(gpu, rule, xs, momenta, zeros, gap=1, odd=0, offset=8 * 5, betas=BETAS):
     """Pieces with ``gap`` bytes between them, which must stay as they are."""
     first, rows, total = [], [], gap
     for x in xs:
@@ -55,13 +57,13 @@ def check_pieces(gpu, rule, xs, momenta, zeros, gap=1, odd=0, offset=8 * 5):
         data = (gpu.put(x, odd).address, x.size, DTYPES.index(x.dtype.type), at)
         rows.append((*data, memory.address if has else 0, DTYPES.index(m.dtype.type)))
     census = gpu.kernels.pack_pieces(
-        rule, parameters_of(rule), np.array(rows, dtype=np.int64).tobytes(), sign.address,
+        rule, parameters_of(rule, betas), np.array(rows, dtype=np.int64).tobytes(), sign.address,
         mask.address, policies.ZEROS.index(zeros), random_of(offset),
     )  # fmt: skip
     want_sign, want_mask = np.full((2, total), 0x5A, np.uint8)
     counts = np.zeros(2, np.int64)
     for x, m, at, memory in zip(xs, momenta, first, kept, strict=True):
-        s, v, stored, *counted = reference(rule, x, m, zeros, offset + 8 * at)
+        s, v, stored, *counted = reference(rule, x, m, zeros, offset + 8 * at, betas)
         want_sign[at : at + s.size], want_mask[at : at + s.size] = s, v
         counts += counted
         assert ref.same(memory.array, np.asarray(stored, dtype=m.dtype)), x.size
@@ -87,6 +89,20 @@ def test_one_piece(gpu, rule, dtype):
         m = momentum_for(x, 2, [np.float32, BF16][k % 2])
         check_pieces(gpu, rule, [x], [m], policies.ZEROS[k % 3], odd=k % 4)
         gpu.launcher.forget()
+
+
+@pytest.mark.parametrize("rule", [SIGNUM, LION])
+@pytest.mark.parametrize("of_momentum", [np.float32, BF16])
+def test_a_momentum_that_would_not_be_finite_stays(gpu, rule, of_momentum):
+    """Each value with each; at small betas, finite values that bf16 rounds to infinity."""
+    most, most_bf16 = np.finfo(np.float32).max, float(ml_dtypes.finfo(BF16).max)
+    values = [np.inf, -np.inf, np.nan, most, -most, 3.396e38, 3.3962e38, most_bf16, 1.0, -1.0, 0.0]
+    olds = [np.inf, -np.inf, np.nan, most_bf16, -most_bf16, 1.0, -1.0, 0.0]
+    x = np.repeat(np.array(values, np.float32), len(olds))
+    m = np.tile(np.array(olds), len(values)).astype(of_momentum)
+    for betas in (BETAS, (0.25, 0.25), (0.9, 0.25), (0.0, 0.0)):
+        check_pieces(gpu, rule, [x, x[:-3]], [m, m[:-3]], "abstain", betas=betas)
+        check_pieces(gpu, rule, [np.tile(x, 99)], [np.tile(m, 99)], "positive", betas=betas)
 
 
 @pytest.mark.parametrize("rule", [SIGN, SIGNUM, LION, SPARSIGN])
@@ -126,12 +142,17 @@ def check_feedback(gpu, length, block, dtype=np.float32, zeros="abstain", odd=0,
     e = np.random.default_rng(length).standard_normal(length).astype(np.float32)
     e[::7] = -ref.widened(x)[::7] * np.float32(rate)  # q is 0 there
     e[~np.isfinite(e)] = 0
+    compare_feedback(gpu, x, e, block, zeros, odd, rate)
+
+
+def compare_feedback(gpu, x, e, block, zeros="abstain", odd=0, rate=1.0):
+    length = x.size
     grad, residual = gpu.put(x, odd), gpu.put(e, odd)
     sign, mask = gpu.planes(-(-length // 8), odd=odd), gpu.planes(-(-length // 8), odd=odd)
     blocks = -(-length // block) if length else 0
     scales = gpu.put(np.zeros(blocks, np.float32))
     census = gpu.kernels.error_feedback(
-        grad.address, DTYPES.index(dtype), residual.address, length, rate, block,
+        grad.address, DTYPES.index(x.dtype.type), residual.address, length, rate, block,
         sign.address, mask.address, scales.address, policies.ZEROS.index(zeros), random_of(8 * 3),
     )  # fmt: skip
     with np.errstate(invalid="ignore", over="ignore"):
@@ -168,3 +189,36 @@ def test_error_feedback_with_blocks_that_take_three_steps(gpu):
     ]:  # fmt: skip
         check_feedback(gpu, length, block, dtype, "positive", odd=length % 2)
     assert "feedback_level" in gpu.launcher.launched
+
+
+@pytest.mark.parametrize("zeros", policies.ZEROS)
+@pytest.mark.parametrize(
+    "length, block", [(2003, 256), (9000, 2048), (20001, 9216), (40003, 40003), (140000, 66048)]
+)
+def test_error_feedback_with_a_sum_that_overflows(gpu, length, block, zeros):
+    """Two values of 3e38 in the second block (the only one): neither votes nor a new residual."""
+    rng = np.random.default_rng(length)
+    x, e = rng.standard_normal((2, length)).astype(np.float32)
+    x[::5] = e[::5] = 0
+    x[7::300] = np.nan
+    first = block if block < length else 0
+    x[first + 21], x[first + 213] = 3e38, -3e38
+    compare_feedback(gpu, x, e, block, zeros)
+    x[first + 213] = np.inf  # now the sum is finite
+    compare_feedback(gpu, x, e, block, zeros)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, BF16])
+@pytest.mark.parametrize("length, block", [(40000, 8192), (180000, 65536), (400000, 400000)])
+def test_error_feedback_with_many_large_values(gpu, length, block, dtype):
+    """No chunk of 256 overflows by itself; a block does."""
+    x = np.ones(length, dtype)
+    x[:block] = 1e33 if block == length else 5e34
+    compare_feedback(gpu, x, np.zeros(length, np.float32), block)
+
+
+def test_scales_that_underflow_are_no_overflow(gpu):
+    for length in (256, 20000):
+        x = np.zeros(length, np.float32)
+        x[3] = -1e-45
+        compare_feedback(gpu, x, np.zeros_like(x), length)

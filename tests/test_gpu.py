@@ -108,6 +108,7 @@ def test_views_at_odd_places(on_gpu):
 def test_the_current_stream_of_torch():
     torch = pytest.importorskip("torch")
     x = torch.zeros(1 << 20, device="cuda")
+    planes.pack_census(x)  # compiled
     stream = torch.cuda.Stream()
     torch.cuda.synchronize()
     with torch.cuda.stream(stream):
@@ -124,11 +125,16 @@ def test_the_current_stream_of_cupy():
 
     x = cupy.zeros(1 << 28, dtype=cupy.float32)
     stream = cupy.cuda.Stream(non_blocking=True)
+    with stream:  # kernels compiled, memory there: else the fills are done before a pack is queued
+        x.fill(0.0)
+        planes.pack_census(x)
     cupy.cuda.Device().synchronize()
     with stream:
-        for value in range(20):
-            x.fill(-1.0 - value)
+        for _ in range(200):
+            x.fill(1.0)
+        x.fill(-1.0)  # behind 200 GiB: a pack on another stream would not see it
         plane = planes.pack_census(x)[0]
+        assert not stream.done
     stream.synchronize()
     assert bool((plane == 255).all())
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
+import threading
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,8 @@ _GROUPED = {4: 2, 13: 1}
 _TALLY = {4: 4, 7: 4, 13: 2}
 _TALLY_MASKED = {4: 2, 7: 2, 13: 1}
 _TALLY_WEIGHTED = {16: 1, 31: 1}
+#: CUDA's handle of the per-thread default stream: one handle, a stream for each thread.
+_PER_THREAD = 2
 #: Most rows that these count; beyond, every row has weight 1 and counters are as wide as needed.
 _MAX_ROWS = 8191
 
@@ -41,10 +44,30 @@ def of(array: Any) -> Kernels:
         import torch
 
         index = array.device.index
-        return _kernels(index, torch.cuda.current_stream(index).cuda_stream, True)
+        return _of_stream(index, torch.cuda.current_stream(index).cuda_stream, True)
     cupy = launch.cupy()
     index = array.device.id
-    return _kernels(index, cupy.cuda.get_current_stream(index).ptr, False)
+    return _of_stream(index, cupy.cuda.get_current_stream(index).ptr, False)
+
+
+class _OfThread(threading.local):
+    """Kernels on a thread's own default streams; they go with it."""
+
+    def __init__(self) -> None:
+        self.kernels: dict[tuple[int, bool], Kernels] = {}
+
+
+_of_thread = _OfThread()
+
+
+def _of_stream(device: int, stream: int, is_torch: bool) -> Kernels:
+    """Kernels keep tables that work queued on their stream has written: one stream, one of them."""
+    if stream != _PER_THREAD:
+        return _kernels(device, stream, is_torch)
+    mine = _of_thread.kernels
+    if (device, is_torch) not in mine:
+        mine[device, is_torch] = Kernels(launch.launcher(device, stream, is_torch))
+    return mine[device, is_torch]
 
 
 @functools.lru_cache(maxsize=256)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections import OrderedDict
 from typing import Any
 
@@ -10,7 +11,9 @@ import numpy as np
 
 from mpisign.cuda import launch
 
+#: Tables and bytes of them that a stream keeps.
 _KEPT = 64
+_KEPT_BYTES = 16 << 20
 _THREADS = 256
 #: int64 that one launch can bring along (struct Rows of kernels/fused.cu).
 _AT_ONCE = 8 * 62
@@ -30,11 +33,14 @@ def table_of(pieces: bytes, per_block: int) -> tuple[np.ndarray[Any, Any], int]:
 
 
 class Tables:
-    """What one stream has used last."""
+    """What one stream has used last. Threads may share it."""
 
     def __init__(self, launcher: launch.Launcher) -> None:
         self._launcher = launcher
+        self._lock = threading.Lock()
         self._sent: OrderedDict[bytes, tuple[Any, int]] = OrderedDict()
+        self._nbytes = 0
+        self._thread = threading.local()
 
     def pieces(self, pieces: bytes, per_block: int) -> tuple[int, int, int]:
         """(address, rows, CUDA blocks of ``per_block`` coordinates) of the pieces' table."""
@@ -42,11 +48,23 @@ class Tables:
         return self.send(table), len(table), blocks
 
     def send(self, array: np.ndarray[Any, Any]) -> int:
-        """The address of a copy on the device, made by launches that bring the content along."""
+        """The address of a copy on the device, made by launches that bring the content along.
+
+        It stays until this thread's next call: what is queued before then may use it.
+        """
         content = array.tobytes()
-        if content in self._sent:
+        with self._lock:
+            if content not in self._sent:
+                self._sent[content] = self._copy(content)
+                self._nbytes += len(content)
             self._sent.move_to_end(content)
-            return self._sent[content][1]
+            memory, address = self._sent[content]
+            while len(self._sent) > 1 and (len(self._sent) > _KEPT or self._nbytes > _KEPT_BYTES):
+                self._nbytes -= len(self._sent.popitem(last=False)[0])
+        self._thread.memory = memory
+        return address
+
+    def _copy(self, content: bytes) -> tuple[Any, int]:
         words = np.frombuffer(content + bytes(-len(content) % 8), dtype=np.int64)
         memory, address = self._launcher.scratch(max(8, words.nbytes))
         for first in range(0, words.size, _AT_ONCE):
@@ -55,7 +73,4 @@ class Tables:
             rows["row"][: part.size] = part
             args = (address + 8 * first, part.size, rows)
             self._launcher.launch("fused", "store_table", 1, _THREADS, 0, args)
-        self._sent[content] = (memory, address)
-        while len(self._sent) > _KEPT:
-            self._sent.popitem(last=False)
-        return address
+        return memory, address

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import sys
 from pathlib import Path
 from typing import Any
 
 from mpisign import launcher, policies
 from mpisign.cli import guard
+from mpisign.training.errors import missing
 from mpisign.training.settings import ATTACKS, Settings
 
 _NAMES = ("mpi-fp32", "mpi-vote", "horovod-fp32", "horovod-counters", "horovod-planes")
@@ -121,8 +123,12 @@ def run(args: argparse.Namespace) -> int:
     guard.end_on_signals(speaker=not launcher.rank())
 
     def job() -> int:
-        from mpisign.training import job  # torch: not for --help
-
+        try:
+            from mpisign.training import job  # torch: not for --help
+        except ModuleNotFoundError as e:
+            if not launcher.rank():
+                print(f"mpisign: {missing(e.name or 'a package', e)}", file=sys.stderr)
+            return 2
         ways, note = _chosen(args)
         options = {k: v for k, v in vars(args).items() if k not in ("via", "run") and v is not None}
         return job.run(Settings(**{**options, "ways": ways}), note)

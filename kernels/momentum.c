@@ -12,6 +12,8 @@ MPISIGN_FN void momentum64(int lion, int m_dtype, const float parameters[4], con
 {
     const float b1 = parameters[0], c1 = parameters[1];
     const float b2 = lion ? parameters[2] : b1, c2 = lion ? parameters[3] : c1;
+    /* From here on a magnitude is infinite, or becomes so in bf16. */
+    const uint32_t most = m_dtype == MPISIGN_BF16 ? 0x7f7f8000u : 0x7f800000u;
     float m[64];
     uint32_t stored[64];
     if (m_dtype == MPISIGN_FP32)
@@ -26,9 +28,9 @@ MPISIGN_FN void momentum64(int lion, int m_dtype, const float parameters[4], con
             bits = (bits + 0x7fffu + (bits >> 16 & 1u)) & 0xffff0000u;
         float voted = lion ? blend(b1, m[i], c1, g[i]) : float_of_bits(bits);
         int nan = lion ? (new != new) | (voted != voted) : new != new;
-        int finite = (bits & 0x7fffffffu) < 0x7f800000u;
+        int keep = (bits_of_float(new) & 0x7fffffffu) >= most; /* NaN too */
         v[i] = nan ? __builtin_nanf("") : voted;
-        stored[i] = nan | !finite ? bits_of_float(m[i]) : bits;
+        stored[i] = (lion ? nan | keep : keep) ? bits_of_float(m[i]) : bits;
     }
     if (m_dtype == MPISIGN_FP32)
         memcpy(momentum, stored, sizeof stored);

@@ -29,9 +29,10 @@ def unpack(
     Raises TypeError, ValueError for arguments that do not fit.
     """
     p = arrays.view_bytes("unpack", "planes", planes)
-    if len(p.shape) not in (1, 2) or (len(p.shape) == 2 and p.shape[0] != 2):
-        raise ValueError(f"unpack: planes must have shape (B,) or (2, B), got {p.shape}")
-    nbytes = p.shape[-1]
+    of_planes = p.shape
+    if len(of_planes) not in (1, 2) or (len(of_planes) == 2 and of_planes[0] != 2):
+        raise ValueError(f"unpack: planes must have shape (B,) or (2, B), got {of_planes}")
+    nbytes = of_planes[-1]
     if out is None:
         name = "float32" if dtype == "float32" else arrays.float_name("unpack", "dtype", dtype)
         dims = _dims(8 * nbytes if shape is None else shape)
@@ -50,7 +51,7 @@ def unpack(
         )
     p.kernels.unpack(
         p.address,
-        p.address + p.strides[0] if len(p.shape) == 2 else 0,
+        p.address + p.strides[0] if len(of_planes) == 2 else 0,
         length,
         arrays.FLOAT_CODES[name],
         float(scale),

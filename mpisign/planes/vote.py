@@ -69,8 +69,8 @@ def majority_census(
     out: Any = None,
 ) -> tuple[Any, Any]:
     """``majority`` that returns (planes, coordinates that tied); on a GPU a device scalar."""
-    s, length = _stack_view("majority", stack, length)
-    rows, nbytes = s.shape[0], s.shape[-1]
+    s, shape, length = _stack_view("majority", stack, length)
+    rows, nbytes = shape[0], shape[-1]
     if group < 1 or rows % group or (group > 1 and weights is not None):
         raise ValueError(
             f"majority: group must be 1 or divide the {rows} rows, and goes without weights, "
@@ -82,8 +82,7 @@ def majority_census(
     of_rows = None if weights is None else integer_weights("majority", weights, rows)
     tied = s.kernels.majority(
         s.address,
-        _mask_of(s),
-        _row_stride(s),
+        *_strides(s, shape),
         rows,
         length,
         0 if of_rows is None else arrays.address_like(of_rows, s),
@@ -107,23 +106,22 @@ def tally(stack: Any, *, length: int | None = None, weights: Any = None, out: An
 
     Raises TypeError, ValueError for arguments that do not fit.
     """
-    s, length = _stack_view("tally", stack, length)
-    rows, nbytes = s.shape[0], s.shape[-1]
+    s, shape, length = _stack_view("tally", stack, length)
+    rows, nbytes = shape[0], shape[-1]
     of_rows = None if weights is None else integer_weights("tally", weights, rows)
     total = rows if of_rows is None else int(of_rows.sum())
     k = max(1, total.bit_length())
-    masked = len(s.shape) == 3
-    shape: tuple[int, ...] = (2, k, nbytes) if masked else (k, nbytes)
+    masked = len(shape) == 3
+    wanted: tuple[int, ...] = (2, k, nbytes) if masked else (k, nbytes)
     if out is None:
-        out = arrays.empty(shape, "uint8", like=s)
+        out = arrays.empty(wanted, "uint8", like=s)
     o = arrays.view_bytes("tally", "out", out, writable=True)
     layout.same_device("tally", "out", o, s)
-    if o.shape != shape or not o.contiguous:
-        raise ValueError(f"tally: out must be C-contiguous of shape {shape}, got {o.shape}")
+    if o.shape != wanted or not o.contiguous:
+        raise ValueError(f"tally: out must be C-contiguous of shape {wanted}, got {o.shape}")
     s.kernels.tally(
         s.address,
-        _mask_of(s),
-        _row_stride(s),
+        *_strides(s, shape),
         rows,
         length,
         0 if of_rows is None else arrays.address_like(of_rows, s),
@@ -136,29 +134,32 @@ def tally(stack: Any, *, length: int | None = None, weights: Any = None, out: An
     return out
 
 
-def _stack_view(function: str, stack: Any, length: int | None) -> tuple[arrays.View, int]:
-    """The stack, and how many coordinates its planes have."""
+def _stack_view(
+    function: str, stack: Any, length: int | None
+) -> tuple[arrays.View, tuple[int, ...], int]:
+    """The stack, its shape, and how many coordinates its planes have."""
     s = arrays.view_bytes(function, "stack", layout.stacked(function, stack))
-    if len(s.shape) not in (2, 3) or (len(s.shape) == 3 and s.shape[1] != 2):
-        raise ValueError(f"{function}: stack must have shape (n, B) or (n, 2, B), got {s.shape}")
-    nbytes = s.shape[-1]
-    if not 1 <= s.shape[0] <= _MAX_ROWS:
-        raise ValueError(f"{function}: stack must hold at least one row, got shape {s.shape}")
+    shape = s.shape
+    if len(shape) not in (2, 3) or (len(shape) == 3 and shape[1] != 2):
+        raise ValueError(f"{function}: stack must have shape (n, B) or (n, 2, B), got {shape}")
+    nbytes = shape[-1]
+    if not 1 <= shape[0] <= _MAX_ROWS:
+        raise ValueError(f"{function}: stack must hold at least one row, got shape {shape}")
     if length is None:
-        return s, 8 * nbytes
+        return s, shape, 8 * nbytes
     if length < 0 or (length + 7) // 8 != nbytes:
         raise ValueError(
             f"{function}: length must fit planes of {nbytes} bytes "
             f"({max(0, 8 * nbytes - 7)} to {8 * nbytes}), got {length}"
         )
-    return s, length
+    return s, shape, length
 
 
-def _row_stride(s: arrays.View) -> int:
-    return s.length // s.shape[0] if s.contiguous else s.strides[0]
-
-
-def _mask_of(s: arrays.View) -> int:
-    if len(s.shape) == 2:
-        return 0
-    return s.address + (s.shape[2] if s.contiguous else s.strides[1])
+def _strides(s: arrays.View, shape: tuple[int, ...]) -> tuple[int, int]:
+    """(address of the first mask plane or 0, bytes from row to row)."""
+    if not s.contiguous:
+        strides = s.strides
+        return s.address + strides[1] if len(shape) == 3 else 0, strides[0]
+    if len(shape) == 3:
+        return s.address + shape[2], 2 * shape[2]
+    return 0, shape[1]

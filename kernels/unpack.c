@@ -149,24 +149,34 @@ MPISIGN_FN uint64_t scale_bits(int dtype, double scale)
     }
 }
 
+enum { UNPACK_SLICE = 1 << 17 };
+
+static void ISA(unpack_slice)(const uint8_t *sign, const uint8_t *mask, int64_t at, int64_t length,
+                              int size, uint64_t bits, void *out)
+{
+    const int64_t last = at + UNPACK_SLICE < length ? at + UNPACK_SLICE : length;
+    const int stream = length * size >= STREAM_BYTES && (uintptr_t)out % (size_t)size == 0;
+    if (size == 2)
+        ISA(unpack_slice_16)(sign, mask, at, last, bits, stream, out);
+    else if (size == 4)
+        ISA(unpack_slice_32)(sign, mask, at, last, bits, stream, out);
+    else
+        ISA(unpack_slice_64)(sign, mask, at, last, bits, stream, out);
+    if (stream)
+        end_of_stream();
+}
+
 static void ISA(unpack)(const uint8_t *sign, const uint8_t *mask, int64_t length, int dtype,
                         double scale, void *out, int threads)
 {
-    const int64_t slice = 1 << 17;
     const int size = item_size(dtype);
     const uint64_t bits = scale_bits(dtype, scale);
-    const int stream = length * size >= STREAM_BYTES && (uintptr_t)out % (size_t)size == 0;
-#pragma omp parallel for num_threads(threads) schedule(static)                                     \
-    if (threads > 1 && length > 2 * slice)
-    for (int64_t at = 0; at < length; at += slice) {
-        int64_t last = at + slice < length ? at + slice : length;
-        if (size == 2)
-            ISA(unpack_slice_16)(sign, mask, at, last, bits, stream, out);
-        else if (size == 4)
-            ISA(unpack_slice_32)(sign, mask, at, last, bits, stream, out);
-        else
-            ISA(unpack_slice_64)(sign, mask, at, last, bits, stream, out);
-        if (stream)
-            end_of_stream();
+    if (threads == 1 || length <= 2 * UNPACK_SLICE) {
+        for (int64_t at = 0; at < length; at += UNPACK_SLICE)
+            ISA(unpack_slice)(sign, mask, at, length, size, bits, out);
+        return;
     }
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t at = 0; at < length; at += UNPACK_SLICE)
+        ISA(unpack_slice)(sign, mask, at, length, size, bits, out);
 }

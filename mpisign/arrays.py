@@ -95,7 +95,11 @@ def view(function: str, argument: str, x: Any, *, writable: bool = False) -> Vie
         name = _NAMES.get(x.dtype) or _numpy_name(function, argument, x)
         if writable and not flags.writeable:
             raise ValueError(f"{function}: {argument} must be writable, got a read-only array")
-        return View(x, _address(x), x.shape, name, x.size, flags.c_contiguous, "cpu")
+        try:
+            start = _kernels.address(x)
+        except (BufferError, ValueError):
+            start = _address_without_buffer(x)
+        return View(x, start, x.shape, name, x.size, flags.c_contiguous, "cpu")
     if is_torch(x):
         return _torch_view(function, argument, x, writable)
     cupy = sys.modules.get("cupy")
@@ -140,7 +144,7 @@ def empty(shape: tuple[int, ...], dtype: str, *, like: View | None = None) -> An
     ImportError if NumPy or CuPy needs ml_dtypes for bfloat16.
     """
     if like is None or isinstance(like.owner, np.ndarray):
-        return np.empty(shape, _numpy_dtype(dtype))
+        return np.empty(shape, _DTYPES.get(dtype) or _numpy_dtype(dtype))
     if is_torch(like.owner):
         torch = sys.modules["torch"]
         return torch.empty(shape, dtype=getattr(torch, dtype), device=like.owner.device)
@@ -204,8 +208,13 @@ def _torch_view(function: str, argument: str, x: Any, writable: bool) -> View:
 def _address(x: np.ndarray[Any, Any]) -> int:
     try:
         return _kernels.address(x)
-    except (BufferError, ValueError):  # read-only memory and dtypes that no buffer can name
-        return int(x.__array_interface__["data"][0])
+    except (BufferError, ValueError):
+        return _address_without_buffer(x)
+
+
+def _address_without_buffer(x: np.ndarray[Any, Any]) -> int:
+    """Of a dtype that no buffer can name, such as bfloat16."""
+    return int(x.__array_interface__["data"][0])
 
 
 def _numpy_name(function: str, argument: str, x: np.ndarray[Any, Any]) -> str:

@@ -29,10 +29,12 @@ TIE_STREAM: Final = 0x80000000
 
 def code(function: str, argument: str, value: object, choices: tuple[str, ...]) -> int:
     """The kernel's code of a policy; ValueError that names function, argument, expected, got."""
-    if value not in choices:
+    try:
+        return choices.index(value)  # type: ignore[arg-type]
+    except ValueError:
         expected = ", ".join(repr(c) for c in choices)
-        raise ValueError(f"{function}: {argument} must be one of {expected}, got {value!r}")
-    return choices.index(str(value))
+        message = f"{function}: {argument} must be one of {expected}, got {value!r}"
+        raise ValueError(message) from None
 
 
 def planes_up(zeros: Zeros, nan: Nan) -> int:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import itertools
 import math
-import operator
 import struct
 import sys
 from collections.abc import Sequence
+from operator import index
 from typing import Any
 
 import numpy as np
@@ -191,7 +191,7 @@ def random(
     function: str, seed: int, step: int, rank: int, offset: int
 ) -> tuple[int, int, int, int]:
     """What keys this rank's random bits; ``offset``: coordinates before the planes."""
-    seed, step, offset = operator.index(seed), operator.index(step), operator.index(offset)
+    seed, step, offset = index(seed), index(step), index(offset)
     if not (0 <= seed < _U64 and 0 <= step < _U64):
         name, value = ("step", step) if 0 <= seed < _U64 else ("seed", seed)
         raise ValueError(f"{function}: {name} must be in [0, 2**64), got {value}")
@@ -199,7 +199,7 @@ def random(
         raise ValueError(f"{function}: rank must be in [0, 2**31), got {rank}")
     if not 0 <= offset < _U64 or offset % 8:
         raise ValueError(f"{function}: offset must be a multiple of 8, from 0, got {offset}")
-    return seed, step, operator.index(rank), offset // 8
+    return seed, step, index(rank), offset // 8
 
 
 def fp32(function: str, argument: str, value: float, low: float, high: float) -> float:

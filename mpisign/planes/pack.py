@@ -40,9 +40,7 @@ def pack(
     Raises TypeError, ValueError for arguments that do not fit. Source: Bernstein et al. 2018
     (signSGD); Salmon et al., SC11 (Philox).
     """
-    planes, _, nans = pack_census(
-        x, zeros=zeros, nan=nan, seed=seed, step=step, rank=rank, offset=offset, out=out
-    )
+    planes, _, nans = _pack(x, zeros, nan, seed, step, rank, offset, out)
     if nan == "raise" and nans:
         raise ValueError(
             f"pack: x must hold no NaN under nan='raise', got {int(nans)} "
@@ -67,6 +65,19 @@ def pack_census(
     For collectives: a rank that raised alone would leave the others waiting. On a GPU the counts
     are device scalars that nobody has waited for.
     """
+    return _pack(x, zeros, nan, seed, step, rank, offset, out)
+
+
+def _pack(
+    x: Any,
+    zeros: policies.Zeros,
+    nan: policies.Nan,
+    seed: int,
+    step: int,
+    rank: int,
+    offset: int,
+    out: Any,
+) -> tuple[Any, Any, Any]:
     v = arrays.view_floats("pack", "x", x)
     zeros_code = policies.code("pack", "zeros", zeros, policies.ZEROS)
     policies.code("pack", "nan", nan, policies.NAN)

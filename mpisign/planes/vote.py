@@ -42,17 +42,7 @@ def majority(
     Counting is bit-sliced: carry-save full adders on planes (Harley, Seal). Raises TypeError,
     ValueError for arguments that do not fit.
     """
-    planes, _ = majority_census(
-        stack,
-        length=length,
-        ties=ties,
-        weights=weights,
-        group=group,
-        seed=seed,
-        step=step,
-        offset=offset,
-        out=out,
-    )
+    planes, _ = _majority(stack, length, ties, weights, group, seed, step, offset, out)
     return planes
 
 
@@ -69,6 +59,20 @@ def majority_census(
     out: Any = None,
 ) -> tuple[Any, Any]:
     """``majority`` that returns (planes, coordinates that tied); on a GPU a device scalar."""
+    return _majority(stack, length, ties, weights, group, seed, step, offset, out)
+
+
+def _majority(
+    stack: Any,
+    length: int | None,
+    ties: policies.Ties,
+    weights: Any,
+    group: int,
+    seed: int,
+    step: int,
+    offset: int,
+    out: Any,
+) -> tuple[Any, Any]:
     s, shape, length = _stack_view("majority", stack, length)
     rows, nbytes = shape[0], shape[-1]
     if group < 1 or rows % group or (group > 1 and weights is not None):

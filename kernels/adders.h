@@ -38,20 +38,6 @@ MPISIGN_FN void ripple(LANES *counter, int from, int planes, LANES carry)
     }
 }
 
-/* counter += rows[0] + ... + rows[7] by carry-save adders (Harley and Seal). planes >= 4. */
-MPISIGN_FN void add8(LANES *counter, int planes, const LANES *rows)
-{
-    LANES twos_a, twos_b, fours_a, fours_b, eights;
-    FULL_ADD(twos_a, counter[0], counter[0], rows[0], rows[1]);
-    FULL_ADD(twos_b, counter[0], counter[0], rows[2], rows[3]);
-    FULL_ADD(fours_a, counter[1], counter[1], twos_a, twos_b);
-    FULL_ADD(twos_a, counter[0], counter[0], rows[4], rows[5]);
-    FULL_ADD(twos_b, counter[0], counter[0], rows[6], rows[7]);
-    FULL_ADD(fours_b, counter[1], counter[1], twos_a, twos_b);
-    FULL_ADD(eights, counter[2], counter[2], fours_a, fours_b);
-    ripple(counter, 3, planes, eights);
-}
-
 /* counter += rows[0] + ... + rows[n - 1], n a power of two up to 16 that the compiler knows: at each
  * level the counter's bit takes in two rows at a time, and hands a carry up. The counter has log2(n)
  * planes; returned is the carry out of them, worth n (Harley and Seal). */

@@ -92,7 +92,7 @@ MPISIGN_FN void store_words(uint8_t *plane, int64_t byte, int64_t bytes, const u
 template <int P> MPISIGN_FN void add_votes(uint32_t counter[P], const uint32_t *rows)
 {
     if constexpr (P >= 4)
-        add8(counter, P, rows);
+        ripple(counter, 3, P, add_rows(counter, rows, 8));
     else
         count_rows(counter, rows, (1 << P) - 1);
 }

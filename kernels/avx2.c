@@ -1,5 +1,7 @@
 /* The kernels for AVX2: any other x86-64 of the last ten years. */
-#if defined(__x86_64__)
+#include "shared.h"
+
+#if defined(MPISIGN_X86_UNITS)
 #include <immintrin.h>
 
 #pragma GCC target("avx2,f16c,bmi,bmi2,popcnt")

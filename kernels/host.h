@@ -79,7 +79,7 @@ typedef struct {
                              int ties, const mpisign_random *rnd, int threads);
 } mpisign_kernels;
 
-#if defined(__x86_64__)
+#if defined(MPISIGN_X86_UNITS)
 extern const mpisign_kernels mpisign_avx512, mpisign_avx2;
 #endif
 extern const mpisign_kernels mpisign_portable;

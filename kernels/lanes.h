@@ -131,8 +131,10 @@ MPISIGN_FN uint64_t plain_floats(void)
     __builtin_ia32_ldmxcsr(0x1f80);
     return before;
 #elif defined(__aarch64__)
-    const uint64_t before = __builtin_aarch64_get_fpcr64();
-    __builtin_aarch64_set_fpcr64(0);
+    const uint64_t plain = 0;
+    uint64_t before;
+    __asm__ volatile("mrs %0, fpcr" : "=r"(before));
+    __asm__ volatile("msr fpcr, %0" : : "r"(plain) : "memory");
     return before;
 #else
     return 0;
@@ -144,7 +146,7 @@ MPISIGN_FN void restore_floats(uint64_t before)
 #if defined(__x86_64__)
     __builtin_ia32_ldmxcsr((unsigned)before);
 #elif defined(__aarch64__)
-    __builtin_aarch64_set_fpcr64(before);
+    __asm__ volatile("msr fpcr, %0" : : "r"(before) : "memory");
 #else
     (void)before;
 #endif

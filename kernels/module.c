@@ -19,7 +19,7 @@ static void *address(u64 value)
 /* --- instruction sets ------------------------------------------------------------------------ */
 
 static const mpisign_kernels *const units[] = {
-#if defined(__x86_64__)
+#if defined(MPISIGN_X86_UNITS)
     &mpisign_avx512,
     &mpisign_avx2,
 #endif
@@ -29,7 +29,7 @@ enum { UNITS = sizeof units / sizeof *units };
 
 static int runs_here(const mpisign_kernels *unit)
 {
-#if defined(__x86_64__)
+#if defined(MPISIGN_X86_UNITS)
     if (unit == &mpisign_avx512)
         return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
@@ -50,7 +50,7 @@ static int take_unit(const char *argument, const char *name)
         }
     PyErr_Format(PyExc_ValueError,
                  "%s must be%s 'portable' on this processor, got '%s'", argument,
-#if defined(__x86_64__)
+#if defined(MPISIGN_X86_UNITS)
                  runs_here(&mpisign_avx512) ? " 'avx512', 'avx2' or"
                  : runs_here(&mpisign_avx2) ? " 'avx2' or"
                                             :

@@ -19,6 +19,11 @@ typedef long long int64_t;
 #include <string.h>
 #endif
 
+/* Clang has no `#pragma GCC target`: what it builds is the portable unit. */
+#if defined(__x86_64__) && !defined(__clang__) && !defined(__CUDACC__)
+#define MPISIGN_X86_UNITS 1
+#endif
+
 #ifdef __CUDACC__
 #define MPISIGN_FN static __device__ __forceinline__
 #else

@@ -211,6 +211,8 @@ def test_ctrl_c_leaves_a_clean_message_and_the_json(tmp_path):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # A job in the background of a script ignores SIGINT, and so would its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     assert process.stderr and "pack" in process.stderr.readline()
     time.sleep(0.5)

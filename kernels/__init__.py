@@ -1,4 +1,4 @@
-"""Kernel sources, shipped as package data: C for the host, CUDA C++ (later) for NVRTC.
+"""Kernel sources, shipped as package data: C for the host, CUDA C++ for NVRTC.
 
 The compiled host kernels are ``mpisign._kernels``; only ``mpisign.planes`` and
 ``mpisign.counters`` call them.

@@ -18,6 +18,7 @@ from mpisign import arrays, policies, threads
 SIGN, SIGNUM, LION, SPARSIGN = range(4)
 
 _U64 = 1 << 64
+_MAX_ROWS = (1 << 31) - 1
 _FP32 = struct.Struct("f")
 
 
@@ -99,6 +100,51 @@ def stacked(function: str, stack: Any) -> Any:
     import cupy
 
     return cupy.stack(stack)
+
+
+def stack_view(
+    function: str, stack: Any, length: int | None
+) -> tuple[arrays.View, tuple[int, ...], int]:
+    """The stack, its shape, and how many coordinates its planes have."""
+    s = arrays.view_bytes(function, "stack", stacked(function, stack))
+    shape = s.shape
+    if len(shape) not in (2, 3) or (len(shape) == 3 and shape[1] != 2):
+        raise ValueError(f"{function}: stack must have shape (n, B) or (n, 2, B), got {shape}")
+    nbytes = shape[-1]
+    if not 1 <= shape[0] <= _MAX_ROWS:
+        raise ValueError(f"{function}: stack must hold at least one row, got shape {shape}")
+    return s, shape, checked_length(function, length, nbytes)
+
+
+def checked_length(function: str, length: int | None, nbytes: int) -> int:
+    """The coordinates of planes of ``nbytes`` bytes: ``length`` if it fits, 8 a byte for None."""
+    if length is None:
+        return 8 * nbytes
+    if length < 0 or (length + 7) // 8 != nbytes:
+        raise ValueError(
+            f"{function}: length must fit planes of {nbytes} bytes "
+            f"({max(0, 8 * nbytes - 7)} to {8 * nbytes}), got {length}"
+        )
+    return length
+
+
+def strides_of(s: arrays.View, shape: tuple[int, ...]) -> tuple[int, int]:
+    """(address of the first mask plane or 0, bytes from row to row)."""
+    if not s.contiguous:
+        strides = s.strides
+        return s.address + strides[1] if len(shape) == 3 else 0, strides[0]
+    if len(shape) == 3:
+        return s.address + shape[2], 2 * shape[2]
+    return 0, shape[1]
+
+
+def planes_in(function: str, planes: Any) -> tuple[arrays.View, int, int]:
+    """Planes (B,) or (2, B): (their view, the address of the mask plane or 0, B)."""
+    p = arrays.view_bytes(function, "planes", planes)
+    shape = p.shape
+    if len(shape) not in (1, 2) or (len(shape) == 2 and shape[0] != 2):
+        raise ValueError(f"{function}: planes must have shape (B,) or (2, B), got {shape}")
+    return p, p.address + p.strides[0] if len(shape) == 2 else 0, shape[-1]
 
 
 def places(

@@ -35,23 +35,20 @@ def weighted_sum(
     fit.
     """
     function = "weighted_sum"
-    s = arrays.view_bytes(function, "stack", layout.stacked(function, stack))
-    if len(s.shape) not in (2, 3) or (len(s.shape) == 3 and s.shape[1] != 2) or s.shape[0] == 0:
-        raise ValueError(f"{function}: stack must have shape (n, B) or (n, 2, B), got {s.shape}")
-    length = _checked_length(function, length, s.shape[-1])
+    s, shape, length = layout.stack_view(function, stack, length)
     block = max(1, length) if block is None else block
     if block < 1 or (block % 8 and block < length):
         raise ValueError(f"{function}: block must be a positive multiple of 8, got {block}")
     blocks = -(-length // block)
     w, owner = _float32(weights, s)
-    shapes = [(s.shape[0], blocks)] + ([(s.shape[0],)] if blocks <= 1 else [])
+    shapes = [(shape[0], blocks)] + ([(shape[0],)] if blocks <= 1 else [])
     if tuple(owner.shape) not in shapes:
         raise ValueError(
             f"{function}: weights must have shape {shapes[0]}, got {tuple(owner.shape)}"
         )
     out, o = _float32_out(function, out, length, s)
-    mask = s.address + s.strides[1] if len(s.shape) == 3 else 0
-    _sum(s, mask, s.shape[0], length, w, block, (0.0, 1.0), o)
+    mask, _ = layout.strides_of(s, shape)
+    _sum(s, mask, shape[0], length, w, block, (0.0, 1.0), o)
     return out
 
 
@@ -69,7 +66,7 @@ def mean_of_counts(counts: Any, voters: int, *, length: int | None = None, out: 
         raise ValueError(f"{function}: counts must have shape (1 to 32, B), got {s.shape}")
     if not 1 <= voters <= _MAX_VOTERS:
         raise ValueError(f"{function}: voters must be in [1, 2**23), got {voters}")
-    length = _checked_length(function, length, s.shape[-1])
+    length = layout.checked_length(function, length, s.shape[-1])
     planes = min(s.shape[0], int(voters).bit_length())
     w, _owner = _float32(2.0 ** np.arange(planes), s)
     out, o = _float32_out(function, out, length, s)
@@ -101,16 +98,6 @@ def _sum(
         o.address,
         threads.for_work(length),
     )
-
-
-def _checked_length(function: str, length: int | None, nbytes: int) -> int:
-    length = 8 * nbytes if length is None else length
-    if length < 0 or (length + 7) // 8 != nbytes:
-        raise ValueError(
-            f"{function}: length must fit planes of {nbytes} bytes "
-            f"({max(0, 8 * nbytes - 7)} to {8 * nbytes}), got {length}"
-        )
-    return length
 
 
 def _float32_out(

@@ -28,11 +28,7 @@ def unpack(
 
     Raises TypeError, ValueError for arguments that do not fit.
     """
-    p = arrays.view_bytes("unpack", "planes", planes)
-    of_planes = p.shape
-    if len(of_planes) not in (1, 2) or (len(of_planes) == 2 and of_planes[0] != 2):
-        raise ValueError(f"unpack: planes must have shape (B,) or (2, B), got {of_planes}")
-    nbytes = of_planes[-1]
+    p, mask, nbytes = layout.planes_in("unpack", planes)
     if out is None:
         name = "float32" if dtype == "float32" else arrays.float_name("unpack", "dtype", dtype)
         dims = _dims(8 * nbytes if shape is None else shape)
@@ -51,7 +47,7 @@ def unpack(
         )
     p.kernels.unpack(
         p.address,
-        p.address + p.strides[0] if len(of_planes) == 2 else 0,
+        mask,
         length,
         arrays.FLOAT_CODES[name],
         float(scale),

@@ -52,17 +52,14 @@ def update(planes: Any, parameter: Any, *, rate: float, weight_decay: float = 0.
 def _views(
     function: str, planes: Any, argument: str, x: Any
 ) -> tuple[arrays.View, arrays.View, int]:
-    p = arrays.view_bytes(function, "planes", planes)
-    if len(p.shape) not in (1, 2) or (len(p.shape) == 2 and p.shape[0] != 2):
-        raise ValueError(f"{function}: planes must have shape (B,) or (2, B), got {p.shape}")
+    p, mask, nbytes = layout.planes_in(function, planes)
     o = arrays.view_floats(function, argument, x, writable=True)
     layout.same_device(function, argument, o, p)
     if not o.contiguous:
         raise ValueError(f"{function}: {argument} must be C-contiguous, got strides {o.strides}")
-    nbytes = p.shape[-1]
     if (o.length + 7) // 8 != nbytes:
         raise ValueError(
             f"{function}: {argument} must have {max(0, 8 * nbytes - 7)} to {8 * nbytes} "
             f"coordinates for planes of {nbytes} bytes, got {o.length}"
         )
-    return p, o, p.address + p.strides[0] if len(p.shape) == 2 else 0
+    return p, o, mask

@@ -8,8 +8,6 @@ from mpisign import arrays, policies, threads
 from mpisign.planes import layout
 from mpisign.planes.weights import integer_weights
 
-_MAX_ROWS = (1 << 31) - 1
-
 
 def majority(
     stack: Any,
@@ -73,7 +71,7 @@ def _majority(
     offset: int,
     out: Any,
 ) -> tuple[Any, Any]:
-    s, shape, length = _stack_view("majority", stack, length)
+    s, shape, length = layout.stack_view("majority", stack, length)
     rows, nbytes = shape[0], shape[-1]
     if group < 1 or rows % group or (group > 1 and weights is not None):
         raise ValueError(
@@ -86,7 +84,7 @@ def _majority(
     of_rows = None if weights is None else integer_weights("majority", weights, rows)
     tied = s.kernels.majority(
         s.address,
-        *_strides(s, shape),
+        *layout.strides_of(s, shape),
         rows,
         length,
         0 if of_rows is None else arrays.address_like(of_rows, s),
@@ -110,7 +108,7 @@ def tally(stack: Any, *, length: int | None = None, weights: Any = None, out: An
 
     Raises TypeError, ValueError for arguments that do not fit.
     """
-    s, shape, length = _stack_view("tally", stack, length)
+    s, shape, length = layout.stack_view("tally", stack, length)
     rows, nbytes = shape[0], shape[-1]
     of_rows = None if weights is None else integer_weights("tally", weights, rows)
     total = rows if of_rows is None else int(of_rows.sum())
@@ -125,7 +123,7 @@ def tally(stack: Any, *, length: int | None = None, weights: Any = None, out: An
         raise ValueError(f"tally: out must be C-contiguous of shape {wanted}, got {o.shape}")
     s.kernels.tally(
         s.address,
-        *_strides(s, shape),
+        *layout.strides_of(s, shape),
         rows,
         length,
         0 if of_rows is None else arrays.address_like(of_rows, s),
@@ -136,34 +134,3 @@ def tally(stack: Any, *, length: int | None = None, weights: Any = None, out: An
         threads.for_work(rows * nbytes),
     )
     return out
-
-
-def _stack_view(
-    function: str, stack: Any, length: int | None
-) -> tuple[arrays.View, tuple[int, ...], int]:
-    """The stack, its shape, and how many coordinates its planes have."""
-    s = arrays.view_bytes(function, "stack", layout.stacked(function, stack))
-    shape = s.shape
-    if len(shape) not in (2, 3) or (len(shape) == 3 and shape[1] != 2):
-        raise ValueError(f"{function}: stack must have shape (n, B) or (n, 2, B), got {shape}")
-    nbytes = shape[-1]
-    if not 1 <= shape[0] <= _MAX_ROWS:
-        raise ValueError(f"{function}: stack must hold at least one row, got shape {shape}")
-    if length is None:
-        return s, shape, 8 * nbytes
-    if length < 0 or (length + 7) // 8 != nbytes:
-        raise ValueError(
-            f"{function}: length must fit planes of {nbytes} bytes "
-            f"({max(0, 8 * nbytes - 7)} to {8 * nbytes}), got {length}"
-        )
-    return s, shape, length
-
-
-def _strides(s: arrays.View, shape: tuple[int, ...]) -> tuple[int, int]:
-    """(address of the first mask plane or 0, bytes from row to row)."""
-    if not s.contiguous:
-        strides = s.strides
-        return s.address + strides[1] if len(shape) == 3 else 0, strides[0]
-    if len(shape) == 3:
-        return s.address + shape[2], 2 * shape[2]
-    return 0, shape[1]

@@ -35,7 +35,14 @@ def train(net, optimizer, steps, first=0):
 
 @pytest.mark.parametrize(
     "compression",
-    ["none", "sign", "signum", Signum(zeros="abstain", ties="zero"), Sign(zeros="positive")],
+    [
+        "none",
+        "sign",
+        "signum",
+        Signum(zeros="abstain", ties="zero"),
+        Signum(momentum_dtype="bfloat16"),
+        Sign(zeros="positive"),
+    ],
 )
 @pytest.mark.parametrize("algorithm", ["allgather", "alltoall"])
 def test_replicas_are_bit_identical_after_200_steps(compression, algorithm):

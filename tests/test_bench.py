@@ -82,7 +82,9 @@ def test_the_figures_agree_with_each_other(short):
 def test_the_reports(short, capsys):
     document, files = short
     assert document["device"]["cpu"] and document["device"]["isa"]
-    assert document["command"].startswith("mpisign ") and document["settings"]["warm"]
+    assert (
+        document["command"].startswith("mpisign bench kernels --") and document["settings"]["warm"]
+    )
     assert document["versions"]["numpy"] == np.__version__ and document["host"]["cores"]
     assert files["plot"].read_bytes().startswith(b"\x89PNG")
     table = files["markdown"].read_text()
@@ -95,7 +97,7 @@ def test_markdown_goes_between_its_marks(tmp_path, capsys):
     for _ in range(2):
         assert bench(*QUICK, "--sizes", "1k", "--only", "tally", "--markdown", path) == 0
     page = path.read_text()
-    assert page.startswith(f"before\n{mark}\n\n    mpisign ") and page.endswith(
+    assert page.startswith(f"before\n{mark}\n\n    mpisign bench kernels --") and page.endswith(
         f"\n{mark}\nafter\n"
     )
     assert page.count("### 1k coordinates") == 1 and "old" not in page

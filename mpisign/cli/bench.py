@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import re
-import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -120,13 +119,13 @@ def run(args: argparse.Namespace) -> int:
         parser.error("--threads is of the CPU: not with --device cuda")
     if args.device == "cuda" and args.isa:
         parser.error("--isa is of the CPU: not with --device cuda")
-    options = {k: v for k, v in vars(args).items() if k not in ("run", "parser")}
+    options = {k: v for k, v in vars(args).items() if k not in ("run", "parser", "command")}
     options["sizes"] = args.sizes or _sizes(_SIZES[args.device])
     try:
         from mpisign.bench.run import Settings
         from mpisign.bench.run import run as bench
 
-        return bench(Settings(**options), shlex.join(["mpisign", *sys.argv[1:]]))
+        return bench(Settings(**options), args.command)
     except KeyboardInterrupt:
         print("\nmpisign: interrupted", file=sys.stderr)
         return 130

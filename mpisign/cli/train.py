@@ -130,7 +130,11 @@ def run(args: argparse.Namespace) -> int:
                 print(f"mpisign: {missing(e.name or 'a package', e)}", file=sys.stderr)
             return 2
         ways, note = _chosen(args)
-        options = {k: v for k, v in vars(args).items() if k not in ("via", "run") and v is not None}
+        options = {
+            k: v
+            for k, v in vars(args).items()
+            if k not in ("via", "run", "command") and v is not None
+        }
         return job.run(Settings(**{**options, "ways": ways}), note)
 
     return guard.abort_on_error(job, launcher.rank)

@@ -2,77 +2,138 @@
 
 from __future__ import annotations
 
+import time
+from abc import ABC, abstractmethod
 from collections.abc import Generator, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from mpisign.stats import stats
+
 Bytes = npt.NDArray[np.uint8]
+#: What goes to, or comes from, one rank: its number, and contiguous uint8 memory (n,).
+Part = tuple[int, Bytes]
+
+#: Exchanges of that many collectives may be in flight on one transport.
+TAGS = 64
+#: Bytes of a notice: see ``Transport.post``.
+NOTICE = 512
 
 
 class Pending(Protocol):
-    """An exchange under way."""
+    """An exchange under way. The memory of its parts belongs to it until it is over."""
 
     def done(self) -> bool:
-        """True once ``wait`` would return at once; never blocks."""
+        """True once ``wait`` would return at once; never blocks, and moves the exchange on."""
 
-    def wait(self) -> Any:
-        """Blocks until the exchange is over; the received array. May be called once."""
+    def wait(self, seconds: float | None = None) -> bool:
+        """Blocks until the exchange is over: True. False if it is not after ``seconds``.
+
+        Raises WireError, naming the rank, if a message had another size than its part.
+        """
+
+    def missing(self) -> list[int] | None:
+        """The ranks whose parts have not come yet; None where the wire cannot tell."""
 
 
 class Over:
     """An exchange that was over when it returned, or that needed no wire."""
 
-    def __init__(self, received: Any) -> None:
-        self._received = received
-
     def done(self) -> bool:
         return True
 
-    def wait(self) -> Any:
-        return self._received
+    def wait(self, seconds: float | None = None) -> bool:
+        return True
+
+    def missing(self) -> list[int] | None:
+        return []
 
 
-class Transport(Protocol):
-    """What a collective needs of a wire.
+class Transport(ABC):
+    """A wire between ``size`` ranks, of which this process is ``rank``.
 
-    Every method is collective: all ranks call the same methods in the same order, with counts that
-    fit together. Counts are bytes, one per rank, and are known to the receiver beforehand; an
-    implementation raises WireError if other than that arrives. Implementations book the bytes that
-    leave and reach this rank (its own part not counted) with ``mpisign.stats``.
+    ``ordered``: exchanges match in the order in which they were started, whatever their tags, so
+    that collectives must run one after another. ``device``: "cpu" or "cuda", where the memory of
+    parts must lie. Methods that start something are called by all ranks alike; ``post`` and
+    ``notices`` are not.
     """
 
-    name: str
+    name: ClassVar[str]
+    ordered: ClassVar[bool] = False
+    device: ClassVar[str] = "cpu"
     rank: int
     size: int
 
-    def start_allgatherv(self, send: Bytes, counts: Sequence[int]) -> Pending:
-        """Every rank's ``send``, one after another in rank order: uint8 (sum(counts),)."""
+    @abstractmethod
+    def _exchange(self, sends: Sequence[Part], recvs: Sequence[Part], tag: int) -> Pending:
+        """``start_exchange`` without the books."""
 
-    def start_alltoallv(
-        self, send: Bytes, sendcounts: Sequence[int], recvcounts: Sequence[int]
-    ) -> Pending:
-        """Slice r of ``send`` goes to rank r; what arrives, in rank order: (sum(recvcounts),)."""
+    def start_exchange(self, sends: Sequence[Part], recvs: Sequence[Part], tag: int) -> Pending:
+        """Every part of ``sends`` reaches the part of ``recvs`` that its rank holds for this one.
 
-    def start_allreduce(self, values: npt.NDArray[Any]) -> Pending:
-        """Sum over the ranks, float32 or float64, in the wire's own reduction: same shape.
+        All ranks call it, some with nothing to send or to receive. Parts between two ranks match in
+        order: the first of one rank's ``sends`` to another is the first of the other's ``recvs``
+        from it, and so on through the exchanges with one ``tag``, from 0 to ``TAGS`` - 1; tags do
+        not mix. A rank sends nothing to itself. Parts of length 0 may be left out or not, alike on
+        both sides. Books the bytes with ``mpisign.stats``.
+        """
+        sent, received = (sum(part.nbytes for _, part in parts) for parts in (sends, recvs))
+        stats().add("exchange", calls=0, sent=sent, received=received)
+        return self._exchange(sends, recvs, tag)
+
+    def start_allgather(self, send: Bytes, rows: Sequence[Bytes], tag: int) -> Pending:
+        """Rank r's ``send`` into everyone's ``rows[r]``, the own row included, of equal lengths.
+
+        ``rows``: one uint8 array a rank, which may have lengths of their own (known to all).
+        """
+        if rows[self.rank] is not send:
+            rows[self.rank][...] = send
+        others = self.others()
+        return self.start_exchange(
+            [(r, send) for r in others], [(r, rows[r]) for r in others], tag
+        )
+
+    @abstractmethod
+    def start_allreduce(self, values: npt.NDArray[Any], tag: int) -> Pending:
+        """Sum over the ranks, in place: float32 or float64, in the wire's own reduction.
 
         The baseline that votes are measured against: may be over before it returns.
         """
 
+    def post(self, notice: bytes) -> None:
+        """Tells all other ranks, which need not listen: at most ``NOTICE`` bytes, never blocks.
+
+        For a rank that gives up, so that the others do not wait for it. Best effort.
+        """
+
+    def notices(self) -> list[tuple[int, bytes]]:
+        """What other ranks posted since the last call, with their ranks; never blocks."""
+        return []
+
+    def abort(self) -> None:
+        """Gives up all exchanges in flight; the transport is of no use afterwards."""
+
+    def others(self) -> list[int]:
+        """The other ranks, each rank's list from its right neighbour on, so that none is first."""
+        return [(self.rank + i) % self.size for i in range(1, self.size)]
+
+
+def poll(pending: Pending, seconds: float | None) -> bool:
+    """``Pending.wait`` for wires that can only be asked: often at first, then less and less."""
+    start = time.perf_counter()
+    pause = 0.0
+    while not pending.done():
+        now = time.perf_counter() - start
+        if seconds is not None and now >= seconds:
+            return False
+        # A rank that shares its core must give it away; one that does not loses nothing by it.
+        time.sleep(pause)
+        pause = 0.0 if now < 200e-6 else min(now / 16, 1e-3)
+    return True
+
 
 T = TypeVar("T")
-#: A collective: yields exchanges, is sent what they received, returns its result.
-Steps = Generator[Pending, Any, T]
-
-
-def run(steps: Steps[T]) -> T:
-    """Drives a collective to its result, blocking."""
-    try:
-        pending = next(steps)
-        while True:
-            pending = steps.send(pending.wait())
-    except StopIteration as stop:
-        result: T = stop.value
-        return result
+#: A collective: yields the exchanges it waits for, and returns its result.
+Steps = Generator[Pending, None, T]

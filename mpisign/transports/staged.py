@@ -1,0 +1,194 @@
+"""Parts in CUDA memory over a wire that knows host memory only, through pinned memory."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from mpisign.transports.base import Bytes, Part, Pending, Transport
+from mpisign.transports.pool import Lease, Pool
+
+
+class Event(Protocol):
+    """A place in a queue of copies: ``mpisign.cuda.streams.Event``."""
+
+    def done(self) -> bool: ...
+
+    def wait(self) -> None: ...
+
+
+class Queue(Hashable, Protocol):
+    """What copies, in order: ``mpisign.cuda.streams.Stream``."""
+
+    def copy_to_host(self, array: Any, host: Bytes) -> None: ...
+
+    def copy_to_device(self, host: Bytes, array: Any) -> None: ...
+
+    def record(self) -> Event: ...
+
+
+class Device(Protocol):
+    """Whose memory parts lie in; the module ``mpisign.cuda.streams`` is one."""
+
+    def on_device(self, array: Any, /) -> bool: ...
+
+    def of(self, array: Any, /) -> Queue:
+        """Where work on the array is queued now."""
+
+    def pinned(self, nbytes: int, /) -> Bytes:
+        """Host memory that copies run from and to."""
+
+
+#: From host memory, to a part, by a queue.
+Copy = tuple[Bytes, Any, Queue]
+
+
+class StagedTransport(Transport):
+    """``wire``, a transport for host memory, for parts that are CuPy or torch uint8 CUDA arrays.
+
+    What is sent is copied to pinned memory on the stream that is current, and waited for, before
+    the wire reads it. What arrives is copied to the device on the stream that was current when the
+    exchange began: an exchange is over when that copy is queued, and work on that stream sees it.
+    The pinned memory of each direction grows with the need, is used again and again, and is freed
+    with the transport. NumPy parts travel as they are, without a copy.
+    """
+
+    name = "staged"
+    device = "cuda"
+
+    def __init__(self, wire: Transport, device: Device | None = None) -> None:
+        if device is None:
+            from mpisign.cuda import streams
+
+            device = streams
+        self._wire = wire
+        self._device = device
+        self._out, self._in = Pool(device.pinned), Pool(device.pinned)
+        self._copied: list[tuple[Event, Lease]] = []
+        self.rank, self.size = wire.rank, wire.size
+        self.name = f"{wire.name}, staged"  # type: ignore[misc]
+        self.ordered = wire.ordered  # type: ignore[misc]
+
+    def _exchange(self, sends: Sequence[Part], recvs: Sequence[Part], tag: int) -> Pending:
+        out, to_send = self._stage([part for _, part in sends])
+        lease, to_fill, copies = self._room([part for _, part in recvs])
+        pending = self._wire._exchange(
+            [(rank, host) for (rank, _), host in zip(sends, to_send, strict=True)],
+            [(rank, host) for (rank, _), host in zip(recvs, to_fill, strict=True)],
+            tag,
+        )
+        return _Staged(pending, self._copied, out, lease, copies)
+
+    def start_allgather(self, send: Bytes, rows: Sequence[Bytes], tag: int) -> Pending:
+        # The wire's own, which may be better than messages. It wants the own row in host memory
+        # too; the device's copy of it never leaves the device.
+        if rows[self.rank] is not send:
+            rows[self.rank][...] = send
+        others = self.others()
+        out, (sent,) = self._stage([send])
+        lease, to_fill, copies = self._room([rows[r] for r in others])
+        host = dict(zip(others, to_fill, strict=True)) | {self.rank: sent}
+        pending = self._wire.start_allgather(sent, [host[r] for r in range(self.size)], tag)
+        return _Staged(pending, self._copied, out, lease, copies)
+
+    def start_allreduce(self, values: Any, tag: int) -> Pending:
+        if not self._device.on_device(values):
+            return self._wire.start_allreduce(values, tag)
+        lease, (host,) = self._stage([values])
+        dtype = np.dtype(str(values.dtype).removeprefix("torch."))
+        pending = self._wire.start_allreduce(host.view(dtype), tag)
+        return _Staged(
+            pending, self._copied, None, lease, [(host, values, self._device.of(values))]
+        )
+
+    def post(self, notice: bytes) -> None:
+        self._wire.post(notice)
+
+    def notices(self) -> list[tuple[int, bytes]]:
+        return self._wire.notices()
+
+    def abort(self) -> None:
+        self._wire.abort()
+
+    def _stage(self, parts: Sequence[Any]) -> tuple[Lease, list[Any]]:
+        """Host copies of parts, complete when it returns; one of a part that is sent many times."""
+        mine = {id(part): part for part in parts if self._device.on_device(part)}
+        lease = self._out.take([part.nbytes for part in mine.values()])
+        copies = dict(zip(mine, lease.slices, strict=True))
+        queues = []
+        for key, host in copies.items():
+            if host.nbytes:
+                queues.append(self._device.of(mine[key]))
+                queues[-1].copy_to_host(mine[key], host)
+        for queue in dict.fromkeys(queues):
+            queue.record().wait()
+        return lease, [copies.get(id(part), part) for part in parts]
+
+    def _room(self, parts: Sequence[Any]) -> tuple[Lease, list[Any], list[Copy]]:
+        """Host memory for parts that are to come, and the copies that bring them where they go."""
+        for event, lease in list(self._copied):
+            if event.done():
+                lease.give_back()
+                self._copied.remove((event, lease))
+        staged = [self._device.on_device(part) for part in parts]
+        lease = self._in.take(
+            [part.nbytes * mine for part, mine in zip(parts, staged, strict=True)]
+        )
+        hosts, copies = [], []
+        for part, mine, host in zip(parts, staged, lease.slices, strict=True):
+            hosts.append(host if mine else part)
+            if host.nbytes:
+                copies.append((host, part, self._device.of(part)))
+        return lease, hosts, copies
+
+
+class _Staged:
+    """The wire's exchange, and the copies that follow it."""
+
+    def __init__(
+        self,
+        pending: Pending,
+        copied: list[tuple[Event, Lease]],
+        out: Lease | None,
+        into: Lease,
+        copies: list[Copy],
+    ) -> None:
+        self._pending = pending
+        self._copied = copied
+        self._out = out
+        self._in = into
+        self._copies = copies
+        self._over = False
+
+    def done(self) -> bool:
+        if not self._over and self._pending.done():
+            self._finish()
+        return self._over
+
+    def wait(self, seconds: float | None = None) -> bool:
+        if not self._over and self._pending.wait(seconds):
+            self._finish()
+        return self._over
+
+    def missing(self) -> list[int] | None:
+        return self._pending.missing()
+
+    def _finish(self) -> None:
+        # wait() raises what the wire found wrong with a message; done() only says that it is over.
+        self._pending.wait(0)
+        self._over = True
+        if self._out is not None:
+            self._out.give_back()
+        for host, part, queue in self._copies:
+            queue.copy_to_device(host, part)
+        # The copies still read the memory: others have it once they are over.
+        queues = dict.fromkeys(queue for _, _, queue in self._copies)
+        for queue in list(queues)[:-1]:
+            queue.record().wait()
+        if queues:
+            self._copied.append((list(queues)[-1].record(), self._in))
+        else:
+            self._in.give_back()
+        self._copies = []

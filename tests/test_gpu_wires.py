@@ -5,13 +5,17 @@ With one, scripts/test-gpu runs tests/ranks/gpu_wires.py.
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
 import sys
 
 import numpy as np
 import pytest
+from cuda_device import missing
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from launchers import ROOT, mpirun
+from launchers import ROOT, mpirun, run
 
 from mpisign.transports.pool import Pool
 
@@ -121,3 +125,88 @@ def test_memory_goes_with_the_pool():
 def test_staging_over_mpi(n):
     result = mpirun(n, sys.executable, "-m", "mpi4py", RANKS / "gpu_staged.py", env=PATH)
     assert f"all well at {n} ranks" in result.stdout
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_mpi_on_addresses(n):
+    result = mpirun(n, sys.executable, "-m", "mpi4py", RANKS / "gpu_cuda_mpi.py", env=PATH)
+    assert f"all well at {n} ranks" in result.stdout
+
+
+def asks(n, *settings, env=None):
+    script = [sys.executable, "-m", "mpi4py", RANKS / "gpu_asks.py", *settings]
+    output = mpirun(n, *script, env={**PATH, **(env or {})}).stdout
+    told = re.findall(r"^together: (.*)$", output, re.MULTILINE)
+    return re.findall(r"^library: (.*)$", output, re.MULTILINE)[0], *told
+
+
+@pytest.mark.mpi
+def test_a_person_is_believed_and_the_least_of_all_ranks_counts():
+    no = "this MPI library is built without CUDA"
+    assert asks(3, "auto", "1", "1,1,0", "1,auto,1", "1,yes,0") == (
+        f"False {no}",
+        f"False rank 0: {no}",
+        "True MPISIGN_CUDA_MPI=1",
+        "False rank 2: MPISIGN_CUDA_MPI=0",
+        f"False rank 1: {no}",
+        "ValueError: rank 1: MPISIGN_CUDA_MPI must be auto, 1 or 0",
+    )
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("variable", ["MPICH_GPU_SUPPORT_ENABLED", "MV2_USE_CUDA"])
+@pytest.mark.skipif(missing() is None, reason="of a machine without a device")
+def test_a_yes_without_a_device_is_a_no(variable):
+    library, together = asks(2, env={variable: "1"})
+    assert library == f"True {variable}=1"
+    assert together == "False rank 0: no CUDA device can be used"
+
+
+@pytest.mark.mpi
+@pytest.mark.skipif(missing() is None, reason="of a machine without a device")
+def test_the_false_yes_of_a_cuda_aware_open_mpi(cuda_mpi):
+    """It answers 1 where libcuda is missing: this one was tried, on such a machine."""
+    program, env = cuda_mpi
+    script = [sys.executable, "-m", "mpi4py", RANKS / "gpu_asks.py"]
+    passed = [part for name in env if name != "PATH" for part in ("-x", name)]
+    output = run([program, "-np", "2", "--oversubscribe", *passed, *script], env=env).stdout
+    assert "library: True MPIX_Query_cuda_support says yes" in output
+    assert "together: False rank 0: no CUDA device can be used" in output
+
+
+@pytest.fixture(scope="session")
+def cuda_mpi(tmp_path_factory):
+    """The CUDA-aware Open MPI that lies beside the project: its mpirun, and its environment."""
+    archives = sorted((ROOT.parent / "shared" / "cuda-mpi").glob("openmpi-*-cuda.tar.xz"))
+    if not archives:
+        pytest.skip("no CUDA-aware MPI here: ../shared/cuda-mpi/openmpi-*-cuda.tar.xz")
+    folder = tmp_path_factory.mktemp("cuda-mpi")
+    subprocess.run(["tar", "xJf", archives[-1], "-C", folder], check=True)
+    prefix = folder / "ompi-cuda"
+    return prefix / "bin" / "mpirun", {
+        "OPAL_PREFIX": str(prefix),
+        "PATH": f"{prefix}/bin:{os.environ['PATH']}",
+        "LD_LIBRARY_PATH": f"{prefix}/lib",
+        **PATH,
+    }
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize(
+    ("kinds", "yes"),
+    [
+        ("", False),
+        ("mpi,system", False),
+        ("system,cuda", True),
+        ("system, cuda:device:managed", True),
+        ("cuda:host", False),
+        ("cuda:managed,mpi", False),
+        ("xcuda,cudax", False),
+    ],
+)
+def test_the_list_of_kinds_of_memory(kinds, yes):
+    pytest.importorskip("mpi4py.MPI", exc_type=Exception)
+    from mpisign.transports import cuda_mpi
+
+    assert cuda_mpi._has_cuda(kinds) is yes

@@ -91,12 +91,9 @@ def _here(device: int | None) -> int:
 
 
 def _library() -> int:
-    # Without the name of a kind nothing is said: kinds are told to those who ask for them.
-    kinds = MPI.COMM_WORLD.Get_info().Get("mpi_memory_alloc_kinds") or ""
-    for kind in kinds.replace(" ", "").split(","):
-        name, *restrictions = kind.split(":")
-        if name == "cuda" and (not restrictions or "device" in restrictions):
-            return _KINDS
+    # A list without it is no answer: libraries name the kinds that the job's start asked for.
+    if _has_cuda(MPI.COMM_WORLD.Get_info().Get("mpi_memory_alloc_kinds") or ""):
+        return _KINDS
     query = _symbol("MPIX_GPU_query_support")
     if query is not None:
         supported = ctypes.c_int(0)
@@ -110,6 +107,15 @@ def _library() -> int:
         if os.environ.get(variable, "").strip() == "1":
             return answer
     return _NO
+
+
+def _has_cuda(kinds: str) -> bool:
+    """Of MPI 4.1's list, such as "system,cuda:device:managed"."""
+    for kind in kinds.replace(" ", "").split(","):
+        name, *restrictions = kind.split(":")
+        if name == "cuda" and (not restrictions or "device" in restrictions):
+            return True
+    return False
 
 
 def libraries() -> list[str]:

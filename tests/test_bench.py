@@ -19,7 +19,8 @@ from mpisign.bench.case import Case
 from mpisign.bench.host import Host
 from mpisign.bench.stock import Stock, torch_there
 from mpisign.bench.table import coordinates
-from mpisign.cli.bench import _KERNELS, _size
+from mpisign.cli.bench_kernels import KERNELS
+from mpisign.cli.numbers import size as read_size
 
 QUICK = ["--runs", "2", "--warm"]
 
@@ -49,10 +50,10 @@ def short(tmp_path_factory):
 
 def test_every_kernel_is_measured(short):
     document, _ = short
-    assert {row["kernel"] for row in document["rows"]} | {"calls"} == set(_KERNELS)
+    assert {row["kernel"] for row in document["rows"]} | {"calls"} == set(KERNELS)
     assert [row["error"] for row in document["rows"] if row["error"]] == []
     assert {row["kernel"] for row in document["rows"] if row["size"] == 1000} | {"calls"} == set(
-        _KERNELS
+        KERNELS
     ), "a kernel without a main case"
     assert {row["n"] for row in document["rows"] if row["variant"] == "ties positive"} >= {
         2, 3, 4, 5, 7, 8, 15, 16, 31, 32, 64, 128,
@@ -299,6 +300,6 @@ def test_limits_move_what_they_say(streaming, threads):
     ],
 )  # fmt: skip
 def test_sizes_are_read_and_written_as_people_do(text, size):
-    assert _size(text) == size
+    assert read_size(text) == size
     names = {1 << 28: "268,435,456", 10**6: "1M", 2500: "2.5k"}
     assert coordinates(size) == names.get(size, text)

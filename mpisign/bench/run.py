@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from mpisign import _kernels
-from mpisign.bench import packing, table, voting
+from mpisign.bench import files, packing, table, voting
 from mpisign.bench.case import Case
 from mpisign.bench.errors import BenchError
 from mpisign.bench.measure import measure, small_calls
@@ -44,13 +43,13 @@ class Settings:
 def run(settings: Settings, command: str) -> int:
     """Measures and reports; the exit status. Raises BenchError for what a person can put right."""
     for option in ("json", "plot", "markdown"):
-        _check_path(f"--{option}", getattr(settings, option))
+        files.check_path(f"--{option}", getattr(settings, option))
     if settings.plot is not None:
         from mpisign.bench import plot
 
         plot.check(settings.plot)
     if settings.markdown is not None:
-        _around(settings.markdown)
+        files.around(settings.markdown, _MARK)
     device = _device(settings)
     plan = list(_plan(settings, device))
     if settings.plot is not None:
@@ -76,24 +75,22 @@ def run(settings: Settings, command: str) -> int:
         record.notes.append("Interrupted: not all was measured.")
         _print(record)
         if settings.json is not None:
-            _write("--json", settings.json, record.write)
+            files.write("--json", settings.json, record.write)
         print(f"\nmpisign: interrupted after {len(record.rows)} rows", file=sys.stderr)
         return 130
     _print(record)
     tables = table.markdown(record)
-    failed = []
-    for option, path, write in (
-        ("--json", settings.json, record.write),
-        ("--markdown", settings.markdown, lambda path: _write_between_marks(path, tables)),
-        ("--plot", settings.plot, lambda path: plot.write(path, record)),
-    ):
-        try:
-            if path is not None:
-                _write(option, path, write)
-        except BenchError as error:  # the others may still be written
-            failed.append(str(error))
-    if failed:
-        raise BenchError("; ".join(failed))
+    files.write_all(
+        [
+            ("--json", settings.json, record.write),
+            (
+                "--markdown",
+                settings.markdown,
+                lambda p: files.write_between_marks(p, _MARK, tables),
+            ),
+            ("--plot", settings.plot, lambda p: plot.write(p, record)),
+        ]
+    )
     return 0
 
 
@@ -158,37 +155,6 @@ def _print(record: Record) -> None:
     sys.stdout.flush()
 
 
-def _write(option: str, path: Path, write: Callable[[Path], None]) -> None:
-    try:
-        write(path)
-    except OSError as error:
-        raise BenchError(f"{option} {path}: {error.strerror or error}") from error
-
-
-def _around(path: Path) -> tuple[str, str]:
-    """What stays before and after the tables in ``path``, the marks with it."""
-    before = ""
-    if path.is_file():  # a device may have no end
-        try:
-            before = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise BenchError(f"--markdown {path}: {error}") from error
-    marks = list(re.finditer(f"^{_MARK}[ \t]*$", before, re.MULTILINE))
-    if len(marks) >= 2:
-        return before[: marks[0].end()], before[marks[1].start() :]
-    if before.strip():
-        raise BenchError(
-            f"--markdown {path}: has text but not two lines reading {_MARK}; add them where the "
-            "tables belong, or name a new file"
-        )
-    return _MARK, f"{_MARK}\n"
-
-
-def _write_between_marks(path: Path, tables: str) -> None:
-    head, tail = _around(path)
-    path.write_text(f"{head}\n\n{tables}\n{tail}", encoding="utf-8")
-
-
 def _check_ratios(plan: list[tuple[Case, int]], device: Any) -> None:
     """Raises BenchError if nothing of ``plan`` can be drawn."""
     if not plan:
@@ -198,12 +164,3 @@ def _check_ratios(plan: list[tuple[Case, int]], device: Any) -> None:
             f"--plot: sizes below {device.small:,} have no limit to be drawn against: add one, "
             "such as --sizes 1k,1M"
         )
-
-
-def _check_path(option: str, path: Path | None) -> None:
-    if path is None:
-        return
-    if path.is_dir() or not path.absolute().parent.is_dir():
-        raise BenchError(f"{option} {path}: not a file in an existing directory")
-    if not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
-        raise BenchError(f"{option} {path}: cannot be written")

@@ -1,0 +1,103 @@
+"""Our rows: votes by every algorithm, blocking, and several of them in flight."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from mpisign.bench.wire import traffic
+from mpisign.bench.wire.gradient import CHECKED, Floats, Gradient, sign_sums
+from mpisign.bench.wire.nodes import Nodes
+from mpisign.bench.wire.way import Running, Way, WrongResultError, check_signs
+
+_PIECES = 4  # of a gradient of one tensor, for the row of votes in flight
+_PIECES_FROM = 100_000  # coordinates
+
+
+class Votes:
+    """The votes over one wire. ``connect`` makes a communicator; collective, and may raise.
+
+    One communicator serves all rows, so that what it measures about its wire is measured once. An
+    error breaks it, as no rank knows what the others did: the next row gets a new one.
+    """
+
+    def __init__(self, connect: Callable[[], Any], nodes: Nodes) -> None:
+        self._connect, self._nodes = connect, nodes
+        self._comm: Any = None
+
+    def ways(self, algorithms: Sequence[str]) -> Iterator[Way]:
+        """A row an algorithm, and one with several votes in flight."""
+        for algorithm in algorithms:
+            label = f"vote {algorithm.replace('_', ' ')}".replace("vote vote", "vote")
+            start = partial(self._blocking, algorithm)
+            yield Way(label, "vote", algorithm, traffic.VOTES[algorithm], start, booked=True)
+        if "auto" in algorithms:
+            yield Way(
+                "vote auto, async",
+                "vote",
+                "auto",
+                traffic.VOTES["auto"],
+                self._in_flight,
+                booked=True,
+                notes="async: majority_vote_async of every tensor (of "
+                f"{_PIECES} pieces where there is one tensor), then all waits.",
+            )
+
+    def _communicator(self) -> Any:
+        if self._comm is None:
+            self._comm = self._connect()
+        return self._comm
+
+    @contextmanager
+    def _or_broken(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception:
+            self._comm = None
+            raise
+
+    def _blocking(self, algorithm: str, gradient: Gradient) -> Running:
+        comm = self._communicator()
+        groups = self._nodes.of if algorithm == "vote_of_votes" else ()
+
+        def vote(out: Floats, **policies: str) -> None:
+            with self._or_broken():
+                comm.majority_vote(gradient.values, algorithm=algorithm, out=out, **policies)
+
+        def check() -> None:
+            plain = np.empty_like(gradient.out)
+            exact = not groups and gradient.length <= CHECKED
+            if exact:
+                vote(plain, zeros="positive", ties="positive")
+            _check_vote(gradient, groups)
+            expected = np.where(sign_sums(gradient.all_ranks) < 0, -1, 1)
+            if exact and not np.array_equal(plain, expected):
+                raise WrongResultError("wrong: not NumPy's vote with ties='positive'")
+
+        return Running(lambda: vote(gradient.out), check, result=lambda: gradient.out)
+
+    def _in_flight(self, gradient: Gradient) -> Running:
+        comm = self._communicator()
+        values, out = (gradient.cut(a) for a in (gradient.values, gradient.out))
+        if len(values) == 1 and gradient.length >= _PIECES_FROM:
+            values, out = (np.array_split(a[0], _PIECES) for a in (values, out))
+
+        def call() -> None:
+            with self._or_broken():
+                handles = [
+                    comm.majority_vote_async(x, out=o) for x, o in zip(values, out, strict=True)
+                ]
+                for handle in handles:
+                    handle.wait()
+
+        return Running(call, lambda: _check_vote(gradient, ()), result=lambda: gradient.out)
+
+
+def _check_vote(gradient: Gradient, groups: tuple[int, ...]) -> None:
+    if not (np.abs(gradient.out) == 1).all():
+        raise WrongResultError("wrong: something else than +1 and -1")
+    check_signs(gradient, gradient.out, groups)

@@ -1,0 +1,153 @@
+"""The compressed allreduce of DeepSpeed's 1-bit optimizers, 0.19.6 the last release with it.
+
+Neither backend runs on a host as it is. Its MPI backend wants CuPy: here NumPy stands in for it.
+Its torch backend wants a packer that exists for Intel's GPUs only, and hands Gloo scales without a
+dimension, which Gloo refuses: here NumPy packs, and the scales get one. The rest is theirs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.metadata
+import importlib.util
+import io
+import logging
+import os
+import sys
+import types
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from mpisign.bench.errors import BenchError
+from mpisign.bench.wire import traffic
+from mpisign.bench.wire.gradient import Gradient
+from mpisign.bench.wire.via import Via
+from mpisign.bench.wire.way import Running, Way, check_signs
+
+VERSION = "0.19.6"
+
+
+def way(via: Via) -> Way:
+    """Over MPI or over torch.distributed; Horovod has none."""
+    adapted = "NumPy for CuPy" if via.name == "mpi" else "NumPy's packbits, scales of one dimension"
+    return Way(
+        "DeepSpeed 1-bit",
+        "deepspeed",
+        None,
+        traffic.of_alltoall,
+        partial(_start, via),
+        notes=f"DeepSpeed: compressed_allreduce of {VERSION}, mean of scaled signs with two-sided "
+        f"error feedback; made to run on a host: {adapted}.",
+    )
+
+
+def _start(via: Via, gradient: Gradient) -> Running:
+    _installed()
+    backend = _mpi_backend() if via.name == "mpi" else _torch_backend(via)
+    multiple = 8 * via.size  # as its optimizers round the errors' size up
+    rounded = -(-gradient.length // multiple) * multiple
+    worker, server = torch.zeros(rounded), torch.zeros(rounded // via.size)
+    buffer = torch.from_numpy(gradient.out)
+    result: list[Any] = [gradient.out]
+
+    def call() -> None:
+        result[0] = backend.compressed_allreduce(buffer, worker, server, 0).numpy()
+
+    return Running(
+        call,
+        lambda: check_signs(gradient, result[0]),
+        prepare=lambda: np.copyto(gradient.out, gradient.values),
+        result=lambda: result[0],
+    )
+
+
+def _installed() -> None:
+    try:
+        found = importlib.metadata.version("deepspeed")
+    except importlib.metadata.PackageNotFoundError:
+        raise BenchError(f"not installed: pip install deepspeed=={VERSION}") from None
+    if importlib.util.find_spec("deepspeed.runtime.comm") is None or found != VERSION:
+        raise BenchError(f"deepspeed {found}: has no such backend, {VERSION} is the last that has")
+
+
+def _mpi_backend() -> Any:
+    with _quiet(), _numpy_as_cupy():
+        module = importlib.import_module("deepspeed.runtime.comm.mpi")
+    return module.MpiBackend(cuda_aware=False)
+
+
+def _torch_backend(via: Any) -> Any:
+    with _quiet():
+        module: Any = importlib.import_module("deepspeed.runtime.comm.compressed")
+        deepspeed_comm = importlib.import_module("deepspeed.comm")
+        deepspeed_comm.init_distributed(dist_backend="gloo", verbose=False)
+    module.dist = _Dist(deepspeed_comm)
+    backend = module.CompressedBackend.__new__(module.CompressedBackend)  # not its packer
+    backend.world_group, backend.packer = via.group("deepspeed"), _Packer()
+    backend.rank, backend.size = via.rank, via.size
+    return backend
+
+
+class _Packer:
+    """What deepspeed/ops/csrc/xpu/packbits/packing.cpp does, by NumPy."""
+
+    def packbits(self, values: torch.Tensor, length: int, rank: int) -> torch.Tensor:
+        return torch.from_numpy(np.packbits(values.numpy() >= 0))
+
+    def unpackbits(self, packed: torch.Tensor, length: int, rank: int) -> torch.Tensor:
+        bits = np.unpackbits(packed.numpy())
+        return torch.from_numpy(bits).float().mul_(2).sub_(1)
+
+
+class _Dist:
+    """deepspeed.comm, where Gloo needs scales of one dimension."""
+
+    def __init__(self, comm: Any) -> None:
+        self.all_to_all_single = comm.all_to_all_single
+        self._all_gather = comm.all_gather
+
+    def all_gather(self, received: list[torch.Tensor], send: torch.Tensor, group: Any) -> None:
+        self._all_gather(received, send.reshape(received[0].shape), group=group)
+
+
+@contextlib.contextmanager
+def _numpy_as_cupy() -> Iterator[None]:
+    """What its code calls of CuPy, by NumPy, for as long as it is imported."""
+    cupy: Any = types.ModuleType("cupy")
+    for name in ("packbits", "unpackbits", "split", "zeros", "asarray"):
+        setattr(cupy, name, getattr(np, name))
+    cupy.asnumpy = np.asarray
+    cupy.from_dlpack = lambda capsule: torch.utils.dlpack.from_dlpack(capsule).numpy()
+    stream = types.SimpleNamespace(synchronize=lambda: None)
+    device = types.SimpleNamespace(use=lambda: None)
+    cupy.cuda = types.SimpleNamespace(
+        get_current_stream=lambda: stream, Device=lambda number: device
+    )
+    real = sys.modules.get("cupy")
+    sys.modules["cupy"] = cupy
+    try:
+        yield
+    finally:
+        if real is None:
+            del sys.modules["cupy"]
+        else:
+            sys.modules["cupy"] = real
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what DeepSpeed prints and logs when it is imported."""
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    os.environ.setdefault("DS_BUILD_OPS", "0")
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.disable(before)

@@ -1,0 +1,76 @@
+"""Everything that was measured, between which ranks: the JSON that programs read."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import mpisign
+from mpisign.bench.host import cpu_model
+from mpisign.bench.wire.links import Link
+from mpisign.bench.wire.nodes import Nodes
+from mpisign.bench.wire.results import Row
+
+_PACKAGES = ("numpy", "mpi4py", "torch", "horovod", "deepspeed")
+
+
+@dataclass
+class Record:
+    """One run of ``mpisign bench collectives``."""
+
+    command: str
+    nodes: Nodes
+    settings: dict[str, Any]
+    links: list[Link] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def ranks(self) -> str:
+        """One line on who took part."""
+        return f"{self.nodes}; {cpu_model()}, {len(os.sched_getaffinity(0))} cores"
+
+    def link(self, via: str) -> Link | None:
+        """The wire as it was measured."""
+        return next((link for link in self.links if link.via == via), None)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The document of ``--json``."""
+        return {
+            "mpisign": mpisign.__version__,
+            "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "command": self.command,
+            "settings": self.settings,
+            "ranks": len(self.nodes.of),
+            "nodes": asdict(self.nodes),
+            "host": {
+                "name": platform.node(),
+                "cpu": cpu_model(),
+                "cores": os.cpu_count(),
+                "system": platform.platform(),
+            },
+            "versions": {
+                "python": platform.python_version(),
+                **{name: _version(name) for name in _PACKAGES},
+            },
+            "links": [link.as_dict() for link in self.links],
+            "rows": [row.as_dict() for row in self.rows],
+            "notes": self.notes,
+        }
+
+    def write(self, path: Path) -> None:
+        """Writes the JSON."""
+        path.write_text(json.dumps(self.as_dict(), indent=1, allow_nan=False) + "\n")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,93 @@
+"""One row of the table: a way to agree on a gradient, ours or somebody else's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from mpisign.bench.errors import BenchError
+from mpisign.bench.wire.gradient import Gradient, sign_sums
+from mpisign.bench.wire.traffic import Traffic
+
+Kind = Literal["vote", "fp32", "fp16", "packbits", "powersgd", "deepspeed"]
+#: In the order of the table.
+KINDS: tuple[Kind, ...] = ("vote", "fp32", "fp16", "packbits", "powersgd", "deepspeed")
+
+_SHARE = 1e-2  # of the largest sum: fp16 has 11 bits
+
+
+class WrongResultError(BenchError):
+    """A way gave something else than it should."""
+
+
+def nothing() -> None:
+    """For ways that need no preparation."""
+
+
+@dataclass(frozen=True)
+class Running:
+    """A way at one size. ``call``: gradient in, result out, all that is timed.
+
+    ``prepare``: before every turn, not timed. ``check``: after one ``call``, raises
+    WrongResultError; calls no collective unless all ranks do. ``result``: what must be equal, bit
+    for bit, on all ranks, if anything.
+    """
+
+    call: Callable[[], Any]
+    check: Callable[[], None]
+    prepare: Callable[[], None] = nothing
+    result: Callable[[], npt.NDArray[Any]] | None = None
+
+
+@dataclass(frozen=True)
+class Way:
+    """``start`` is called by all ranks in one order and may raise: then the row says why.
+
+    ``booked``: mpisign.stats knows its bytes; else ``traffic`` says what it must move. ``notes``:
+    what to know about it, below the table.
+    """
+
+    label: str
+    kind: Kind
+    algorithm: str | None
+    traffic: Callable[[int, int, int, int], Traffic]
+    start: Callable[[Gradient], Running]
+    booked: bool = False
+    notes: str = ""
+
+
+def check_sum(gradient: Gradient, got: npt.NDArray[Any], exact: bool) -> None:
+    """``got`` (d,): the sum over all ranks; ``exact``: of fp32, else of fp16."""
+    rows = gradient.all_ranks
+    expected = rows.sum(axis=0, dtype=np.float64)
+    wrong = float(np.abs(got[: len(expected)] - expected).max())
+    allowed = (1e-5 if exact else _SHARE) * max(1.0, float(np.abs(expected).max()))
+    if not wrong <= allowed:
+        raise WrongResultError(f"wrong: a sum is off by {wrong:.3g}")
+
+
+def check_signs(gradient: Gradient, got: npt.NDArray[Any], groups: tuple[int, ...] = ()) -> None:
+    """``got`` (d,): positive or negative as the majority of all ranks, wherever there is one.
+
+    ``groups``: every rank's group, for a vote of votes: the majority of majorities, wherever no
+    group is tied.
+    """
+    rows = gradient.all_ranks
+    decided = np.ones(rows.shape[1], dtype=bool)
+    if groups:
+        of = np.array(groups)
+        sums = [sign_sums(rows[of == group]) for group in sorted(set(groups))]
+        decided = np.all([s != 0 for s in sums], axis=0)
+        rows = np.sign(np.stack(sums)).astype(np.float32)
+    sums_ = sign_sums(rows)
+    decided &= sums_ != 0
+    part = got[: len(sums_)]
+    if not np.array_equal(np.signbit(part[decided]), sums_[decided] < 0):
+        count = int((np.signbit(part[decided]) != (sums_[decided] < 0)).sum())
+        raise WrongResultError(f"wrong: {count} signs are not the majority's")
+    if not np.isfinite(part).all() or not part.all():
+        raise WrongResultError("wrong: a zero, an infinity or a NaN")

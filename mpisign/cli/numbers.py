@@ -1,0 +1,46 @@
+"""Numbers as people write them on a command line: 25.6M, 1e6, 2^28."""
+
+from __future__ import annotations
+
+import argparse
+import re
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
+
+
+def sizes(text: str) -> tuple[int, ...]:
+    """Numbers of coordinates, separated by commas, in ascending order."""
+    return tuple(sorted({size(part) for part in text.split(",")}))
+
+
+def size(text: str) -> int:
+    """One number of coordinates, from 8."""
+    power = re.fullmatch(r"2(?:\^|\*\*)(\d{1,2})", text)
+    number = re.fullmatch(r"(\d+(?:\.\d*)?)(?:([kmg]?)|e\+?(\d{1,2}))", text.lower())
+    value = 0.0
+    if power:
+        value = 2.0 ** int(power[1])
+    elif number:
+        unit = 10 ** int(number[3]) if number[3] else _UNITS[number[2]]
+        value = round(float(number[1]) * unit, 6)
+    if value != int(value) or not 8 <= value <= 1 << 40:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a number from 8, such as 1k, 25.6M, 1e6, 2^28"
+        )
+    return int(value)
+
+
+def number(text: str, low: int, high: int, what: str) -> int:
+    """A whole number of ``what`` in [low, high]."""
+    if not text.isdecimal() or not low <= int(text) <= high:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of {what}, from {low}")
+    return int(text)
+
+
+def names(text: str, known: tuple[str, ...]) -> tuple[str, ...]:
+    """Some of ``known``, separated by commas."""
+    found = tuple(text.split(","))
+    for name in found:
+        if name not in known:
+            raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(known)}")
+    return found

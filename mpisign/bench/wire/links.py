@@ -1,9 +1,8 @@
-"""Latency and bandwidth of each wire, measured in the same run by plain messages."""
+"""Latency and bandwidth of each wire, by plain messages in turns with the ways."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
@@ -19,14 +18,16 @@ _SMALL, _CALLS, _ROUNDS = 8, 20, 5
 
 @dataclass(frozen=True)
 class Link:
-    """One wire. ``latency``: seconds of a message of 8 bytes to another node (rank, on one node).
+    """One wire while one size was measured.
 
+    ``latency``: seconds of a message of 8 bytes to another node (rank, on one node).
     ``bandwidth``: bytes per second into each node (rank, on one node), while all send and receive
     at once: medians over the rounds, of the slowest rank.
     """
 
     via: str
     library: str
+    size: int
     latency: float
     bandwidth: float
 
@@ -35,25 +36,33 @@ class Link:
         return asdict(self)
 
 
-def measure(via: Via, nodes: Nodes) -> Link:
-    """By rank + L after rank + L, L ranks a node, so that every message leaves its node."""
-    ranks = nodes.ends[1]
+class Probe:
+    """Messages by rank + L after rank + L, L ranks a node, so that every one leaves its node."""
 
-    def round_(nbytes: int, calls: int) -> Callable[[], float]:
-        send, received = np.zeros(nbytes, np.uint8), np.empty(nbytes, np.uint8)
+    def __init__(self, via: Via, nodes: Nodes) -> None:
+        self.via = via
+        self._ranks = nodes.ends[1]
+        self._send, self._received = (np.zeros(_LARGE, np.uint8) for _ in range(2))
+        self._seconds: list[float] = []
+        for nbytes in (_SMALL, _LARGE):  # connections are made by the first
+            self._once(nbytes, 1)
+        self._latency = median(self._once(_SMALL, _CALLS) for _ in range(_ROUNDS))
 
-        def once() -> float:
-            via.barrier()
-            start = time.perf_counter()
-            for _ in range(calls):
-                via.shift(ranks, send, received)
-            seconds = (time.perf_counter() - start) / calls
-            return float(via.gather(np.array([seconds])).max())
+    def turn(self) -> None:
+        """One sample of the bandwidth."""
+        self._seconds.append(self._once(_LARGE, 1))
 
-        return once
+    def link(self, size: int) -> Link:
+        """What the turns since the last call came to."""
+        bandwidth = self._ranks * _LARGE / median(self._seconds)
+        self._seconds = []
+        return Link(self.via.name, self.via.library, size, self._latency, bandwidth)
 
-    small, large = round_(_SMALL, _CALLS), round_(_LARGE, 2)
-    small(), large()  # connections are made by the first
-    latency = median(small() for _ in range(_ROUNDS))
-    seconds = median(large() for _ in range(_ROUNDS))
-    return Link(via.name, via.library, latency, ranks * _LARGE / seconds)
+    def _once(self, nbytes: int, calls: int) -> float:
+        send, received = self._send[:nbytes], self._received[:nbytes]
+        self.via.barrier()
+        start = time.perf_counter()
+        for _ in range(calls):
+            self.via.shift(self._ranks, send, received)
+        seconds = (time.perf_counter() - start) / calls
+        return float(self.via.gather(np.array([seconds])).max())

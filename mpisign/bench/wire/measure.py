@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -149,7 +149,7 @@ class Clock:
             raise BenchError(f"wrong: rank 0 and {', '.join(odd)} have different results")
 
 
-def row(contestant: Contestant, gradient: Gradient, nodes: Nodes, link: Link | None) -> Row:
+def row(contestant: Contestant, gradient: Gradient, nodes: Nodes, link: Link) -> Row:
     """What came of it."""
     way = contestant.way
     known = Row(
@@ -162,18 +162,17 @@ def row(contestant: Contestant, gradient: Gradient, nodes: Nodes, link: Link | N
         notes=way.notes,
     )
     if contestant.error or not contestant.samples:
-        return _with(known, error=contestant.error or "not measured")
+        return replace(known, error=contestant.error or "not measured")
     timing = Timing.of(contestant.samples)
     ends, each = nodes.ends
     must = way.traffic(gradient.length, gradient.size, ends, each)
     sent, received, out, into = (float(v) for v in np.median(contestant.bytes, axis=0))
     if not way.booked:
         sent = received = must.rank
-    bandwidth = nodes.rate or (link.bandwidth if link else None)
-    limit = must.link / bandwidth if bandwidth else None
-    if limit and link and limit < link.latency:  # bytes are not what takes the time
+    limit: float | None = must.link / (nodes.rate or link.bandwidth)
+    if limit and limit < link.latency:  # bytes are not what takes the time
         limit = None
-    return _with(
+    return replace(
         known,
         time=timing,
         calls_per_run=contestant.calls,
@@ -187,16 +186,3 @@ def row(contestant: Contestant, gradient: Gradient, nodes: Nodes, link: Link | N
         limit=limit,
         ratio=timing.median / limit if limit else None,
     )
-
-
-def _with(known: Row, **more: object) -> Row:
-    from dataclasses import replace
-
-    return replace(known, **more)  # type: ignore[arg-type]
-
-
-def turns(clock: Clock, contestants: Sequence[Contestant], repeat: int, size: int) -> None:
-    """``repeat`` rounds in which each has its turn."""
-    for _ in range(repeat):
-        for contestant in contestants:
-            clock.turn(contestant, size)

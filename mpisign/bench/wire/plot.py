@@ -39,10 +39,9 @@ def write(path: Path, record: Record) -> None:
     grid = figure.subplots(len(vias), 1 + several, squeeze=False)
     for axes, via in zip(grid, vias, strict=True):
         mine = [row for row in rows if row.via == via]
-        link = record.link(via)
         axes = list(axes)
         if several:
-            _lines(axes.pop(0), mine, link.library if link else via)
+            _lines(axes.pop(0), mine, record.library(via))
         _dots(axes[0], [row for row in mine if row.size == largest], largest)
     figure.suptitle(
         f"Time to agree on a gradient, in and out: {record.nodes}", fontsize=11, x=0.01, ha="left"

@@ -36,9 +36,9 @@ class Record:
         """One line on who took part."""
         return f"{self.nodes}; {cpu_model()}, {len(os.sched_getaffinity(0))} cores"
 
-    def link(self, via: str) -> Link | None:
-        """The wire as it was measured."""
-        return next((link for link in self.links if link.via == via), None)
+    def library(self, via: str) -> str:
+        """What a wire is made of."""
+        return next(link.library for link in self.links if link.via == via)
 
     def as_dict(self) -> dict[str, Any]:
         """The document of ``--json``."""

@@ -65,8 +65,8 @@ def run(settings: Settings, command: str) -> int:
         kept = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(settings).items()}
         record = Record(command, found, kept, notes=notes)
         _measure(settings, control, [v for v in vias if _wanted(settings, v)], record, hangs)
-        if control.rank == 0:
-            report(settings, record)
+        # All wait for it: a rank that leaves may take the others with it.
+        control.agreed(lambda: report(settings, record) if control.rank == 0 else None)
     except BenchError as error:
         return _refused(str(error), control.rank)
     finally:
@@ -185,10 +185,9 @@ def _measure(
     plan = [(via, way) for via in vias for way in _ways(via, settings, record.nodes, hangs)]
     plan = [(via, way) for via, way in plan if not settings.only or way.kind in settings.only]
     with _progress(control.rank == 0, len(settings.sizes) * (len(plan) + settings.repeat)) as told:
-        for via in vias:
-            with watchdog.over(f"plain messages over {via.name}"):
-                record.links.append(links.measure(via, record.nodes))
-        clock.weigh()
+        with watchdog.over("plain messages"):
+            probes = [links.Probe(via, record.nodes) for via in vias]
+            clock.weigh()
         for size in settings.sizes:
             gradient = Gradient(size, cut(size, settings.tensors), control.rank, control.size)
             contestants = [measure.Contestant(via, way) for via, way in plan]
@@ -201,10 +200,14 @@ def _measure(
                 told.begin(f"{coordinates(size)} coordinates, turn {turn + 1} of each")
                 for contestant in contestants:
                     clock.turn(contestant, size)
+                with watchdog.over("plain messages"):
+                    for probe in probes:
+                        probe.turn()
                 told.end()
-            for via in vias:
-                link = record.link(via.name)
-                mine = [c for c in contestants if c.via is via]
+            for probe in probes:
+                link = probe.link(size)
+                record.links.append(link)
+                mine = [c for c in contestants if c.via is probe.via]
                 rows = [measure.row(c, gradient, record.nodes, link) for c in mine]
                 record.rows += results.beside(rows)
 

@@ -26,8 +26,7 @@ def _groups(record: Record) -> Iterator[tuple[str, list[Row]]]:
         found.setdefault((row.size, row.via), []).append(row)
     for (size, via), rows in found.items():
         tensors = "" if rows[0].tensors == 1 else f" in {rows[0].tensors} tensors"
-        link = record.link(via)
-        yield f"{coordinates(size)} coordinates{tensors}, {link.library if link else via}", rows
+        yield f"{coordinates(size)} coordinates{tensors}, {record.library(via)}", rows
 
 
 def _cells(row: Row) -> list[str]:
@@ -40,8 +39,8 @@ def _cells(row: Row) -> list[str]:
         row.way,
         seconds(t.median),
         _spread(t),
-        _gigabytes(row.algbw),
-        _gigabytes(row.busbw),
+        _megabytes(row.algbw),
+        _megabytes(row.busbw),
         amount(round(row.sent)),
         "" if counted is None else amount(round(counted)),
         "" if row.limit is None else seconds(row.limit),
@@ -55,8 +54,9 @@ def _spread(timing: Timing) -> str:
     return "" if timing.runs < _QUARTILES_FROM else f"{timing.spread:.0%}"
 
 
-def _gigabytes(value: float | None) -> str:
-    return "" if value is None else f"{value / 1e9:#.3g}".rstrip(".")
+def _megabytes(value: float | None) -> str:
+    mega = (value or 0.0) / 1e6
+    return "" if value is None else f"{mega:.0f}" if mega >= 100 else f"{mega:#.3g}"
 
 
 def _times(value: float | None) -> str:
@@ -105,10 +105,13 @@ def _not_run(row: Row, width: int) -> str:
 def footnotes(record: Record) -> list[str]:
     """What to know beside the tables, one paragraph each."""
     told = [f"Ranks: {record.ranks}."]
-    for link in record.links:
+    for via in dict.fromkeys(link.via for link in record.links):
+        links = [link for link in record.links if link.via == via]
+        speeds = sorted(link.bandwidth for link in links)
+        between = rate(speeds[0]) + (f" to {rate(speeds[-1])}" if len(speeds) > 1 else "")
         told.append(
-            f"{link.library}: {seconds(link.latency)} a message of 8 bytes, {rate(link.bandwidth)} "
-            "into each node (rank, on one node) with all at once."
+            f"{links[0].library}: {seconds(links[0].latency)} a message of 8 bytes; {between} into "
+            f"each {'node' if record.nodes.count > 1 else 'rank'} while all send."
         )
     measured = [row for row in record.rows if row.time is not None]
     if measured:
@@ -117,7 +120,7 @@ def footnotes(record: Record) -> list[str]:
         told.append(
             f"Time: median of {runs} turn{'s' if runs > 1 else ''} of the slowest rank"
             + (", +- half the quartiles' distance" if runs >= _QUARTILES_FROM else "")
-            + "; algbw, busbw in GB/s: 4 bytes a coordinate / time, and bytes that a rank receives "
+            + "; algbw, busbw in MB/s: 4 bytes a coordinate / time, and bytes that a rank receives "
             "/ time (of fp32 allreduce: algbw x 2 (p - 1) / p); sent: bytes by a rank"
             + ("; on link: counted at each node's interface, each way" if _counted(record) else "")
             + f"; limit: the way's bytes at the link's rate, {limit}; x limit: time / limit; x "

@@ -55,7 +55,7 @@ class Via(ABC):
 
     def gather(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Every rank's ``values`` (n,), of one n and dtype: (size, n), on every rank."""
-        send = np.ascontiguousarray(values).view(np.uint8)
+        send = np.array(values, order="C").view(np.uint8)  # torch warns of what it may not write to
         received = np.empty((self.size, len(send)), dtype=np.uint8)
         self.allgather(send, received)
         return received.view(values.dtype)

@@ -13,6 +13,9 @@ import torch.distributed as dist
 from mpisign import launcher
 from mpisign.bench.wire.via import Bytes, Via
 
+# Its name before and from torch 2.13 on.
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+
 
 class TorchVia(Via):
     """The default process group, on Gloo.
@@ -47,9 +50,7 @@ class TorchVia(Via):
         dist.barrier()
 
     def allgather(self, send: Bytes, received: Bytes) -> None:
-        dist.all_gather_into_tensor(
-            torch.from_numpy(received).view(-1), torch.from_numpy(_writable(send))
-        )
+        _all_gather(torch.from_numpy(received).view(-1), torch.from_numpy(send))
 
     def alltoall(self, send: Bytes, received: Bytes) -> None:
         dist.all_to_all_single(torch.from_numpy(received), torch.from_numpy(send))
@@ -73,11 +74,6 @@ class TorchVia(Via):
     def stop(self) -> None:
         if dist.is_initialized():
             dist.destroy_process_group()
-
-
-def _writable(send: Bytes) -> Bytes:
-    """torch warns of memory that it may not write to."""
-    return send if send.flags.writeable else send.copy()
 
 
 def _store(control: Via) -> Any:

@@ -210,3 +210,54 @@ def test_the_list_of_kinds_of_memory(kinds, yes):
     from mpisign.transports import cuda_mpi
 
     assert cuda_mpi._has_cuda(kinds) is yes
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize(
+    ("test", "n"),
+    [
+        *(("everything", n) for n in (1, 2, 4)),
+        *(("lacking", 3), ("absent", 3), ("stuck", 2), ("old_cupy", 2), ("ends", 2)),
+    ],
+)
+def test_nccl(test, n):
+    script = RANKS / "gpu_nccl.py"
+    result = mpirun(n, sys.executable, "-m", "mpi4py", script, test, env=PATH)
+    assert f"{test}: all well at {n} ranks" in result.stdout
+
+
+@pytest.fixture
+def real_nccl():
+    """cupy.cuda.nccl, which can be asked for ids and names without a device."""
+    from mpisign.transports import nccl_start
+
+    try:
+        return nccl_start.load()
+    except ImportError as error:
+        pytest.skip(str(error))
+
+
+def test_names_and_arguments_are_those_of_cupy(real_nccl):
+    import inspect
+
+    pytest.importorskip("mpi4py.MPI", exc_type=Exception)
+    import nccl_on_host as played
+
+    for name in ("send", "recv", "allReduce", "commSplit", "check_async_error", "abort", "destroy"):
+        real = getattr(real_nccl.NcclCommunicator, name).__doc__.splitlines()[0]
+        real = re.findall(r"(\w+)(?:=\w+)?(?=[,)])", real.partition("(")[2])
+        assert list(inspect.signature(getattr(played.NcclCommunicator, name)).parameters) == real
+    for name in ("NCCL_UINT8", "NCCL_FLOAT32", "NCCL_FLOAT64", "NCCL_SUM"):
+        assert getattr(played, name) == getattr(real_nccl, name)
+    assert real_nccl.groupStart.__doc__ and real_nccl.groupEnd.__doc__
+
+
+@pytest.mark.mpi
+@pytest.mark.skipif(missing() is None, reason="of a machine without a device")
+def test_nccl_itself_says_why_it_does_not_start(real_nccl):
+    script = RANKS / "gpu_nccl.py"
+    folders = os.environ.get("LD_LIBRARY_PATH", "")
+    path = f"{PATH['PYTHONPATH']}:{os.environ.get('PYTHONPATH', '')}"
+    env = {**PATH, "LD_LIBRARY_PATH": folders, "PYTHONPATH": path}
+    result = mpirun(2, sys.executable, "-m", "mpi4py", script, "deviceless", env=env)
+    assert "deviceless: all well at 2 ranks" in result.stdout

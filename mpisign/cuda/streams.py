@@ -91,6 +91,21 @@ def on_device(array: Any) -> bool:
     return not isinstance(array, np.ndarray)
 
 
+def current() -> int:
+    """The device that is current in this thread."""
+    return int(launch.cupy().cuda.runtime.getDevice())
+
+
+def chosen(device: int) -> Any:
+    """A context in which ``device`` is current in this thread."""
+    return launch.cupy().cuda.Device(device)
+
+
+def empty(nbytes: int) -> Any:
+    """Memory of the current device, a CuPy uint8 array."""
+    return launch.cupy().empty(nbytes, dtype="uint8")
+
+
 def pinned(nbytes: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """Host memory (nbytes,) that a device reads and writes by itself; goes with the array.
 

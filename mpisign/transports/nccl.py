@@ -1,0 +1,257 @@
+"""NCCL through CuPy: parts in CUDA memory, queued on the streams that they are made on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from mpisign import arrays
+from mpisign.errors import WireError
+from mpisign.stats import stage, stats
+from mpisign.transports import nccl_start
+from mpisign.transports.base import Bytes, Over, Part, Pending, Transport, poll
+from mpisign.transports.members import Members
+
+
+class NCCLTransport(Transport):
+    """Sends and receives of one exchange as one group of NCCL, on the current stream.
+
+    ``control``: a transport for host memory between the same ranks, this one's own from now on. It
+    carries NCCL's unique id, parts that are NumPy arrays, and notices. Parts on a device are CuPy
+    or torch uint8 arrays, those of one exchange on one stream. Only ``Pending.wait`` waits for the
+    device, and only for its own exchange.
+
+    The first exchange on a device starts NCCL there; one without any parts counts, for all ranks
+    must be in it. It raises CollectiveError, the same on all ranks, if NCCL is missing somewhere,
+    WireError if a rank does not come within ``timeout`` seconds. Any error of NCCL's ends it: this
+    call and all later ones raise WireError.
+    """
+
+    name = "nccl"
+    ordered = True
+    device = "cuda"
+
+    def __init__(
+        self, control: Transport, *, timeout: float = 600.0, nccl: Any = None, device: Any = None
+    ) -> None:
+        if device is None:
+            from mpisign.cuda import streams
+
+            device = streams
+        self.rank, self.size = control.rank, control.size
+        self._control = control
+        self._timeout = timeout
+        self._nccl = nccl
+        self._device = device
+        self._index = 0
+        self._communicator: Any = None
+        self._given_up = ""
+        self._last: _Queued | None = None
+
+    def _exchange(self, sends: Sequence[Part], recvs: Sequence[Part], tag: int) -> Pending:
+        on_device = [self._device.on_device(part) for _, part in (*sends, *recvs)]
+        if on_device and not any(on_device):
+            return self._control._exchange(sends, recvs, tag)
+        if not all(on_device):
+            raise TypeError("NCCL: parts of one exchange must be NumPy arrays, all or none of them")
+        sends = [(r, part) for r, part in sends if part.nbytes]
+        recvs = [(r, part) for r, part in recvs if part.nbytes]
+        stream = self._stream([part for _, part in (*sends, *recvs)])
+        self._start(None if stream is None else stream.device, tag)
+        if stream is None or self.size == 1:
+            return Over()
+        return self._queue(lambda: self._group(sends, recvs, stream), stream, (sends, recvs))
+
+    def _group(self, sends: Sequence[Part], recvs: Sequence[Part], stream: Any) -> None:
+        nccl, communicator, address = self._nccl, self._communicator, arrays.address
+        nccl.groupStart()
+        try:
+            for r, part in sends:
+                communicator.send(address(part), part.nbytes, nccl.NCCL_UINT8, r, stream.pointer)
+            for r, part in recvs:
+                communicator.recv(address(part), part.nbytes, nccl.NCCL_UINT8, r, stream.pointer)
+        finally:
+            nccl.groupEnd()
+
+    def start_allgather(self, send: Bytes, rows: Sequence[Bytes], tag: int) -> Pending:
+        if not self._device.on_device(send):
+            return self._control.start_allgather(send, rows, tag)
+        return super().start_allgather(send, rows, tag)
+
+    def start_allreduce(self, values: Any, tag: int) -> Pending:
+        if not self._device.on_device(values):
+            return self._control.start_allreduce(values, tag)
+        ring = 2 * values.nbytes * (self.size - 1) // self.size
+        stats().add("exchange", calls=0, sent=ring, received=ring)
+        stream = self._device.of(values)
+        self._start(stream.device, tag)
+        if self.size == 1:
+            return Over()
+        nccl, communicator, at = self._nccl, self._communicator, arrays.address(values)
+        kind, size = nccl.NCCL_FLOAT32, 4
+        if "float64" in str(values.dtype):
+            kind, size = nccl.NCCL_FLOAT64, 8
+        count = values.nbytes // size
+        return self._queue(
+            lambda: communicator.allReduce(at, at, count, kind, nccl.NCCL_SUM, stream.pointer),
+            stream,
+            values,
+        )
+
+    def split(self, color: int, key: int, control: Transport | None = None) -> NCCLTransport | None:
+        """The transport of the ranks that say the same ``color`` >= 0, in the order of ``key``.
+
+        None where ``color`` is -1. All ranks call it, between their exchanges: those in flight are
+        waited for. ``control``: of the new group's ranks, in that order; default: this one's, and
+        then one tag must not be in use in both at a time.
+        """
+        if color < -1:
+            raise ValueError(f"split: color must be -1 or more, got {color}")
+        self._start(None, 0)
+        if self._last is not None:
+            nccl_start.wait(self._last, "split", self._timeout)
+        mine = np.array([color, key], dtype=np.int64)
+        said = np.empty((self.size, 2), dtype=np.int64)
+        rows = list(said.view(np.uint8))
+        told = self._control.start_allgather(mine.view(np.uint8), rows, 0)
+        nccl_start.wait(told, "split", self._timeout)
+        members = sorted((k, r) for r, (c, k) in enumerate(said.tolist()) if c == color)
+        part: NCCLTransport | None = None
+        if color >= 0:
+            control = control or Members(self._control, [r for _, r in members])
+            part = NCCLTransport(
+                control, timeout=self._timeout, nccl=self._nccl, device=self._device
+            )
+            part._index = self._index
+        if self.size > 1:
+
+            def split() -> None:
+                with self._device.chosen(self._index):
+                    made = self._communicator.commSplit(color, key)
+                    if part is not None and part.size > 1:
+                        part._communicator = made
+                        part._connect()
+
+            self._within("split", split)
+        return part
+
+    def post(self, notice: bytes) -> None:
+        self._control.post(notice)
+
+    def notices(self) -> list[tuple[int, bytes]]:
+        return self._control.notices()
+
+    def abort(self) -> None:
+        self._give_up("it was aborted")
+        self._control.abort()
+
+    def free(self) -> None:
+        """Ends NCCL; exchanges that are not over with it."""
+        if self._communicator is not None and (self._last is None or self._last.done()):
+            communicator, self._communicator = self._communicator, None
+            communicator.destroy()
+        self._give_up("it was freed")
+
+    def _start(self, index: int | None, tag: int) -> None:
+        """Starts NCCL on device ``index`` (None: the current one), unless it has; collective."""
+        if self._given_up:
+            raise self._useless()
+        if self._communicator is not None or self.size == 1:
+            return
+
+        def prepare() -> Any:
+            self._index = self._device.current() if index is None else index
+            return self._nccl or nccl_start.load()
+
+        nccl, unique_id = nccl_start.agree(self._control, prepare, tag, self._timeout)
+        self._nccl = nccl
+
+        def start() -> None:
+            with self._device.chosen(self._index):
+                made = nccl_start.communicator(nccl, self.size, unique_id, self.rank)
+                self._communicator = made
+                self._connect()
+
+        self._within("start", start)
+
+    def _connect(self) -> None:
+        """A byte to and from everyone, and a sum: what NCCL would set up, waiting, at first use."""
+        room = self._device.empty(8 * (self.size + 1))
+        stream, at = self._device.of(room), arrays.address(room)
+        nccl, communicator = self._nccl, self._communicator
+        nccl.groupStart()
+        for r in self.others():
+            communicator.send(at, 1, nccl.NCCL_UINT8, r, stream.pointer)
+            communicator.recv(at + 8 * (r + 1), 1, nccl.NCCL_UINT8, r, stream.pointer)
+        nccl.groupEnd()
+        communicator.allReduce(at, at, 1, nccl.NCCL_FLOAT32, nccl.NCCL_SUM, stream.pointer)
+        self._last = _Queued(self, stream.record(), room)
+
+    def _within(self, what: str, action: Callable[[], None]) -> None:
+        try:
+            nccl_start.within(self._timeout, what, action)
+        except WireError as error:
+            self._give_up(str(error))
+            raise
+
+    def _stream(self, parts: Sequence[Any]) -> Any:
+        streams = list(dict.fromkeys(map(self._device.of, parts)))
+        if len(streams) > 1:
+            raise ValueError(f"NCCL: parts of one exchange must be on one stream, got {streams}")
+        return streams[0] if streams else None
+
+    def _queue(self, call: Callable[[], None], stream: Any, keep: Any) -> Pending:
+        try:
+            call()
+        except Exception as error:
+            raise self._failed(error) from error
+        self._last = _Queued(self, stream.record(), keep)
+        return self._last
+
+    def _check(self) -> None:
+        """Raises WireError if NCCL met an error since it was asked last, or has ended."""
+        if self._given_up:
+            raise self._useless()
+        try:
+            self._communicator.check_async_error()
+        except Exception as error:  # CuPy's NcclError, KeyError for a code that it does not know
+            raise self._failed(error) from error
+
+    def _failed(self, error: Exception) -> WireError:
+        self._give_up(f"{type(error).__name__}: {error}")
+        return WireError(f"NCCL: {self._given_up} (NCCL_DEBUG=WARN tells more)")
+
+    def _useless(self) -> WireError:
+        return WireError(f"NCCL is of no use any more: {self._given_up}")
+
+    def _give_up(self, why: str) -> None:
+        self._given_up = self._given_up or why
+        communicator, self._communicator = self._communicator, None
+        if communicator is not None:
+            communicator.abort()  # kernels that wait for other ranks end, and their stream goes on
+
+
+class _Queued:
+    """A group of NCCL's, over when the device has passed it."""
+
+    def __init__(self, transport: NCCLTransport, event: Any, keep: Any) -> None:
+        self._transport = transport
+        self._event = event
+        self._keep = keep  # the device reads and writes the parts until then
+
+    def done(self) -> bool:
+        if self._keep is not None:
+            over = self._event.done()
+            self._transport._check()  # after an abort the device passes too, with half of the bytes
+            if over:
+                self._keep = None
+        return self._keep is None
+
+    def wait(self, seconds: float | None = None) -> bool:
+        with stage("exchange"):
+            return poll(self, seconds)
+
+    def missing(self) -> None:
+        """NCCL does not tell."""

@@ -42,7 +42,11 @@ def write(path: Path, record: Record) -> None:
         axes = list(axes)
         if several:
             _lines(axes.pop(0), mine, record.library(via))
-        _dots(axes[0], [row for row in mine if row.size == largest], largest)
+        what = "" if several else f"{record.library(via)}, "
+        title = f"{what}{coordinates(largest)} coordinates; times faster than fp32"
+        _dots(axes[0], [row for row in mine if row.size == largest], title)
+    for index, column in enumerate(grid.T):  # so that wires can be compared
+        _same_range(column, "y" if several and index == 0 else "x")
     figure.suptitle(
         f"Time to agree on a gradient, in and out: {record.nodes}", fontsize=11, x=0.01, ha="left"
     )
@@ -80,8 +84,8 @@ def _line(axis: Any, rows: list[Row], colour: str, marker: str, label: str) -> N
     axis.plot(x, y, marker + "-", color=colour, linewidth=1.5, markersize=5, label=label)
 
 
-def _dots(axis: Any, rows: list[Row], size: int) -> None:
-    """Each way's time and limit at one size, the fastest at the top."""
+def _dots(axis: Any, rows: list[Row], title: str) -> None:
+    """Each way's time and limit, the fastest at the top."""
     rows = sorted(rows, key=_median)
     for y, row in enumerate(rows):
         colour, marker = (_OURS, "o") if row.kind == "vote" else (_THEIRS, "D")
@@ -90,8 +94,9 @@ def _dots(axis: Any, rows: list[Row], size: int) -> None:
             axis.plot([row.limit, median], [y, y], color="#bbbbbb", linewidth=1.5, zorder=1)
             axis.plot([row.limit] * 2, [y - 0.35, y + 0.35], color=_LIMIT, linewidth=2, zorder=2)
         axis.plot(median, y, marker, color=colour, markersize=6, zorder=3)
-        told = f"{row.times_faster_than_fp32:.3g}x fp32" if row.times_faster_than_fp32 else ""
-        if row.kind != "fp32":
+        faster = row.times_faster_than_fp32
+        if row.kind != "fp32" and faster is not None:
+            told = f"{faster:.0f}x" if faster >= 10 else f"{faster:#.2g}x"
             axis.annotate(
                 told, (median, y), (7, 0), textcoords="offset points", va="center", fontsize=7.5
             )
@@ -107,9 +112,7 @@ def _dots(axis: Any, rows: list[Row], size: int) -> None:
     every = [_median(row) for row in rows] + [row.limit for row in rows if row.limit]
     axis.set_xlim(min(every) / 1.3, max(every) * 2.2)  # room for what is written beside
     _seconds(axis.xaxis)
-    axis.set_title(
-        f"{coordinates(size)} coordinates; times faster than fp32", fontsize=10, loc="left"
-    )
+    axis.set_title(title, fontsize=10, loc="left")
     _finish(axis)
     axis.legend(fontsize=8, frameon=False, loc="upper right")
 
@@ -122,7 +125,7 @@ def _median(row: Row) -> float:
 def _seconds(axis: Any) -> None:
     from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
-    axis.set_major_locator(LogLocator(10, subs=(1.0,), numticks=12))
+    axis.set_major_locator(LogLocator(10, subs=(1.0, 2.0, 5.0), numticks=12))
     axis.set_major_formatter(EngFormatter("s", sep=" "))
     axis.set_minor_formatter(NullFormatter())
 
@@ -131,3 +134,9 @@ def _finish(axis: Any) -> None:
     axis.grid(True, color="#dddddd", linewidth=0.7)
     axis.spines[["top", "right"]].set_visible(False)
     axis.set_axisbelow(True)
+
+
+def _same_range(axes: Any, which: str) -> None:
+    ends = [getattr(axis, f"get_{which}lim")() for axis in axes]
+    for axis in axes:
+        getattr(axis, f"set_{which}lim")(min(e[0] for e in ends), max(e[1] for e in ends))

@@ -48,7 +48,7 @@ class NCCLTransport(Transport):
         self._index = 0
         self._communicator: Any = None
         self._given_up = ""
-        self._last: _Queued | None = None
+        self._live: list[_Queued] = []
 
     def _exchange(self, sends: Sequence[Part], recvs: Sequence[Part], tag: int) -> Pending:
         on_device = [self._device.on_device(part) for _, part in (*sends, *recvs)]
@@ -110,8 +110,8 @@ class NCCLTransport(Transport):
         if color < -1:
             raise ValueError(f"split: color must be -1 or more, got {color}")
         self._start(None, 0)
-        if self._last is not None:
-            nccl_start.wait(self._last, "split", self._timeout)
+        for queued in self._live:
+            nccl_start.wait(queued, "split", self._timeout)
         mine = np.array([color, key], dtype=np.int64)
         said = np.empty((self.size, 2), dtype=np.int64)
         rows = list(said.view(np.uint8))
@@ -149,7 +149,7 @@ class NCCLTransport(Transport):
 
     def free(self) -> None:
         """Ends NCCL; exchanges that are not over with it."""
-        if self._communicator is not None and (self._last is None or self._last.done()):
+        if self._communicator is not None and all(queued.done() for queued in self._live):
             communicator, self._communicator = self._communicator, None
             communicator.destroy()
         self._give_up("it was freed")
@@ -187,7 +187,7 @@ class NCCLTransport(Transport):
             communicator.recv(at + 8 * (r + 1), 1, nccl.NCCL_UINT8, r, stream.pointer)
         nccl.groupEnd()
         communicator.allReduce(at, at, 1, nccl.NCCL_FLOAT32, nccl.NCCL_SUM, stream.pointer)
-        self._last = _Queued(self, stream.record(), room)
+        self._live = [_Queued(self, stream.record(), room)]
 
     def _within(self, what: str, action: Callable[[], None]) -> None:
         try:
@@ -207,8 +207,10 @@ class NCCLTransport(Transport):
             call()
         except Exception as error:
             raise self._failed(error) from error
-        self._last = _Queued(self, stream.record(), keep)
-        return self._last
+        queued = _Queued(self, stream.record(), keep)
+        self._live = [q for q in self._live if q.keep is not None]
+        self._live.append(queued)
+        return queued
 
     def _check(self) -> None:
         """Raises WireError if NCCL met an error since it was asked last, or has ended."""
@@ -239,15 +241,15 @@ class _Queued:
     def __init__(self, transport: NCCLTransport, event: Any, keep: Any) -> None:
         self._transport = transport
         self._event = event
-        self._keep = keep  # the device reads and writes the parts until then
+        self.keep = keep  # the device reads and writes the parts until then
 
     def done(self) -> bool:
-        if self._keep is not None:
+        if self.keep is not None:
             over = self._event.done()
             self._transport._check()  # after an abort the device passes too, with half of the bytes
             if over:
-                self._keep = None
-        return self._keep is None
+                self.keep = None
+        return self.keep is None
 
     def wait(self, seconds: float | None = None) -> bool:
         with stage("exchange"):

@@ -13,10 +13,12 @@ from mpisign.stats import stats
 
 if TYPE_CHECKING:
     from mpisign.collectives.majority_vote import majority_vote, majority_vote_async
+    from mpisign.communicator import Communicator
     from mpisign.optimizer import DistributedOptimizer
 
 __version__ = "0.1.0"
 __all__ = [
+    "Communicator",
     "DistributedOptimizer",
     "majority",
     "majority_vote",
@@ -27,6 +29,7 @@ __all__ = [
 ]
 
 _LAZY = {
+    "Communicator": "mpisign.communicator",
     "DistributedOptimizer": "mpisign.optimizer",
     "majority_vote": "mpisign.collectives.majority_vote",
     "majority_vote_async": "mpisign.collectives.majority_vote",

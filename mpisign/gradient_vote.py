@@ -11,8 +11,10 @@ import torch
 
 from mpisign import arrays, planes, policies
 from mpisign.buckets import Bucket
-from mpisign.collectives.header import Header
-from mpisign.collectives.vote import Channel, replica_digest
+from mpisign.collectives.ballot import Ballot, Planes
+from mpisign.collectives.header import Agreed, Header
+from mpisign.collectives.line import Line
+from mpisign.collectives.vote import Channel, ReplicaDigest, small
 from mpisign.compressors import Compressor
 from mpisign.stats import stage
 from mpisign.transports.base import Steps
@@ -53,7 +55,10 @@ class GradientVote:
         if self.stepping and self.voted == self._versions():
             return
         reason = self._unfit(optimizer, (*args[1:], *kwargs.values()))
-        self.channel.queue.submit(self._vote_or_average(reason)).wait()
+        number = self.channel.next_step()
+        self.channel.submit(
+            "step", lambda line: self._vote_or_average(line, reason, number), self.steps
+        ).wait()
         self.steps += 1
         self.stepping, self.voted = True, self._versions()
 
@@ -79,28 +84,44 @@ class GradientVote:
             return "torch.amp.GradScaler does not go with votes, which need no scale"
         return ""
 
-    def _vote_or_average(self, reason: str) -> Steps[None]:
-        self.channel.next_step()
+    def _vote_or_average(self, line: Line, reason: str, number: int) -> Steps[None]:
         name = "average" if self.compressor is None else "bucket_vote"
-        header = Header(name)
-        ballots: Any = None
+        header, members, inline = Header(name), None, None
         try:
-            header, ballots = self._prepare(header)
+            header = self._header(header)
+            if self.compressor is not None:
+                members = _Members(self, self.compressor, line.rank)
+                if len(members.ballot.chunks()) == 1:
+                    members.pack_all()
+                    header = replace(header, late=False, nans=members.nans)
+                if small(members.ballot, header):
+                    inline = members.planes
         except Exception as error:
             reason = reason or str(error) or type(error).__name__
         if reason:
             header = header.refusal(reason)
-        anywhere = yield from self._agree(header)
+        agreed = yield from self.channel.headers(line, header, "step", inline)
+        anywhere = yield from self._present_anywhere(line, agreed)
         self.compared = True
-        if self.compressor is None:
-            yield from self._average(ballots, anywhere)
-        else:
-            yield from self._vote(header, ballots, anywhere)
+        if members is None:
+            yield from self._average(line, anywhere)
+            return
+        members.anywhere = anywhere
+        yield from self.channel.vote(
+            line,
+            members.ballot,
+            agreed,
+            number,
+            lambda: members.nans,
+            inlined=inline is not None,
+        )
 
-    def _prepare(self, header: Header) -> tuple[Header, Any]:
-        """Everything that may fail on one rank alone: the header, and what this rank sends."""
+    def _header(self, header: Header) -> Header:
+        """What this rank says of itself, with everything that may fail on one rank alone."""
         for i, p in enumerate(self.names):
             self.present[i] = p.grad is not None
+            if p.grad is not None:
+                arrays.view_floats("step", f"the gradient of {self.names[p]!r}", p.grad)
         header = replace(
             header,
             step=self.steps,
@@ -115,12 +136,8 @@ class GradientVote:
             self.channel.digest = self._parameters()
         c = self.compressor
         if c is None:
-            return header, self._flat()
-        up = policies.planes_up(c.zeros, c.nan)
-        ballots = np.zeros((up, self.bucket.nbytes), dtype=np.uint8)
-        with stage("pack"):
-            nans = self._pack(ballots, c, self.steps)
-        return replace(header, zeros=c.zeros, nan=c.nan, ties=c.ties, nans=nans), ballots
+            return header
+        return replace(header, zeros=c.zeros, nan=c.nan, ties=c.ties, late=True)
 
     def _settings(self) -> int:
         """64 bits of the optimizer's options: another learning rate would part the replicas."""
@@ -132,47 +149,19 @@ class GradientVote:
         return int.from_bytes(digest, "little")
 
     def _parameters(self) -> bytes:
-        data = (p.detach().cpu().contiguous().view(-1).view(torch.uint8) for p in self.names)
-        return replica_digest("parameters", *(d.numpy().tobytes() for d in data))
+        digest = ReplicaDigest("parameters")
+        for p in self.names:
+            flat = p.detach().cpu().contiguous().view(-1)
+            digest.update(flat.view(torch.uint8).numpy())
+        return digest.field()
 
-    def _vote(self, header: Header, ballots: Any, anywhere: Any) -> Steps[None]:
-        result = yield from self.channel.vote(ballots, header)
-        with stage("unpack"):
-            for i, p in enumerate(self.names):
-                if anywhere[i]:
-                    _put(p, torch.from_numpy(result[:, self.bucket.span(i)]))
-
-    def _pack(self, ballots: Any, compressor: Compressor, step: int) -> int:
-        """All members into the bucket's planes; the number of NaNs."""
-        keys = {"seed": self.seed, "step": step, "rank": self.channel.transport.rank}
-        grads, states, offsets, nans = [], [], [], 0
-        for i, (p, state) in enumerate(self.state.items()):
-            if p.grad is not None:
-                grads.append(p.grad)
-                states.append(state)
-                offsets.append(self.bucket.offsets[i])
-                continue
-            out = ballots[:, self.bucket.span(i)]
-            _, _, found = planes.pack_census(
-                compressor.voted_on_without_gradient(p, state),
-                zeros=compressor.zeros,
-                nan=compressor.nan,
-                offset=8 * self.bucket.offsets[i],
-                out=out if len(out) == 2 else out[0],
-                **keys,
-            )
-            nans += int(found)
-        out = ballots if len(ballots) == 2 else ballots[0]
-        return nans + compressor.pack(grads, states, out, offsets, **keys)
-
-    def _agree(self, header: Header) -> Steps[Any]:
-        """Headers, then the members that have a gradient on any rank: uint8 (members,)."""
-        headers = yield from self.channel.headers(header, "step")
-        if len({h.presence for h in headers}) == 1:
+    def _present_anywhere(self, line: Line, agreed: Agreed) -> Steps[Any]:
+        """The members that have a gradient on any rank: uint8 (members,)."""
+        if agreed.same_presence:
             return self.present.copy()
-        size, members = self.channel.transport.size, len(self.present)
-        received = yield self.channel.transport.start_allgatherv(self.present, [members] * size)
-        return received.reshape(size, members).max(axis=0)
+        rows = np.empty((line.size, len(self.present)), dtype=np.uint8)
+        yield line.allgather(self.present, rows)
+        return rows.max(axis=0)
 
     def _flat(self) -> Any:
         """All gradients in one float32 array, zeros where there is none."""
@@ -185,9 +174,10 @@ class GradientVote:
     def _cuts(self) -> Any:
         return np.cumsum(self.bucket.lengths)[:-1]
 
-    def _average(self, flat: Any, anywhere: Any) -> Steps[None]:
-        total = yield self.channel.transport.start_allreduce(flat)
-        mean = total / np.float32(self.channel.transport.size)
+    def _average(self, line: Line, anywhere: Any) -> Steps[None]:
+        mean = self._flat()
+        yield line.allreduce(mean)
+        mean /= np.float32(line.size)
         for i, (p, part) in enumerate(zip(self.names, np.split(mean, self._cuts()), strict=True)):
             if anywhere[i]:
                 p.grad = torch.empty_like(p) if p.grad is None else p.grad
@@ -221,6 +211,86 @@ class GradientVote:
         for p, name in self.names.items():
             self.state[p] = {k: v.clone() for k, v in kept.get(name, {}).items()}
         return {k: v for k, v in state_dict.items() if k != KEY}
+
+
+class _Members:
+    """One vote on a bucket: its members are packed and unpacked as their chunks come and go."""
+
+    def __init__(self, vote: GradientVote, c: Compressor, rank: int) -> None:
+        self._vote = vote
+        self._compressor = c
+        self._keys = {"seed": vote.seed, "step": vote.steps, "rank": rank}
+        self._parameters = list(vote.names)
+        self._packed = self._unpacked = 0
+        self.nans = 0
+        self.anywhere: Any = None  # which members have a gradient on any rank
+        bucket = vote.bucket
+        up, down = policies.planes_up(c.zeros, c.nan), policies.planes_down(c.ties)
+        self.planes = np.zeros((up, bucket.nbytes), dtype=np.uint8)
+        self._result = np.empty((down, bucket.nbytes), dtype=np.uint8)
+        self.ballot = Ballot(
+            length=bucket.length,
+            k=up,
+            ties=c.ties,
+            seed=vote.seed,
+            step=vote.steps,
+            pack=self._pack,
+            unpack=self._unpack,
+        )
+
+    def pack_all(self) -> None:
+        """Every member at once."""
+        self._pack_until(self._vote.bucket.nbytes)
+
+    def _pack(self, a: int, b: int, out: Planes) -> None:
+        self._pack_until(b)
+        out[...] = self.planes[:, a:b]
+
+    def _pack_until(self, b: int) -> None:
+        """All members that begin before byte ``b``."""
+        offsets = self._vote.bucket.offsets
+        first = last = self._packed
+        while last < len(offsets) and offsets[last] < b:
+            last += 1
+        if first < last:
+            with stage("pack"):
+                self._pack_members(first, last)
+        self._packed = last
+
+    def _pack_members(self, first: int, last: int) -> None:
+        vote, compressor = self._vote, self._compressor
+        grads, states, offsets = [], [], []
+        for i, p in enumerate(self._parameters[first:last], first):
+            if p.grad is not None:
+                grads.append(p.grad)
+                states.append(vote.state[p])
+                offsets.append(vote.bucket.offsets[i])
+                continue
+            out = self.planes[:, vote.bucket.span(i)]
+            _, _, found = planes.pack_census(
+                compressor.voted_on_without_gradient(p, vote.state[p]),
+                zeros=compressor.zeros,
+                nan=compressor.nan,
+                offset=8 * vote.bucket.offsets[i],
+                out=out if len(out) == 2 else out[0],
+                **self._keys,
+            )
+            self.nans += int(found)
+        out = self.planes if len(self.planes) == 2 else self.planes[0]
+        self.nans += compressor.pack(grads, states, out, offsets, **self._keys)
+
+    def _unpack(self, a: int, b: int, result: Planes) -> None:
+        self._result[:, a:b] = result
+        bucket = self._vote.bucket
+        with stage("unpack"):
+            while self._unpacked < len(bucket.offsets):
+                i = self._unpacked
+                if bucket.span(i).stop > b:
+                    break
+                if self.anywhere[i]:
+                    votes = self._result[:, bucket.span(i)]
+                    _put(self._parameters[i], torch.from_numpy(votes))
+                self._unpacked += 1
 
 
 def _plain(value: Any) -> str:

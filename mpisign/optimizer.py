@@ -44,7 +44,7 @@ def DistributedOptimizer(
     Raises TypeError, ValueError for arguments that do not fit; ``step()`` raises what
     ``majority_vote`` raises, on every rank, before any parameter changes.
     """
-    from mpisign.transports.mpi import channel
+    from mpisign.communicator import channel_of
 
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise TypeError(
@@ -62,7 +62,7 @@ def DistributedOptimizer(
             stacklevel=2,
         )
     policies.code(_FUNCTION, "algorithm", algorithm, policies.ALGORITHMS)
-    vote = GradientVote(channel(_FUNCTION, comm), compressor, algorithm, seed, optimizer, names)
+    vote = GradientVote(channel_of(_FUNCTION, comm), compressor, algorithm, seed, optimizer, names)
     setattr(optimizer, KEY, vote)
     optimizer.register_step_pre_hook(vote.before_step)
     optimizer.register_step_post_hook(vote.after_step)

@@ -11,7 +11,7 @@ from typing import Final, Literal, get_args
 Zeros = Literal["positive", "random", "abstain"]
 Nan = Literal["raise", "abstain"]
 Ties = Literal["positive", "random", "zero"]
-Algorithm = Literal["auto", "allgather", "alltoall"]
+Algorithm = Literal["auto", "allgather", "alltoall", "hierarchical", "vote_of_votes"]
 
 #: One plane up, one plane down, no drift: see docs/policies.md for the evidence.
 DEFAULT_ZEROS: Final[Zeros] = "random"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 
+_LOCK = threading.Lock()
 STAGES = ("pack", "exchange", "vote", "unpack")
 
 
@@ -34,11 +36,12 @@ class Stats:
         self, stage: str, *, calls: int = 1, seconds: float = 0.0, sent: int = 0, received: int = 0
     ) -> None:
         """Books one call; KeyError for an unknown stage."""
-        s = self.stages[stage]
-        s.calls += calls
-        s.seconds += seconds
-        s.sent += sent
-        s.received += received
+        with _LOCK:  # simulated ranks are threads of one process
+            s = self.stages[stage]
+            s.calls += calls
+            s.seconds += seconds
+            s.sent += sent
+            s.received += received
 
     def reset(self) -> None:
         """Sets every total to zero."""

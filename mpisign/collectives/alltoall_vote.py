@@ -2,73 +2,60 @@
 
 from __future__ import annotations
 
-import numpy as np
+from itertools import pairwise
 
-from mpisign import planes, policies
-from mpisign.collectives.ballot import Ballot, Planes
-from mpisign.errors import WireError
-from mpisign.transports.base import Steps, Transport
+from mpisign.collectives.ballot import Ballot
+from mpisign.collectives.line import Line
+from mpisign.transports.base import Steps
 
-_VERDICT = np.dtype("<u4")  # 0, or 1 + the rank whose planes an owner found malformed
+_DEPTH = 2  # chunks under way to their owners, and as many back, while another is worked on
 
 
-def alltoall_vote(transport: Transport, ballot: Ballot) -> Steps[Planes]:
+def alltoall_vote(line: Line, ballot: Ballot) -> Steps[None]:
     """Receives k B (1 - 1/p) + kd B (1 - 1/p) bytes per rank; tolerates bad votes, not bad tallies.
 
-    Wire: rank r owns bytes [B r // p, B (r + 1) // p) of the planes. Up: for each owner its bytes
-    of the sign plane, then of the mask plane. Down: each owner's verdict u32 (an owner that alone
-    raised would leave the others waiting), then its bytes of the result's planes. Returns the
-    result's planes (kd, B). Raises WireError, the same on every rank, if any padding is not 0.
+    Wire: a chunk's bytes [a, b) are cut into p shards, rank r owns the one from
+    a + (b - a) r // p. Up, chunk by chunk: to each owner its bytes of the sign plane, then of the
+    mask plane. Down: each owner's bytes of the result's planes to all. The chunks' exchanges
+    overlap. Raises WireError, on the owner that sees it, if a plane's padding is not 0.
     Source: Bernstein et al. 2019, majority vote, with the parameter server sharded over the ranks.
     """
-    p, rank = transport.size, transport.rank
-    k, nbytes = ballot.planes.shape
-    bounds = [nbytes * r // p for r in range(p + 1)]
-    sizes = [b - a for a, b in zip(bounds, bounds[1:], strict=False)]
-    first, mine = bounds[rank], sizes[rank]
-
-    received = yield transport.start_alltoallv(
-        _by_owner(ballot.planes, bounds), [k * s for s in sizes], [k * mine] * p
-    )
-    stack = received.reshape(p, k, mine)
-    last = first + mine == nbytes
-    length = ballot.length - 8 * first if last else 8 * mine
-    verdict = 0
-    if mine and last:
-        bad = ~planes.padding_is_zero(stack, length).all(axis=1)
-        verdict = 1 + int(bad.argmax()) if bad.any() else 0
-    result = ballot.tally(stack, length, first)
-
-    kd = policies.planes_down(ballot.ties)
-    message = np.empty(_VERDICT.itemsize + result.size, dtype=np.uint8)
-    message[: _VERDICT.itemsize].view(_VERDICT)[0] = verdict
-    message[_VERDICT.itemsize :] = result.reshape(-1)
-    counts = [_VERDICT.itemsize + kd * s for s in sizes]
-    received = yield transport.start_allgatherv(message, counts)
-    return _from_owners(received, counts, bounds, kd)
-
-
-def _by_owner(ballots: Planes, bounds: list[int]) -> Planes:
-    """The planes' bytes in the order of their owners; no copy for a single plane."""
-    if len(ballots) == 1:
-        return ballots[0]
-    return np.concatenate(
-        [ballots[:, a:b].reshape(-1) for a, b in zip(bounds, bounds[1:], strict=False)]
-    )
-
-
-def _from_owners(received: Planes, counts: list[int], bounds: list[int], kd: int) -> Planes:
-    result = np.empty((kd, bounds[-1]), dtype=np.uint8)
-    at = 0
-    for owner, count in enumerate(counts):
-        message = received[at : at + count]
-        at += count
-        verdict = int(np.frombuffer(message[: _VERDICT.itemsize].tobytes(), _VERDICT)[0])
-        if verdict:
-            raise WireError(
-                f"majority vote: rank {verdict - 1} sent planes with padding not 0 "
-                f"(found by rank {owner})"
-            )
-        shard = message[_VERDICT.itemsize :].reshape(kd, -1)
-        result[:, bounds[owner] : bounds[owner + 1]] = shard
-    return result
+    p, rank, others = line.size, line.rank, line.transport.others()
+    chunks = ballot.chunks()
+    n = len(chunks)
+    widest = max(b - a for a, b in chunks)
+    shard = -(-widest // p)
+    slots = range(min(n, _DEPTH + 1))
+    ballots = [line.empty(ballot.k, widest) for _ in slots]
+    stacks = [line.empty(p, ballot.k, shard) for _ in slots]
+    results = [line.empty(ballot.kd, widest) for _ in slots]
+    shards = [list(pairwise((b - a) * r // p for r in range(p + 1))) for a, b in chunks]
+    ups, downs = [], []
+    for i in range(n + 2 * _DEPTH):
+        if i < n:
+            a, b = chunks[i]
+            mine = shards[i][rank]
+            planes = ballots[i % len(slots)][:, : b - a]
+            ballot.pack(a, b, planes)
+            stack = stacks[i % len(slots)][..., : mine[1] - mine[0]]
+            stack[rank] = planes[:, slice(*mine)]
+            sends = [(r, plane[slice(*shards[i][r])]) for r in others for plane in planes]
+            recvs = [(r, plane) for r in others for plane in stack[r]]
+            ups.append(line.exchange(sends, recvs))
+        j = i - _DEPTH
+        if 0 <= j < n:
+            yield ups[j]
+            (a, b), mine = chunks[j], shards[j][rank]
+            stack = stacks[j % len(slots)][..., : mine[1] - mine[0]]
+            result = results[j % len(slots)][:, : b - a]
+            ballot.check_padding(stack, a + mine[0])
+            own = result[:, slice(*mine)]
+            ballot.tally(stack, a + mine[0], own)
+            sends = [(r, plane) for r in others for plane in own]
+            recvs = [(r, plane[slice(*shards[j][r])]) for r in others for plane in result]
+            downs.append(line.exchange(sends, recvs))
+        j -= _DEPTH
+        if 0 <= j < n:
+            yield downs[j]
+            a, b = chunks[j]
+            ballot.unpack(a, b, results[j % len(slots)][:, : b - a])

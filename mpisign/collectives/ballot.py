@@ -2,43 +2,94 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from mpisign import planes, policies
+from mpisign.errors import WireError
 from mpisign.stats import stage
 
 Planes = npt.NDArray[np.uint8]
 
+_CHUNK = 1 << 17  # bytes of a plane: below, a chunk's latency is worth more than its overlap
+_CHUNKS = 16
+
 
 @dataclass(frozen=True)
 class Ballot:
-    """``planes``: uint8 (k, B), contiguous; k = 2 with a mask plane. All else is agreed."""
+    """What is voted on, piece by piece, so that packing, exchange and tally overlap.
 
-    planes: Planes
+    ``pack(a, b, out)`` writes bytes [a, b) of this rank's planes to ``out``, uint8 (k, b - a),
+    k = 2 with a mask plane; ``unpack(a, b, result)`` reads the same bytes of the result, (kd,
+    b - a), kd = 2 if ties are zero. Both are called for one chunk after the other, from 0 to ``nbytes``.
+    ``weights``: one a rank, or None. All but the two functions is agreed.
+    """
+
     length: int
+    k: int
     ties: policies.Ties
     seed: int
     step: int
+    pack: Callable[[int, int, Planes], None]
+    unpack: Callable[[int, int, Planes], None]
+    weights: Sequence[float] | None = None
 
-    def tally(self, stack: Planes, length: int, first_byte: int) -> Planes:
-        """The majority of ``stack`` (n, k, b), bytes [first_byte, first_byte + b) of the ballots.
+    @property
+    def kd(self) -> int:
+        """Planes of the result."""
+        return policies.planes_down(self.ties)
 
-        Returns (kd, b), kd = 2 if ties are zero. The random bits of ties depend on the place in the
-        whole ballot alone, so that any shard is decided alike by whoever tallies it.
+    @property
+    def nbytes(self) -> int:
+        """Bytes of a plane."""
+        return planes.plane_bytes(self.length)
+
+    def chunks(self) -> list[tuple[int, int]]:
+        """Byte ranges [a, b) that travel one after the other; depends on the length alone."""
+        n = max(1, min(_CHUNKS, self.nbytes // _CHUNK))
+        bounds = [self.nbytes * i // n for i in range(n + 1)]
+        return list(zip(bounds, bounds[1:], strict=False))
+
+    def coordinates(self, a: int, b: int) -> int:
+        """How many coordinates bytes [a, b) hold."""
+        return max(0, min(self.length, 8 * b) - 8 * a)
+
+    def tally(self, stack: Any, first: int, out: Any, weights: Any = None) -> None:
+        """The majority of ``stack`` (n, k, b), bytes [first, first + b) of the ballots: (kd, b).
+
+        The random bits of ties depend on the place in the whole ballot alone, so that any shard is
+        decided alike by whoever tallies it. ``weights``: of the rows, default the ranks'.
         """
-        n, k, b = stack.shape
-        out = np.empty((policies.planes_down(self.ties), b), dtype=np.uint8)
+        b = stack.shape[2]
+        if b == 0:
+            return
         with stage("vote"):
             planes.majority(
-                stack if k == 2 else stack[:, 0],
-                length=length,
+                stack if stack.shape[1] == 2 else stack[:, 0],
+                length=self.coordinates(first, first + b),
                 ties=self.ties,
+                weights=self.weights if weights is None else weights,
                 seed=self.seed,
                 step=self.step,
-                offset=8 * first_byte,
+                offset=8 * first,
                 out=out if len(out) == 2 else out[0],
             )
-        return out
+
+    def check_padding(self, stack: Any, first: int, ranks: Sequence[int] | None = None) -> None:
+        """WireError if a rank's planes in ``stack`` (ranks, k, b) have bits beyond the length.
+
+        ``ranks``: whose rows they are, default 0, 1, ...
+        """
+        b = stack.shape[2]
+        if b == 0 or first + b < self.nbytes or self.length % 8 == 0:
+            return
+        good = planes.padding_is_zero(stack, self.coordinates(first, first + b))
+        bad = ~good.reshape(len(stack), -1).all(axis=1)
+        if bad.any():
+            row = int(bad.argmax())
+            rank = row if ranks is None else ranks[row]
+            raise WireError(f"rank {rank} sent planes with padding not 0")

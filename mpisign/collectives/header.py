@@ -1,9 +1,11 @@
 """What ranks tell each other before data moves, so that all go ahead or all raise the same error.
 
-Wire layout, little-endian, 256 bytes a rank: magic "MPSG", version u16, operation u8, dtype u8,
-algorithm u8, zeros u8, nan u8, ties u8, refused u8, 3 bytes 0, rank u32, step u64, tensor u64,
-length u64, seed u64, settings u64, NaNs u64, presence 16 bytes, replica digest 32 bytes, reason
-UTF-8 136 bytes, zero-filled. Fixed size, never unpickled.
+Wire layout, little-endian, 512 bytes a rank. Agreed, 56 bytes that must be the same on all ranks:
+magic "MPSG", version u16, operation u8, dtype u8, algorithm u8, zeros u8, nan u8, ties u8,
+byzantine_f u16, 2 bytes 0, step u64, tensor u64, length u64, seed u64, settings u64. Own, 72 bytes:
+rank u32, refused u8, late u8, 2 bytes 0, NaNs u64, weight f64, presence 16 bytes, replica digest
+32 bytes. Then 384 bytes, zero-filled: UTF-8 reason of a refusal, or the planes of a small ballot.
+Fixed size, never unpickled.
 """
 
 from __future__ import annotations
@@ -13,25 +15,31 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+import numpy as np
+
 from mpisign import arrays, policies
 from mpisign.errors import CollectiveError, DisagreementError, NaNError, WireError
+from mpisign.transports.base import Bytes
 
 MAGIC = b"MPSG"
-VERSION = 1
-OPERATIONS = ("majority_vote", "bucket_vote", "average")
-_LAYOUT = struct.Struct("<4sH7B3xI6Q16s32s136s")
-NBYTES = 256
-assert _LAYOUT.size <= NBYTES
+VERSION = 2
+OPERATIONS = ("majority_vote", "bucket_vote", "average", "tally", "compressed_mean")
+_AGREED = struct.Struct("<4sH6BH2x5Q")
+_OWN = struct.Struct("<I2B2xQd16s32s")
+NBYTES = 512
+#: Where the planes of a small ballot lie, and how many bytes of them fit.
+INLINE = _AGREED.size + _OWN.size
+INLINE_NBYTES = NBYTES - INLINE
 
 
 @dataclass(frozen=True)
 class Header:
     """One rank's word on the collective it is about to run.
 
-    Every field but rank, NaNs, presence and reason must be the same on all ranks. ``settings``
-    digests the optimizer's (learning rate and so on); ``presence`` which members of a bucket have a
-    gradient here; ``replica`` what replicas must have in common, an earlier vote's result or the
-    parameters (first byte 1 or 2), zeros if not taken; ``reason`` says why this rank refuses.
+    ``settings`` digests the optimizer's (learning rate and so on); ``presence`` which members of a
+    bucket have a gradient here; ``replica`` what replicas must have in common, an earlier vote's
+    result or the parameters (first byte 1 or 2, then which vote), zeros if not taken; ``late`` that
+    NaNs are not counted yet; ``reason`` says why this rank refuses.
     """
 
     operation: str
@@ -40,13 +48,16 @@ class Header:
     zeros: policies.Zeros = policies.DEFAULT_ZEROS
     nan: policies.Nan = policies.DEFAULT_NAN
     ties: policies.Ties = policies.DEFAULT_TIES
+    byzantine_f: int = 0
     step: int = 0
     tensor: int = 0
     length: int = 0
     seed: int = 0
     settings: int = 0
     rank: int = 0
+    late: bool = False
     nans: int = 0
+    weight: float = 1.0
     presence: bytes = bytes(16)
     replica: bytes = bytes(32)
     reason: str = ""
@@ -58,6 +69,7 @@ class Header:
         "length",
         "dtype",
         "algorithm",
+        "byzantine_f",
         "zeros",
         "nan",
         "ties",
@@ -69,9 +81,12 @@ class Header:
         """This header, saying that its rank cannot take part."""
         return replace(self, reason=reason or "unknown")
 
-    def encode(self) -> bytes:
-        """The 256 bytes on the wire."""
-        packed = _LAYOUT.pack(
+    def encode(self, inline: Bytes | None = None) -> Bytes:
+        """The bytes on the wire: uint8 (512,); with ``inline``, the planes of a small ballot."""
+        data = bytearray(NBYTES)
+        _AGREED.pack_into(
+            data,
+            0,
             MAGIC,
             VERSION,
             OPERATIONS.index(self.operation),
@@ -80,33 +95,52 @@ class Header:
             policies.ZEROS.index(self.zeros),
             policies.NAN.index(self.nan),
             policies.TIES.index(self.ties),
-            bool(self.reason),
-            self.rank,
+            self.byzantine_f,
             self.step,
             self.tensor,
             self.length,
             self.seed,
             self.settings,
+        )
+        _OWN.pack_into(
+            data,
+            _AGREED.size,
+            self.rank,
+            bool(self.reason),
+            self.late,
             self.nans,
+            self.weight,
             self.presence,
             self.replica,
-            self.reason.encode()[:136],
         )
-        return packed.ljust(NBYTES, b"\0")
+        message = np.frombuffer(data, dtype=np.uint8)
+        if self.reason:
+            text = self.reason.encode()[:INLINE_NBYTES]
+            message[INLINE : INLINE + len(text)] = np.frombuffer(text, dtype=np.uint8)
+        elif inline is not None:
+            message[INLINE : INLINE + inline.size] = inline.reshape(-1)
+        return message
 
     @classmethod
-    def decode(cls, data: bytes, rank: int) -> Header:
+    def decode(cls, message: Bytes, rank: int) -> Header:
         """The header that ``rank`` sent; WireError if the bytes are none."""
-        (magic, version, operation, dtype, algorithm, zeros, nan, ties, refused, sender, *rest) = (
-            _LAYOUT.unpack(data[: _LAYOUT.size])
+        data = message.tobytes()
+        magic, version, operation, dtype, algorithm, zeros, nan, ties, *agreed = (
+            _AGREED.unpack_from(data)
+        )
+        sender, refused, late, nans, weight, presence, replica = _OWN.unpack_from(
+            data, _AGREED.size
         )
         if magic != MAGIC or version != VERSION or sender != rank:
             raise WireError(
                 f"rank {rank} sent no mpisign header of version {VERSION}: "
                 f"magic {magic!r}, version {version}, rank {sender}"
             )
-        step, tensor, length, seed, settings, nans, presence, replica, text = rest
-        reason = text.rstrip(b"\0").decode(errors="replace")
+        byzantine_f, step, tensor, length, seed, settings = agreed
+        reason = ""
+        if refused:
+            text = data[INLINE:].rstrip(b"\0").decode(errors="replace")
+            reason = "".join(c if c.isprintable() else "?" for c in text) or "unknown"
         try:
             return cls(
                 operation=OPERATIONS[operation],
@@ -115,32 +149,84 @@ class Header:
                 zeros=policies.ZEROS[zeros],
                 nan=policies.NAN[nan],
                 ties=policies.TIES[ties],
+                byzantine_f=byzantine_f,
                 step=step,
                 tensor=tensor,
                 length=length,
                 seed=seed,
                 settings=settings,
                 rank=sender,
+                late=bool(late),
                 nans=nans,
+                weight=weight,
                 presence=presence,
                 replica=replica,
-                reason="".join(c if c.isprintable() else "?" for c in reason)
-                if reason or not refused
-                else "unknown",
+                reason=reason,
             )
         except IndexError:
             raise WireError(f"rank {rank} sent a header with an unknown code") from None
 
 
-def agree(headers: Sequence[Header], function: str) -> None:
-    """Raises the same error on every rank unless all may go ahead.
+@dataclass(frozen=True)
+class Agreed:
+    """What all ranks' headers said, where they agree. ``rows``: uint8 (ranks, 512), as received.
+
+    ``header``: this rank's. ``function``: the caller's name for messages. ``weights``: by rank,
+    None if all are 1.
+    """
+
+    function: str
+    header: Header
+    rows: Bytes
+    late: bool
+    weights: list[float] | None
+    same_presence: bool
+
+
+def agree(rows: Bytes, own: Header, function: str) -> Agreed:
+    """The headers (ranks, 512) of all ranks; the same error on every rank unless all may go ahead.
 
     CollectiveError: a rank refused. DisagreementError: a field differs; names ranks and values.
-    NaNError: a rank holds NaN under nan="raise". CollectiveError: replicas differ.
+    NaNError: a rank holds NaN under nan="raise". CollectiveError: replicas differ. WireError: a
+    message is no header, or holds a weight that is none.
     """
+    # The usual case without a look at any field: all agree, none refuses, has NaN or a digest.
+    size = len(rows)
+    mine = rows[own.rank]
+    ranks = rows[:, _AGREED.size : _AGREED.size + 4]
+    rest = rows[:, _AGREED.size + 4 : INLINE]
+    if (
+        (rows[:, : _AGREED.size] == mine[: _AGREED.size]).all()
+        and (ranks == _numbers(size)).all()
+        and (rest == mine[_AGREED.size + 4 : INLINE]).all()
+        and not (own.reason or own.nans)
+    ):
+        weights = None if own.weight == 1.0 else [own.weight] * size
+        return Agreed(function, own, rows, own.late, weights, True)
+    headers = [Header.decode(row, r) for r, row in enumerate(rows)]
+    _check(headers, function)
+    weights = [h.weight for h in headers]
+    for rank, weight in enumerate(weights):
+        if not 0 <= weight < float("inf"):
+            raise WireError(f"rank {rank} sent a weight of {weight}")
+    return Agreed(
+        function,
+        own,
+        rows,
+        any(h.late for h in headers),
+        None if all(w == 1.0 for w in weights) else weights,
+        len({h.presence for h in headers}) == 1,
+    )
+
+
+def _numbers(size: int) -> Bytes:
+    return np.arange(size, dtype="<u4").view(np.uint8).reshape(size, 4)
+
+
+def _check(headers: Sequence[Header], function: str) -> None:
     reasons = _group([h for h in headers if h.reason], lambda h: h.reason)
     if reasons:
-        refused = "; ".join(f"{_ranks(r)}: {reason}" for reason, r in reasons.items())
+        refused = "; ".join(f"{name_ranks(r)}: {reason}" for reason, r in reasons.items())
         raise CollectiveError(f"{function}: cannot go on because of {refused}")
     differences = []
     said = {"tensor": "names, shapes or dtypes of the parameters", "settings": "optimizer settings"}
@@ -148,28 +234,36 @@ def agree(headers: Sequence[Header], function: str) -> None:
         groups = _group(headers, lambda h, name=name: getattr(h, name))  # type: ignore[misc]
         if len(groups) > 1:
             if name in said:
-                sides = " against ".join(_ranks(r) for r in groups.values())
+                sides = " against ".join(name_ranks(r) for r in groups.values())
                 differences.append(f"{said[name]} ({sides})")
                 continue
-            values = "; ".join(f"{_ranks(r)}: {v}" for v, r in groups.items())
+            values = "; ".join(f"{name_ranks(r)}: {v}" for v, r in groups.items())
             differences.append(f"{name} ({values})")
     if differences:
         raise DisagreementError(f"{function}: ranks disagree on {', '.join(differences)}")
-    if headers[0].nan == "raise" and any(h.nans for h in headers):
-        held = ", ".join(f"{h.nans} on rank {h.rank}" for h in headers if h.nans)
+    if headers[0].nan == "raise":
+        refuse_nans(function, [h.nans for h in headers])
+    for kind, what in ((1, "an earlier vote's result"), (2, "the parameters they start from")):
+        said_so = [h for h in headers if h.replica[0] == kind]
+        latest = max((h.replica[1] for h in said_so), default=0)
+        replicas = _group([h for h in said_so if h.replica[1] == latest], lambda h: h.replica)
+        if len(replicas) > 1:
+            sides = " against ".join(name_ranks(r) for r in replicas.values())
+            raise CollectiveError(
+                f"{function}: replicas differ in {what}: {sides}. All ranks must start from the "
+                "same parameters: one seed, or a broadcast"
+            )
+
+
+def refuse_nans(function: str, nans: Sequence[int]) -> None:
+    """NaNError if any rank holds NaN. ``nans``: how many, by rank."""
+    if any(nans):
+        held = ", ".join(f"{n} on rank {r}" for r, n in enumerate(nans) if n)
         raise NaNError(
             f"{function}: {'x' if function == 'majority_vote' else 'gradients'} must hold no NaN "
             f"under nan='raise', got {held} (nan='abstain', an argument of majority_vote and of "
             "the compressor, leaves them out of the vote)"
         )
-    for kind, what in ((1, "an earlier vote's result"), (2, "the parameters they start from")):
-        replicas = _group([h for h in headers if h.replica[0] == kind], lambda h: h.replica)
-        if len(replicas) > 1:
-            sides = " against ".join(_ranks(r) for r in replicas.values())
-            raise CollectiveError(
-                f"{function}: replicas differ in {what}: {sides}. All ranks must start from the "
-                "same parameters: one seed, or a broadcast"
-            )
 
 
 def _group(headers: Sequence[Header], key: Callable[[Header], Any]) -> dict[Any, list[int]]:
@@ -179,7 +273,7 @@ def _group(headers: Sequence[Header], key: Callable[[Header], Any]) -> dict[Any,
     return groups
 
 
-def _ranks(ranks: Sequence[int]) -> str:
+def name_ranks(ranks: Sequence[int]) -> str:
     """ "rank 3" or "ranks 0-2, 5"."""
     runs: list[list[int]] = []
     for r in ranks:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from mpisign import arrays, planes, policies
+from mpisign.collectives.ballot import Ballot, Planes
 from mpisign.collectives.header import Header
+from mpisign.collectives.line import Line
 from mpisign.collectives.progress import Handle
-from mpisign.collectives.vote import Channel
+from mpisign.collectives.vote import Channel, small
+from mpisign.communicator import channel_of
 from mpisign.stats import stage
 from mpisign.transports.base import Steps
+
+_FUNCTION = "majority_vote"
 
 
 def majority_vote(
@@ -22,36 +28,47 @@ def majority_vote(
     zeros: policies.Zeros = policies.DEFAULT_ZEROS,
     nan: policies.Nan = policies.DEFAULT_NAN,
     ties: policies.Ties = policies.DEFAULT_TIES,
+    weight: float = 1.0,
+    byzantine_f: int = 0,
     seed: int = 0,
     step: int | None = None,
     out: Any = None,
 ) -> Any:
-    """sign(sum over ranks of sign(x)), bit for bit the same on every rank.
+    """sign(sum over ranks of weight * sign(x)), bit for bit the same on every rank.
 
     ``x``: float32, float16, bfloat16 or float64, NumPy array or torch CPU tensor of any shape, the
-    same length and dtype on all ranks. ``comm``: mpi4py intracommunicator, default COMM_WORLD; a
-    clone of it is used, so that messages of yours never mix with these. Returns an array of the
-    same framework, shape and dtype: +1, -1, and 0 where ``ties="zero"`` found no majority;
-    ``out=`` is written to and returned.
+    same length and dtype on all ranks. ``comm``: whatever ``Communicator`` takes, default what the
+    launcher started; a clone of an mpi4py communicator is used, so that messages of yours never mix
+    with these. Returns an array of the same framework, shape and dtype: +1, -1, and 0 where
+    ``ties="zero"`` found no majority; ``out=`` is written to and returned, and may be ``x``.
 
-    algorithm: "allgather", "alltoall" or "auto". zeros, nan, ties: see ``pack`` and ``majority``.
-    ``seed`` and ``step`` key the random bits; step defaults to the communicator's count of votes.
+    algorithm: "auto", "allgather" or "alltoall", "hierarchical" (counts in each node first, then
+    between nodes: the same result), all of which give the majority of the ranks; "vote_of_votes"
+    (majorities of nodes vote) does not: a persistent bias is published. zeros, nan, ties: see
+    ``pack`` and ``majority``. ``weight``: this rank's, a non-negative number. ``byzantine_f``: how
+    many ranks may lie about tallies too (2 f + 1 owners tally each shard). ``seed`` and
+    ``step`` key the random bits; step defaults to the communicator's count of votes.
 
-    Raises, the same on every rank: DisagreementError (ranks differ in length, dtype, policy,
-    algorithm, step or seed; names ranks and values), NaNError, WireError, CollectiveError (bad
-    arguments on some rank). TypeError if ``comm`` is none. Source: Bernstein et
-    al. 2019, signSGD with majority vote is communication efficient and fault tolerant.
+    Packing, exchange and tally of large arrays overlap; after an error ``out`` holds nothing of
+    use. Raises, the same on every rank: DisagreementError (ranks differ in length, dtype, policy,
+    algorithm, step or seed; names ranks and values), NaNError, CollectiveError (bad arguments on
+    some rank), CollectiveTimeout (ranks did not come), WireError. TypeError if ``comm`` is none.
+    Source: Bernstein et al. 2019, signSGD with majority vote is communication efficient and fault
+    tolerant.
     """
-    return majority_vote_async(
+    return _start(
         x,
         comm,
+        out,
+        eager=False,
         algorithm=algorithm,
         zeros=zeros,
         nan=nan,
         ties=ties,
+        weight=weight,
+        byzantine_f=byzantine_f,
         seed=seed,
         step=step,
-        out=out,
     ).wait()
 
 
@@ -63,6 +80,8 @@ def majority_vote_async(
     zeros: policies.Zeros = policies.DEFAULT_ZEROS,
     nan: policies.Nan = policies.DEFAULT_NAN,
     ties: policies.Ties = policies.DEFAULT_TIES,
+    weight: float = 1.0,
+    byzantine_f: int = 0,
     seed: int = 0,
     step: int | None = None,
     out: Any = None,
@@ -70,67 +89,119 @@ def majority_vote_async(
     """``majority_vote`` that returns at once with a handle of ``wait()`` and ``done()``.
 
     ``x`` is packed before this returns and may be changed; ``out`` belongs to the vote until
-    ``wait``. Votes on one communicator run in the order of the calls, which must be the same on
-    all ranks; so must be the order of waits for votes on several communicators. Errors are raised
-    by ``wait``.
+    ``wait``. The order of calls on one communicator must be the same on all ranks; that of waits
+    need not. Errors are raised by ``wait``.
     """
-    from mpisign.transports.mpi import channel
+    return _start(
+        x,
+        comm,
+        out,
+        eager=True,
+        algorithm=algorithm,
+        zeros=zeros,
+        nan=nan,
+        ties=ties,
+        weight=weight,
+        byzantine_f=byzantine_f,
+        seed=seed,
+        step=step,
+    )
 
-    ch = channel("majority_vote", comm)
-    call = ch.next_step()
-    settings: dict[str, Any] = {
-        "algorithm": algorithm,
-        "zeros": zeros,
-        "nan": nan,
-        "ties": ties,
-        "seed": seed,
-        "step": call if step is None else step,
-    }
+
+def _start(x: Any, comm: Any, out: Any, *, eager: bool, **settings: Any) -> Handle:
+    channel = channel_of(_FUNCTION, comm)
+    number = channel.next_step()
+    if settings["step"] is None:
+        settings["step"] = number
     try:
-        header, ballots, out = _prepare(x, out, ch.transport.rank, settings)
+        vote = _Vote(x, out, eager, channel.transport.rank, settings)
     except Exception as error:
         # The others are on their way into the collective: refuse there, not here.
-        reason = str(error).removeprefix("majority_vote: ")
-        return ch.queue.submit(ch.headers(Header("majority_vote").refusal(reason), "majority_vote"))
-    return ch.queue.submit(_steps(ch, header, ballots, out))
+        refusal = Header(_FUNCTION).refusal(str(error).removeprefix(f"{_FUNCTION}: "))
+        return channel.submit(_FUNCTION, lambda line: channel.headers(line, refusal, _FUNCTION))
+    return channel.submit(
+        _FUNCTION, lambda line: vote.steps(channel, line, number), settings["step"]
+    )
 
 
-def _prepare(x: Any, out: Any, rank: int, settings: dict[str, Any]) -> tuple[Header, Any, Any]:
-    function = "majority_vote"
-    v = arrays.view_floats(function, "x", x)
+class _Vote:
+    """One call's arguments, checked; packed whole if ``eager`` or small."""
+
+    def __init__(self, x: Any, out: Any, eager: bool, rank: int, settings: dict[str, Any]) -> None:
+        v = arrays.view_floats(_FUNCTION, "x", x)
+        check_settings(_FUNCTION, settings)
+        if out is None:
+            out = arrays.empty(v.shape, v.dtype, like=v)
+        o = arrays.view_floats(_FUNCTION, "out", out, writable=True)
+        if o.shape != v.shape or o.dtype != v.dtype or not o.contiguous:
+            raise ValueError(
+                f"{_FUNCTION}: out must be C-contiguous {v.dtype} {v.shape}, "
+                f"got {o.dtype} {o.shape}"
+            )
+        self.out = out
+        self._x, self._flat_out = x, out.reshape(-1)
+        self._how = {k: settings[k] for k in ("zeros", "nan", "seed", "step")} | {"rank": rank}
+        self._nans = 0
+        self.header = Header(_FUNCTION, dtype=v.dtype, length=v.length, **settings)
+        self.ballot = Ballot(
+            length=v.length,
+            k=policies.planes_up(settings["zeros"], settings["nan"]),
+            ties=settings["ties"],
+            seed=settings["seed"],
+            step=settings["step"],
+            pack=self._pack_chunk,
+            unpack=self._unpack_chunk,
+        )
+        self._planes: Any = None
+        if eager or not v.contiguous or len(self.ballot.chunks()) == 1:
+            self._planes = np.empty((self.ballot.k, self.ballot.nbytes), dtype=np.uint8)
+            self._pack(x, 0, self._planes)
+            self.header = replace(self.header, nans=self._nans)
+        else:
+            self._x = x.reshape(-1)
+            self.header = replace(self.header, late=True)
+
+    def steps(self, channel: Channel, line: Line, number: int) -> Steps[Any]:
+        inlined = small(self.ballot, self.header)
+        agreed = yield from channel.headers(
+            line, self.header, _FUNCTION, self._planes if inlined else None
+        )
+        yield from channel.vote(
+            line, self.ballot, agreed, number, lambda: self._nans, inlined=inlined
+        )
+        return self.out
+
+    def _pack(self, x: Any, first: int, out: Planes) -> None:
+        with stage("pack"):
+            _, _, nans = planes.pack_census(
+                x, **self._how, offset=8 * first, out=out if len(out) == 2 else out[0]
+            )
+        self._nans += int(nans)
+
+    def _pack_chunk(self, a: int, b: int, out: Planes) -> None:
+        if self._planes is not None:
+            out[...] = self._planes[:, a:b]
+        else:
+            self._pack(self._x[8 * a : 8 * b], a, out)
+
+    def _unpack_chunk(self, a: int, b: int, result: Planes) -> None:
+        with stage("unpack"):
+            planes.unpack(
+                result if len(result) == 2 else result[0], out=self._flat_out[8 * a : 8 * b]
+            )
+
+
+def check_settings(function: str, settings: dict[str, Any]) -> None:
+    """ValueError for a policy, a number or a weight that is none."""
     policies.code(function, "algorithm", settings["algorithm"], policies.ALGORITHMS)
     policies.code(function, "zeros", settings["zeros"], policies.ZEROS)
     policies.code(function, "nan", settings["nan"], policies.NAN)
     policies.code(function, "ties", settings["ties"], policies.TIES)
-    for name in ("seed", "step"):
-        if not isinstance(settings[name], (int, np.integer)) or not 0 <= settings[name] < 1 << 64:
-            raise ValueError(f"{function}: {name} must be in [0, 2**64), got {settings[name]!r}")
-    if out is None:
-        out = arrays.empty(v.shape, v.dtype, like=v)
-    o = arrays.view_floats(function, "out", out, writable=True)
-    if o.shape != v.shape or o.dtype != v.dtype or not o.contiguous:
-        raise ValueError(
-            f"{function}: out must be C-contiguous {v.dtype} {v.shape}, got {o.dtype} {o.shape}"
-        )
-    two = policies.planes_up(settings["zeros"], settings["nan"])
-    ballots = np.empty((two, planes.plane_bytes(v.length)), dtype=np.uint8)
-    with stage("pack"):
-        _, _, nans = planes.pack_census(
-            x,
-            zeros=settings["zeros"],
-            nan=settings["nan"],
-            seed=settings["seed"],
-            step=settings["step"],
-            rank=rank,
-            out=ballots if two == 2 else ballots[0],
-        )
-    header = Header(function, dtype=v.dtype, length=v.length, nans=nans, **settings)
-    return header, ballots, out
-
-
-def _steps(ch: Channel, header: Header, ballots: Any, out: Any) -> Steps[Any]:
-    yield from ch.headers(header, "majority_vote")
-    result = yield from ch.vote(ballots, header)
-    with stage("unpack"):
-        planes.unpack(result if len(result) == 2 else result[0], out=out)
-    return out
+    for name, below in (("seed", 1 << 64), ("step", 1 << 64), ("byzantine_f", 1 << 16)):
+        value = settings[name]
+        if not isinstance(value, (int, np.integer)) or not 0 <= value < below:
+            bits = below.bit_length() - 1
+            raise ValueError(f"{function}: {name} must be in [0, 2**{bits}), got {value!r}")
+    weight = settings["weight"]
+    if not isinstance(weight, (int, float, np.number)) or not 0 <= weight < float("inf"):
+        raise ValueError(f"{function}: weight must be a number from 0, got {weight!r}")

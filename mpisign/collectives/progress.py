@@ -1,79 +1,194 @@
-"""Votes under way on one communicator: started in the order of the calls, driven one by one.
-
-A vote is several exchanges in a row, and non-blocking MPI collectives match by the order in which
-they were started. Two votes that advanced independently would start their second exchanges in an
-order that differs from rank to rank; so a vote's exchanges start when all earlier votes are over.
-"""
+"""Collectives in flight on one communicator: driven on together, given up together."""
 
 from __future__ import annotations
 
-from collections import deque
+import os
+import time
+from collections.abc import Callable
 from typing import Any
 
-from mpisign.transports.base import Pending
+from mpisign.collectives.giving_up import RollCall, tell
+from mpisign.collectives.line import Line
+from mpisign.errors import BrokenError, CollectiveError, WireError
+from mpisign.transports.base import TAGS, Pending, Steps, Transport
+
+_SLICES = (0.05, 0.5)  # seconds between looks at the notices of others: at first, and at most
+
+
+def timeout_of_environment() -> float:
+    """``MPISIGN_TIMEOUT`` in seconds, default 600; ValueError if it is no positive number."""
+    text = os.environ.get("MPISIGN_TIMEOUT", "600")
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise ValueError(f"MPISIGN_TIMEOUT must be a positive number of seconds, got {text!r}")
+    return seconds
 
 
 class Handle:
     """A non-blocking collective. ``wait`` must be called on every rank, once or more."""
 
-    def __init__(self, queue: Queue, steps: Any) -> None:
+    def __init__(self, queue: Queue, function: str, number: int, step: int | None) -> None:
+        self.function = function
+        self.number = number
+        self.step = number if step is None else step
+        self.steps: Steps[Any] | None = None
+        self.pending: Pending | None = None
+        self.moved = time.monotonic()
+        self.over = False
         self._queue = queue
-        self._steps = steps
-        self._pending: Pending | None = None
-        self._over = False
         self._result: Any = None
         self._error: BaseException | None = None
 
     def done(self) -> bool:
-        """True once the result is there; never blocks, and moves the vote on."""
-        while not self._over and self._queue.advance(block=False):
+        """True once the result is there; never blocks, and moves the collective on."""
+        while not self.over and self._queue.advance():
             pass
-        return self._over
+        return self.over
 
     def wait(self) -> Any:
-        """Blocks until the result is there and returns it; raises what the collective raised."""
-        while not self._over:
-            self._queue.advance(block=True)
+        """Blocks until the result is there and returns it; raises what the collective raised.
+
+        CollectiveTimeout, on every rank that is still there, once ranks did not come for the
+        communicator's timeout; it names them.
+        """
+        if not self.over:
+            self._queue.drive(self)
         if self._error is not None:
             raise self._error
         return self._result
 
-    def _advance(self, block: bool) -> bool:
-        """One exchange further; False if it is still under way and must not be waited for."""
-        try:
-            if self._pending is None:
-                self._pending = next(self._steps)
-            if not block and not self._pending.done():
-                return False
-            self._pending = self._steps.send(self._pending.wait())
-        except StopIteration as stop:
-            self._result, self._over = stop.value, True
-        except BaseException as error:
-            self._error, self._over = error, True
-            if not isinstance(error, Exception):
-                raise
-        return True
+    def end(self, error: BaseException | None, result: Any = None) -> None:
+        """Over, with a result or an error."""
+        self.over, self._error, self._result = True, error, result
+        self.steps = self.pending = None
 
 
 class Queue:
-    """The handles of one communicator, oldest first."""
+    """The collectives of one communicator. Calls are numbered, alike on every rank.
 
-    def __init__(self) -> None:
-        self._handles: deque[Handle] = deque()
+    Each has a tag of its own and moves whenever any of them is waited for, so that ranks may wait
+    in any order; on an ``ordered`` transport one starts when all before it are over. If one breaks
+    off half way, by a timeout, an error that this rank alone sees or a key that interrupts it, the
+    other ranks are told, all raise, and the communicator is of no more use.
+    """
 
-    def submit(self, steps: Any) -> Handle:
-        """Queues a collective; its first exchange starts at once if nothing is before it."""
-        handle = Handle(self, steps)
-        self._handles.append(handle)
-        self.advance(block=False)
+    def __init__(self, transport: Transport, timeout: float) -> None:
+        self.transport = transport
+        self.timeout = timeout
+        self.broken: BaseException | None = None
+        self._roll_call = RollCall(transport)
+        self._calls = 0
+        self._live: list[Handle] = []
+
+    def submit(
+        self, function: str, steps: Callable[[Line], Steps[Any]], step: int | None = None
+    ) -> Handle:
+        """Starts a collective: ``steps`` makes its generator. ``step`` is for messages."""
+        handle = Handle(self, function, self._calls, step)
+        self._calls += 1
+        if self.broken is not None:
+            text = f"{function}: this communicator broke off earlier: {self.broken}"
+            handle.end(BrokenError(text))
+            return handle
+        while len(self._live) >= TAGS:  # their tags are taken
+            self.drive(self._live[0])
+        handle.steps = steps(Line(self.transport, handle.number % TAGS))
+        self._live.append(handle)
+        if not self.transport.ordered or len(self._live) == 1:
+            self._move(handle)
         return handle
 
-    def advance(self, block: bool) -> bool:
-        """Moves the oldest handle on; False if nothing moved."""
-        if not self._handles:
-            return False
-        head = self._handles[0]
-        moved = head._advance(block)
-        if head._over:
-            self._handles.popleft()
+    def advance(self) -> bool:
+        """Moves every collective on that can; False if none could. Never blocks."""
+        moved = False
+        for handle in list(self._live):
+            moved = self._move(handle) or moved
+            if self.transport.ordered and not handle.over:
+                break
         return moved
+
+    def drive(self, handle: Handle) -> None:
+        """Blocks until ``handle`` is over."""
+        began = time.monotonic()
+        looked, pause = began, _SLICES[0]
+        try:
+            while not handle.over:
+                if self.advance():
+                    continue
+                if not self._sleep(handle, pause):
+                    now = time.monotonic()
+                    if now - looked >= pause:
+                        looked, pause = now, min(2 * pause, _SLICES[1])
+                        self._look(handle, now - max(began, handle.moved))
+        except KeyboardInterrupt:
+            if not handle.over:
+                error = CollectiveError(f"{handle.function}: interrupted")
+                self._break(handle, error, str(error))
+            raise
+
+    def finish(self) -> None:
+        """Blocks until nothing is in flight."""
+        while self._live:
+            self.drive(self._live[0])
+
+    def _sleep(self, handle: Handle, seconds: float) -> bool:
+        """Waits a little, at most ``seconds``; True if the exchange that was waited for is over."""
+        head = self._live[0] if self.transport.ordered else handle
+        assert head.pending is not None
+        # With others in flight, which one moves next is not known: look at all of them often.
+        try:
+            return head.pending.wait(seconds if len(self._live) == 1 else 50e-6)
+        except Exception:
+            return True  # ``advance`` meets it again, where it is dealt with
+
+    def _move(self, handle: Handle) -> bool:
+        """One handle as far as it goes without waiting; True if it moved."""
+        moved = False
+        while handle.steps is not None:
+            try:
+                if handle.pending is not None:
+                    if not handle.pending.done():
+                        break
+                    handle.pending = None
+                moved, handle.moved = True, time.monotonic()
+                handle.pending = next(handle.steps)
+            except StopIteration as stop:
+                self._end(handle, None, stop.value)
+            except CollectiveError as error:
+                if isinstance(error, WireError):
+                    error = WireError(f"{handle.function}: {error}")
+                    self._break(handle, error, str(error))
+                else:  # the same on every rank, before any data moved
+                    self._end(handle, error)
+            except Exception as error:
+                self._break(handle, error, f"{handle.function}: {type(error).__name__}: {error}")
+        return moved
+
+    def _end(self, handle: Handle, error: BaseException | None, result: Any = None) -> None:
+        handle.end(error, result)
+        if handle in self._live:
+            self._live.remove(handle)
+
+    def _look(self, handle: Handle, waited: float) -> None:
+        """What the others have posted; gives up if one of them did, or after the timeout."""
+        error = self._roll_call.heard(handle, waited)
+        if error is None and waited >= self.timeout:
+            error = self._roll_call.give_up(handle, waited)
+        if error is not None:
+            self._break(handle, error, "")
+
+    def _break(self, handle: Handle, error: BaseException, notice: str) -> None:
+        """Ends all that is in flight, and tells the others why unless they know."""
+        self.broken = error
+        if notice:
+            tell(self.transport, handle, notice)
+        for other in self._live:
+            if other is not handle:
+                text = f"{other.function}: broke off with an earlier collective: {error}"
+                other.end(BrokenError(text))
+        self._live.clear()
+        handle.end(error)
+        self.transport.abort()

@@ -6,21 +6,24 @@ import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
-from mpisign import policies
-from mpisign.collectives.allgather_vote import allgather_vote
-from mpisign.collectives.alltoall_vote import alltoall_vote
 from mpisign.collectives.ballot import Ballot, Planes
-from mpisign.collectives.header import NBYTES, Header, agree
-from mpisign.collectives.progress import Queue
-from mpisign.errors import CollectiveError
+from mpisign.collectives.choice import choose
+from mpisign.collectives.header import (
+    INLINE,
+    INLINE_NBYTES,
+    NBYTES,
+    Agreed,
+    Header,
+    agree,
+    refuse_nans,
+)
+from mpisign.collectives.line import Line
+from mpisign.collectives.progress import Handle, Queue, timeout_of_environment
 from mpisign.transports.base import Steps, Transport
-
-_ALLGATHER_BYTES = 1 << 14  # below this an exchange costs its latency, not its bytes
-_INT_MAX = (1 << 31) - 1  # MPI-3 counts and displacements
 
 
 def check_every() -> int:
@@ -31,71 +34,124 @@ def check_every() -> int:
     return int(text)
 
 
-def replica_digest(kind: Literal["result", "parameters"], *data: bytes) -> bytes:
-    """What a header's ``replica`` field carries: a byte for the kind, then 31 of BLAKE2b."""
-    digest = hashlib.blake2b(digest_size=31)
-    for part in data:
-        digest.update(part)
-    return bytes([1 + ("result", "parameters").index(kind)]) + digest.digest()
+class ReplicaDigest:
+    """What a header's ``replica`` field carries: a byte for the kind, one for the number of the
+    vote (modulo 256), then 30 of BLAKE2b over what ``update`` is given."""
+
+    def __init__(self, kind: Literal["result", "parameters"], number: int = 0) -> None:
+        self._head = bytes([1 + ("result", "parameters").index(kind), number % 256])
+        self._hash = hashlib.blake2b(digest_size=30)
+
+    def update(self, data: Any) -> None:
+        """More data: bytes, or a contiguous array on the host."""
+        self._hash.update(data)
+
+    def field(self) -> bytes:
+        """The 32 bytes."""
+        return self._head + self._hash.digest()
 
 
 class Channel:
     """What a communicator keeps between votes: its transport, its queue, its count of votes.
 
     ``votes`` counts calls, the same on every rank, and is the default step. The digest of every
-    ``check_every``-th result travels in the next header (32 bytes, no exchange of its own), so that
+    ``check_every``-th result travels in a later header (32 bytes, no exchange of its own), so that
     replicas that diverged are told at once. ``MPISIGN_CHECK_EVERY`` sets it, 0 turns it off.
+    ``timeout``: seconds that ranks wait for each other, default ``MPISIGN_TIMEOUT``, else 600.
+    ``nodes``: a number for the node of each rank, for hierarchical votes; default: by host name.
     """
 
-    def __init__(self, transport: Transport) -> None:
+    def __init__(
+        self, transport: Transport, timeout: float | None = None, nodes: Any = None
+    ) -> None:
         self.transport = transport
-        self.queue = Queue()
+        self.queue = Queue(transport, timeout_of_environment() if timeout is None else timeout)
         self.votes = 0
         self.check_every = check_every()
         self.digest = bytes(32)
+        self.nodes: list[int] | None = nodes
+        self.costs: Any = None  # of choice.py, once measured
 
     def next_step(self) -> int:
         """The number of this call; must be called once in every vote on every rank."""
         self.votes += 1
         return self.votes - 1
 
-    def headers(self, header: Header, function: str) -> Steps[list[Header]]:
-        """Exchanges headers and agrees. Returns every rank's header in rank order."""
-        header = replace(header, rank=self.transport.rank, replica=self.digest)
+    def submit(
+        self, function: str, steps: Callable[[Line], Steps[Any]], step: int | None = None
+    ) -> Handle:
+        """Starts a collective; see ``Queue.submit``."""
+        return self.queue.submit(function, steps, step)
+
+    def headers(
+        self, line: Line, header: Header, function: str, inline: Planes | None = None
+    ) -> Steps[Agreed]:
+        """Exchanges headers and agrees. ``inline``: the planes of a small ballot, sent along."""
+        header = replace(header, rank=line.rank, replica=self.digest)
         self.digest = bytes(32)
-        size = self.transport.size
-        send = np.frombuffer(header.encode(), dtype=np.uint8)
-        received = yield self.transport.start_allgatherv(send, [NBYTES] * size)
-        data = received.tobytes()
-        headers = [Header.decode(data[r * NBYTES : (r + 1) * NBYTES], r) for r in range(size)]
-        agree(headers, function)
-        return headers
+        rows = np.empty((line.size, NBYTES), dtype=np.uint8)
+        yield line.allgather(header.encode(inline), rows)
+        return agree(rows, header, function)
 
-    def vote(self, ballots: Planes, header: Header) -> Steps[Planes]:
-        """The vote itself, after ``headers``. ``ballots``: (k, B). Returns (kd, B)."""
-        ballot = Ballot(ballots, header.length, header.ties, header.seed, header.step)
-        algorithm = choose(header.algorithm, self.transport.size, *ballots.shape)
-        result = yield from algorithm(self.transport, ballot)
-        if self.check_every and self.votes % self.check_every == 0:
-            self.digest = replica_digest("result", result.tobytes())
-        return result
+    def vote(
+        self,
+        line: Line,
+        ballot: Ballot,
+        agreed: Agreed,
+        number: int,
+        late: Callable[[], int] | None = None,
+        inlined: bool = False,
+    ) -> Steps[None]:
+        """The vote itself, after ``headers``; ``number``: what ``next_step`` gave it.
+
+        ``inlined``: the ballot is ``small`` and all ranks' came with their headers.
+
+        ``late`` returns the NaNs that ``ballot.pack`` found, once it has packed all: if any rank's
+        header said late, all ranks hear of them, and raise NaNError under nan="raise", before
+        this returns (though after ``ballot.unpack``).
+        """
+        ballot = replace(ballot, weights=agreed.weights)
+        digest = None
+        if self.check_every and (number + 1) % self.check_every == 0:
+            digest = ReplicaDigest("result", number)
+            ballot = replace(ballot, unpack=_digested(ballot.unpack, digest))
+        if inlined:
+            _small_vote(ballot, agreed)
+        else:
+            algorithm = yield from choose(self, line, ballot, agreed.header)
+            yield from algorithm(line, ballot)
+        if agreed.late and agreed.header.nan == "raise":
+            nans = np.zeros((line.size, 8), dtype=np.uint8)
+            own = np.array([late() if late else 0], dtype="<u8").view(np.uint8)
+            yield line.allgather(own, nans)
+            refuse_nans(agreed.function, nans.view("<u8")[:, 0].tolist())
+        if digest is not None:
+            self.digest = digest.field()
 
 
-def choose(
-    algorithm: policies.Algorithm, size: int, k: int, nbytes: int
-) -> Callable[[Transport, Ballot], Steps[Planes]]:
-    """The algorithm for p ranks and k planes of ``nbytes``; depends on agreed values only.
+def small(ballot: Ballot, header: Header) -> bool:
+    """Whether the ballot travels in the headers: agreed values decide alone."""
+    fits = ballot.k * ballot.nbytes <= INLINE_NBYTES
+    return fits and header.algorithm in ("auto", "allgather") and not header.byzantine_f
 
-    "auto" takes allgather while it receives no more than alltoall (p <= 2) or so little that the
-    second exchange of alltoall would cost more than its bytes save.
-    """
-    fits = size * k * nbytes <= _INT_MAX
-    if algorithm == "auto":
-        small = (size - 1) * k * nbytes <= _ALLGATHER_BYTES
-        algorithm = "allgather" if fits and (size <= 2 or small) else "alltoall"
-    if algorithm == "allgather" and not fits:
-        raise CollectiveError(
-            f"majority vote: algorithm='allgather' would receive {size * k * nbytes} bytes, "
-            f"more than {_INT_MAX}; use 'alltoall'"
-        )
-    return allgather_vote if algorithm == "allgather" else alltoall_vote
+
+def _small_vote(ballot: Ballot, agreed: Agreed) -> None:
+    """The vote on planes that came with the headers: no exchange of its own."""
+    nbytes = ballot.k * ballot.nbytes
+    stack = agreed.rows[:, INLINE : INLINE + nbytes].reshape(
+        len(agreed.rows), ballot.k, ballot.nbytes
+    )
+    ballot = replace(ballot, weights=agreed.weights)
+    ballot.check_padding(stack, 0)
+    result = np.empty((ballot.kd, ballot.nbytes), dtype=np.uint8)
+    ballot.tally(stack, 0, result)
+    ballot.unpack(0, ballot.nbytes, result)
+
+
+def _digested(unpack: Callable[[int, int, Planes], None], digest: ReplicaDigest) -> Any:
+    def read(a: int, b: int, result: Planes) -> None:
+        for plane in result:
+            digest.update(plane if isinstance(plane, np.ndarray) else plane.get())
+        unpack(a, b, result)
+
+    return read

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Sequence
@@ -18,6 +19,7 @@ Part = tuple[int, Bytes]
 
 #: Exchanges of that many collectives may be in flight on one transport.
 TAGS = 64
+_SPIN = 2e-3  # seconds of asking without a pause: longer than small exchanges take
 #: Bytes of a notice: see ``Transport.post``.
 NOTICE = 512
 
@@ -91,9 +93,7 @@ class Transport(ABC):
         if rows[self.rank] is not send:
             rows[self.rank][...] = send
         others = self.others()
-        return self.start_exchange(
-            [(r, send) for r in others], [(r, rows[r]) for r in others], tag
-        )
+        return self.start_exchange([(r, send) for r in others], [(r, rows[r]) for r in others], tag)
 
     @abstractmethod
     def start_allreduce(self, values: npt.NDArray[Any], tag: int) -> Pending:
@@ -102,7 +102,7 @@ class Transport(ABC):
         The baseline that votes are measured against: may be over before it returns.
         """
 
-    def post(self, notice: bytes) -> None:
+    def post(self, notice: bytes) -> None:  # noqa: B027
         """Tells all other ranks, which need not listen: at most ``NOTICE`` bytes, never blocks.
 
         For a rank that gives up, so that the others do not wait for it. Best effort.
@@ -112,7 +112,7 @@ class Transport(ABC):
         """What other ranks posted since the last call, with their ranks; never blocks."""
         return []
 
-    def abort(self) -> None:
+    def abort(self) -> None:  # noqa: B027
         """Gives up all exchanges in flight; the transport is of no use afterwards."""
 
     def others(self) -> list[int]:
@@ -123,14 +123,15 @@ class Transport(ABC):
 def poll(pending: Pending, seconds: float | None) -> bool:
     """``Pending.wait`` for wires that can only be asked: often at first, then less and less."""
     start = time.perf_counter()
-    pause = 0.0
     while not pending.done():
-        now = time.perf_counter() - start
-        if seconds is not None and now >= seconds:
+        waited = time.perf_counter() - start
+        if seconds is not None and waited >= seconds:
             return False
         # A rank that shares its core must give it away; one that does not loses nothing by it.
-        time.sleep(pause)
-        pause = 0.0 if now < 200e-6 else min(now / 16, 1e-3)
+        if waited < _SPIN:
+            os.sched_yield()
+        else:
+            time.sleep(min(waited / 16, 1e-3))
     return True
 
 

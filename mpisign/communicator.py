@@ -1,0 +1,203 @@
+"""``Communicator``: the ranks that vote together, over whatever connects them."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from mpisign import launcher
+from mpisign.collectives.vote import Channel
+from mpisign.transports.base import Transport
+
+_KINDS = ("mpi", "horovod", "torch")
+
+
+class Communicator:
+    """Ranks that vote together.
+
+    ``x``: an mpi4py intracommunicator, a torch.distributed process group, a Horovod process set, a
+    ``Transport``, "mpi", "horovod" or "torch" (all ranks of the job), or None: what the launcher
+    started. Making one is collective: all its ranks do, in the same order.
+
+    ``timeout``: seconds that ranks wait for each other before they raise CollectiveTimeout, default
+    ``MPISIGN_TIMEOUT``, else 600. ``nodes``: one number a rank, equal for ranks that share a node's
+    network link; default: by host name. With ``MPISIGN_DEBUG=1`` rank 0 prints which transport was
+    picked, and why.
+
+    Raises TypeError, ValueError for arguments that do not fit, ImportError if what ``x`` needs is
+    not installed, LauncherError if the launcher started more ranks than are seen.
+    """
+
+    def __init__(
+        self,
+        x: Any = None,
+        *,
+        timeout: float | None = None,
+        nodes: Sequence[int] | None = None,
+    ) -> None:
+        function = "Communicator"
+        if timeout is not None and not 0 < timeout < float("inf"):
+            raise ValueError(
+                f"{function}: timeout must be a positive number of seconds, got {timeout!r}"
+            )
+        transport, why = _transport(function, x)
+        if nodes is not None:
+            nodes = [int(n) for n in nodes]
+            if len(nodes) != transport.size:
+                raise ValueError(
+                    f"{function}: nodes must be one for each of {transport.size} ranks, "
+                    f"got {len(nodes)}"
+                )
+        self.channel = Channel(transport, timeout, nodes)
+        self.rank: int = transport.rank
+        self.size: int = transport.size
+        if os.environ.get("MPISIGN_DEBUG") == "1" and self.rank == 0:
+            print(
+                f"mpisign: {transport.name} between {self.size} ranks, because {why}",
+                file=sys.stderr,
+            )
+
+    def __repr__(self) -> str:
+        return f"Communicator({self.channel.transport.name}, rank {self.rank} of {self.size})"
+
+    def majority_vote(self, x: Any, **options: Any) -> Any:
+        """``mpisign.majority_vote`` on this communicator."""
+        from mpisign.collectives.majority_vote import majority_vote
+
+        return majority_vote(x, self, **options)
+
+    def majority_vote_async(self, x: Any, **options: Any) -> Any:
+        """``mpisign.majority_vote_async`` on this communicator."""
+        from mpisign.collectives.majority_vote import majority_vote_async
+
+        return majority_vote_async(x, self, **options)
+
+
+def channel_of(function: str, comm: Any) -> Channel:
+    """The channel of what a front end was given as ``comm``.
+
+    Made by the first call for a communicator (collective), and kept as long as that lives.
+    """
+    if isinstance(comm, Communicator):
+        return comm.channel
+    kind, comm, why = _resolve(function, comm)
+    if kind == "mpi":
+        from mpisign.transports import mpi
+
+        kept = mpi.kept(comm)
+        if kept is None:
+            kept = Communicator(comm)
+            mpi.keep(comm, kept)
+        assert isinstance(kept, Communicator)
+        return kept.channel
+    key = _key(kind, comm)
+    if key not in _KEPT:
+        _KEPT[key] = Communicator(comm), comm
+    return _KEPT[key][0].channel
+
+
+_KEPT: dict[Any, tuple[Communicator, Any]] = {}  # with what the key's id belongs to
+
+
+def _key(kind: str, x: Any) -> Any:
+    if kind == "horovod":
+        import horovod.torch as hvd
+
+        process_set = hvd.global_process_set if x is None else x
+        # Elastic training changes the ranks behind a process set.
+        return kind, process_set.process_set_id, process_set.rank(), process_set.size()
+    return kind, id(x)
+
+
+def _transport(function: str, x: Any) -> tuple[Transport, str]:
+    if isinstance(x, Transport):
+        return x, "it was given"
+    kind, x, why = _resolve(function, x)
+    if kind == "mpi":
+        from mpisign.transports import mpi
+
+        return mpi.MPITransport(mpi.checked(x).Dup()), why
+    if kind == "torch":
+        from mpisign.transports.torch import TorchTransport
+
+        return TorchTransport(x), why
+    if kind == "horovod":
+        from mpisign.transports.horovod import HorovodTransport
+
+        return (HorovodTransport() if x is None else HorovodTransport(process_set=x)), why
+    from mpisign.transports.threads import ThreadTransport, World
+
+    return ThreadTransport(World(1), 0), why
+
+
+def _resolve(function: str, x: Any) -> tuple[str, Any, str]:
+    """Kind of transport, what it is made of, and why."""
+    module = type(x).__module__
+    if x is None:
+        return _launched()
+    if isinstance(x, str):
+        if x not in _KINDS:
+            raise ValueError(f"{function}: comm must be {', '.join(map(repr, _KINDS))}, got {x!r}")
+        return x, _world(x), "it was asked for"
+    if module.startswith("mpi4py"):
+        from mpisign.transports import mpi
+
+        return "mpi", mpi.intracommunicator(function, x), "it was given an mpi4py communicator"
+    if module.startswith("horovod"):
+        return "horovod", x, "it was given a Horovod process set"
+    if module.startswith("torch") and hasattr(x, "allreduce") and hasattr(x, "rank"):
+        return "torch", x, "it was given a torch process group"
+    raise TypeError(
+        f"{function}: comm must be an mpi4py intracommunicator, a torch process group, a Horovod "
+        f"process set, a Communicator or None, got {type(x).__name__}"
+    )
+
+
+def _world(kind: str) -> Any:
+    if kind == "mpi":
+        from mpisign.transports import mpi
+
+        return mpi.MPI.COMM_WORLD
+    if kind == "torch":
+        try:
+            import torch.distributed as dist
+        except ImportError as error:
+            raise ImportError(
+                "votes over torch.distributed need torch: pip install torch"
+            ) from error
+        if not dist.is_initialized():
+            dist.init_process_group()
+        return dist.group.WORLD
+    import horovod.torch as hvd
+
+    if not hvd.is_initialized():
+        hvd.init()
+    return None
+
+
+def _launched() -> tuple[str, Any, str]:
+    """What the launcher started, by what it left in the environment."""
+    env = os.environ
+    if env.get("HOROVOD_CONTROLLER") == "gloo" or (
+        "HOROVOD_RANK" in env and "OMPI_COMM_WORLD_RANK" not in env
+    ):
+        return "horovod", _world("horovod"), "horovodrun --gloo started this process"
+    if "TORCHELASTIC_RUN_ID" in env:
+        return "torch", _world("torch"), "torchrun started this process"
+    size = launcher.launched_size()
+    try:
+        import mpi4py  # noqa: F401
+    except ImportError:
+        if size is None or size == 1:
+            return "alone", None, "no launcher started this process and mpi4py is not installed"
+    if size is None and _torch_runs():
+        return "torch", _world("torch"), "torch.distributed is initialised"
+    why = "mpi4py is installed" if size is None else f"a launcher started {size} processes"
+    return "mpi", _world("mpi"), why
+
+
+def _torch_runs() -> bool:
+    dist = sys.modules.get("torch.distributed")
+    return dist is not None and dist.is_available() and dist.is_initialized()

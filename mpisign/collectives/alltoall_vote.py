@@ -6,9 +6,8 @@ from itertools import pairwise
 
 from mpisign.collectives.ballot import Ballot
 from mpisign.collectives.line import Line
-from mpisign.transports.base import Steps
-
-_DEPTH = 2  # chunks under way to their owners, and as many back, while another is worked on
+from mpisign.collectives.pipeline import pipelined, slots
+from mpisign.transports.base import Pending, Steps
 
 
 def alltoall_vote(line: Line, ballot: Ballot) -> Steps[None]:
@@ -22,40 +21,38 @@ def alltoall_vote(line: Line, ballot: Ballot) -> Steps[None]:
     """
     p, rank, others = line.size, line.rank, line.transport.others()
     chunks = ballot.chunks()
-    n = len(chunks)
     widest = max(b - a for a, b in chunks)
     shard = -(-widest // p)
-    slots = range(min(n, _DEPTH + 1))
-    ballots = [line.empty(ballot.k, widest) for _ in slots]
-    stacks = [line.empty(p, ballot.k, shard) for _ in slots]
-    results = [line.empty(ballot.kd, widest) for _ in slots]
-    shards = [list(pairwise((b - a) * r // p for r in range(p + 1))) for a, b in chunks]
-    ups, downs = [], []
-    for i in range(n + 2 * _DEPTH):
-        if i < n:
-            a, b = chunks[i]
-            mine = shards[i][rank]
-            planes = ballots[i % len(slots)][:, : b - a]
-            ballot.pack(a, b, planes)
-            stack = stacks[i % len(slots)][..., : mine[1] - mine[0]]
-            stack[rank] = planes[:, slice(*mine)]
-            sends = [(r, plane[slice(*shards[i][r])]) for r in others for plane in planes]
-            recvs = [(r, plane) for r in others for plane in stack[r]]
-            ups.append(line.exchange(sends, recvs))
-        j = i - _DEPTH
-        if 0 <= j < n:
-            yield ups[j]
-            (a, b), mine = chunks[j], shards[j][rank]
-            stack = stacks[j % len(slots)][..., : mine[1] - mine[0]]
-            result = results[j % len(slots)][:, : b - a]
-            ballot.check_padding(stack, a + mine[0])
-            own = result[:, slice(*mine)]
-            ballot.tally(stack, a + mine[0], own)
-            sends = [(r, plane) for r in others for plane in own]
-            recvs = [(r, plane[slice(*shards[j][r])]) for r in others for plane in result]
-            downs.append(line.exchange(sends, recvs))
-        j -= _DEPTH
-        if 0 <= j < n:
-            yield downs[j]
-            a, b = chunks[j]
-            ballot.unpack(a, b, results[j % len(slots)][:, : b - a])
+    n = slots(len(chunks))
+    ballots = [line.empty(ballot.k, widest) for _ in range(n)]
+    stacks = [line.empty(p, ballot.k, shard) for _ in range(n)]
+    results = [line.empty(ballot.kd, widest) for _ in range(n)]
+    shards = [
+        [slice(*s) for s in pairwise((b - a) * r // p for r in range(p + 1))] for a, b in chunks
+    ]
+
+    def up(i: int) -> Pending:
+        a, b = chunks[i]
+        mine = shards[i][rank]
+        planes = ballots[i % n][:, : b - a]
+        ballot.pack(a, b, planes)
+        stack = stacks[i % n][..., : mine.stop - mine.start]
+        stack[rank] = planes[:, mine]
+        sends = [(r, plane[shards[i][r]]) for r in others for plane in planes]
+        return line.exchange(sends, [(r, plane) for r in others for plane in stack[r]])
+
+    def down(i: int) -> Pending:
+        (a, b), mine = chunks[i], shards[i][rank]
+        stack = stacks[i % n][..., : mine.stop - mine.start]
+        result = results[i % n][:, : b - a]
+        ballot.check_padding(stack, a + mine.start)
+        own = result[:, mine]
+        ballot.tally(stack, a + mine.start, own)
+        recvs = [(r, plane[shards[i][r]]) for r in others for plane in result]
+        return line.exchange([(r, plane) for r in others for plane in own], recvs)
+
+    def unpack(i: int) -> None:
+        a, b = chunks[i]
+        ballot.unpack(a, b, results[i % n][:, : b - a])
+
+    yield from pipelined(len(chunks), up, down, unpack)

@@ -115,23 +115,32 @@ def footnotes(record: Record) -> list[str]:
         )
     measured = [row for row in record.rows if row.time is not None]
     if measured:
-        runs = max(row.time.runs for row in measured if row.time)
-        limit = "set by netlab" if record.nodes.rate else "measured in this run"
-        told.append(
-            f"Time: median of {runs} turn{'s' if runs > 1 else ''} of the slowest rank"
-            + (", +- half the quartiles' distance" if runs >= _QUARTILES_FROM else "")
-            + "; algbw, busbw in MB/s: 4 bytes a coordinate / time, and bytes that a rank receives "
-            "/ time (of fp32 allreduce: algbw x 2 (p - 1) / p); sent: bytes by a rank"
-            + ("; on link: counted at each node's interface, each way" if _counted(record) else "")
-            + f"; limit: the way's bytes at the link's rate, {limit}; x limit: time / limit; x "
-            "fp32, x fp16: times faster than those allreduces over the same wire."
-        )
+        told.append(_columns(record, measured))
     told += dict.fromkeys(row.notes for row in measured if row.notes)
     return told + record.notes
 
 
-def _counted(record: Record) -> bool:
-    return any(row.counted_sent is not None for row in record.rows)
+def _columns(record: Record, rows: list[Row]) -> str:
+    """What the columns mean, of those that are there."""
+    runs = max(row.time.runs for row in rows if row.time)
+    told = [f"Time: median of {runs} turn{'s' if runs > 1 else ''} of the slowest rank"]
+    if runs >= _QUARTILES_FROM:
+        told[0] += ", +- half the quartiles' distance"
+    told.append(
+        "algbw, busbw in MB/s: 4 bytes a coordinate / time, and bytes that a rank receives / time "
+        "(of fp32 allreduce: algbw x 2 (p - 1) / p)"
+    )
+    told.append("sent: bytes by a rank")
+    if any(row.counted_sent is not None for row in rows):
+        told.append("on link: counted at each node's interface, each way")
+    if any(row.limit for row in rows):
+        how = "set by netlab" if record.nodes.rate else "measured in this run"
+        told.append(f"limit: the way's bytes at the link's rate, {how}; x limit: time / limit")
+    if any(row.times_faster_than_fp32 or row.times_faster_than_fp16 for row in rows):
+        told.append("x fp32, x fp16: times faster than those allreduces over the same wire")
+    if any(row.tensors > 1 for row in rows):
+        told.append("votes but async take all tensors as one bucket, in one piece of memory")
+    return "; ".join(told) + "."
 
 
 def markdown(record: Record) -> str:

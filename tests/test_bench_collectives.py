@@ -1,0 +1,289 @@
+"""``mpisign bench collectives``: what it tells, and that its figures agree. No timings."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import sys
+import time
+
+import numpy as np
+import pytest
+from launchers import find, mpirun, run
+
+from mpisign import cli
+from mpisign.bench.wire import gradient, nodes, traffic
+from mpisign.bench.wire.gradient import Gradient
+from mpisign.bench.wire.watchdog import Watchdog
+from mpisign.bench.wire.way import KINDS, WrongResultError, check_signs
+from mpisign.cli.bench_collectives import ALGORITHMS
+from mpisign.cli.bench_collectives import KINDS as NAMED
+
+BENCH = [sys.executable, "-m", "mpisign.cli", "bench", "collectives"]
+VOTES = {"auto", "allgather", "alltoall"}
+RATE = 10**4  # bits per second: any limit is then longer than the latency of a message
+#: What netlab sets, but for its own network: the loopback device of this machine.
+NETLAB = {
+    "NETLAB": "1",
+    "NETLAB_INTERFACE": "lo",
+    "NETLAB_RATE": str(RATE),
+    "NETLAB_NODE": "0",
+    "NETLAB_NODES": "1",
+}
+needs_horovod = pytest.mark.skipif(
+    importlib.util.find_spec("horovod") is None, reason="Horovod is not installed"
+)
+
+
+def options(folder, *more):
+    files = {"json": folder / "all.json", "plot": folder / "plot.png", "markdown": folder / "t.md"}
+    given = [part for option, path in files.items() for part in (f"--{option}", path)]
+    return [*given, "--repeat", "3", "--time-limit", "5", *more]
+
+
+def rows_of(document, **wanted):
+    return [r for r in document["rows"] if all(r[k] == v for k, v in wanted.items())]
+
+
+@pytest.fixture(scope="module")
+def over_two(tmp_path_factory):
+    """MPI and Gloo in one run of two ranks, two sizes, links as if netlab had made them."""
+    folder = tmp_path_factory.mktemp("mpi")
+    more = ["--via", "mpi,torch", "--sizes", "1k,20k", "--algorithms", ",".join(sorted(VOTES))]
+    done = mpirun(2, *BENCH, *options(folder, *more), env=NETLAB)
+    return json.loads((folder / "all.json").read_text()), folder, done.stdout
+
+
+@pytest.mark.mpi
+def test_every_way_is_measured_or_says_why_not(over_two):
+    document, _, output = over_two
+    for via in ("mpi", "torch"):
+        for size in (1000, 20_000):
+            rows = rows_of(document, via=via, size=size)
+            kinds = {row["kind"] for row in rows}
+            assert kinds == set(KINDS) - ({"powersgd"} if via == "mpi" else set())
+            assert {row["algorithm"] for row in rows if row["kind"] == "vote"} == VOTES
+            assert {row["way"] for row in rows} >= {"vote auto", "vote auto, async"}
+    failed = {row["kind"]: row["error"] for row in document["rows"] if row["error"]}
+    if importlib.util.find_spec("deepspeed") is None:
+        assert failed.pop("deepspeed") == "not installed: pip install deepspeed==0.19.6"
+        assert re.search(r"^DeepSpeed 1-bit +not run: not installed: pip", output, re.M)
+    assert failed == {}
+
+
+@pytest.mark.mpi
+def test_the_figures_agree_with_each_other(over_two):
+    document, _, _ = over_two
+    assert document["ranks"] == 2 and document["nodes"]["rate"] == RATE / 8
+    links = {(link["via"], link["size"]) for link in document["links"]}
+    assert links == {(via, size) for via in ("mpi", "torch") for size in (1000, 20_000)}
+    assert all(link["latency"] > 0 and link["bandwidth"] > 0 for link in document["links"])
+    for row in document["rows"]:
+        if row["error"]:
+            assert row["time"] is None and row["limit"] is None
+            continue
+        times, d = row["time"], row["size"]
+        assert 0 < times["low"] <= times["median"] <= times["high"] and times["runs"] == 3
+        assert row["algbw"] == pytest.approx(4 * d / times["median"])
+        assert row["busbw"] == pytest.approx(row["received"] / times["median"])
+        assert row["ratio"] == pytest.approx(times["median"] / row["limit"])
+        for kind in ("fp32", "fp16"):
+            (base,) = rows_of(document, via=row["via"], size=d, kind=kind)
+            faster = base["time"]["median"] / times["median"]
+            assert row[f"times_faster_than_{kind}"] == pytest.approx(faster)
+        plane, seconds = -(-d // 8), 8 / RATE
+        if row["kind"] in ("fp32", "fp16"):
+            value = 4 if row["kind"] == "fp32" else 2
+            assert row["sent"] == row["received"] == value * d  # 2 (p - 1) / p is 1 at two ranks
+            assert row["bytes_by"] == "formula"
+            assert row["limit"] == pytest.approx(value * d * seconds)
+        elif row["kind"] == "vote":
+            assert row["bytes_by"] == "stats"
+            assert (
+                plane <= row["sent"] <= plane + 8 * 600
+            )  # headers and verdicts of 5 votes at most
+            assert row["limit"] == pytest.approx(plane * seconds)
+        elif row["kind"] == "packbits":
+            assert row["limit"] == pytest.approx(plane * seconds)
+
+
+@pytest.mark.mpi
+def test_bytes_are_counted_at_the_interface(over_two):
+    """Gloo's traffic is TCP over loopback, where both ranks' bytes are seen."""
+    document, _, _ = over_two
+    for kind in ("fp32", "fp16"):
+        (row,) = rows_of(document, via="torch", size=20_000, kind=kind)
+        for counted in (row["counted_sent"], row["counted_received"]):
+            assert counted > 0.95 * 2 * row["sent"]
+
+
+@pytest.mark.mpi
+def test_the_reports(over_two):
+    document, folder, output = over_two
+    assert (folder / "plot.png").read_bytes().startswith(b"\x89PNG")
+    page = (folder / "t.md").read_text()
+    assert page.count("<!-- mpisign bench collectives -->") == 2
+    assert "| fp32 allreduce |" in page and "### 20k coordinates, Open MPI" in page
+    assert document["command"].startswith("mpisign bench collectives --")
+    assert document["versions"]["numpy"] == np.__version__ and document["host"]["cores"]
+    table = [line.rstrip() for line in output.splitlines()]
+    heads = [line for line in table if line.startswith("way ")]
+    assert len(heads) == 4 and all(
+        re.split(r"\s{2,}", head)
+        == [
+            "way", "time", "+-", "algbw", "busbw", "sent", "on link", "limit", "x limit", "x fp32",
+            "x fp16",
+        ]
+        for head in heads
+    )  # fmt: skip
+    start = table.index(next(line for line in table if line.startswith("1k coordinates, ")))
+    assert max(map(len, table[start:])) <= 100
+    assert "busbw in MB/s: 4 bytes a coordinate / time" in " ".join(output.split())
+    assert "\x1b" not in output, "escape sequences in what is no terminal"
+    assert output.count("Ranks: 2 ranks on one node, links of 0.01 Mbit/s;") == 1
+
+
+def test_torchrun(tmp_path):
+    command = [find("torchrun"), "--nproc-per-node", "2", "-m", "mpisign.cli", *BENCH[3:]]
+    more = ["--sizes", "2k", "--tensors", "3", "--only", "vote,fp32", "--algorithms", "alltoall"]
+    output = run([*command, *options(tmp_path, *more)]).stdout
+    document = json.loads((tmp_path / "all.json").read_text())
+    assert {row["way"] for row in document["rows"]} == {"vote alltoall", "fp32 allreduce"}
+    assert {row["error"] for row in document["rows"]} == {None}
+    assert {row["tensors"] for row in document["rows"]} == {3}
+    assert document["nodes"]["rate"] is None and document["rows"][0]["counted_sent"] is None
+    assert output.count("2k coordinates in 3 tensors, Gloo of torch") == 1
+
+
+@pytest.mark.horovod
+@needs_horovod
+def test_horovod_on_gloo_without_mpi(tmp_path):
+    command = [find("horovodrun"), "-np", "2", "--gloo", *BENCH, "--via", "horovod"]
+    more = ["--sizes", "2k", "--only", "vote,fp32,fp16,packbits", "--algorithms", "alltoall"]
+    run([*command, *options(tmp_path, *more)])
+    document = json.loads((tmp_path / "all.json").read_text())
+    assert [row["error"] for row in document["rows"]] == [None] * 4
+    assert document["links"][0]["library"] == "Horovod on Gloo"
+
+
+@pytest.mark.mpi
+def test_what_one_rank_gets_wrong_is_told_alike_on_all():
+    output = mpirun(3, sys.executable, "tests/ranks/bench_wrong.py").stdout
+    assert sorted(re.findall(r"rank \d agrees", output)) == [f"rank {r} agrees" for r in range(3)]
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize(
+    "more, message",
+    [
+        (["--plot", "x.doc"], r"--plot x.doc: the name must end in one of"),
+        (["--json", "/no/such/folder/x"], "--json /no/such/folder/x: not a file in an existing"),
+    ],
+)
+def test_what_cannot_be_written_is_told_once_before_the_work(more, message):
+    done = mpirun(2, *BENCH, *more, check=False)
+    assert done.returncode == 2 and "coordinates" not in done.stdout
+    assert len(re.findall(f"^mpisign bench collectives: error: {message}", done.stdout, re.M)) == 1
+
+
+@pytest.mark.parametrize(
+    "more, message",
+    [
+        ([], "needs two ranks or more: mpirun -n 4 mpisign bench collectives"),
+        (["--via", "ether"], "'ether' is none of mpi, torch, horovod"),
+        (["--algorithms", "auto,coin"], "'coin' is none of auto, allgather"),
+        (["--only", "vote,gossip"], "'gossip' is none of vote, fp32"),
+        (["--sizes", "1"], "'1' is not a number from 8"),
+        (["--tensors", "0"], "'0' is not a number of tensors, from 1"),
+        (["--time-limit", "no"], "'no' is not a number of seconds above 0"),
+        (["--repeat", "0"], "'0' is not a number of turns, from 1"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(more, message, capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["bench", "collectives", *more])
+    assert ended.value.code == 2
+    *_, last = capsys.readouterr().err.splitlines()
+    assert last.startswith("mpisign bench collectives: error: ") and message in last
+
+
+def test_help_explains_the_columns(capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["bench", "collectives", "--help"])
+    assert ended.value.code == 0
+    told = capsys.readouterr().out
+    assert all(column in told for column in ("algbw", "busbw", "on link", "x limit", "x fp32"))
+    assert all(name in told for name in (*ALGORITHMS, *NAMED))
+    assert NAMED == KINDS and max(map(len, told.splitlines())) <= 100
+
+
+def test_netlab_variables_that_make_no_sense(tmp_path):
+    for name, value, message in (
+        ("NETLAB_RATE", "fast", "NETLAB_RATE must be bits per second or none, got 'fast'"),
+        ("NETLAB_INTERFACE", "no0", "NETLAB_INTERFACE=no0: not in /proc/net/dev"),
+    ):
+        done = mpirun(2, *BENCH, env={**NETLAB, name: value}, check=False)
+        assert done.returncode == 2 and f"error: {message}" in done.stdout
+
+
+def test_traffic_is_what_the_specification_says():
+    d, b = 25_600_000, 3_200_000
+    assert traffic.of_fp32(d, 4, 4, 1) == traffic.Traffic(6 * d, 6 * d)
+    assert traffic.of_fp16(d, 4, 4, 1) == traffic.Traffic(3 * d, 3 * d)
+    assert traffic.of_allgather(d, 4, 4, 1) == traffic.Traffic(3 * b, 3 * b)
+    flat = traffic.of_alltoall(d, 4, 4, 1)
+    assert flat == traffic.Traffic(1.5 * b, 1.5 * b) and flat.link * 8 / 1e9 == 38.4e-3
+    # 2 nodes of 4 ranks: 4 ranks each receive half of 2 B from the other node; 3 + 1 planes.
+    assert traffic.of_alltoall(d, 8, 2, 4).link == 4 * b
+    assert traffic.of_hierarchical(d, 8, 2, 4).link == 2 * b
+    assert traffic.of_allgather(d, 8, 2, 4).link == 16 * b
+    assert traffic.of_vote_of_votes(d, 8, 2, 4).link == b
+    assert traffic.of_auto(d, 8, 2, 4) == traffic.of_hierarchical(d, 8, 2, 4)
+    assert traffic.of_auto(d, 4, 4, 1) == flat
+
+
+def test_nodes():
+    assert nodes.Nodes((0, 0, 1, 1, 1)).ends == (2, 3) and nodes.Nodes((0, 0, 0)).ends == (3, 1)
+    counted = np.array([5.0, 5.0, 9.0, 9.0, 9.0])
+    assert nodes.per_node(nodes.Nodes((0, 0, 1, 1, 1)), counted) == 7.0
+    sent, received = nodes.counted("lo")
+    assert sent >= 0 and received >= 0
+    assert nodes.rate(125e6) == "1 Gbit/s" and nodes.rate(12.5e6) == "100 Mbit/s"
+
+
+def test_gradients():
+    assert len(gradient.resnet50()) == 161 and sum(gradient.resnet50()) == 25_557_032
+    assert gradient.cut(25_557_032, "resnet50") == gradient.resnet50()
+    assert gradient.cut(10, 3) == (3, 3, 4) and gradient.cut(2, 5) == (1, 1)
+    two = [Gradient(1000, (300, 700), rank, 2) for rank in range(2)]
+    assert not np.array_equal(two[0].values, two[1].values) and two[0].values.all()
+    assert np.array_equal(two[0].all_ranks, [g.values for g in two])
+    assert [len(t) for t in two[0].cut(two[0].out)] == [300, 700]
+
+
+def test_a_vote_of_votes_is_checked_against_its_own_rule():
+    """Five ranks in groups of 2 and 3: the groups' majorities decide, not the ranks'."""
+    g = Gradient(4096, (4096,), 0, 5)
+    groups = (0, 0, 1, 1, 1)
+    sums = [np.sign(g.all_ranks[a:b]).sum(axis=0) for a, b in ((0, 2), (2, 5))]
+    votes = np.sign(np.sign(sums[0]) + np.sign(sums[1]))
+    decided = (sums[0] != 0) & (votes != 0)
+    g.out[:] = np.where(votes < 0, -1, 1)
+    check_signs(g, g.out, groups)
+    g.out[int(np.flatnonzero(decided)[3])] *= -1
+    with pytest.raises(WrongResultError, match="1 signs are not the majority's"):
+        check_signs(g, g.out, groups)
+
+
+def test_the_watchdog_bites_what_hangs_and_nothing_else():
+    bitten = []
+    dog = Watchdog(0.2, bitten.append)
+    for _ in range(3):
+        with dog.over("quick"):
+            time.sleep(0.1)
+    time.sleep(0.3)
+    assert bitten == []
+    with dog.over("slow"):
+        time.sleep(0.6)
+    assert bitten == ["slow"]

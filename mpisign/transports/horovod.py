@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
-from mpisign.errors import WireError
+from mpisign.errors import CollectiveError, WireError
 from mpisign.stats import stage, stats
-from mpisign.transports.base import Bytes, Over
+from mpisign.transports.base import Bytes, Over, Part, Pending, Transport, poll
+from mpisign.transports.framed import Framed, by_rank, check_lengths, gather, lengths, scatter
+from mpisign.transports.http_store import HTTPStore
+from mpisign.transports.mailbox import Mailbox
+
+if TYPE_CHECKING:
+    from mpisign.transports.mpi_notices import MPINotices
 
 try:
     import horovod.torch as hvd
@@ -20,42 +29,21 @@ except ImportError as error:
         'pip install "mpisign[horovod]"'
     ) from error
 
-
-class _Exchange:
-    """A Horovod handle and what its result must look like."""
-
-    def __init__(self, what: str, handle: int, counts: Sequence[int] | None) -> None:
-        self._what = what
-        self._handle = handle
-        self._counts = counts
-
-    def done(self) -> bool:
-        return bool(hvd.poll(self._handle))
-
-    def wait(self) -> Any:
-        with stage("exchange"):
-            received = hvd.synchronize(self._handle)
-        if self._counts is None:
-            return received.numpy()
-        expected: Any = list(self._counts)
-        if isinstance(received, tuple):
-            received, splits = received
-            got: Any = splits.tolist()
-        else:
-            expected, got = sum(expected), received.numel()
-        if got != expected or received.dtype != torch.uint8:
-            raise WireError(
-                f"{self._what}: expected {expected} bytes, got {got} of {received.dtype}"
-            )
-        return received.numpy()
+#: Exchanges with one tag that may be under way: names are used again after so many.
+WINDOW = 8
 
 
-class HorovodTransport:
-    """alltoall, allgather and allreduce of a process set, on uint8 tensors that share memory.
+class HorovodTransport(Transport):
+    """Host buffers over Horovod's alltoall, allgather and allreduce of a process set.
 
-    Horovod matches operations by name, and remembers 1,024 of them: exchanges are numbered from the
-    last ``restart``, so that every vote uses the same few names. Raises WireError if sizes differ
-    from the counts, HorovodInternalError (for elastic training) if an exchange failed.
+    Horovod matches operations by name and remembers 1,024 of them, the application's included:
+    names are ``prefix.set.topic.tag.n`` with n modulo ``WINDOW``. Two transports of one process set
+    must not use the same names at a time: give each a prefix, alike on all ranks.
+
+    Copies parts both ways. Any other length than a part's is a WireError that names the rank: an
+    alltoall tells the lengths that it received, rows of an allgather carry theirs in 8 bytes.
+    HorovodInternalError (for elastic training) if an exchange failed. Notices go by the launcher's
+    key-value store, or by MPI where Horovod runs over it and mpi4py is installed.
     """
 
     name = "horovod"
@@ -66,60 +54,147 @@ class HorovodTransport:
         self._process_set = process_set
         self._prefix = f"{prefix}.{process_set.process_set_id}"
         self._topic = ""
-        self._started = 0
+        self._started: dict[int, int] = defaultdict(int)
+        self._under_way: dict[str, _Exchange] = {}
         self.rank: int = process_set.rank()
         self.size: int = process_set.size()
+        self._mail = self._mailbox()
 
     def restart(self, topic: str) -> None:
-        """Numbers exchanges on ``topic`` from 0; on every rank between the same two exchanges."""
+        """Numbers exchanges on ``topic`` from 0, between the same two exchanges on all ranks.
+
+        None may be under way, unless it has failed.
+        """
         self._topic = topic
-        self._started = 0
+        self._started.clear()
+        self._under_way.clear()
 
-    def start_allgatherv(self, send: Bytes, counts: Sequence[int]) -> _Exchange | Over:
-        own = counts[self.rank]
-        stats().add("exchange", calls=0, sent=own * (self.size - 1), received=sum(counts) - own)
-        if self.size == 1 or sum(counts) == 0:
-            return Over(send)
-        name = self._next("allgather")
-        handle = hvd.allgather_async(_tensor(send), name=name, process_set=self._process_set)
-        return _Exchange(name, handle, counts)
-
-    def start_alltoallv(
-        self, send: Bytes, sendcounts: Sequence[int], recvcounts: Sequence[int]
-    ) -> _Exchange | Over:
-        stats().add(
-            "exchange",
-            calls=0,
-            sent=sum(sendcounts) - sendcounts[self.rank],
-            received=sum(recvcounts) - recvcounts[self.rank],
-        )
+    def _exchange(self, sends: Sequence[Part], recvs: Sequence[Part], tag: int) -> Pending:
         if self.size == 1:
-            return Over(send)
-        name = self._next("alltoall")
-        splits = torch.tensor(list(sendcounts), dtype=torch.int32)
-        handle = hvd.alltoall_async(
-            _tensor(send), splits=splits, name=name, process_set=self._process_set
-        )
-        return _Exchange(name, handle, recvcounts)
+            return Over()
+        outgoing, incoming = by_rank(sends, self.size), by_rank(recvs, self.size)
+        counts, due = lengths(outgoing), lengths(incoming)
+        memory = np.empty(sum(counts), dtype=np.uint8)
+        gather(outgoing, memory, _starts(counts))
 
-    def start_allreduce(self, values: np.ndarray[Any, Any]) -> _Exchange | Over:
+        def finish(result: Any) -> None:
+            received, splits = result
+            check_lengths(splits.tolist(), due)
+            scatter(received.numpy(), _starts(due), incoming)
+
+        return self._start(
+            tag,
+            finish,
+            hvd.alltoall_async,
+            torch.from_numpy(memory),
+            splits=torch.tensor(counts, dtype=torch.int32),
+        )
+
+    def start_allgather(self, send: Bytes, rows: Sequence[Bytes], tag: int) -> Pending:
+        every = [row.nbytes for row in rows]
+        own = every[self.rank]
+        stats().add("exchange", calls=0, sent=own * (self.size - 1), received=sum(every) - own)
+        row, into = Framed([send.nbytes]), Framed(every)
+        row.pack([[send]])
+        if self.size == 1:
+            rows[0][...] = send
+            return Over()
+
+        def finish(received: Any) -> None:
+            # Of another total length: what is there tells whose row is the first wrong one.
+            common = min(received.numel(), into.memory.nbytes)
+            into.memory[:common] = received.numpy()[:common]
+            into.unpack([[row] for row in rows])
+            if received.numel() != into.memory.nbytes:
+                raise WireError(f"rank {self.size - 1} sent more than its length says")
+
+        return self._start(tag, finish, hvd.allgather_async, torch.from_numpy(row.memory))
+
+    def start_allreduce(self, values: npt.NDArray[Any], tag: int) -> Pending:
         ring = 2 * values.nbytes * (self.size - 1) // self.size
         stats().add("exchange", calls=0, sent=ring, received=ring)
         if self.size == 1:
-            return Over(values)
-        name = self._next("allreduce")
-        handle = hvd.allreduce_async(
-            _tensor(values), name=name, op=hvd.Sum, process_set=self._process_set
+            return Over()
+        return self._start(
+            tag, lambda _: None, hvd.allreduce_async_, torch.from_numpy(values), op=hvd.Sum
         )
-        return _Exchange(name, handle, None)
 
-    def _next(self, what: str) -> str:
-        self._started += 1
-        return f"{self._prefix}.{self._topic}.{what}.{self._started - 1}"
+    def post(self, notice: bytes) -> None:
+        if self._mail is not None:
+            self._mail.post(notice)
+
+    def notices(self) -> list[tuple[int, bytes]]:
+        return [] if self._mail is None else self._mail.notices()
+
+    def _start(
+        self,
+        tag: int,
+        finish: Callable[[Any], None],
+        operation: Callable[..., int],
+        tensor: torch.Tensor,
+        **options: Any,
+    ) -> _Exchange:
+        name = f"{self._prefix}.{self._topic}.{tag}.{self._started[tag] % WINDOW}"
+        earlier = self._under_way.get(name)
+        if earlier is not None and not earlier.arrived():
+            raise CollectiveError(f"more than {WINDOW} exchanges with tag {tag} are under way")
+        self._started[tag] += 1
+        handle = operation(tensor, name=name, process_set=self._process_set, **options)
+        exchange = self._under_way[name] = _Exchange(handle, finish)
+        return exchange
+
+    def _mailbox(self) -> Mailbox | MPINotices | None:
+        if self.size == 1:
+            return None
+        store = HTTPStore.of_launcher(f"{self._prefix}.notices")
+        if store is not None:
+            return Mailbox(store, self.rank, self.size, interval=0.25)
+        if not (hvd.mpi_enabled() and hvd.mpi_threads_supported()):
+            return None
+        try:
+            from mpi4py import MPI
+
+            from mpisign.transports.mpi_notices import MPINotices
+        except ImportError:
+            return None
+        if MPI.COMM_WORLD.Get_size() != hvd.size():  # hvd.init was given a part of the world
+            return None
+        return MPINotices(MPI.COMM_WORLD, self._process_set.ranks)
 
 
-def _tensor(values: np.ndarray[Any, Any]) -> torch.Tensor:
-    """The same memory as a tensor; a copy of what must not be written to."""
-    if not values.flags.writeable:
-        values = values.copy()
-    return torch.from_numpy(np.ascontiguousarray(values))
+class _Exchange:
+    """A Horovod handle, and what is to be done with its result."""
+
+    def __init__(self, handle: int, finish: Callable[[Any], None]) -> None:
+        self._handle: int | None = handle
+        self._finish: Callable[[Any], None] | None = finish
+        self._result: Any = None
+
+    def arrived(self) -> bool:
+        """True once Horovod no longer knows the name."""
+        return self._handle is None or bool(hvd.poll(self._handle))
+
+    def done(self) -> bool:
+        if self._finish is None:
+            return True
+        if not self.arrived():
+            return False
+        if self._handle is not None:
+            handle, self._handle = self._handle, None
+            self._result = hvd.synchronize(handle)  # raises what ended it
+        if self._result is None:
+            raise CollectiveError("this exchange has failed")
+        self._finish(self._result)
+        self._finish = self._result = None
+        return True
+
+    def wait(self, seconds: float | None = None) -> bool:
+        with stage("exchange"):
+            return poll(self, seconds)
+
+    def missing(self) -> list[int] | None:
+        return [] if self._finish is None else None
+
+
+def _starts(lengths: Sequence[int]) -> list[int]:
+    return list(accumulate(lengths[:-1], initial=0))

@@ -1,0 +1,204 @@
+"""torch.distributed's process groups, for votes without MPI or Horovod: Gloo, NCCL, MPI."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from typing import Any
+
+import numpy.typing as npt
+
+from mpisign.stats import stage, stats
+from mpisign.transports.base import Over, Part, Pending, Transport, poll
+from mpisign.transports.framed import Framed, by_rank, lengths
+from mpisign.transports.mailbox import Mailbox
+
+try:
+    import torch
+    import torch.distributed as dist
+    from torch.distributed import distributed_c10d as c10d
+except ImportError as error:
+    raise ImportError(
+        'votes over torch.distributed need it: pip install "mpisign[torch]"'
+    ) from error
+
+_SLICE = 0.2  # seconds after which a sleeping wait looks up, for Ctrl-C
+
+
+class TorchTransport(Transport):
+    """Host buffers over a process group, or over all of ``init_process_group``.
+
+    Made by all ranks of ``group`` together: it makes a group of its own, so that the application's
+    collectives and these never match each other. (MPI's cannot be cloned: none of the application's
+    may run on that group while a vote does.) Ranks are those of the group, not global ones.
+
+    An exchange is one all_to_all of one message a rank: 8 bytes with the length of what follows,
+    little-endian, and the parts, one after another. It copies both ways, which costs little beside
+    a socket, and can be waited for and given up without a break of the group, which Gloo's send and
+    receive cannot. A message of another length is a WireError, but one that is longer than its
+    parts ends the receiving process in Gloo itself. What the group does not survive, such as a rank
+    that died, is torch's RuntimeError, and so is an exchange that takes longer than torch's own
+    timeout for the backend (30 minutes; NCCL 10).
+
+    A group without a backend for CPU tensors (NCCL alone) gets them as copies on the device that is
+    current when the transport is made. Raises ValueError before ``init_process_group`` and on
+    ranks outside the group.
+    """
+
+    name = "torch"
+    ordered = True
+
+    def __init__(self, group: dist.ProcessGroup | None = None) -> None:
+        if not dist.is_initialized():
+            raise ValueError("call torch.distributed.init_process_group first")
+        if group == dist.GroupMember.NON_GROUP_MEMBER or dist.get_rank(group) < 0:
+            raise ValueError("this rank is not in the process group")
+        ranks = dist.get_process_group_ranks(group or dist.group.WORLD)
+        self.backend, self._device = _backend(group)
+        self._group = _own_group(group, ranks, self.backend)
+        self.rank, self.size = ranks.index(dist.get_rank()), len(ranks)
+        self._works: list[dist.Work] = []  # not known to be over
+        # A process that ends would wait for exchanges in flight, and so for ranks that never come.
+        # Not earlier, in ``abort``: a rank that comes late is better told why by a notice.
+        weakref.finalize(self, _give_up, self._group, self.backend, self._works)
+        self._mail: Mailbox | None = None
+        if self.backend != "mpi":  # which comes without a store
+            self._mail = Mailbox(_Store(self._group), self.rank, self.size)
+
+    def _exchange(self, sends: Sequence[Part], recvs: Sequence[Part], tag: int) -> Pending:
+        if self.size == 1:
+            return Over()
+        outgoing, incoming = by_rank(sends, self.size), by_rank(recvs, self.size)
+        out, into = Framed(lengths(outgoing)), Framed(lengths(incoming))
+        out.pack(outgoing)
+        sent, memory = torch.from_numpy(out.memory), torch.from_numpy(into.memory)
+        received = memory.to(self._device)  # the same memory unless the device is another
+        work = dist.all_to_all_single(
+            received,
+            sent.to(self._device),
+            into.counts,
+            out.counts,
+            group=self._group,
+            async_op=True,
+        )
+
+        def finish() -> None:
+            if received is not memory:
+                memory.copy_(received)
+            into.unpack(incoming)
+
+        return self._pending(work, finish)
+
+    def start_allreduce(self, values: npt.NDArray[Any], tag: int) -> Pending:
+        ring = 2 * values.nbytes * (self.size - 1) // self.size
+        stats().add("exchange", calls=0, sent=ring, received=ring)
+        if self.size == 1:
+            return Over()
+        memory = torch.from_numpy(values)
+        summed = memory.to(self._device)
+        work = dist.all_reduce(summed, group=self._group, async_op=True)
+        return self._pending(work, lambda: None if summed is memory else memory.copy_(summed))
+
+    def _pending(self, work: dist.Work, finish: Callable[[], Any]) -> _Exchange:
+        self._works[:] = [w for w in self._works if not w.is_completed()]
+        self._works.append(work)
+        return _Exchange(work, finish, sleeps=self.backend == "gloo")
+
+    def post(self, notice: bytes) -> None:
+        if self._mail:
+            self._mail.post(notice)
+
+    def notices(self) -> list[tuple[int, bytes]]:
+        return self._mail.notices() if self._mail else []
+
+
+class _Exchange:
+    """A torch Work, and what is to be done when it is over."""
+
+    def __init__(self, work: dist.Work, finish: Callable[[], Any], sleeps: bool) -> None:
+        self._work = work
+        self._finish: Callable[[], Any] | None = finish
+        self._sleeps = sleeps
+
+    def done(self) -> bool:
+        if self._finish is not None:
+            if not self._work.is_completed():
+                return False
+            self._work.wait()  # raises whatever ended it
+            self._finish()
+            self._finish = None
+        return True
+
+    def wait(self, seconds: float | None = None) -> bool:
+        with stage("exchange"):
+            if self._sleeps and self._finish is not None:
+                return self._sleep(seconds) and self.done()
+            return poll(self, seconds)
+
+    def _sleep(self, seconds: float | None) -> bool:
+        # A Gloo collective's wait gives up without a trace, unlike that of Gloo's receive, and
+        # unlike NCCL's. It counts in milliseconds, and takes 0 for no limit.
+        end = None if seconds is None else time.perf_counter() + seconds
+        while not self._work.is_completed():
+            left = _SLICE if end is None else min(_SLICE, end - time.perf_counter())
+            if left < 1e-3:
+                return poll(self, max(left, 0.0))
+            with contextlib.suppress(RuntimeError):  # time is up; failures are for ``done``
+                self._work.wait(timedelta(seconds=left))
+        return True
+
+    def missing(self) -> list[int] | None:
+        return [] if self._finish is None else None
+
+
+def _backend(group: dist.ProcessGroup | None) -> tuple[str, torch.device]:
+    """The group's backend for CPU tensors, or its only one, and the device of its tensors."""
+    config = c10d.get_backend_config(group)  # "cpu:gloo,cuda:nccl"
+    backends = dict(pair.split(":") for pair in config.split(","))
+    if "cpu" in backends:
+        return backends["cpu"], torch.device("cpu")
+    if "cuda" not in backends:
+        raise ValueError(f"mpisign needs a process group for CPU or CUDA tensors, got {config}")
+    return backends["cuda"], torch.device("cuda", torch.cuda.current_device())
+
+
+def _own_group(
+    group: dist.ProcessGroup | None, ranks: list[int], backend: str
+) -> dist.ProcessGroup:
+    if backend == "mpi":
+        own = group or dist.group.WORLD
+        assert own is not None
+        return own
+    # sort_ranks came with a torch in which groups may have another order.
+    order: dict[str, Any] = {} if ranks == sorted(ranks) else {"sort_ranks": False}
+    return dist.new_group(ranks, backend=backend, use_local_synchronization=True, **order)
+
+
+def _give_up(group: dist.ProcessGroup, backend: str, works: list[dist.Work]) -> None:
+    """Ends what is in flight, so that the process can end."""
+    if backend == "mpi" or all(work.is_completed() for work in works):
+        return
+    if backend == "gloo":
+        # Gloo's abort() does nothing, but a receive that times out closes all connections.
+        with contextlib.suppress(RuntimeError):
+            never = torch.zeros(1, dtype=torch.uint8)
+            peer = (group.rank() + 1) % group.size()
+            group.recv([never], peer, 0).wait(timedelta(milliseconds=1))
+    elif hasattr(group, "abort"):
+        group.abort()
+
+
+class _Store:
+    """The part of torch's key-value store that belongs to a group."""
+
+    def __init__(self, group: dist.ProcessGroup) -> None:
+        self._store = dist.PrefixStore("mpisign", c10d._get_process_group_store(group))
+
+    def put(self, key: str, value: bytes) -> None:
+        self._store.set(key, value)  # type: ignore[arg-type]  # bytes are taken as they are
+
+    def get(self, key: str) -> bytes | None:
+        return bytes(self._store.get(key)) if self._store.check([key]) else None

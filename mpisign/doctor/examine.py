@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -139,7 +140,8 @@ def _started(
 def _oversubscribe(mpirun: str) -> list[str]:
     """Open MPI wants to be told that two ranks may share a core; MPICH does not know the words."""
     version = child._run([mpirun, "--version"], 20, dict(os.environ))[1]
-    return ["--oversubscribe", "--bind-to", "none"] if "open" in version.lower() else []
+    open_mpi = re.search(r"open.?mpi|openrte|prrte", version, re.IGNORECASE)
+    return ["--oversubscribe", "--bind-to", "none"] if open_mpi else []
 
 
 def _find(program: str) -> str | None:

@@ -237,8 +237,11 @@ def communicator() -> Found:
     vote = mpisign.majority_vote(np.array([1.0, -1.0], dtype=np.float32), comm)
     if vote.tolist() != [1.0, -1.0]:
         raise RuntimeError(f"a vote of equals came out as {vote.tolist()}")
-    name = comm.channel.transport.name
-    return f"{name}, {comm.size} ranks", {"transport": name, "size": comm.size, "rank": comm.rank}
+    name, size = comm.channel.transport.name, comm.size
+    dist = sys.modules.get("torch.distributed")
+    if dist is not None and dist.is_initialized():
+        dist.destroy_process_group()  # at exit, a rank's end can be another's lost connection
+    return f"{name}, {size} rank{'s' * (size > 1)}", {"transport": name, "size": size}
 
 
 def _installed(package: str, advice: str) -> str:

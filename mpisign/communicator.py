@@ -50,7 +50,8 @@ class Communicator:
                     f"{function}: nodes must be one for each of {transport.size} ranks, "
                     f"got {len(nodes)}"
                 )
-        self.channel = Channel(transport, timeout, nodes)
+        self.channel = Channel(transport, timeout)
+        self.channel.survey(nodes)
         self.rank: int = transport.rank
         self.size: int = transport.size
         if os.environ.get("MPISIGN_DEBUG") == "1" and self.rank == 0:

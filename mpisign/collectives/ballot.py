@@ -24,9 +24,9 @@ class Ballot:
     """What is voted on, piece by piece, so that packing, exchange and tally overlap.
 
     ``pack(a, b, out)`` writes bytes [a, b) of this rank's planes to ``out``, uint8 (k, b - a),
-    k = 2 with a mask plane; ``unpack(a, b, result)`` reads the same bytes of the result, (kd,
-    b - a), kd = 2 if ties are zero. Both are called for one chunk after the other, from 0 to ``nbytes``.
-    ``weights``: one a rank, or None. All but the two functions is agreed.
+    k = 2 with a mask plane; ``unpack(a, b, result)`` reads the same bytes of the result,
+    (kd, b - a), kd = 2 if ties are zero. Both are called for one chunk after the other, from 0 to
+    ``nbytes``. ``weights``: one a rank, or None. All but the two functions is agreed.
     """
 
     length: int

@@ -1,7 +1,8 @@
-"""Which algorithm a vote takes."""
+"""Which algorithm a vote takes: what the caller said, or the cheapest by the measured costs."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -9,21 +10,51 @@ from mpisign.collectives.allgather_vote import allgather_vote
 from mpisign.collectives.alltoall_vote import alltoall_vote
 from mpisign.collectives.ballot import Ballot
 from mpisign.collectives.header import Header
-from mpisign.collectives.line import Line
+from mpisign.collectives.hierarchical_vote import hierarchical_vote, vote_of_votes
+from mpisign.errors import CollectiveError
 from mpisign.transports.base import Steps
 
 if TYPE_CHECKING:
+    from mpisign.collectives.line import Line
     from mpisign.collectives.vote import Channel
 
-Algorithm = Callable[[Line, Ballot], Steps[None]]
-_ALLGATHER_BYTES = 1 << 14
+Algorithm = Callable[["Line", Ballot], Steps[None]]
+_ALLGATHER_BYTES = 1 << 14  # where nothing is measured: below, latency costs more than bytes
 
 
-def choose(channel: Channel, line: Line, ballot: Ballot, header: Header) -> Steps[Algorithm]:
-    """The algorithm for an agreed header; the same on every rank."""
-    name = header.algorithm
+def choose(channel: Channel, size: int, ballot: Ballot, header: Header) -> Algorithm:
+    """The algorithm for an agreed header: agreed values decide alone, so all ranks take it.
+
+    Raises CollectiveError if the communicator does not know its nodes, or is too small for f.
+    """
+    name: str = header.algorithm
     if name == "auto":
-        small = (line.size - 1) * ballot.k * ballot.nbytes <= _ALLGATHER_BYTES
-        name = "allgather" if line.size <= 2 or small else "alltoall"
-    return {"allgather": allgather_vote, "alltoall": alltoall_vote}[name]
-    yield
+        name = _cheapest(channel, size, ballot)
+    if name == "allgather":
+        return allgather_vote
+    if name == "alltoall":
+        return alltoall_vote
+    if channel.nodes is None:
+        raise CollectiveError(
+            f"{header.operation}: algorithm={name!r} needs a Communicator, which finds nodes"
+        )
+    vote = hierarchical_vote if name == "hierarchical" else vote_of_votes
+    return functools.partial(vote, nodes=channel.nodes)
+
+
+def _cheapest(channel: Channel, size: int, ballot: Ballot) -> str:
+    k, kd, nbytes = ballot.k, ballot.kd, ballot.nbytes
+    if size <= 2:
+        return "allgather"  # which receives no more than alltoall, in one exchange
+    if channel.costs is None or channel.nodes is None:
+        return "allgather" if (size - 1) * k * nbytes <= _ALLGATHER_BYTES else "alltoall"
+    # Every rank counts with the same node, or they would choose differently.
+    costs, node = channel.costs, min(map(len, channel.nodes))
+    seconds = {
+        "allgather": costs.allgather(nbytes, k, node, size),
+        "alltoall": costs.alltoall(nbytes, k, kd, node, size),
+    }
+    if node > 1 and len(channel.nodes) > 1:
+        nodes = len(channel.nodes)
+        seconds["hierarchical"] = costs.hierarchical(nbytes, k, kd, node, nodes)
+    return min(seconds, key=seconds.__getitem__)

@@ -38,3 +38,15 @@ class Line:
         import cupy
 
         return cupy.empty(shape, dtype=cupy.uint8)
+
+
+class Unbooked(Line):
+    """A line whose bytes ``mpisign.stats`` does not count: what is no part of any vote."""
+
+    def exchange(self, sends: Sequence[Part], recvs: Sequence[Part]) -> Pending:
+        return self.transport._exchange(sends, recvs, self.tag)
+
+    def allgather(self, send: Bytes, rows: Any) -> Pending:
+        rows[self.rank][...] = send
+        others = self.transport.others()
+        return self.exchange([(r, send) for r in others], [(r, rows[r]) for r in others])

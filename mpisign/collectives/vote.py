@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -12,6 +12,7 @@ import numpy as np
 
 from mpisign.collectives.ballot import Ballot, Planes
 from mpisign.collectives.choice import choose
+from mpisign.collectives.costs import Costs, costs_of
 from mpisign.collectives.header import (
     INLINE,
     INLINE_NBYTES,
@@ -21,7 +22,8 @@ from mpisign.collectives.header import (
     agree,
     refuse_nans,
 )
-from mpisign.collectives.line import Line
+from mpisign.collectives.line import Line, Unbooked
+from mpisign.collectives.nodes import find_nodes
 from mpisign.collectives.progress import Handle, Queue, timeout_of_environment
 from mpisign.transports.base import Steps, Transport
 
@@ -58,24 +60,33 @@ class Channel:
     ``check_every``-th result travels in a later header (32 bytes, no exchange of its own), so that
     replicas that diverged are told at once. ``MPISIGN_CHECK_EVERY`` sets it, 0 turns it off.
     ``timeout``: seconds that ranks wait for each other, default ``MPISIGN_TIMEOUT``, else 600.
-    ``nodes``: a number for the node of each rank, for hierarchical votes; default: by host name.
+    ``nodes`` and ``costs`` are None until ``survey``.
     """
 
-    def __init__(
-        self, transport: Transport, timeout: float | None = None, nodes: Any = None
-    ) -> None:
+    def __init__(self, transport: Transport, timeout: float | None = None) -> None:
         self.transport = transport
         self.queue = Queue(transport, timeout_of_environment() if timeout is None else timeout)
         self.votes = 0
         self.check_every = check_every()
         self.digest = bytes(32)
-        self.nodes: list[int] | None = nodes
-        self.costs: Any = None  # of choice.py, once measured
+        self.nodes: list[list[int]] | None = None
+        self.costs: Costs | None = None
 
     def next_step(self) -> int:
         """The number of this call; must be called once in every vote on every rank."""
         self.votes += 1
         return self.votes - 1
+
+    def survey(self, given: Sequence[int] | None) -> None:
+        """Finds the nodes (see ``find_nodes``) and measures what exchanges cost. Collective."""
+
+        def steps(line: Line) -> Steps[None]:
+            line = Unbooked(line.transport, line.tag)
+            self.nodes = yield from find_nodes(line, given)
+            if line.size > 2 and self.transport.measurable:
+                self.costs = yield from costs_of(line, self.nodes)
+
+        self.submit("Communicator", steps).wait()
 
     def submit(
         self, function: str, steps: Callable[[Line], Steps[Any]], step: int | None = None
@@ -118,7 +129,7 @@ class Channel:
         if inlined:
             _small_vote(ballot, agreed)
         else:
-            algorithm = yield from choose(self, line, ballot, agreed.header)
+            algorithm = choose(self, line.size, ballot, agreed.header)
             yield from algorithm(line, ballot)
         if agreed.late and agreed.header.nan == "raise":
             nans = np.zeros((line.size, 8), dtype=np.uint8)

@@ -154,6 +154,7 @@ class ThreadTransport(Transport):
     """One thread's end of a ``World``. What is sent is copied at once; sizes are checked."""
 
     name = "threads"
+    measurable = False
 
     def __init__(self, world: World, rank: int) -> None:
         self._world = world

@@ -12,9 +12,12 @@ import horovod.torch as hvd
 import numpy as np
 import torch
 
+from mpisign import policies
 from mpisign.buckets import Bucket
-from mpisign.collectives.ballot import Planes
-from mpisign.collectives.header import Header
+from mpisign.collectives.ballot import Ballot, Planes
+from mpisign.collectives.header import Agreed, Header
+from mpisign.collectives.line import Line
+from mpisign.collectives.progress import Queue
 from mpisign.collectives.vote import Channel, check_every
 from mpisign.compressors.base import Compressor, State
 from mpisign.errors import CollectiveError, DisagreementError
@@ -22,7 +25,7 @@ from mpisign.horovod import roll_call
 from mpisign.horovod.members import named_by_optimizers, optimizers_of
 from mpisign.horovod.vote import Like, VoteCompression
 from mpisign.stats import stage, stats
-from mpisign.transports.base import Steps, run
+from mpisign.transports.base import Steps
 from mpisign.transports.horovod import HorovodTransport
 
 _FUNCTION = "Compression(named_parameters)"
@@ -198,22 +201,56 @@ class BucketVote(VoteCompression):
             length=bucket.length,
             seed=self.seed,
         )
-        return run(self._steps(ballots, header, roll))
-
-    def _steps(self, ballots: Planes, header: Header, roll: roll_call.RollCall) -> Steps[Planes]:
         channel = self._channel_now()
-        channel.votes = roll.clock // roll.size
-        every = channel.check_every or _HEADERS_EVERY
+        result = np.empty((policies.planes_down(c.ties), ballots.shape[1]), dtype=np.uint8)
+        try:
+            channel.submit(
+                _FUNCTION,
+                lambda line: self._steps(channel, line, ballots, result, header, roll),
+                step=roll.clock,
+            ).wait()
+        finally:
+            if channel.queue.broken is not None:
+                self._channel = None  # elastic training goes on, with another
+        return result
+
+    def _steps(
+        self,
+        channel: Channel,
+        line: Line,
+        ballots: Planes,
+        result: Planes,
+        header: Header,
+        roll: roll_call.RollCall,
+    ) -> Steps[None]:
+        number = roll.clock // roll.size
         transport = channel.transport
         assert isinstance(transport, HorovodTransport)
-        if not roll.agreed or channel.votes % every == 0:
+        nobody = np.empty((0, 0), dtype=np.uint8)
+        agreed = Agreed(_FUNCTION, header, nobody, late=False, weights=None, same_presence=True)
+        if not roll.agreed or number % (channel.check_every or _HEADERS_EVERY) == 0:
             # One name for all buckets, or ranks whose buckets differ would wait for each other.
             transport.restart("headers")
-            yield from channel.headers(header, _FUNCTION)
+            agreed = yield from channel.headers(line, header, _FUNCTION)
         roll_call.check_creed(roll, _FUNCTION)  # of what headers do not tell
         transport.restart(f"{self._identity:x}")  # the votes of two optimizers never meet
-        result = yield from channel.vote(ballots, header)
-        return result
+
+        def pack(a: int, b: int, out: Planes) -> None:
+            out[...] = ballots[:, a:b]
+
+        def unpack(a: int, b: int, decided: Planes) -> None:
+            result[:, a:b] = decided
+
+        ballot = Ballot(
+            length=header.length,
+            k=len(ballots),
+            ties=header.ties,
+            seed=header.seed,
+            step=header.step,
+            pack=pack,
+            unpack=unpack,
+        )
+        yield from channel.vote(line, ballot, agreed, number)
 
     def _channel_now(self) -> Channel:
         """This job's channel; a new one after elastic training changed the ranks."""
@@ -224,8 +261,11 @@ class BucketVote(VoteCompression):
             if os.environ.get("HOROVOD_ELASTIC") == "1":
                 # A rank that has just come knows no digest of the last result.
                 self._channel.check_every = 0
-        assert self._channel is not None
-        return self._channel
+        channel = self._channel
+        assert channel is not None
+        # Each vote is the first of its queue, for a rank that has just come has counted none.
+        channel.queue = Queue(channel.transport, channel.queue.timeout)
+        return channel
 
 
 def _checked(named_parameters: Iterable[Any]) -> list[tuple[str, torch.Tensor]]:

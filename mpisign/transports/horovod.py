@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 try:
     import horovod.torch as hvd
     import torch
+    from horovod.common.exceptions import HorovodInternalError
 except ImportError as error:
     raise ImportError(
         "votes over Horovod need torch and horovod 0.28.1: scripts/setup builds both, or "
@@ -120,7 +121,9 @@ class HorovodTransport(Transport):
         )
 
     def post(self, notice: bytes) -> None:
-        if self._mail is not None:
+        # Of its own failures Horovod tells all ranks itself, which elastic training waits for.
+        failed = any(exchange.failed for exchange in self._under_way.values())
+        if self._mail is not None and not failed:
             self._mail.post(notice)
 
     def notices(self) -> list[tuple[int, bytes]]:
@@ -169,6 +172,11 @@ class _Exchange:
         self._handle: int | None = handle
         self._finish: Callable[[Any], None] | None = finish
         self._result: Any = None
+        self._error: Exception | None = None  # Horovod tells it once
+
+    @property
+    def failed(self) -> bool:
+        return isinstance(self._error, HorovodInternalError)
 
     def arrived(self) -> bool:
         """True once Horovod no longer knows the name."""
@@ -181,9 +189,12 @@ class _Exchange:
             return False
         if self._handle is not None:
             handle, self._handle = self._handle, None
-            self._result = hvd.synchronize(handle)  # raises what ended it
-        if self._result is None:
-            raise CollectiveError("this exchange has failed")
+            try:
+                self._result = hvd.synchronize(handle)
+            except Exception as error:
+                self._error = error
+        if self._error is not None:
+            raise self._error
         self._finish(self._result)
         self._finish = self._result = None
         return True

@@ -24,12 +24,15 @@ from mpisign.transports.base import Bytes
 MAGIC = b"MPSG"
 VERSION = 2
 OPERATIONS = ("majority_vote", "bucket_vote", "average", "tally", "compressed_mean")
+_OF_X = ("majority_vote", "tally", "mean_of_signs")  # front ends that are given one array
 _AGREED = struct.Struct("<4sH6BH2x5Q")
 _OWN = struct.Struct("<I2B2xQd16s32s")
 NBYTES = 512
 #: Where the planes of a small ballot lie, and how many bytes of them fit.
 INLINE = _AGREED.size + _OWN.size
 INLINE_NBYTES = NBYTES - INLINE
+#: Where a header says byzantine_f.
+BYZANTINE_F = slice(12, 14)
 
 
 @dataclass(frozen=True)
@@ -230,6 +233,8 @@ def _check(headers: Sequence[Header], function: str) -> None:
         raise CollectiveError(f"{function}: cannot go on because of {refused}")
     differences = []
     said = {"tensor": "names, shapes or dtypes of the parameters", "settings": "optimizer settings"}
+    if headers[0].operation == "compressed_mean":
+        said["settings"] = "blocks of the states"
     for name in Header.AGREED:
         groups = _group(headers, lambda h, name=name: getattr(h, name))  # type: ignore[misc]
         if len(groups) > 1:
@@ -260,7 +265,7 @@ def refuse_nans(function: str, nans: Sequence[int]) -> None:
     if any(nans):
         held = ", ".join(f"{n} on rank {r}" for r, n in enumerate(nans) if n)
         raise NaNError(
-            f"{function}: {'x' if function == 'majority_vote' else 'gradients'} must hold no NaN "
+            f"{function}: {'x' if function in _OF_X else 'gradients'} must hold no NaN "
             f"under nan='raise', got {held} (nan='abstain', an argument of majority_vote and of "
             "the compressor, leaves them out of the vote)"
         )

@@ -49,7 +49,8 @@ class _Mean(Count):
         o = arrays.view_floats("mean_of_signs", "out", self.result, writable=True)
         if o.dtype != "float32" or o.shape != v.shape or not o.contiguous or o.device != "cpu":
             raise ValueError(
-                f"mean_of_signs: out must be C-contiguous float32 {v.shape}, got {o.dtype} {o.shape}"
+                f"mean_of_signs: out must be C-contiguous float32 {v.shape}, "
+                f"got {o.dtype} {o.shape}"
             )
         self._flat = np.asarray(self.result).reshape(-1)
 

@@ -97,7 +97,7 @@ def _start(x: Any, comm: Any, out: Any, eager: bool, settings: dict[str, Any]) -
 
 
 def submit(function: str, comm: Any, settings: dict[str, Any], make: Any) -> Handle:
-    """Starts the ``Count`` that ``make(channel)`` returns; what it raises is raised on all ranks."""
+    """Starts the ``Count`` that ``make(channel)`` returns; what it raises, all ranks raise."""
     channel = channel_of(function, comm)
     number = channel.next_step()
     if settings["step"] is None:
@@ -143,7 +143,10 @@ class CountBallot(Ballot):
 
 
 class Count:
-    """One call's arguments, checked, packed whole if ``eager`` or small; ``_unpack`` is the rest's."""
+    """One call's arguments, checked; packed whole if ``eager`` or small.
+
+    Subclasses set ``result`` and read the counts in ``_unpack``.
+    """
 
     def __init__(
         self, function: str, x: Any, eager: bool, channel: Channel, settings: dict[str, Any]

@@ -12,27 +12,43 @@ from mpisign.planes import majority, pack, unpack
 from mpisign.stats import stats
 
 if TYPE_CHECKING:
+    from mpisign.collectives.compressed_mean import compressed_mean
+    from mpisign.collectives.compressed_mean_state import CompressedMeanState
     from mpisign.collectives.majority_vote import majority_vote, majority_vote_async
+    from mpisign.collectives.mean_of_signs import mean_of_signs
+    from mpisign.collectives.tally import Tally, tally, tally_async
     from mpisign.communicator import Communicator
     from mpisign.optimizer import DistributedOptimizer
 
 __version__ = "0.1.0"
 __all__ = [
     "Communicator",
+    "CompressedMeanState",
     "DistributedOptimizer",
+    "Tally",
+    "compressed_mean",
     "majority",
     "majority_vote",
     "majority_vote_async",
+    "mean_of_signs",
     "pack",
     "stats",
+    "tally",
+    "tally_async",
     "unpack",
 ]
 
 _LAZY = {
     "Communicator": "mpisign.communicator",
+    "CompressedMeanState": "mpisign.collectives.compressed_mean_state",
     "DistributedOptimizer": "mpisign.optimizer",
+    "Tally": "mpisign.collectives.tally",
+    "compressed_mean": "mpisign.collectives.compressed_mean",
     "majority_vote": "mpisign.collectives.majority_vote",
     "majority_vote_async": "mpisign.collectives.majority_vote",
+    "mean_of_signs": "mpisign.collectives.mean_of_signs",
+    "tally": "mpisign.collectives.tally",
+    "tally_async": "mpisign.collectives.tally",
 }
 
 

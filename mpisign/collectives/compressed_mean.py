@@ -1,0 +1,145 @@
+"""compressed_mean: the mean as scaled signs, with error feedback on both sides."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from mpisign import arrays, planes, policies
+from mpisign.collectives.compressed_mean_state import CompressedMeanState
+from mpisign.collectives.header import Agreed, Header
+from mpisign.collectives.line import Line
+from mpisign.collectives.majority_vote import check_settings
+from mpisign.collectives.pipeline import pipelined
+from mpisign.collectives.scaled_signs import ScaledSigns
+from mpisign.collectives.vote import Channel, ReplicaDigest
+from mpisign.communicator import channel_of
+from mpisign.errors import NaNError
+from mpisign.transports.base import Steps
+
+_FUNCTION = "compressed_mean"
+_CHUNK = 1 << 17  # bytes of a plane that travel together, at least
+_CHUNKS = 16
+
+
+def compressed_mean(
+    x: Any,
+    state: CompressedMeanState,
+    comm: Any = None,
+    *,
+    zeros: policies.Zeros = policies.DEFAULT_ZEROS,
+    nan: policies.Nan = policies.DEFAULT_NAN,
+    seed: int = 0,
+    step: int | None = None,
+    out: Any = None,
+) -> Any:
+    """About the mean of ``x`` over the ranks, bit for bit the same on every rank, float32.
+
+    C(q) = mean|q| sign(q), block by block. Each rank sends d = C(x + e) and keeps e = x + e - d;
+    the owner of a shard, with a the mean of all d, sends r = C(a + e') and keeps e' = a + e' - r.
+    All return r. What one step leaves out the next ones add: over steps, the sum of r stays near
+    that of the means of x. fp32, each operation rounded, ranks added in order.
+
+    ``x``: float32, float16, bfloat16 or float64 in host memory, NumPy array or torch tensor, any
+    shape, one length and dtype on all ranks. ``state``: this rank's ``CompressedMeanState`` of that
+    length, which says the blocks. Returns float32 of x's shape and framework, or ``out``, which is
+    C-contiguous and may be ``x``. ``comm``, zeros, nan, seed, step: as ``majority_vote``'s; nan is about all that
+    is not finite in float32: "abstain" has it count 0 in the mean, and it enters no residual.
+
+    Wire, per rank: k B (1 - 1/p) bytes up and kd B (1 - 1/p) down, B = ceil(d / 8), k = 2 if
+    coordinates may abstain, kd = 2 under zeros="abstain", else 1. Up, chunk by chunk: to each owner
+    the bytes of its part of the planes, and the scales of its blocks (of the one block), float32,
+    little-endian; down: the same of r, to all; under nan="raise" 8 bytes of count from each rank.
+
+    Errors, the same on every rank: as ``majority_vote``'s; NaNError under nan="raise". On a rank
+    that raises, ``state`` is as before and ``out`` of no use. Source: Tang et al. 2021, 1-bit Adam,
+    Algorithm 1 (DeepSpeed's compressed allreduce); Seide et al. 2014, 1-bit SGD.
+    """
+    channel = channel_of(_FUNCTION, comm)
+    number = channel.next_step()
+    step = number if step is None else step
+    settings = {"zeros": zeros, "nan": nan, "seed": seed, "step": step}
+    try:
+        mean = _Mean(x, state, out, channel, settings)
+    except Exception as error:
+        refusal = Header(_FUNCTION).refusal(str(error).removeprefix(f"{_FUNCTION}: "))
+        return channel.submit(
+            _FUNCTION, lambda line: channel.headers(line, refusal, _FUNCTION)
+        ).wait()
+    return channel.submit(_FUNCTION, lambda line: mean.steps(channel, line, number), step).wait()
+
+
+class _Mean:
+    """One call, its arguments checked."""
+
+    def __init__(
+        self, x: Any, state: Any, out: Any, channel: Channel, settings: dict[str, Any]
+    ) -> None:
+        v = arrays.view_floats(_FUNCTION, "x", x)
+        rest = {"algorithm": "auto", "ties": "random", "weight": 1, "byzantine_f": 0}
+        check_settings(_FUNCTION, settings | rest)
+        if v.device != "cpu":
+            raise TypeError(f"{_FUNCTION}: x must be in host memory, got device {v.device}")
+        rank, size = channel.transport.rank, channel.transport.size
+        if not isinstance(state, CompressedMeanState):
+            raise TypeError(
+                f"{_FUNCTION}: state must be a CompressedMeanState, got {type(state).__name__}"
+            )
+        if (state.rank, state.size) != (rank, size):
+            raise ValueError(
+                f"{_FUNCTION}: state must be that of rank {rank} of {size}, got rank {state.rank} "
+                f"of {state.size} (a new one can load this one's state_dict)"
+            )
+        if state.length != v.length:
+            raise ValueError(
+                f"{_FUNCTION}: state must have {v.length} coordinates as x has, got {state.length}"
+            )
+        if out is None:
+            out = arrays.empty(v.shape, "float32", like=v)
+        o = arrays.view_floats(_FUNCTION, "out", out, writable=True)
+        if o.dtype != "float32" or o.shape != v.shape or not o.contiguous or o.device != "cpu":
+            raise ValueError(
+                f"{_FUNCTION}: out must be C-contiguous float32 {v.shape}, got {o.dtype} {o.shape}"
+            )
+        self._x, self._state = x.reshape(-1), state
+        self._out, self._flat = out, out.reshape(-1)
+        self._how = settings
+        self.header = Header(
+            _FUNCTION, dtype=v.dtype, length=v.length, settings=state.block or 0, **settings
+        )
+
+    def steps(self, channel: Channel, line: Line, number: int) -> Steps[Any]:
+        agreed = yield from channel.headers(line, self.header, _FUNCTION)
+        state = self._state
+        wire = ScaledSigns(line, state, self._how)
+        b = planes.plane_bytes(state.length)
+        n = 1 if state.block is None else max(1, min(_CHUNKS, b // _CHUNK))
+        pieces = [[state.piece(r, i, n) for r in range(line.size)] for i in range(n)]
+        yield from pipelined(
+            n,
+            lambda i: wire.send(self._x, pieces[i]),
+            lambda i: wire.average(pieces[i]),
+            lambda i: wire.receive(pieces[i], self._flat),
+        )
+        if agreed.header.nan == "raise":
+            yield from _refuse(line, agreed, wire.bad)
+        state.commit()
+        if channel.check_every and (number + 1) % channel.check_every == 0:
+            digest = ReplicaDigest("result", number)
+            digest.update(wire.down)
+            digest.update(wire.down_scales)
+            channel.digest = digest.field()
+        return self._out
+
+
+def _refuse(line: Line, agreed: Agreed, bad: int) -> Steps[None]:
+    rows = np.zeros((line.size, 8), dtype=np.uint8)
+    yield line.allgather(np.array([bad], dtype="<u8").view(np.uint8), rows)
+    counts = rows.view("<u8")[:, 0].tolist()
+    if any(counts):
+        held = ", ".join(f"{n} on rank {r}" for r, n in enumerate(counts) if n)
+        raise NaNError(
+            f"{agreed.function}: x plus residual must be finite under nan='raise', got {held} "
+            "that are not (nan='abstain' leaves them out of the mean)"
+        )

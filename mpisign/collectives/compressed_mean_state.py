@@ -1,0 +1,123 @@
+"""What compressed_mean remembers from step to step, and which coordinates each rank owns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mpisign.collectives.ballot import Planes
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Coordinates [a, b) of one shard, whose scales are [s, t) of all shards' scales."""
+
+    a: int
+    b: int
+    s: int
+    t: int
+
+    def planes(self, planes: Planes, first: int = 0) -> Planes:
+        """Its bytes of ``planes`` (..., k, B), whose first coordinate is ``first``."""
+        return planes[..., (self.a - first) // 8 : (self.b - first + 7) // 8]
+
+
+class CompressedMeanState:
+    """One rank's residuals, float32 zeros at first: what its compressions left out so far.
+
+    ``length``: coordinates of the tensor. ``size``, ``rank``: of the communicator. ``block``:
+    coordinates that share a scale, a multiple of 256; None: all of them (the owner's: its shard).
+    Shard r is blocks, or bytes, n r // size to n (r + 1) // size of n. ``residual`` (length,) is
+    the rank's own; ``owner_residual`` (its shard,) belongs to the mean of that shard. Each is kept
+    twice from the first step on, so that a step that fails leaves no trace: 8 bytes a coordinate
+    and 8 a coordinate of the shard.
+
+    Save ``state_dict()`` on every rank. Raises ValueError for arguments that do not fit.
+    """
+
+    def __init__(self, length: int, size: int = 1, rank: int = 0, block: int | None = None) -> None:
+        function = "CompressedMeanState"
+        for name, value, low in (("length", length, 0), ("size", size, 1), ("rank", rank, 0)):
+            if not isinstance(value, (int, np.integer)) or value < low:
+                raise ValueError(f"{function}: {name} must be an integer from {low}, got {value!r}")
+        if rank >= size:
+            raise ValueError(f"{function}: rank must be below size {size}, got {rank}")
+        if block is not None and (
+            not isinstance(block, (int, np.integer)) or block < 1 or block % 256
+        ):
+            raise ValueError(
+                f"{function}: block must be a positive multiple of 256 or None, got {block!r}"
+            )
+        self.length, self.size, self.rank = int(length), int(size), int(rank)
+        self.block = None if block is None else int(block)
+        self._unit = self.block or 8
+        self._units = -(-self.length // self._unit)
+        self.shard = self.piece(self.rank)
+        self.residual: Floats = np.zeros(self.length, dtype=np.float32)
+        self.owner_residual: Floats = np.zeros(self.shard.b - self.shard.a, dtype=np.float32)
+        self._next: tuple[Floats, Floats] | None = None
+
+    def piece(self, rank: int, i: int = 0, n: int = 1) -> Piece:
+        """Part i of n of a rank's shard."""
+        first, last = (self._units * r // self.size for r in (rank, rank + 1))
+        u, v = first + (last - first) * i // n, first + (last - first) * (i + 1) // n
+        a, b = (min(self.length, w * self._unit) for w in (u, v))
+        return Piece(a, b, u, v) if self.block else Piece(a, b, rank, rank + (b > a))
+
+    @property
+    def scales(self) -> int:
+        """How many scales all shards have together."""
+        return self._units if self.block else self.size
+
+    def begin(self) -> tuple[Floats, Floats]:
+        """Memory for both residuals after the step: not yet what ``commit`` makes of it."""
+        if self._next is None:
+            self._next = np.empty_like(self.residual), np.empty_like(self.owner_residual)
+        return self._next
+
+    def commit(self) -> None:
+        """The step went well: its residuals are the state."""
+        assert self._next is not None
+        old = self.residual, self.owner_residual
+        (self.residual, self.owner_residual), self._next = self._next, old
+
+    def state_dict(self) -> dict[str, Any]:
+        """Copies of both residuals, float32 NumPy arrays, and what they belong to."""
+        return {
+            "length": self.length,
+            "size": self.size,
+            "rank": self.rank,
+            "block": self.block,
+            "residual": self.residual.copy(),
+            "owner_residual": self.owner_residual.copy(),
+        }
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Takes over what ``state_dict`` returned; arrays may have become torch tensors.
+
+        When ranks came or went, so that ``size``, ``rank`` or ``block`` differ, the rank's own
+        residual is taken over, and the owner's starts from zero: its shard has other bounds now.
+        What is lost is what the last mean left out. ValueError if lengths differ or a value is not
+        finite.
+        """
+        function = "load_state_dict"
+        residual = _loaded(function, "residual", saved["residual"], self.length)
+        same = all(saved[k] == getattr(self, k) for k in ("size", "rank", "block"))
+        owners = np.zeros_like(self.owner_residual)
+        if same:
+            owners = _loaded(function, "owner_residual", saved["owner_residual"], owners.size)
+        self.residual, self.owner_residual = residual, owners
+
+
+def _loaded(function: str, name: str, values: Any, length: int) -> Floats:
+    array = np.array(values, dtype=np.float32).reshape(-1)
+    if array.size != length:
+        raise ValueError(f"{function}: {name} must have {length} coordinates, got {array.size}")
+    if not np.isfinite(array).all():
+        raise ValueError(f"{function}: {name} must be finite")
+    return array

@@ -75,6 +75,30 @@ class Communicator:
 
         return majority_vote_async(x, self, **options)
 
+    def tally(self, x: Any, **options: Any) -> Any:
+        """``mpisign.tally`` on this communicator."""
+        from mpisign.collectives.tally import tally
+
+        return tally(x, self, **options)
+
+    def tally_async(self, x: Any, **options: Any) -> Any:
+        """``mpisign.tally_async`` on this communicator."""
+        from mpisign.collectives.tally import tally_async
+
+        return tally_async(x, self, **options)
+
+    def mean_of_signs(self, x: Any, **options: Any) -> Any:
+        """``mpisign.mean_of_signs`` on this communicator."""
+        from mpisign.collectives.mean_of_signs import mean_of_signs
+
+        return mean_of_signs(x, self, **options)
+
+    def compressed_mean(self, x: Any, state: Any, **options: Any) -> Any:
+        """``mpisign.compressed_mean`` on this communicator."""
+        from mpisign.collectives.compressed_mean import compressed_mean
+
+        return compressed_mean(x, state, self, **options)
+
 
 def channel_of(function: str, comm: Any) -> Channel:
     """The channel of what a front end was given as ``comm``.

@@ -253,6 +253,8 @@ def test_interrupted(end):
         start_new_session=True,
     )
     assert [process.stdout.readline() for _ in range(2)] == 2 * [f"{mark}\n"]
+    second = netlab("up", check=False)
+    assert second.returncode == 1 and f"in use by process {process.pid} " in second.stdout
     if end == signal.SIGINT:
         os.killpg(process.pid, end)  # a terminal's Ctrl-C reaches every process
         assert process.wait(30) == 130

@@ -36,6 +36,8 @@ def call(*command: object) -> str:
         advice = ""
         if "tbf" in words and "kind is unknown" in text:
             advice = "\nThis kernel lacks sch_tbf: without it only --rate none works"
+        elif "Unknown device type" in text:
+            advice = "\nThis kernel lacks bridge or veth (its modules, CONFIG_BRIDGE, CONFIG_VETH)"
         elif re.search("not permitted|denied|Read-only", text):
             advice = "\nThis kernel or container refuses; a container must be started --privileged"
         raise Failed(f"`{' '.join(words)}`: {text}{advice}")

@@ -11,6 +11,7 @@ from mpisign.collectives.alltoall_vote import alltoall_vote
 from mpisign.collectives.ballot import Ballot
 from mpisign.collectives.header import Header
 from mpisign.collectives.hierarchical_vote import hierarchical_vote, vote_of_votes
+from mpisign.collectives.replicated_vote import replicated_vote
 from mpisign.errors import CollectiveError
 from mpisign.transports.base import Steps
 
@@ -28,6 +29,18 @@ def choose(channel: Channel, size: int, ballot: Ballot, header: Header) -> Algor
     Raises CollectiveError if the communicator does not know its nodes, or is too small for f.
     """
     name: str = header.algorithm
+    f = header.byzantine_f
+    if f:
+        if name not in ("auto", "alltoall"):
+            raise CollectiveError(
+                f"{header.operation}: byzantine_f={f} needs algorithm='alltoall' or 'auto', "
+                f"got {name!r}"
+            )
+        if size < 2 * f + 1:
+            raise CollectiveError(
+                f"{header.operation}: byzantine_f={f} needs at least {2 * f + 1} ranks, got {size}"
+            )
+        return functools.partial(replicated_vote, f=f)
     if name == "auto":
         name = _cheapest(channel, size, ballot)
     if name == "allgather":

@@ -153,7 +153,8 @@ class _Vote:
             unpack=self._unpack_chunk,
         )
         self._planes: Any = None
-        if eager or not v.contiguous or len(self.ballot.chunks()) == 1:
+        whole = eager or settings["byzantine_f"] > 0  # then NaNs must be told in the header
+        if whole or not v.contiguous or len(self.ballot.chunks()) == 1:
             self._planes = np.empty((self.ballot.k, self.ballot.nbytes), dtype=np.uint8)
             self._pack(x, 0, self._planes)
             self.header = replace(self.header, nans=self._nans)

@@ -13,18 +13,22 @@ import numpy as np
 from mpisign.collectives.ballot import Ballot, Planes
 from mpisign.collectives.choice import choose
 from mpisign.collectives.costs import Costs, costs_of
+from mpisign.collectives.echo import echo
 from mpisign.collectives.header import (
+    BYZANTINE_F,
     INLINE,
     INLINE_NBYTES,
     NBYTES,
     Agreed,
     Header,
     agree,
+    name_ranks,
     refuse_nans,
 )
 from mpisign.collectives.line import Line, Unbooked
 from mpisign.collectives.nodes import find_nodes
 from mpisign.collectives.progress import Handle, Queue, timeout_of_environment
+from mpisign.errors import WireError
 from mpisign.transports.base import Steps, Transport
 
 
@@ -97,11 +101,22 @@ class Channel:
     def headers(
         self, line: Line, header: Header, function: str, inline: Planes | None = None
     ) -> Steps[Agreed]:
-        """Exchanges headers and agrees. ``inline``: the planes of a small ballot, sent along."""
+        """Exchanges headers and agrees. ``inline``: the planes of a small ballot, sent along.
+
+        If any rank's says byzantine_f, their echo goes round too: WireError, naming ranks, if they
+        were told different things, such as a weight or a refusal that only some are to hear.
+        """
         header = replace(header, rank=line.rank, replica=self.digest)
         self.digest = bytes(32)
         rows = np.empty((line.size, NBYTES), dtype=np.uint8)
         yield line.allgather(header.encode(inline), rows)
+        if rows[:, BYZANTINE_F].any():
+            told = yield from echo(line, rows, header.byzantine_f)
+            if not all(told.trusted):
+                raise WireError(
+                    f"ranks were told different headers: {name_ranks(told.suspects)} "
+                    "sent them, or lied about what came"
+                )
         return agree(rows, header, function)
 
     def vote(
@@ -131,7 +146,8 @@ class Channel:
         else:
             algorithm = choose(self, line.size, ballot, agreed.header)
             yield from algorithm(line, ballot)
-        if agreed.late and agreed.header.nan == "raise":
+        # Under byzantine_f nothing is late: of NaNs, a hostile rank would tell only some.
+        if agreed.late and agreed.header.nan == "raise" and not agreed.header.byzantine_f:
             nans = np.zeros((line.size, 8), dtype=np.uint8)
             own = np.array([late() if late else 0], dtype="<u8").view(np.uint8)
             yield line.allgather(own, nans)

@@ -120,12 +120,12 @@ class _Exchange:
 
     def take(self, source: int, part: Bytes, message: Bytes) -> None:
         """A message for ``part``; under the rank's lock."""
-        self.left -= 1
         if len(message) == len(part):
             part[...] = message
         else:
             text = f"rank {source} sent {len(message)} bytes where {len(part)} were due"
             self._error = self._error or WireError(text)
+        self.left -= 1  # last: ``done`` asks without the lock, and copies give up the interpreter's
 
     def done(self) -> bool:
         if self._error is not None:

@@ -13,15 +13,17 @@ import pytest
 from launchers import find, mpirun, run
 
 from mpisign import cli
+from mpisign.bench.results import Timing
 from mpisign.bench.wire import gradient, nodes, traffic
+from mpisign.bench.wire.goals import goals
 from mpisign.bench.wire.gradient import Gradient
+from mpisign.bench.wire.results import Row
 from mpisign.bench.wire.watchdog import Watchdog
 from mpisign.bench.wire.way import KINDS, WrongResultError, check_signs
 from mpisign.cli.bench_collectives import ALGORITHMS
 from mpisign.cli.bench_collectives import KINDS as NAMED
 
 BENCH = [sys.executable, "-m", "mpisign.cli", "bench", "collectives"]
-VOTES = {"auto", "allgather", "alltoall"}
 RATE = 10**4  # bits per second: any limit is then longer than the latency of a message
 #: What netlab sets, but for its own network: the loopback device of this machine.
 NETLAB = {
@@ -50,7 +52,7 @@ def rows_of(document, **wanted):
 def over_two(tmp_path_factory):
     """MPI and Gloo in one run of two ranks, two sizes, links as if netlab had made them."""
     folder = tmp_path_factory.mktemp("mpi")
-    more = ["--via", "mpi,torch", "--sizes", "1k,20k", "--algorithms", ",".join(sorted(VOTES))]
+    more = ["--via", "mpi,torch", "--sizes", "1k,20k"]
     done = mpirun(2, *BENCH, *options(folder, *more), env=NETLAB)
     return json.loads((folder / "all.json").read_text()), folder, done.stdout
 
@@ -63,7 +65,8 @@ def test_every_way_is_measured_or_says_why_not(over_two):
             rows = rows_of(document, via=via, size=size)
             kinds = {row["kind"] for row in rows}
             assert kinds == set(KINDS) - ({"powersgd"} if via == "mpi" else set())
-            assert {row["algorithm"] for row in rows if row["kind"] == "vote"} == VOTES
+            algorithms = {row["algorithm"] for row in rows if row["kind"] == "vote"}
+            assert algorithms == set(ALGORITHMS)
             assert {row["way"] for row in rows} >= {"vote auto", "vote auto, async"}
     failed = {row["kind"]: row["error"] for row in document["rows"] if row["error"]}
     if importlib.util.find_spec("deepspeed") is None:
@@ -145,10 +148,15 @@ def test_the_reports(over_two):
 
 
 def test_torchrun(tmp_path):
-    command = [find("torchrun"), "--nproc-per-node", "2", "-m", "mpisign.cli", *BENCH[3:]]
+    """Also what exchanges cost, which a communicator of three ranks measures."""
+    costs = tmp_path / "costs.json"
+    command = [find("torchrun"), "--nproc-per-node", "3", "-m", "mpisign.cli", *BENCH[3:]]
     more = ["--sizes", "2k", "--tensors", "3", "--only", "vote,fp32", "--algorithms", "alltoall"]
+    more += ["--cost", costs]
     output = run([*command, *options(tmp_path, *more)]).stdout
     document = json.loads((tmp_path / "all.json").read_text())
+    assert document["costs"] == json.loads(costs.read_text())
+    assert document["costs"]["local_latency"] > 0 == document["costs"]["remote_latency"]
     assert {row["way"] for row in document["rows"]} == {"vote alltoall", "fp32 allreduce"}
     assert {row["error"] for row in document["rows"]} == {None}
     assert {row["tensors"] for row in document["rows"]} == {3}
@@ -238,9 +246,44 @@ def test_traffic_is_what_the_specification_says():
     assert traffic.of_alltoall(d, 8, 2, 4).link == 4 * b
     assert traffic.of_hierarchical(d, 8, 2, 4).link == 2 * b
     assert traffic.of_allgather(d, 8, 2, 4).link == 16 * b
-    assert traffic.of_vote_of_votes(d, 8, 2, 4).link == b
+    assert traffic.of_vote_of_votes(d, 8, 2, 4).link == 1.5 * b
+    assert traffic.of_vote_of_votes(d, 6, 2, 3).link == b
     assert traffic.of_auto(d, 8, 2, 4) == traffic.of_hierarchical(d, 8, 2, 4)
     assert traffic.of_auto(d, 4, 4, 1) == flat
+
+
+def row(way, size, **known):
+    timing = Timing(1.0, 1.0, 1.0, 3)
+    return Row(size, 1, "mpi", way, "vote", way.removeprefix("vote "), time=timing, **known)
+
+
+def test_goals_are_told_where_they_apply():
+    big = 25_600_000
+    rows = [
+        row(
+            "vote alltoall",
+            big,
+            ratio=1.3,
+            times_faster_than_fp32=20.0,
+            times_faster_than_fp16=11.9,
+        ),
+        row("vote allgather", big, ratio=1.35),
+    ]
+    found = list(goals(rows, nodes.Nodes((0, 1, 2, 3), rate=125e6, interface="lab0")))
+    assert [(g.got, g.wanted, g.met) for g in found] == [
+        (1.3, "<= 1.25", False), (20.0, ">= 20", True), (11.9, ">= 12", False),
+        (1.35, "<= 1.35", True),
+    ]  # fmt: skip
+    assert list(goals(rows, nodes.Nodes((0, 1, 2, 3), rate=12.5e6))) == []
+    rows = [
+        row("vote hierarchical", 1000, counted_sent=70.0, counted_received=80.0),
+        row("vote alltoall", 1000, counted_sent=100.0, counted_received=100.0),
+    ]
+    (found,) = goals(rows, nodes.Nodes((0, 0, 0, 0, 1, 1, 1, 1)))
+    assert (found.got, found.met) == (0.75, True)
+    rows = [row("vote auto", n, times_faster_than_fp32=0.7) for n in (1000, 10_000, 10**6, 10**7)]
+    found = [(g.size, g.met) for g in goals(rows, nodes.Nodes((0, 0, 0, 0)))]
+    assert found == [(1000, True), (10**6, False), (10**7, False)]
 
 
 def test_nodes():
@@ -268,10 +311,9 @@ def test_a_vote_of_votes_is_checked_against_its_own_rule():
     groups = (0, 0, 1, 1, 1)
     sums = [np.sign(g.all_ranks[a:b]).sum(axis=0) for a, b in ((0, 2), (2, 5))]
     votes = np.sign(np.sign(sums[0]) + np.sign(sums[1]))
-    decided = (sums[0] != 0) & (votes != 0)
     g.out[:] = np.where(votes < 0, -1, 1)
     check_signs(g, g.out, groups)
-    g.out[int(np.flatnonzero(decided)[3])] *= -1
+    g.out[np.flatnonzero(votes)[3]] *= -1
     with pytest.raises(WrongResultError, match="1 signs are not the majority's"):
         check_signs(g, g.out, groups)
 

@@ -47,6 +47,7 @@ examples:
   scripts/netlab run -- mpirun -n 4 mpisign bench collectives --sizes 25.6M
   ... --sizes 25.6M --tensors resnet50                       as 161 tensors, not as one
   ... --only vote,fp32 --algorithms alltoall                 two rows
+  ... --only vote --cost costs.json                          for MPISIGN_COSTS
   ... --json all.json --plot times.png --markdown table.md
 (more ranks than cores: mpirun --oversubscribe --bind-to none)"""
 
@@ -103,6 +104,13 @@ def add_parser(kinds: Any) -> None:
         help="seconds that a row may take, after which it rests; what hangs for ten times as long, "
         "a minute at least, ends the run (default: 10)",
     )
+    add(
+        "--cost",
+        metavar="FILE",
+        type=Path,
+        help="write what exchanges cost over the first wire to FILE; MPISIGN_COSTS=FILE tells it "
+        'algorithm="auto", and no communicator measures it again',
+    )
     add("--json", metavar="FILE", type=Path, help="write every figure, and the ranks, to FILE")
     add(
         "--plot",
@@ -134,7 +142,7 @@ def run(args: argparse.Namespace) -> int:
 
         options = {k: v for k, v in vars(args).items() if k not in ("run", "parser", "command")}
         options["via"] = args.via or (started,)
-        return bench(Settings(**options, started=started), args.command)
+        return bench(Settings(**options, started=started, rank=_rank() or 0), args.command)
 
     return guard.abort_on_error(job, _rank)
 

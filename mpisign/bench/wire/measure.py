@@ -113,8 +113,9 @@ class Clock:
         """The slowest rank's seconds and the bytes of the turn; BenchError if a rank failed."""
         text = ""
         exchange = stats().stages["exchange"]
-        self.control.barrier()
+        # Before the barrier: behind it another rank may be faster, and its bytes here already.
         before = (exchange.sent, exchange.received, *self._counted())
+        self.control.barrier()
         start = time.perf_counter()
         try:
             for _ in range(calls):

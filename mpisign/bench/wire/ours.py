@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from mpisign.bench.errors import BenchError
 from mpisign.bench.wire import traffic
 from mpisign.bench.wire.gradient import CHECKED, Floats, Gradient, sign_sums
 from mpisign.bench.wire.nodes import Nodes
@@ -47,7 +48,15 @@ class Votes:
                 f"{_PIECES} pieces where there is one tensor), then all waits.",
             )
 
-    def _communicator(self) -> Any:
+    def costs(self) -> Any:
+        """mpisign.collectives.costs.Costs of this wire; BenchError if none were measured."""
+        costs = self.communicator().channel.costs
+        if costs is None:
+            raise BenchError(f"--cost: nothing is measured between {len(self._nodes.of)} ranks")
+        return costs
+
+    def communicator(self) -> Any:
+        """The wire's; collective where it is new."""
         if self._comm is None:
             self._comm = self._connect()
         return self._comm
@@ -61,7 +70,7 @@ class Votes:
             raise
 
     def _blocking(self, algorithm: str, gradient: Gradient) -> Running:
-        comm = self._communicator()
+        comm = self.communicator()
         groups = self._nodes.of if algorithm == "vote_of_votes" else ()
 
         def vote(out: Floats, **policies: str) -> None:
@@ -81,7 +90,7 @@ class Votes:
         return Running(lambda: vote(gradient.out), check, result=lambda: gradient.out)
 
     def _in_flight(self, gradient: Gradient) -> Running:
-        comm = self._communicator()
+        comm = self.communicator()
         values, out = (gradient.cut(a) for a in (gradient.values, gradient.out))
         if len(values) == 1 and gradient.length >= _PIECES_FROM:
             values, out = (np.array_split(a[0], _PIECES) for a in (values, out))

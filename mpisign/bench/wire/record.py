@@ -13,9 +13,11 @@ from typing import Any
 
 import mpisign
 from mpisign.bench.host import cpu_model
+from mpisign.bench.wire.goals import Goal
 from mpisign.bench.wire.links import Link
 from mpisign.bench.wire.nodes import Nodes
 from mpisign.bench.wire.results import Row
+from mpisign.collectives.costs import Costs
 
 _PACKAGES = ("numpy", "mpi4py", "torch", "horovod", "deepspeed")
 
@@ -30,6 +32,8 @@ class Record:
     links: list[Link] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    costs: Costs | None = None
+    goals: list[Goal] = field(default_factory=list)
 
     @property
     def ranks(self) -> str:
@@ -60,9 +64,16 @@ class Record:
                 **{name: _version(name) for name in _PACKAGES},
             },
             "links": [link.as_dict() for link in self.links],
+            "costs": None if self.costs is None else asdict(self.costs),
             "rows": [row.as_dict() for row in self.rows],
+            "goals": [goal.as_dict() for goal in self.goals],
             "notes": self.notes,
         }
+
+    def save_costs(self, path: Path) -> None:
+        """Writes the file of ``--cost``."""
+        assert self.costs is not None
+        self.costs.save(path)
 
     def write(self, path: Path) -> None:
         """Writes the JSON."""

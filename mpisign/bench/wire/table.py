@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from mpisign.bench.results import Timing
 from mpisign.bench.table import amount, coordinates, seconds
+from mpisign.bench.wire import goals
 from mpisign.bench.wire.nodes import rate
 from mpisign.bench.wire.record import Record
 from mpisign.bench.wire.results import Row
@@ -91,6 +92,20 @@ def text(record: Record, colour: bool) -> Iterator[str]:
         for row, c in cells:
             told.append(line(c) if c else _not_run(row, widths[0]))
         yield "\n".join(told)
+    if record.goals:
+        yield _goals(record)
+
+
+def _goals(record: Record) -> str:
+    rows = goals.told(record.goals)
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = [
+        "  ".join(
+            [r[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(r[1:], widths[1:], strict=True))]
+        ).rstrip()
+        for r in rows
+    ]
+    return "\n".join([lines[0], "-" * sum(widths, 2 * (len(widths) - 1)), *lines[1:]])
 
 
 def _not_run(row: Row, width: int) -> str:
@@ -155,4 +170,8 @@ def markdown(record: Record) -> str:
             lines.append("| " + " | ".join(c) + " |")
         lines += [f"\n{row.way}: not run: {row.error}" for row, c in cells if not c]
         parts.append("\n".join(lines))
+    if record.goals:
+        heads, *goals_ = goals.told(record.goals)
+        lines = ["| " + " | ".join([*heads[:-1], "met?"]) + " |", "|---" + "|---:" * 3 + "|---|"]
+        parts.append("\n".join([*lines, *("| " + " | ".join(g) + " |" for g in goals_)]))
     return "\n\n".join(parts) + "\n"

@@ -72,8 +72,9 @@ def of_hierarchical(length: int, size: int, nodes: int, each: int) -> Traffic:
 
 
 def of_vote_of_votes(length: int, size: int, nodes: int, each: int) -> Traffic:
-    """A plane up and one down between nodes."""
-    link = 2 * plane(length) * (nodes - 1) / nodes
+    """A plane up, two where a node of an even number of ranks can tie, and one down."""
+    up = 1 if each % 2 else 2
+    link = (up + 1) * plane(length) * (nodes - 1) / nodes
     return Traffic(link / each, link)
 
 

@@ -73,21 +73,19 @@ def check_sum(gradient: Gradient, got: npt.NDArray[Any], exact: bool) -> None:
 def check_signs(gradient: Gradient, got: npt.NDArray[Any], groups: tuple[int, ...] = ()) -> None:
     """``got`` (d,): positive or negative as the majority of all ranks, wherever there is one.
 
-    ``groups``: every rank's group, for a vote of votes: the majority of majorities, wherever no
-    group is tied.
+    ``groups``: every rank's group, for a vote of votes: the majority of majorities, where a group
+    that is tied abstains.
     """
     rows = gradient.all_ranks
-    decided = np.ones(rows.shape[1], dtype=bool)
     if groups:
         of = np.array(groups)
-        sums = [sign_sums(rows[of == group]) for group in sorted(set(groups))]
-        decided = np.all([s != 0 for s in sums], axis=0)
-        rows = np.sign(np.stack(sums)).astype(np.float32)
-    sums_ = sign_sums(rows)
-    decided &= sums_ != 0
-    part = got[: len(sums_)]
-    if not np.array_equal(np.signbit(part[decided]), sums_[decided] < 0):
-        count = int((np.signbit(part[decided]) != (sums_[decided] < 0)).sum())
-        raise WrongResultError(f"wrong: {count} signs are not the majority's")
+        votes = [np.sign(sign_sums(rows[of == group])) for group in sorted(set(groups))]
+        sums = np.sum(votes, axis=0)
+    else:
+        sums = sign_sums(rows)
+    part, decided = got[: len(sums)], sums != 0
+    wrong = int((np.signbit(part[decided]) != (sums[decided] < 0)).sum())
+    if wrong:
+        raise WrongResultError(f"wrong: {wrong} signs are not the majority's")
     if not np.isfinite(part).all() or not part.all():
         raise WrongResultError("wrong: a zero, an infinity or a NaN")

@@ -142,9 +142,28 @@ def test_under_horovodrun(launcher, tmp_path):
 def test_every_way_in_one_job(tmp_path):
     pytest.importorskip("horovod.torch", reason="Horovod is not installed: run scripts/setup")
     ways, _, _ = train(mpirun(2), "--via", "all", *QUICK, folder=tmp_path)
-    assert len(ways) == 5
+    assert len(ways) == 7
     # One seed, one rule: what differs is the order of additions.
-    assert ways["mpi-fp32"]["accuracy"] == pytest.approx(ways["horovod-fp32"]["accuracy"], abs=0.02)
+    for other in ("horovod-fp32", "torch-fp32"):
+        assert ways["mpi-fp32"]["accuracy"] == pytest.approx(ways[other]["accuracy"], abs=0.02)
+    # Votes on the same signs do not differ at all, whatever carries them.
+    assert ways["mpi-vote"]["digests"] == ways["torch-vote"]["digests"]
+
+
+def test_under_torchrun(tmp_path):
+    launcher = [find("torchrun"), "--nproc-per-node", "2"]
+    done = run(
+        [*launcher, "-m", "mpisign.cli", "train", *QUICK, "--json", tmp_path / "result.json"],
+        env=ENV,
+    )
+    result = json.loads((tmp_path / "result.json").read_text())
+    ways = {way["way"]: way for way in result["ways"]}
+    assert list(ways) == ["torch-fp32", "torch-vote"] and result["versions"]["library"] == "Gloo"
+    for way in ways.values():
+        assert way["identical"] and way["wire"] > 0.8 * way["sent"], done.stdout
+    assert ways["torch-fp32"]["sent"] / ways["torch-vote"]["sent"] > 25
+    refused = run([*launcher, "-m", "mpisign.cli", "train", "--via", "mpi"], env=ENV, check=False)
+    assert refused.returncode and "torchrun starts no MPI" in refused.stdout
 
 
 def test_alone_and_on_fashion_mnist_files(tmp_path):

@@ -13,7 +13,15 @@ from mpisign.cli import guard
 from mpisign.training.errors import missing
 from mpisign.training.settings import ATTACKS, Settings
 
-_NAMES = ("mpi-fp32", "mpi-vote", "horovod-fp32", "horovod-counters", "horovod-planes")
+_NAMES = (
+    "mpi-fp32",
+    "mpi-vote",
+    "torch-fp32",
+    "torch-vote",
+    "horovod-fp32",
+    "horovod-counters",
+    "horovod-planes",
+)
 
 _DESCRIPTION = """\
 Train one classifier several ways on the same data and compare: accuracy, bytes, time.
@@ -22,9 +30,11 @@ Each rank learns from its own shard. fp32 averages gradients, 32 bits a coordina
 the sign of each rank's momentum, 1 bit, and every rank moves with the majority."""
 
 _EPILOG = """\
-ways (--ways takes any of them; --via mpi the first two, --via horovod the other three):
+ways (--ways takes any of them; --via mpi, torch or horovod those of one transport):
   mpi-fp32          gradients averaged in fp32 by MPI's allreduce
   mpi-vote          majority vote of signs over MPI: mpisign.DistributedOptimizer
+  torch-fp32        the same two over torch.distributed, on Gloo
+  torch-vote
   horovod-fp32      hvd.DistributedOptimizer as it comes
   horovod-counters  ... with compression=mpisign.horovod.Compression.signum()
   horovod-planes    ... with compression=mpisign.horovod.Compression.signum(named_parameters)
@@ -36,6 +46,7 @@ examples:
   mpirun -n 7 mpisign train --adversaries 3 --attack sign-flip
   mpirun --mca pml ob1 --mca btl tcp,self -n 4 mpisign train    bytes measured on the wire too
   horovodrun -np 4 mpisign train                           through Horovod, without MPI on Gloo
+  torchrun --nproc-per-node 4 -m mpisign.cli train         through torch.distributed, on Gloo
   srun -n 4 --mpi=pmix mpisign train                       under Slurm
   mpirun -n 4 mpisign train --data ~/fashion-mnist --epochs 2
 (more ranks than cores: mpirun --oversubscribe --bind-to none)
@@ -62,8 +73,8 @@ def add_parser(commands: Any) -> None:
     add = parser.add_argument
     add(
         "--via",
-        choices=("mpi", "horovod", "all"),
-        help="transports (default: mpi; horovod if started by horovodrun --gloo)",
+        choices=("mpi", "torch", "horovod", "all"),
+        help="transports (default: mpi; torch under torchrun, horovod under horovodrun --gloo)",
     )
     add("--ways", metavar="A,B", type=_ways, help="these ways only, separated by commas")
     add(
@@ -98,7 +109,7 @@ def add_parser(commands: Any) -> None:
         "--algorithm",
         choices=policies.ALGORITHMS,
         default=d.algorithm,
-        help="of mpi-vote (default: %(default)s)",
+        help="of mpi-vote and torch-vote (default: %(default)s)",
     )
     add(
         "--adversaries",
@@ -144,11 +155,13 @@ def _chosen(args: argparse.Namespace) -> tuple[tuple[str, ...], str]:
     """The names of the ways, and a note on those left out."""
     if args.ways:
         return args.ways, ""
-    from mpisign.training.world import started_by_gloo
+    from mpisign.training.world import started_by_gloo, started_by_torch
 
-    via = args.via or ("horovod" if started_by_gloo() else "mpi")
+    own = "torch" if started_by_torch() else "horovod" if started_by_gloo() else "mpi"
+    via = args.via or own
     if via == "all" and importlib.util.find_spec("horovod") is None:
-        return _NAMES[:2], "Horovod is not installed: its ways are left out"
+        left = tuple(n for n in _NAMES if not n.startswith("horovod"))
+        return left, "Horovod is not installed: its ways are left out"
     return tuple(n for n in _NAMES if via == "all" or n.startswith(via)), ""
 
 

@@ -13,7 +13,15 @@ from mpisign.training.errors import SettingsError
 from mpisign.training.progress import Progress
 from mpisign.training.settings import Settings
 from mpisign.training.ways import WAYS
-from mpisign.training.world import World, agreed, join, start_horovod, stop_horovod
+from mpisign.training.world import (
+    World,
+    agreed,
+    join,
+    start_horovod,
+    start_torch,
+    stop_horovod,
+    stop_torch,
+)
 
 _HEAD_START = 1.0  # seconds that rank 0 has for its message before a launcher ends all ranks
 
@@ -26,7 +34,7 @@ def run(settings: Settings, note: str = "") -> int:
     torch.set_num_threads(1)
     ways = [WAYS[name] for name in settings.ways]
     try:
-        world = join("mpi" if any(w.via == "mpi" for w in ways) else "horovod")
+        world = join({way.via for way in ways})
     except (SettingsError, LauncherError, ImportError) as error:
         return _refused(str(error))
     try:
@@ -43,12 +51,15 @@ def run(settings: Settings, note: str = "") -> int:
                 start_horovod(world)
             except LauncherError as error:
                 return _refused(str(error), world)
+        if way.via == "torch":
+            start_torch(world)
         with Progress(way.label, loop.steps_of(settings, dataset, world.size), first) as progress:
             results.append(loop.train(way, dataset, settings, world, progress))
     if first:
         _report(results, settings, world, dataset.name)
     world.barrier()
     stop_horovod()
+    stop_torch()
     return 0
 
 

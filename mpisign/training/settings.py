@@ -28,7 +28,7 @@ class Settings:
     seed: int = 0
     zeros: policies.Zeros = policies.DEFAULT_ZEROS
     ties: policies.Ties = policies.DEFAULT_TIES
-    algorithm: policies.Algorithm = "auto"
+    algorithm: policies.Algorithm = "alltoall"  # bytes are compared: auto goes by time
     adversaries: int = 0
     attack: Attack = "reverse"
     json: Path | None = None

@@ -26,25 +26,34 @@ class Way:
     wrap: Wrap
 
 
-def _mpi_fp32(
-    optimizer: torch.optim.Optimizer, model: torch.nn.Module, settings: Settings
-) -> torch.optim.Optimizer:
-    return mpisign.DistributedOptimizer(optimizer, model.named_parameters(), compression="none")
+def _fp32(comm: str) -> Wrap:
+    def wrap(
+        optimizer: torch.optim.Optimizer, model: torch.nn.Module, settings: Settings
+    ) -> torch.optim.Optimizer:
+        return mpisign.DistributedOptimizer(
+            optimizer, model.named_parameters(), comm=comm, compression="none"
+        )
+
+    return wrap
 
 
-def _mpi_vote(
-    optimizer: torch.optim.Optimizer, model: torch.nn.Module, settings: Settings
-) -> torch.optim.Optimizer:
-    from mpisign.compressors import Signum
+def _vote(comm: str) -> Wrap:
+    def wrap(
+        optimizer: torch.optim.Optimizer, model: torch.nn.Module, settings: Settings
+    ) -> torch.optim.Optimizer:
+        from mpisign.compressors import Signum
 
-    signum = Signum(momentum=settings.momentum, zeros=settings.zeros, ties=settings.ties)
-    return mpisign.DistributedOptimizer(
-        optimizer,
-        model.named_parameters(),
-        compression=signum,
-        algorithm=settings.algorithm,
-        seed=settings.seed,
-    )
+        signum = Signum(momentum=settings.momentum, zeros=settings.zeros, ties=settings.ties)
+        return mpisign.DistributedOptimizer(
+            optimizer,
+            model.named_parameters(),
+            comm=comm,
+            compression=signum,
+            algorithm=settings.algorithm,
+            seed=settings.seed,
+        )
+
+    return wrap
 
 
 def _horovod_fp32(
@@ -93,8 +102,10 @@ def _horovod_planes(
 WAYS = {
     way.name: way
     for way in (
-        Way("mpi-fp32", "fp32 average, MPI", "mpi", False, _mpi_fp32),
-        Way("mpi-vote", "majority vote, MPI", "mpi", True, _mpi_vote),
+        Way("mpi-fp32", "fp32 average, MPI", "mpi", False, _fp32("mpi")),
+        Way("mpi-vote", "majority vote, MPI", "mpi", True, _vote("mpi")),
+        Way("torch-fp32", "fp32 average, torch", "torch", False, _fp32("torch")),
+        Way("torch-vote", "majority vote, torch", "torch", True, _vote("torch")),
         Way("horovod-fp32", "fp32 average, Horovod", "horovod", False, _horovod_fp32),
         Way("horovod-counters", "counter vote, Horovod", "horovod", True, _horovod_counters),
         Way("horovod-planes", "plane vote, Horovod", "horovod", True, _horovod_planes),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from mpisign.training.world import World, started_by_gloo
+from mpisign.training.world import World, started_by_gloo, started_by_torch
 
 _COUNTERS = Path("/proc/net/dev")
 
@@ -13,12 +13,12 @@ _COUNTERS = Path("/proc/net/dev")
 def measurable(world: World) -> bool:
     """Whether all traffic of the ranks is TCP over this machine's loopback device.
 
-    True for Horovod on Gloo, and for Open MPI that was told ``--mca btl tcp,self``, if all ranks
-    share the machine: MPI's usual way is shared memory, which no counter sees.
+    True for Horovod and torch on Gloo, and for Open MPI that was told ``--mca btl tcp,self``, if
+    all ranks share the machine: MPI's usual way is shared memory, which no counter sees.
     """
     if not world.one_machine or world.size == 1 or loopback_sent() is None:
         return False
-    if started_by_gloo():
+    if started_by_gloo() or started_by_torch():
         return True
     btl = set(os.environ.get("OMPI_MCA_btl", "").split(","))
     return btl == {"tcp", "self"} and os.environ.get("OMPI_MCA_pml", "ob1") == "ob1"

@@ -1,4 +1,4 @@
-"""The ranks of a run, seen through MPI or through Horovod: what training needs besides votes.
+"""The ranks of a run, seen through MPI, torch or Horovod: what training needs besides votes.
 
 Only buffers of one fixed size travel; nothing is pickled. None of it is booked in mpisign.stats.
 """
@@ -6,6 +6,7 @@ Only buffers of one fixed size travel; nothing is pickled. None of it is booked 
 from __future__ import annotations
 
 import os
+import socket
 import sys
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
@@ -17,6 +18,7 @@ from mpisign import launcher
 from mpisign.errors import LauncherError
 from mpisign.training.errors import SettingsError, missing
 
+_ADDRESS = 512  # bytes of a host name and a port
 _MESSAGE = 1024  # bytes of an error message that reach the other ranks
 
 T = TypeVar("T")
@@ -84,25 +86,84 @@ class HorovodWorld:
         self._hvd.barrier()
 
 
+class TorchWorld:
+    """All ranks of torch.distributed, on Gloo: ``torchrun``."""
+
+    def __init__(self) -> None:
+        import torch.distributed as dist
+
+        if not dist.is_initialized():
+            dist.init_process_group("gloo")
+        self._dist = dist
+        self.rank: int = dist.get_rank()
+        self.size: int = dist.get_world_size()
+        self.one_machine: bool = os.environ.get("LOCAL_WORLD_SIZE") == str(self.size)
+        self.library: str = "Gloo"
+
+    def gather(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        import torch
+
+        flat = torch.from_numpy(np.array(values, order="C").reshape(-1).view(np.uint8))
+        rows = [torch.empty_like(flat) for _ in range(self.size)]
+        self._dist.all_gather(rows, flat)
+        gathered = torch.stack(rows).numpy().view(values.dtype)
+        return gathered.reshape(self.size, *values.shape)
+
+    def barrier(self) -> None:
+        self._dist.barrier()
+
+
+def started_by_torch() -> bool:
+    """Whether ``torchrun`` started this process."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
 def started_by_gloo() -> bool:
     """Whether ``horovodrun --gloo`` started this process: it makes no MPI world."""
     return os.environ.get("HOROVOD_CONTROLLER") == "gloo"
 
 
-def join(via: str) -> World:
-    """The world that fits the launcher; ``via`` is "mpi" if a way needs MPI itself.
+def join(vias: set[str]) -> World:
+    """The world that fits the launcher and the transports of the ways, "mpi", "torch", "horovod".
 
-    Raises SettingsError if MPI or Horovod is missing, LauncherError if ranks would run alone.
+    Raises SettingsError if MPI or Horovod is missing, or the launcher started another world,
+    LauncherError if ranks would run alone.
     """
-    if started_by_gloo() and via != "mpi":
+    if started_by_torch():
+        if vias != {"torch"}:
+            raise SettingsError(
+                "torchrun starts no MPI and no Horovod world: --via torch goes with it, the others "
+                "with mpirun or horovodrun"
+            )
+        return TorchWorld()
+    if started_by_gloo() and "mpi" not in vias:
         return HorovodWorld()
     try:
         import mpi4py.MPI  # noqa: F401
     except (ImportError, RuntimeError) as error:
-        if via != "mpi":
+        if vias == {"horovod"}:
             return HorovodWorld()
         raise missing("mpi4py and an MPI library", ImportError(error)) from error
     return MPIWorld()
+
+
+def start_torch(world: World) -> None:
+    """torch.distributed on Gloo between the ranks of ``world``, unless it runs already."""
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        return
+    # Rank 0 keeps the port from the moment it is told: nobody else can take it in between.
+    host = "127.0.0.1" if world.one_machine else socket.gethostname()
+    store = dist.TCPStore(host, 0, world.size, is_master=True, wait_for_workers=False)
+    told = np.zeros(_ADDRESS, dtype=np.uint8)
+    address = f"{host} {store.port}".encode()
+    told[: len(address)] = np.frombuffer(address, dtype=np.uint8)
+    first = world.gather(told)[0].tobytes().rstrip(b"\0").decode()
+    if world.rank:
+        name, port = first.split()
+        store = dist.TCPStore(name, int(port), world.size, is_master=False)
+    dist.init_process_group("gloo", store=store, rank=world.rank, world_size=world.size)
 
 
 def start_horovod(world: World | None = None) -> Any:
@@ -118,6 +179,13 @@ def start_horovod(world: World | None = None) -> Any:
     elif hvd.rank() != world.rank:
         raise LauncherError(f"rank {world.rank} is rank {hvd.rank()} in Horovod")
     return hvd
+
+
+def stop_torch() -> None:
+    """Ends torch.distributed's threads before the interpreter does, if they were started."""
+    dist = sys.modules.get("torch.distributed")
+    if dist is not None and dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def stop_horovod() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy.typing as npt
 
+from mpisign.errors import WireError
 from mpisign.stats import stage, stats
 from mpisign.transports.base import Over, Part, Pending, Transport, poll
 from mpisign.transports.framed import Framed, by_rank, lengths
@@ -38,10 +39,9 @@ class TorchTransport(Transport):
     An exchange is one all_to_all of one message a rank: 8 bytes with the length of what follows,
     little-endian, and the parts, one after another. It copies both ways, which costs little beside
     a socket, and can be waited for and given up without a break of the group, which Gloo's send and
-    receive cannot. A message of another length is a WireError, but one that is longer than its
-    parts ends the receiving process in Gloo itself. What the group does not survive, such as a rank
-    that died, is torch's RuntimeError, and so is an exchange that takes longer than torch's own
-    timeout for the backend (30 minutes; NCCL 10).
+    receive cannot. A message of another length is a WireError; but Gloo itself ends the process
+    that is sent more than it waits for. WireError with torch's text too if a rank died, or if an
+    exchange takes longer than torch's timeout for the backend (30 minutes; NCCL 10).
 
     A group without a backend for CPU tensors (NCCL alone) gets them as copies on the device that is
     current when the transport is made. Raises ValueError before ``init_process_group`` and on
@@ -127,7 +127,10 @@ class _Exchange:
         if self._finish is not None:
             if not self._work.is_completed():
                 return False
-            self._work.wait()  # raises whatever ended it
+            try:
+                self._work.wait()
+            except RuntimeError as error:
+                raise WireError(f"torch.distributed could not exchange: {error}") from error
             self._finish()
             self._finish = None
         return True

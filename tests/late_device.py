@@ -82,3 +82,22 @@ class LateDevice:
     def pinned(self, nbytes):
         self.allocated.append(nbytes)
         return np.full(nbytes, 0xA5, dtype=np.uint8)
+
+
+class PromptDevice(LateDevice):
+    """Copies run at once, for work on the host that reads them without asking."""
+
+    def __init__(self):
+        super().__init__()
+        for queue in self.queues:
+            queue.copies = _AtOnce(queue)
+
+
+class _AtOnce(list):
+    def __init__(self, queue):
+        super().__init__()
+        self.queue = queue
+
+    def append(self, copy):
+        super().append(copy)
+        self.queue.synchronize()

@@ -9,115 +9,17 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
-import numpy as np
 import pytest
 from cuda_device import missing
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from launchers import ROOT, mpirun, run
 
-from mpisign.transports.pool import Pool
-
 RANKS = ROOT / "tests" / "ranks"
-PATH = {"PYTHONPATH": str(ROOT / "tests"), "OMP_NUM_THREADS": "1"}
-
-
-def place(x):
-    return x.__array_interface__["data"][0]
-
-
-steps = st.lists(
-    st.one_of(
-        st.lists(st.one_of(st.integers(0, 3000), st.integers(0, 3 << 20)), max_size=5),
-        st.integers(0, 100),
-    ),
-    max_size=60,
-)
-
-
-@settings(max_examples=150, deadline=None)
-@given(steps)
-def test_no_two_live_slices_overlap(steps):
-    blocks, live = [], []
-    pool = Pool(lambda n: blocks.append(np.empty(n, np.uint8)) or blocks[-1])
-    for step in steps:
-        if isinstance(step, list):
-            lease = pool.take(step)
-            assert [s.nbytes for s in lease.slices] == step
-            live.append(lease)
-        elif live:
-            live.pop(step % len(live)).give_back()
-        ranges = sorted(
-            (place(s), place(s) + s.nbytes) for held in live for s in held.slices if s.size
-        )
-        assert all(past <= first for (_, past), (first, _) in zip(ranges, ranges[1:], strict=False))
-        inside = [(place(b), place(b) + b.nbytes) for b in blocks]
-        assert all(any(a <= f and p <= b for a, b in inside) for f, p in ranges)
-    assert pool.nbytes == sum(b.nbytes for b in blocks)
-    while live:
-        live.pop().give_back()
-    # All given back and all gaps joined: the largest block is whole again, and nothing grows.
-    if blocks:
-        count = len(blocks)
-        whole = pool.take([max(b.nbytes for b in blocks)])
-        assert len(blocks) == count
-        whole.give_back()
-
-
-def test_the_same_exchanges_again_take_no_more_memory():
-    grown = []
-    pool = Pool(lambda n: grown.append(n) or np.empty(n, np.uint8))
-    for _ in range(100):
-        leases = [pool.take([n, 0, 7]) for n in (5000, 3 << 20, 1)]
-        for lease in leases:
-            lease.give_back()
-            lease.give_back()  # once is enough, twice does no harm
-    assert len(grown) <= 3
-    # Needs that grow by a little each time: a logarithmic number of allocations.
-    pool.take([50 << 20])
-    for i in range(1000):
-        pool.take([(1 << 16) * (i % 7)])
-    assert len(grown) < 12
-
-
-def test_what_allocation_raises_leaves_the_pool_as_it_was():
-    left = [1 << 21]
-
-    def allocate(n):
-        if n > left[0]:
-            raise MemoryError(f"{n} bytes of pinned memory")
-        return np.empty(n, np.uint8)
-
-    pool = Pool(allocate)
-    first = pool.take([1 << 20])
-    with pytest.raises(MemoryError, match="pinned"):
-        pool.take([1 << 22])
-    first.give_back()
-    assert pool.take([1 << 20]).slices[0].base is not None
-    assert pool.nbytes == 1 << 20
-
-
-def test_memory_goes_with_the_pool():
-    import weakref
-
-    gone = []
-
-    class Block(np.ndarray):
-        pass
-
-    def allocate(n):
-        block = np.empty(n, np.uint8).view(Block)
-        weakref.finalize(block, gone.append, n)
-        return block
-
-    pool = Pool(allocate)
-    lease = pool.take([100])
-    kept = lease.slices[0]
-    del pool, lease
-    assert not gone  # the wire may still write there
-    del kept
-    assert gone == [1 << 20]
+PATH = {
+    "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}:{os.environ.get('PYTHONPATH', '')}",
+    "OMP_NUM_THREADS": "1",
+}
 
 
 @pytest.mark.mpi
@@ -178,16 +80,17 @@ def test_the_false_yes_of_a_cuda_aware_open_mpi(cuda_mpi):
 @pytest.fixture(scope="session")
 def cuda_mpi(tmp_path_factory):
     """The CUDA-aware Open MPI that lies beside the project: its mpirun, and its environment."""
-    archives = sorted((ROOT.parent / "shared" / "cuda-mpi").glob("openmpi-*-cuda.tar.xz"))
+    folders = [os.environ.get("MPISIGN_TEST_SHARED"), ROOT / "shared", ROOT.parent / "shared"]
+    archives = [a for f in folders if f for a in Path(f).glob("cuda-mpi/openmpi-*-cuda.tar.xz")]
     if not archives:
         pytest.skip("no CUDA-aware MPI here: ../shared/cuda-mpi/openmpi-*-cuda.tar.xz")
     folder = tmp_path_factory.mktemp("cuda-mpi")
-    subprocess.run(["tar", "xJf", archives[-1], "-C", folder], check=True)
+    subprocess.run(["tar", "xJf", archives[0], "-C", folder], check=True)
     prefix = folder / "ompi-cuda"
     return prefix / "bin" / "mpirun", {
         "OPAL_PREFIX": str(prefix),
         "PATH": f"{prefix}/bin:{os.environ['PATH']}",
-        "LD_LIBRARY_PATH": f"{prefix}/lib",
+        "LD_LIBRARY_PATH": f"{prefix}/lib:{os.environ.get('LD_LIBRARY_PATH', '')}",
         **PATH,
     }
 
@@ -256,8 +159,40 @@ def test_names_and_arguments_are_those_of_cupy(real_nccl):
 @pytest.mark.skipif(missing() is None, reason="of a machine without a device")
 def test_nccl_itself_says_why_it_does_not_start(real_nccl):
     script = RANKS / "gpu_nccl.py"
-    folders = os.environ.get("LD_LIBRARY_PATH", "")
-    path = f"{PATH['PYTHONPATH']}:{os.environ.get('PYTHONPATH', '')}"
-    env = {**PATH, "LD_LIBRARY_PATH": folders, "PYTHONPATH": path}
-    result = mpirun(2, sys.executable, "-m", "mpi4py", script, "deviceless", env=env)
+    result = mpirun(2, sys.executable, "-m", "mpi4py", script, "deviceless", env=PATH)
     assert "deviceless: all well at 2 ranks" in result.stdout
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("wire", ["staged-played", "nccl-played"])
+@pytest.mark.parametrize(("test", "n"), [("exchanges", 3), ("votes", 3), ("path", 1)])
+def test_what_a_device_will_be_asked(wire, test, n):
+    """tests/ranks/gpu_wires.py itself, so that it does not meet its first error on a GPU."""
+    script = RANKS / "gpu_wires.py"
+    output = mpirun(n, sys.executable, "-m", "mpi4py", script, wire, test, env=PATH).stdout
+    assert f"{wire}: {test}: all well at {n} ranks" in output
+    assert ("of copy" in output) == (test == "path")
+
+
+@pytest.mark.gpu
+@pytest.mark.mpi
+@pytest.mark.skipif(missing() is not None, reason=str(missing()))
+@pytest.mark.parametrize("test", ["exchanges", "votes", "front_end", "path"])
+@pytest.mark.parametrize("wire", ["staged", "cuda-mpi", "nccl"])
+def test_on_a_device(wire, test, request, capsys):
+    """Four ranks on one device: correctness only. The path is one rank's, and is timed."""
+    pytest.importorskip("mpi4py")
+    script = [sys.executable, "-m", "mpi4py", RANKS / "gpu_wires.py", wire, test]
+    n = 1 if test == "path" else 4
+    if wire == "nccl":
+        request.getfixturevalue("real_nccl")
+    if wire == "cuda-mpi":
+        program, env = request.getfixturevalue("cuda_mpi")
+        passed = [part for name in env if name != "PATH" for part in ("-x", name)]
+        command = [program, "-np", n, "--oversubscribe", "--bind-to", "none", *passed, *script]
+        output = run(command, env=env, timeout=240).stdout
+    else:
+        output = mpirun(n, *script, env=PATH, timeout=240).stdout
+    assert f"{wire}: {test}: all well at {n} ranks" in output
+    with capsys.disabled():
+        print("\n" + output)

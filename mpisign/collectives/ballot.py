@@ -19,7 +19,7 @@ _CHUNK = 1 << 17  # bytes of a plane: below, a chunk's latency is worth more tha
 _CHUNKS = 16
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Ballot:
     """What is voted on, piece by piece, so that packing, exchange and tally overlap.
 

@@ -31,11 +31,13 @@ NBYTES = 512
 #: Where the planes of a small ballot lie, and how many bytes of them fit.
 INLINE = _AGREED.size + _OWN.size
 INLINE_NBYTES = NBYTES - INLINE
+_RANK = slice(_AGREED.size, _AGREED.size + 4)
+_FEW = 32  # ranks, up to which NumPy costs more than it saves
 #: Where a header says byzantine_f.
 BYZANTINE_F = slice(12, 14)
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Header:
     """One rank's word on the collective it is about to run.
 
@@ -170,7 +172,7 @@ class Header:
             raise WireError(f"rank {rank} sent a header with an unknown code") from None
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Agreed:
     """What all ranks' headers said, where they agree. ``rows``: uint8 (ranks, 512), as received.
 
@@ -193,19 +195,11 @@ def agree(rows: Bytes, own: Header, function: str) -> Agreed:
     NaNError: a rank holds NaN under nan="raise". CollectiveError: replicas differ. WireError: a
     message is no header, or holds a weight that is none.
     """
-    # The usual case without a look at any field: all agree, none refuses, has NaN or a digest.
     size = len(rows)
-    mine = rows[own.rank]
-    ranks = rows[:, _AGREED.size : _AGREED.size + 4]
-    rest = rows[:, _AGREED.size + 4 : INLINE]
-    if (
-        (rows[:, : _AGREED.size] == mine[: _AGREED.size]).all()
-        and (ranks == _numbers(size)).all()
-        and (rest == mine[_AGREED.size + 4 : INLINE]).all()
-        and not (own.reason or own.nans)
-    ):
-        weights = None if own.weight == 1.0 else [own.weight] * size
-        return Agreed(function, own, rows, own.late, weights, True)
+    if not (own.reason or own.nans) and _all_alike(rows, own.rank):
+        return Agreed(
+            function, own, rows, own.late, None if own.weight == 1.0 else [own.weight] * size, True
+        )
     headers = [Header.decode(row, r) for r, row in enumerate(rows)]
     _check(headers, function)
     weights = [h.weight for h in headers]
@@ -222,8 +216,23 @@ def agree(rows: Bytes, own: Header, function: str) -> Agreed:
     )
 
 
-def _numbers(size: int) -> Bytes:
-    return np.arange(size, dtype="<u4").view(np.uint8).reshape(size, 4)
+def _all_alike(rows: Bytes, own: int) -> bool:
+    """Whether all headers are the own one but for their ranks: the usual case, in one look."""
+    size = len(rows)
+    if size > _FEW:
+        ranks = np.arange(size, dtype="<u4").view(np.uint8).reshape(size, 4)
+        same = rows[:, :INLINE] == rows[own, :INLINE]
+        same[:, _RANK] = rows[:, _RANK] == ranks
+        return bool(same.all())
+    data = rows.tobytes()
+    heads = [data[at : at + INLINE] for at in range(0, len(data), NBYTES)]
+    mine, first, last = heads[own], _RANK.start, _RANK.stop
+    return all(
+        head[:first] == mine[:first]
+        and head[first:last] == rank.to_bytes(4, "little")
+        and head[last:] == mine[last:]
+        for rank, head in enumerate(heads)
+    )
 
 
 def _check(headers: Sequence[Header], function: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -157,10 +156,10 @@ class _Vote:
         if whole or not v.contiguous or len(self.ballot.chunks()) == 1:
             self._planes = np.empty((self.ballot.k, self.ballot.nbytes), dtype=np.uint8)
             self._pack(x, 0, self._planes)
-            self.header = replace(self.header, nans=self._nans)
+            self.header.nans = self._nans
         else:
             self._x = x.reshape(-1)
-            self.header = replace(self.header, late=True)
+            self.header.late = True
 
     def steps(self, channel: Channel, line: Line, number: int) -> Steps[Any]:
         inlined = small(self.ballot, self.header)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -106,7 +105,7 @@ class Channel:
         If any rank's says byzantine_f, their echo goes round too: WireError, naming ranks, if they
         were told different things, such as a weight or a refusal that only some are to hear.
         """
-        header = replace(header, rank=line.rank, replica=self.digest)
+        header.rank, header.replica = line.rank, self.digest
         self.digest = bytes(32)
         rows = np.empty((line.size, NBYTES), dtype=np.uint8)
         yield line.allgather(header.encode(inline), rows)
@@ -136,11 +135,11 @@ class Channel:
         header said late, all ranks hear of them, and raise NaNError under nan="raise", before
         this returns (though after ``ballot.unpack``).
         """
-        ballot = replace(ballot, weights=agreed.weights)
+        ballot.weights = agreed.weights
         digest = None
         if self.check_every and (number + 1) % self.check_every == 0:
             digest = ReplicaDigest("result", number)
-            ballot = replace(ballot, unpack=_digested(ballot.unpack, digest))
+            ballot.unpack = _digested(ballot.unpack, digest)
         if inlined:
             _small_vote(ballot, agreed)
         else:
@@ -168,7 +167,6 @@ def _small_vote(ballot: Ballot, agreed: Agreed) -> None:
     stack = agreed.rows[:, INLINE : INLINE + nbytes].reshape(
         len(agreed.rows), ballot.k, ballot.nbytes
     )
-    ballot = replace(ballot, weights=agreed.weights)
     ballot.check_padding(stack, 0)
     result = np.empty((ballot.kd, ballot.nbytes), dtype=np.uint8)
     ballot.tally(stack, 0, result)

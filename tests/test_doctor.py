@@ -183,6 +183,13 @@ def test_inside_a_job():
     assert "mpi, 2 ranks" in lines["Communicator(), mpirun"]
 
 
+def test_inside_torchrun_one_process_speaks():
+    command = [find("torchrun"), "--nproc-per-node", 2, "--no-python", *DOCTOR]
+    result = run(command, timeout=280, check=False)
+    assert result.stdout.count("mpisign doctor on") == 1
+    assert "Communicator(), mpirun      ok" in result.stdout
+
+
 def test_the_traces_of_a_launcher_are_taken_away(monkeypatch):
     for name in ("OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "PMI_SIZE", "HOROVOD_RANK", "RANK"):
         monkeypatch.setenv(name, "3")

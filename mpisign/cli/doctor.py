@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import sys
 import textwrap
@@ -63,10 +64,13 @@ def run(args: argparse.Namespace) -> int:
     """Examines; the exit status."""
     from mpisign.doctor.examine import Report, examine
 
-    in_job = launcher.rank() is not None
-    ranks, problem = _ranks() if in_job else ([], "")
-    if launcher.rank():
+    rank = launcher.rank()
+    ranks, problem = _ranks() if rank is not None else ([], "")
+    if rank is None and "TORCHELASTIC_RUN_ID" in os.environ:
+        rank = int(os.environ.get("RANK", "0"))
+    if rank:  # the first says it for all
         return 0
+    in_job = rank is not None
     to_stdout = args.json == Path("-")
 
     def progress(what: str) -> None:

@@ -1,0 +1,32 @@
+"""One test on many ranks: those of MPI, and threads of this process, any number of them."""
+
+from __future__ import annotations
+
+import pytest
+
+import mpisign
+from mpisign.transports import threads
+
+MPI = pytest.importorskip("mpi4py.MPI")
+WORLD = MPI.COMM_WORLD
+RANK, SIZE = WORLD.rank, WORLD.size
+several = pytest.mark.skipif(SIZE == 1, reason="needs ranks that can differ: see test_ranks.py")
+
+#: Under a launcher the ranks that it started; else MPI's one rank, and threads.
+WORLDS = ["mpi"] if SIZE > 1 else ["mpi", 2, 3, 5, 8, 17]
+_MADE = {}
+
+
+def pairs(size):
+    """Two ranks a node."""
+    return [r // 2 for r in range(size)]
+
+
+def on_ranks(world, function, *args):
+    """``function(communicator, *args)`` on every rank of a world: its checks run on each."""
+    if world == "mpi":
+        if world not in _MADE:
+            _MADE[world] = mpisign.Communicator(WORLD, nodes=pairs(SIZE))
+        return [function(_MADE[world], *args)]
+    # A rank whose check fails leaves the others waiting: not for long.
+    return threads.run(world, function, *args, nodes=pairs(world), timeout=20)

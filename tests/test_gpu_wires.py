@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from cuda_device import missing
 from launchers import ROOT, mpirun, run
+from test_transports import start
 
 RANKS = ROOT / "tests" / "ranks"
 PATH = {
@@ -196,3 +197,22 @@ def test_on_a_device(wire, test, request, capsys):
     assert f"{wire}: {test}: all well at {n} ranks" in output
     with capsys.disabled():
         print("\n" + output)
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize(
+    ("wire", "n", "on_it"),
+    [
+        *(("mpi", n, "staged") for n in (1, 3)),
+        *(("mpi", n, "nccl") for n in (1, 3)),
+        pytest.param("mpi", 5, "staged", marks=pytest.mark.slow),
+        pytest.param("mpi", 5, "nccl", marks=pytest.mark.slow),
+        pytest.param("torch", 2, "staged", marks=pytest.mark.slow),
+        pytest.param("horovod-gloo", 2, "staged", marks=pytest.mark.slow),
+    ],
+)
+def test_the_suite_of_all_wires(wire, n, on_it, tmp_path, monkeypatch):
+    monkeypatch.setenv("MPISIGN_TEST_ON_IT", on_it)
+    suite = ["-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", RANKS / "gpu_transports.py"]
+    output = start(wire, n, suite, tmp_path)
+    assert output.count(" passed") == n, output

@@ -70,6 +70,7 @@ class StagedTransport(Transport):
         self.rank, self.size = wire.rank, wire.size
         self.name = f"{wire.name}, staged"  # type: ignore[misc]
         self.ordered = wire.ordered  # type: ignore[misc]
+        self.measurable = wire.measurable  # type: ignore[misc]
 
     def _exchange(self, sends: Sequence[Part], recvs: Sequence[Part], tag: int) -> Pending:
         out, to_send = self._stage([part for _, part in sends])

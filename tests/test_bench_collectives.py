@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
+import signal
+import subprocess
 import sys
 import time
 
 import numpy as np
 import pytest
-from launchers import find, mpirun, run
+from launchers import environment, find, mpirun, run
 
 from mpisign import cli
 from mpisign.bench.results import Timing
@@ -173,6 +176,33 @@ def test_horovod_on_gloo_without_mpi(tmp_path):
     document = json.loads((tmp_path / "all.json").read_text())
     assert [row["error"] for row in document["rows"]] == [None] * 4
     assert document["links"][0]["library"] == "Horovod on Gloo"
+
+
+@pytest.mark.mpi
+def test_interrupting_the_launcher_is_told_once():
+    command = [find("mpirun"), "-n", "2", "--oversubscribe", "--bind-to", "none", *BENCH]
+    process = subprocess.Popen(
+        [*command, "--sizes", "100k", "--only", "fp32", "--repeat", "1000000"],
+        env=environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        # A job in the background of a script ignores SIGINT, and so would its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    try:
+        line = process.stdout.readline()
+        assert "100k coordinates, first call" in line, line + process.stdout.read()
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=30)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode != 0 and "Traceback" not in output
+    assert output.count("mpisign: ") == 1 and "mpisign, rank" not in output
 
 
 @pytest.mark.mpi

@@ -36,8 +36,9 @@ the table, one for each size and wire:
               the one measured in this run with plain messages between all ranks
   x limit     time / limit: near 1 is the end
   x fp32      how many times faster than the fp32 allreduce of the same wire; x fp16 likewise
-What could not run says why. A vote's result is compared with NumPy's and between the ranks before
-it is timed; so are the others'.
+What could not run says why. Before anything is timed, results are compared between the ranks, and
+with NumPy's where there is one right result. A run that a goal of this project speaks of says
+whether it was met.
 
 examples:
   mpirun -n 4 mpisign bench collectives                      over MPI, about a minute
@@ -151,7 +152,7 @@ def started_by() -> str | None:
     """The wire that the launcher started this process for; None if none did."""
     if os.environ.get("HOROVOD_CONTROLLER") == "gloo":
         return "horovod"
-    if launcher.rank() is not None:
+    if launcher.rank() is not None and "TORCHELASTIC_RUN_ID" not in os.environ:
         return "mpi"
     return "torch" if {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys() else None
 

@@ -37,14 +37,20 @@ def say(*text):
 
 
 class Memory:
-    """Where parts lie: CuPy's device, or NumPy in the place of it."""
+    """Where parts lie: CuPy's device or torch's, or NumPy in the place of it."""
 
-    def __init__(self):
+    def __init__(self, torch=False):
         if PLAYED:
             from late_device import on_device
 
             self.of_host, self.to_host = on_device, np.asarray
             self.settle = lambda: None
+        elif torch:
+            import torch
+
+            self.of_host = lambda x: torch.from_numpy(np.array(x)).cuda()
+            self.to_host = lambda x: x.cpu().numpy()
+            self.settle = lambda: torch.cuda.current_stream().synchronize()
         else:
             import cupy
 
@@ -139,7 +145,25 @@ def drive(steps):
 
 
 def exchanges():
+    """Of CuPy arrays, then of torch tensors on a stream of their own."""
     wire = make_wire()
+    exchange(wire, memory)
+    if not PLAYED:
+        import torch
+
+        with torch.cuda.stream(torch.cuda.Stream()):
+            exchange(wire, Memory(torch=True))
+    if WIRE.startswith("nccl") and size > 1:
+        part = wire.split(rank % 2, -rank)
+        values = memory.of_host(np.full(3, rank, np.float32))
+        assert part.start_allreduce(values, 0).wait(60)
+        assert (memory.to_host(values) == sum(r for r in range(size) if r % 2 == rank % 2)).all()
+        part.free()
+    if WIRE == "nccl":
+        check_emulation()
+
+
+def exchange(wire, memory):
     for turn, most in enumerate((1, 0, 4097, 3, 1_000_000, 20_000_000)):
         n = lambda a, b, most=most, turn=turn: int(  # noqa: E731
             np.random.default_rng([a, b, turn]).integers(most + 1)
@@ -162,14 +186,6 @@ def exchanges():
         values = memory.of_host(np.arange(1001, dtype=dtype) + rank)
         assert wire.start_allreduce(values, 0).wait(60)
         assert (memory.to_host(values) == size * np.arange(1001) + sum(range(size))).all()
-    if WIRE.startswith("nccl") and size > 1:
-        part = wire.split(rank % 2, -rank)
-        values = memory.of_host(np.full(3, rank, np.float32))
-        assert part.start_allreduce(values, 0).wait(60)
-        assert (memory.to_host(values) == sum(r for r in range(size) if r % 2 == rank % 2)).all()
-        part.free()
-    if WIRE == "nccl":
-        check_emulation()
 
 
 def expected(xs, zeros, ties, length):
@@ -218,15 +234,19 @@ def front_end():
     import mpisign
 
     comm = mpisign.Communicator(make_wire(), timeout=60)
-    for length in (1, 33, 4097, 1_000_003):
+    for length in (1, 33, 4097, 1_000_003, 9_000_001):
         xs = [ref.awkward(length, 100 + r) for r in range(size)]
         wanted = expected(xs, "abstain", "zero", length)
-        for move in (lambda x: torch.from_numpy(x).cuda(), memory.of_host):
-            result = mpisign.majority_vote(
-                move(xs[rank]), comm, zeros="abstain", ties="zero", seed=9, step=4
-            )
-            result = result.cpu().numpy() if hasattr(result, "cpu") else memory.to_host(result)
-            assert np.array_equal(result, wanted), length
+        for where in (memory, Memory(torch=True)):
+            # The gradient comes late, on a stream of its own: a vote on another would miss it.
+            with torch.cuda.stream(torch.cuda.Stream()):
+                x = where.of_host(np.zeros_like(xs[rank]))
+                torch.cuda._sleep(20_000_000)
+                x[...] = where.of_host(xs[rank])
+                result = mpisign.majority_vote(
+                    x, comm, zeros="abstain", ties="zero", seed=9, step=4
+                )
+                assert np.array_equal(where.to_host(result), wanted), (length, type(x))
 
 
 def path():

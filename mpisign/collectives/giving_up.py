@@ -93,6 +93,16 @@ class RollCall:
                 f"{longest:.1f} s without it",
                 [own],
             )
+        if len({n.number for n in notices.values()}) == 1:
+            waits = ", ".join(
+                f"rank {r} for {name_ranks(sorted(n.missing))}"
+                for r, n in sorted(notices.items())[:16]
+                if n.missing
+            )
+            return CollectiveTimeout(
+                f"{said}ranks waited {longest:.1f} s for each other in the same call ({waits}): "
+                "one of them did not send what the others wait for"
+            )
         calls = ", ".join(f"rank {r} in call {notices[r].number}" for r in sorted(notices)[:16])
         return CollectiveTimeout(
             f"{said}ranks waited {longest:.1f} s for each other ({calls}): all must call the same "

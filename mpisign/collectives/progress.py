@@ -145,7 +145,7 @@ class Queue:
             return True  # ``advance`` meets it again, where it is dealt with
 
     def _move(self, handle: Handle) -> bool:
-        """One handle as far as it goes without waiting; True if it moved."""
+        """One handle as far as it goes without waiting; True if it moved or is over."""
         moved = False
         while handle.steps is not None:
             try:
@@ -165,7 +165,7 @@ class Queue:
                     self._end(handle, error)
             except Exception as error:
                 self._break(handle, error, f"{handle.function}: {type(error).__name__}: {error}")
-        return moved
+        return moved or handle.over
 
     def _end(self, handle: Handle, error: BaseException | None, result: Any = None) -> None:
         handle.end(error, result)

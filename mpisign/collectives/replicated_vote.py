@@ -44,17 +44,10 @@ def replicated_vote(line: Line, ballot: Ballot, f: int) -> Steps[None]:
     against ranks that lie (T1), not against one that tampers inside MPI (T2).
     Source: after Blanchard et al. 2017, section 2 (replicated server); Castro and Liskov 1999.
     """
-    vote = _ReplicatedVote(line, ballot, f)
-    yield from vote.collect()
-    vote.tally()
-    yield from vote.spread()
-    vote.decide()
-    yield from vote.fetch()
-    vote.check()
-    ballot.unpack(0, ballot.nbytes, vote.result)
+    yield from ReplicatedVote(line, ballot, f).steps()
 
 
-class _ReplicatedVote:
+class ReplicatedVote:
     """One rank's part, step by step. Rows of (p, n) arrays: an owner and a place among its shards.
 
     Owner o's shard at place i is (o - i) mod p; shard s lies at place i of owner (s + i) mod p.
@@ -76,6 +69,16 @@ class _ReplicatedVote:
         self.unmet: set[int] = set()  # decided, but the result is not there
         self.liars: set[int] = set()
         self.suspects: list[int] | None = None
+
+    def steps(self) -> Steps[None]:
+        """The whole vote."""
+        yield from self.collect()
+        self.tally()
+        yield from self.spread()
+        self.decide()
+        yield from self.fetch()
+        self.check()
+        self.ballot.unpack(0, self.ballot.nbytes, self.result)
 
     def collect(self) -> Steps[None]:
         """Commitments, their echo, and the ballots of this rank's shards."""

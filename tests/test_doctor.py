@@ -183,11 +183,17 @@ def test_inside_a_job():
     assert "mpi, 2 ranks" in lines["Communicator(), mpirun"]
 
 
-def test_inside_torchrun_one_process_speaks():
-    command = [find("torchrun"), "--nproc-per-node", 2, "--no-python", *DOCTOR]
-    result = run(command, timeout=280, check=False)
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["torchrun", "horovodrun"])
+def test_inside_a_job_without_mpi_one_process_speaks(launcher):
+    how = {
+        "torchrun": ["--nproc-per-node", 2, "--no-python"],
+        "horovodrun": ["--gloo", "-np", 2, "-H", "localhost:2"],
+    }
+    result = run([find(launcher), *how[launcher], *DOCTOR], timeout=280, check=False)
     assert result.stdout.count("mpisign doctor on") == 1
     assert "Communicator(), mpirun      ok" in result.stdout
+    assert "this job" not in result.stdout
 
 
 def test_the_traces_of_a_launcher_are_taken_away(monkeypatch):

@@ -65,7 +65,9 @@ def run(args: argparse.Namespace) -> int:
     from mpisign.doctor.examine import Report, examine
 
     rank = launcher.rank()
-    ranks, problem = _ranks() if rank is not None else ([], "")
+    # Without MPI, under horovodrun --gloo or torchrun, ranks are not listed.
+    mpi = rank is not None and os.environ.get("HOROVOD_CONTROLLER") != "gloo"
+    ranks, problem = _ranks() if mpi else ([], "")
     if rank is None and "TORCHELASTIC_RUN_ID" in os.environ:
         rank = int(os.environ.get("RANK", "0"))
     if rank:  # the first says it for all

@@ -216,3 +216,28 @@ def test_the_suite_of_all_wires(wire, n, on_it, tmp_path, monkeypatch):
     suite = ["-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", RANKS / "gpu_transports.py"]
     output = start(wire, n, suite, tmp_path)
     assert output.count(" passed") == n, output
+
+
+def picks(n, *settings, **env):
+    script = [sys.executable, "-m", "mpi4py", RANKS / "gpu_picks.py", *settings]
+    return re.findall(r"^picked: (.*)$", mpirun(n, *script, env={**PATH, **env}).stdout, re.M)
+
+
+@pytest.mark.mpi
+@pytest.mark.skipif(missing() is None, reason="of a machine without a device")
+def test_the_wire_that_is_picked():
+    no = "rank 0 has no NCCL; MPI is not CUDA-aware: rank 0: this MPI library is built without CUDA"
+    must = "MPISIGN_DEVICE_WIRE must be auto, nccl, mpi, staged, as on rank 0"
+    assert picks(2, "auto", "nccl", "mpi", "staged", "other auto", "auto,nccl", "nvlink") == [
+        f"mpi, staged of 2 for cuda: {no}",
+        "nccl of 2 for cuda: MPISIGN_DEVICE_WIRE=nccl",
+        "mpi, staged of 2 for cuda: MPISIGN_DEVICE_WIRE=mpi; MPI is not CUDA-aware: "
+        "rank 0: this MPI library is built without CUDA",
+        "mpi, staged of 2 for cuda: MPISIGN_DEVICE_WIRE=staged",
+        "members, staged of 2 for cuda: rank 0 has no NCCL, and members takes host memory only",
+        f"ValueError: rank 1: {must}",
+        f"ValueError: rank 0: {must}",
+    ]
+    assert picks(2, "auto", MPISIGN_CUDA_MPI="1") == [
+        "cuda-mpi of 2 for cuda: rank 0 has no NCCL; MPISIGN_CUDA_MPI=1"
+    ]

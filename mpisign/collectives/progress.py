@@ -36,16 +36,21 @@ class Handle:
         self.step = number if step is None else step
         self.steps: Steps[Any] | None = None
         self.pending: Pending | None = None
-        self.moved = time.monotonic()
+        self.asked: float | None = None  # when ``done`` first was
         self.over = False
         self._queue = queue
         self._result: Any = None
         self._error: BaseException | None = None
 
     def done(self) -> bool:
-        """True once the result is there; never blocks, and moves the collective on."""
+        """True once the result, or an error, is there; moves the collective on.
+
+        Never blocks, but for 2 seconds in which ranks hear of each other why they give up.
+        """
         while not self.over and self._queue.advance():
             pass
+        if not self.over:
+            self._queue.glance(self)
         return self.over
 
     def wait(self) -> Any:
@@ -82,6 +87,7 @@ class Queue:
         self._roll_call = RollCall(transport)
         self._calls = 0
         self._live: list[Handle] = []
+        self._moved = self._looked = 0.0  # when anything last moved; when notices were looked for
 
     def submit(
         self, function: str, steps: Callable[[Line], Steps[Any]], step: int | None = None
@@ -89,12 +95,13 @@ class Queue:
         """Starts a collective: ``steps`` makes its generator. ``step`` is for messages."""
         handle = Handle(self, function, self._calls, step)
         self._calls += 1
+        # Calls this far apart share a tag, and whoever ends late would meet the wrong messages.
+        while self._live and self._live[0].number <= handle.number - TAGS:
+            self.drive(self._live[0])
         if self.broken is not None:
             text = f"{function}: this communicator broke off earlier: {self.broken}"
             handle.end(BrokenError(text))
             return handle
-        while len(self._live) >= TAGS:  # their tags are taken
-            self.drive(self._live[0])
         handle.steps = steps(Line(self.transport, handle.number % TAGS))
         self._live.append(handle)
         if not self.transport.ordered or len(self._live) == 1:
@@ -113,21 +120,29 @@ class Queue:
     def drive(self, handle: Handle) -> None:
         """Blocks until ``handle`` is over."""
         began = time.monotonic()
-        looked, pause = began, _SLICES[0]
+        self._looked, pause = began, _SLICES[0]
         try:
             while not handle.over:
                 if self.advance():
                     continue
                 if not self._sleep(handle, pause):
                     now = time.monotonic()
-                    if now - looked >= pause:
-                        looked, pause = now, min(2 * pause, _SLICES[1])
-                        self._look(handle, now - max(began, handle.moved))
-        except KeyboardInterrupt:
+                    if now - self._looked >= pause:
+                        self._looked, pause = now, min(2 * pause, _SLICES[1])
+                        self._look(handle, now - max(began, self._moved))
+        except BaseException as error:
             if not handle.over:
-                error = CollectiveError(f"{handle.function}: interrupted")
-                self._break(handle, error, str(error))
+                self._interrupt(handle, error)
             raise
+
+    def glance(self, handle: Handle) -> None:
+        """What ``drive`` does now and then, for a rank that asks instead of waiting."""
+        now = time.monotonic()
+        if handle.asked is None:
+            handle.asked = now
+        if now - self._looked >= _SLICES[1]:
+            self._looked = now
+            self._look(handle, now - max(handle.asked, self._moved))
 
     def finish(self) -> None:
         """Blocks until nothing is in flight."""
@@ -138,9 +153,12 @@ class Queue:
         """Waits a little, at most ``seconds``; True if the exchange that was waited for is over."""
         head = self._live[0] if self.transport.ordered else handle
         assert head.pending is not None
-        # With others in flight, which one moves next is not known: look at all of them often.
+        if len(self._live) > 1:
+            # Which one moves next is not known: look at all of them, often at first.
+            idle = time.monotonic() - self._moved
+            seconds = min(max(50e-6, idle / 16), 1e-3)
         try:
-            return head.pending.wait(seconds if len(self._live) == 1 else 50e-6)
+            return head.pending.wait(seconds)
         except Exception:
             return True  # ``advance`` meets it again, where it is dealt with
 
@@ -153,7 +171,7 @@ class Queue:
                     if not handle.pending.done():
                         break
                     handle.pending = None
-                moved, handle.moved = True, time.monotonic()
+                moved, self._moved = True, time.monotonic()
                 handle.pending = next(handle.steps)
             except StopIteration as stop:
                 self._end(handle, None, stop.value)
@@ -165,6 +183,9 @@ class Queue:
                     self._end(handle, error)
             except Exception as error:
                 self._break(handle, error, f"{handle.function}: {type(error).__name__}: {error}")
+            except BaseException as error:  # whoever catches it must not meet half a collective
+                self._interrupt(handle, error)
+                raise
         return moved or handle.over
 
     def _end(self, handle: Handle, error: BaseException | None, result: Any = None) -> None:
@@ -174,11 +195,24 @@ class Queue:
 
     def _look(self, handle: Handle, waited: float) -> None:
         """What the others have posted; gives up if one of them did, or after the timeout."""
-        error = self._roll_call.heard(handle, waited)
-        if error is None and waited >= self.timeout:
-            error = self._roll_call.give_up(handle, waited)
+        notice = ""
+        error: CollectiveError | None
+        try:
+            error = self._roll_call.heard(handle, waited)
+            if error is None and waited >= self.timeout:
+                error = self._roll_call.give_up(handle, waited)
+        except WireError as wrong:  # a notice that is none
+            notice = f"{handle.function}: {wrong}"
+            error = WireError(notice)
         if error is not None:
-            self._break(handle, error, "")
+            self._break(handle, error, notice)
+
+    def _interrupt(self, handle: Handle, error: BaseException) -> None:
+        """A key, an exit, or whatever else a collective cannot go on after."""
+        if self.broken is None:
+            what = "interrupted" if isinstance(error, KeyboardInterrupt) else repr(error)
+            text = f"{handle.function}: {what}"
+            self._break(handle, CollectiveError(text), text)
 
     def _break(self, handle: Handle, error: BaseException, notice: str) -> None:
         """Ends all that is in flight, and tells the others why unless they know."""

@@ -115,7 +115,7 @@ class CompressedMeanState:
 
 
 def _loaded(function: str, name: str, values: Any, length: int) -> Floats:
-    array = np.array(values, dtype=np.float32).reshape(-1)
+    array = np.array(np.asarray(values), dtype=np.float32).reshape(-1)
     if array.size != length:
         raise ValueError(f"{function}: {name} must have {length} coordinates, got {array.size}")
     if not np.isfinite(array).all():

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Sequence
+from itertools import accumulate
 
 import numpy as np
+import numpy.typing as npt
 
 from mpisign.errors import WireError
 from mpisign.transports.base import Bytes, Part
+from mpisign.transports.pool import Pool
 
 _LENGTH = np.dtype("<u8")
 _UNSET = 0xFF  # in each byte of a length: none that memory can hold
@@ -33,6 +37,16 @@ def check_lengths(sent: Iterable[int], due: Iterable[int]) -> None:
             raise WireError(f"rank {rank} sent {got} bytes where {expected} were due")
 
 
+def host_pool() -> Pool:
+    """For messages: the pages of fresh memory cost more than the copy into them."""
+    return Pool(lambda nbytes: np.empty(nbytes, dtype=np.uint8))
+
+
+def starts(lengths: Sequence[int]) -> list[int]:
+    """Where each of messages begins that lie one after another."""
+    return list(accumulate(lengths[:-1], initial=0))
+
+
 def gather(grouped: Iterable[Iterable[Bytes]], memory: Bytes, starts: Iterable[int]) -> None:
     """Copies the parts of message i, one after another, to ``memory`` from ``starts[i]`` on."""
     for start, parts in zip(starts, grouped, strict=True):
@@ -49,21 +63,36 @@ def scatter(memory: Bytes, starts: Iterable[int], grouped: Iterable[Iterable[Byt
             start += part.nbytes
 
 
+@functools.lru_cache(maxsize=256)
+def _layout(lengths: tuple[int, ...]) -> tuple[list[int], npt.NDArray[np.intp], list[int]]:
+    """Bytes of each message behind its length, where those lengths lie, where it begins itself."""
+    counts = [_LENGTH.itemsize + n for n in lengths]
+    first = np.array(starts(counts), dtype=np.intp)
+    return (
+        counts,
+        first[:, None] + np.arange(_LENGTH.itemsize),
+        (first + _LENGTH.itemsize).tolist(),
+    )
+
+
 class Framed:
     """Messages of known lengths in one array, each behind its length: 8 bytes, little-endian.
 
     For wires that tell no lengths, or take a short message without a word. ``memory``: uint8
-    (sum(counts),); ``counts``: bytes of each message with its length.
+    (sum(counts),), taken from ``pool`` until ``free``; ``counts``: bytes of each message with its
+    length.
     """
 
-    def __init__(self, lengths: Sequence[int]) -> None:
+    def __init__(self, lengths: Sequence[int], pool: Pool) -> None:
         self.due = lengths
-        self.counts = [_LENGTH.itemsize + n for n in lengths]
-        ends = np.cumsum(self.counts)
-        self._heads = (ends - self.counts)[:, None] + np.arange(_LENGTH.itemsize)
-        self._starts = [end - n for end, n in zip(ends.tolist(), lengths, strict=True)]
-        self.memory: Bytes = np.empty(int(ends[-1]), dtype=np.uint8)
+        self.counts, self._heads, self._starts = _layout(tuple(lengths))
+        self._lease = pool.take([sum(self.counts)])
+        self.memory: Bytes = self._lease.slices[0]
         self.memory[self._heads] = _UNSET
+
+    def free(self) -> None:
+        """Once nobody reads or writes the memory."""
+        self._lease.give_back()
 
     def pack(self, grouped: Sequence[Iterable[Bytes]]) -> None:
         """Fills in the lengths, and the parts of each message."""
@@ -73,5 +102,17 @@ class Framed:
 
     def unpack(self, grouped: Sequence[Iterable[Bytes]]) -> None:
         """Copies what came into the parts; WireError, naming the rank, if a length is wrong."""
-        check_lengths(self.memory[self._heads].view(_LENGTH)[:, 0].tolist(), self.due)
-        scatter(self.memory, self._starts, grouped)
+        unpack(self.memory, self.due, grouped)
+
+
+def unpack(memory: Bytes, due: Sequence[int], grouped: Sequence[Iterable[Bytes]]) -> None:
+    """``Framed.unpack`` of memory from elsewhere, of any size."""
+    counts, heads, starts = _layout(tuple(due))
+    whole = memory
+    if len(memory) < sum(counts):
+        whole = np.full(sum(counts), _UNSET, dtype=np.uint8)
+        whole[: len(memory)] = memory
+    check_lengths(whole[heads].view(_LENGTH)[:, 0].tolist(), due)
+    if len(memory) != sum(counts):
+        raise WireError(f"rank {len(due) - 1} sent another length than it says")
+    scatter(memory, starts, grouped)

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import numpy.typing as npt
 
-from mpisign.errors import CollectiveError, WireError
+from mpisign.errors import CollectiveError
 from mpisign.stats import stage, stats
 from mpisign.transports.base import Bytes, Over, Part, Pending, Transport, poll
-from mpisign.transports.framed import Framed, by_rank, check_lengths, gather, lengths, scatter
+from mpisign.transports.framed import (
+    Framed,
+    by_rank,
+    check_lengths,
+    gather,
+    host_pool,
+    lengths,
+    scatter,
+    starts,
+    unpack,
+)
 from mpisign.transports.http_store import HTTPStore
 from mpisign.transports.mailbox import Mailbox
 
@@ -54,6 +62,7 @@ class HorovodTransport(Transport):
     ) -> None:
         self._process_set = process_set
         self._prefix = f"{prefix}.{process_set.process_set_id}"
+        self._pool = host_pool()
         self._topic = ""
         self._started: dict[int, int] = defaultdict(int)
         self._under_way: dict[str, _Exchange] = {}
@@ -75,13 +84,15 @@ class HorovodTransport(Transport):
             return Over()
         outgoing, incoming = by_rank(sends, self.size), by_rank(recvs, self.size)
         counts, due = lengths(outgoing), lengths(incoming)
-        memory = np.empty(sum(counts), dtype=np.uint8)
-        gather(outgoing, memory, _starts(counts))
+        lease = self._pool.take([sum(counts)])
+        memory = lease.slices[0]
+        gather(outgoing, memory, starts(counts))
 
         def finish(result: Any) -> None:
+            lease.give_back()
             received, splits = result
             check_lengths(splits.tolist(), due)
-            scatter(received.numpy(), _starts(due), incoming)
+            scatter(received.numpy(), starts(due), incoming)
 
         return self._start(
             tag,
@@ -95,19 +106,15 @@ class HorovodTransport(Transport):
         every = [row.nbytes for row in rows]
         own = every[self.rank]
         stats().add("exchange", calls=0, sent=own * (self.size - 1), received=sum(every) - own)
-        row, into = Framed([send.nbytes]), Framed(every)
-        row.pack([[send]])
         if self.size == 1:
             rows[0][...] = send
             return Over()
+        row = Framed([send.nbytes], self._pool)
+        row.pack([[send]])
 
         def finish(received: Any) -> None:
-            # Of another total length: what is there tells whose row is the first wrong one.
-            common = min(received.numel(), into.memory.nbytes)
-            into.memory[:common] = received.numpy()[:common]
-            into.unpack([[row] for row in rows])
-            if received.numel() != into.memory.nbytes:
-                raise WireError(f"rank {self.size - 1} sent more than its length says")
+            row.free()
+            unpack(received.numpy(), every, [[part] for part in rows])
 
         return self._start(tag, finish, hvd.allgather_async, torch.from_numpy(row.memory))
 
@@ -205,7 +212,3 @@ class _Exchange:
 
     def missing(self) -> list[int] | None:
         return [] if self._finish is None else None
-
-
-def _starts(lengths: Sequence[int]) -> list[int]:
-    return list(accumulate(lengths[:-1], initial=0))

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from mpisign.errors import WireError
 from mpisign.stats import stage, stats
 from mpisign.transports.base import Over, Part, Pending, Transport, poll
-from mpisign.transports.framed import Framed, by_rank, lengths
+from mpisign.transports.framed import Framed, by_rank, host_pool, lengths
 from mpisign.transports.mailbox import Mailbox
 
 try:
@@ -60,6 +60,7 @@ class TorchTransport(Transport):
         self.backend, self._device = _backend(group)
         self._group = _own_group(group, ranks, self.backend)
         self.rank, self.size = ranks.index(dist.get_rank()), len(ranks)
+        self._pool = host_pool()
         self._works: list[dist.Work] = []  # not known to be over
         # A process that ends would wait for exchanges in flight, and so for ranks that never come.
         # Not earlier, in ``abort``: a rank that comes late is better told why by a notice.
@@ -72,7 +73,8 @@ class TorchTransport(Transport):
         if self.size == 1:
             return Over()
         outgoing, incoming = by_rank(sends, self.size), by_rank(recvs, self.size)
-        out, into = Framed(lengths(outgoing)), Framed(lengths(incoming))
+        out = Framed(lengths(outgoing), self._pool)
+        into = Framed(lengths(incoming), self._pool)
         out.pack(outgoing)
         sent, memory = torch.from_numpy(out.memory), torch.from_numpy(into.memory)
         received = memory.to(self._device)  # the same memory unless the device is another
@@ -88,7 +90,9 @@ class TorchTransport(Transport):
         def finish() -> None:
             if received is not memory:
                 memory.copy_(received)
+            out.free()
             into.unpack(incoming)
+            into.free()
 
         return self._pending(work, finish)
 

@@ -54,8 +54,20 @@ _LOCAL_SIZE = (
 )
 
 
+_NODES = ("SLURM_STEP_NUM_NODES", "FLUX_JOB_NNODES")
+_TORCHRUN = {
+    _LOCAL_RANK: ("LOCAL_RANK",),
+    _RANK: ("RANK",),
+    _SIZE: ("WORLD_SIZE",),
+    _LOCAL_SIZE: ("LOCAL_WORLD_SIZE",),
+    _NODES: ("GROUP_WORLD_SIZE",),
+}
+
+
 def _first(names: tuple[str, ...]) -> tuple[str, int] | None:
     """The first of the variables that holds a number, and the number."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun, whose variables' names say little alone
+        names = (*names, *_TORCHRUN[names])
     for name in names:
         value = os.environ.get(name, "").strip()
         if value.isdecimal():
@@ -86,7 +98,7 @@ def local_size() -> int | None:
     found = _first(_LOCAL_SIZE)
     if found:
         return found[1]
-    size, nodes = launched_size(), _first(("SLURM_STEP_NUM_NODES", "FLUX_JOB_NNODES"))
+    size, nodes = launched_size(), _first(_NODES)
     return size if size is not None and nodes is not None and nodes[1] == 1 else None
 
 
@@ -105,6 +117,8 @@ def check_world(size: int) -> None:
             "horovodrun --gloo starts no MPI world: use mpisign.horovod there, "
             "or start with horovodrun --mpi or mpirun"
         )
+    elif variable == "WORLD_SIZE":
+        advice = 'torchrun starts no MPI world: use comm="torch" there, or start with mpirun'
     else:
         advice = (
             "the launcher and mpi4py's MPI library are not of one kind: start with the mpirun of "

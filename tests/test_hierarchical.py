@@ -7,6 +7,7 @@ import pytest
 import references as ref
 
 import mpisign
+from mpisign.collectives import ballot
 from mpisign.collectives.nodes import grouped
 from mpisign.errors import CollectiveError
 from mpisign.transports import threads
@@ -44,10 +45,14 @@ def test_hierarchical_is_the_flat_vote_bit_for_bit(nodes, zeros, ties, weighing)
         assert len({r.tobytes() for r in (*flat, *tree)}) == 1
 
 
-def test_several_chunks():
-    args = (3_000_001, "abstain", "zero", [1] * 5)
-    flat = threads.run(5, vote, args[0], "allgather", *args[1:])
-    tree = threads.run(5, vote, args[0], "hierarchical", *args[1:], nodes=[0, 1, 0, 1, 0])
+@pytest.mark.parametrize("nodes", [[0, 1, 0, 1, 0], [0, 1, 2, 3], [0, 0, 1, 1]], ids=str)
+@pytest.mark.parametrize("length", [9_001, 140_001])  # 2 chunks, and 16
+def test_many_chunks(nodes, length, monkeypatch):
+    monkeypatch.setattr(ballot, "_CHUNK", 1 << 9)
+    p = len(nodes)
+    args = (length, "allgather", "abstain", "zero", [1] * p)
+    flat = threads.run(p, vote, *args)
+    tree = threads.run(p, vote, length, "hierarchical", *args[2:], nodes=nodes)
     assert len({r.tobytes() for r in (*flat, *tree)}) == 1
 
 

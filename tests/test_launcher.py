@@ -67,6 +67,17 @@ def test_silent_jobs_of_one_rank_raise(environment, variable, advice):
     launcher.check_world(4)
 
 
+def test_torchrun(environment):
+    for name, value in {"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4"}.items():
+        environment.setenv(name, value)
+    assert launcher.rank() is None  # names that many programs use
+    environment.setenv("TORCHELASTIC_RUN_ID", "none")
+    assert (launcher.rank(), launcher.local_rank(), launcher.launched_size()) == (3, 1, 4)
+    assert launcher.local_size() is None
+    with pytest.raises(LauncherError, match='comm="torch"'):
+        launcher.check_world(1)
+
+
 def test_a_batch_script_is_one_process(environment):
     """sbatch sets SLURM_NTASKS in the script's own shell: python there is not one of 8 ranks."""
     environment.setenv("SLURM_NTASKS", "8")

@@ -7,7 +7,8 @@ import sys
 import pytest
 from launchers import find, mpirun, run
 
-SUITE = ["-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "tests/ranks/test_transports.py"]
+SUITE = ["-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
+FILES = ["tests/ranks/test_transports.py", "tests/ranks/test_any_wire.py"]
 ENV = {"MPISIGN_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "HOROVOD_GLOO_IFACE": "lo"}
 
 
@@ -52,7 +53,7 @@ QUICK = {"mpi": [1, 2, 3, 4, 5], "torch": [2, 3], "horovod-mpi": [2], "horovod-g
     ],
 )
 def test_the_suite_over(wire, n, tmp_path):
-    output = start(wire, n, SUITE, tmp_path)
+    output = start(wire, n, [*SUITE, *FILES], tmp_path)
     assert output.count(" passed") == n, output
 
 

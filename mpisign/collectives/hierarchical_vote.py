@@ -13,7 +13,7 @@ from mpisign import planes
 from mpisign.collectives.alltoall_vote import alltoall_vote
 from mpisign.collectives.ballot import Ballot
 from mpisign.collectives.line import Line
-from mpisign.collectives.pipeline import pipelined, slots
+from mpisign.collectives.pipeline import DEPTH, pipelined, slots
 from mpisign.planes.weights import integer_weights
 from mpisign.stats import stage
 from mpisign.transports.base import Pending, Steps
@@ -173,7 +173,9 @@ def _vote(
     slot_width = -(-widest // n_slots)
     piece_width = -(-slot_width // len(nodes))
     ballots = [line.empty(ballot.k, widest) for _ in range(n)]
-    results = [line.empty(ballot.kd, widest) for _ in range(n)]
+    # A result lives through two exchanges: its pieces', then its slots'.
+    long = min(len(chunks), 2 * DEPTH + 1)
+    results = [line.empty(ballot.kd, widest) for _ in range(long)]
     stacks = [line.empty(len(mates), ballot.k, slot_width) for _ in range(n if owns else 0)]
     tallies = [line.empty(between.planes(here), slot_width) for _ in range(n if owns else 0)]
     told = [
@@ -223,7 +225,7 @@ def _vote(
         if not owns:
             return line.exchange([], [])
         (a, b), (in_chunk, pieces) = chunks[i], cut(i)
-        slot = results[i % n][:, : b - a][:, in_chunk[place]]
+        slot = results[i % long][:, : b - a][:, in_chunk[place]]
         own = slot[:, pieces[here]]
         first = a + in_chunk[place].start + pieces[here].start
         if own.shape[1]:
@@ -233,7 +235,7 @@ def _vote(
 
     def from_slots(i: int) -> Pending:
         (a, b), (in_chunk, _) = chunks[i], cut(i)
-        result = results[i % n][:, : b - a]
+        result = results[i % long][:, : b - a]
         sends = []
         if owns:
             sends = [(mates[m], plane[in_chunk[place]]) for m in local for plane in result]
@@ -242,7 +244,7 @@ def _vote(
 
     def unpack(i: int) -> None:
         a, b = chunks[i]
-        ballot.unpack(a, b, results[i % n][:, : b - a])
+        ballot.unpack(a, b, results[i % long][:, : b - a])
 
     yield from pipelined(len(chunks), to_slots, to_nodes, from_nodes, from_slots, unpack)
 

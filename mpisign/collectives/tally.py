@@ -112,7 +112,7 @@ def submit(function: str, comm: Any, settings: dict[str, Any], make: Any) -> Han
     )
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class CountBallot(Ballot):
     """A ballot whose result are count planes: of negative votes, then, if masked, of positive."""
 

@@ -58,8 +58,9 @@ class Transport(ABC):
 
     ``ordered``: exchanges match in the order in which they were started, whatever their tags, so
     that collectives must run one after another. ``device``: "cpu" or "cuda", where the memory of
-    parts must lie. ``measurable``: False where the time that exchanges take means nothing. Methods that start something are called by all ranks alike; ``post`` and
-    ``notices`` are not.
+    parts must lie. ``measurable``: False where the time that exchanges take means nothing.
+
+    Methods that start something are called by all ranks alike; ``post`` and ``notices`` are not.
     """
 
     name: ClassVar[str]

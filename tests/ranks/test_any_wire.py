@@ -1,0 +1,212 @@
+"""Votes over whatever connects the ranks: MPISIGN_TEST_WIRE=mpi|torch|horovod, else threads.
+
+Started at several ranks by tests/test_transports.py; under plain pytest the ranks are threads.
+"""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+import references as ref
+import torch
+
+import mpisign
+from mpisign.collectives import ballot
+from mpisign.compressors import Signum
+from mpisign.errors import CollectiveError, DisagreementError, NaNError
+from mpisign.transports import threads
+
+WIRE = os.environ.get("MPISIGN_TEST_WIRE", "threads")
+ALGORITHMS = ["auto", "allgather", "alltoall", "hierarchical"]
+
+
+@pytest.fixture(scope="module", params=[1, 2, 3, 4, 5] if WIRE == "threads" else [WIRE])
+def on_all(request):
+    """Runs ``body(comm)`` on all ranks that this process is; asserts that what they return is the
+    same on all ranks of the job, and returns it."""
+    if WIRE == "threads":
+
+        def simulated(body):
+            results = threads.run(request.param, body)
+            assert len({same(r) for r in results}) == 1
+            return results[0]
+
+        return simulated
+    comm = mpisign.Communicator(WIRE)
+
+    def launched(body):
+        result = body(comm)
+        own = np.frombuffer(same(result), dtype=np.uint8)
+        rows = np.empty((comm.size, len(own)), dtype=np.uint8)
+        channel = comm.channel
+        channel.submit("same", lambda line: exchanged(line, own, rows)).wait()
+        assert (rows == own).all()
+        return result
+
+    return launched
+
+
+def exchanged(line, own, rows):
+    yield line.allgather(own, rows)
+
+
+def same(result):
+    import hashlib
+
+    parts = result if isinstance(result, tuple) else (result,)
+    data = b"".join(b"" if p is None else np.ascontiguousarray(p).tobytes() for p in parts)
+    return hashlib.sha256(data).digest()
+
+
+def ballots(comm, length, dtype=np.float32):
+    return [ref.awkward(length, 100 + r, dtype) for r in range(comm.size)]
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize(
+    "zeros, ties", [("positive", "positive"), ("random", "random"), ("abstain", "zero")]
+)
+def test_votes_match_the_reference(on_all, algorithm, zeros, ties):
+    def body(comm):
+        results = []
+        for length in (0, 1, 8, 33, 4097, 70_001):
+            xs = ballots(comm, length)
+            packed = [ref.pack(x, zeros, seed=9, step=4, rank=r) for r, x in enumerate(xs)]
+            signs, masks = (np.stack(p) for p in zip(*packed, strict=True))
+            sign, mask = ref.majority(signs, masks, ties, seed=9, step=4, length=length)
+            s, m = ref.plane_to_bits(sign, length), ref.plane_to_bits(mask, length)
+            expected = np.where(m, np.where(s, -1, 1), 0).astype(np.float32)
+            result = comm.majority_vote(
+                xs[comm.rank], algorithm=algorithm, zeros=zeros, ties=ties, seed=9, step=4
+            )
+            assert np.array_equal(result, expected)
+            results.append(result)
+        return tuple(results)
+
+    on_all(body)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_many_chunks_in_place(on_all, algorithm, monkeypatch):
+    monkeypatch.setattr(ballot, "_CHUNK", 1 << 10)  # 16 of them, as of 16.8M coordinates and more
+
+    def body(comm):
+        x = ballots(comm, 140_001)
+        expected = ref.vote(x)
+        mine = x[comm.rank]
+        out = comm.majority_vote(mine, algorithm=algorithm, zeros="abstain", ties="zero", out=mine)
+        assert out is mine and np.array_equal(out, expected)
+        return out
+
+    on_all(body)
+
+
+def test_votes_in_flight_end_in_any_order(on_all, monkeypatch):
+    monkeypatch.setattr(ballot, "_CHUNK", 1 << 10)
+
+    def body(comm):
+        lengths = (1000, 1, 50_000, 33, 140_001, 8)
+        tensors = [ballots(comm, n) for n in lengths]
+        handles = [
+            comm.majority_vote_async(
+                xs[comm.rank], zeros="abstain", ties="zero", algorithm=ALGORITHMS[1 + i % 3]
+            )
+            for i, xs in enumerate(tensors)
+        ]
+        between = comm.majority_vote(np.ones(5), ties="zero")
+        for i in np.random.default_rng(comm.rank).permutation(len(handles)):
+            if comm.rank % 2:
+                while not handles[i].done():
+                    pass
+            assert np.array_equal(handles[i].wait(), ref.vote(tensors[i]))
+        return between
+
+    assert (on_all(body) == 1).all()
+
+
+def test_unlike_weights(on_all):
+    def body(comm):
+        xs = ballots(comm, 999)
+        expected = np.sign(sum((r + 1) * np.sign(x) for r, x in enumerate(xs)))
+        for algorithm in ALGORITHMS:
+            result = comm.majority_vote(
+                xs[comm.rank],
+                algorithm=algorithm,
+                weight=comm.rank + 1,
+                zeros="abstain",
+                ties="zero",
+            )
+            assert np.array_equal(result, expected)
+        return result
+
+    on_all(body)
+
+
+def test_byzantine_owners_change_nothing_among_honest_ranks(on_all):
+    def body(comm):
+        xs = ballots(comm, 4097)
+        f = (comm.size - 1) // 2
+        return comm.majority_vote(
+            xs[comm.rank], byzantine_f=min(f, 1), zeros="abstain", ties="zero"
+        )
+
+    def plain(comm):
+        return ref.vote(ballots(comm, 4097))
+
+    assert np.array_equal(on_all(body), on_all(plain))
+
+
+def test_counts(on_all):
+    def body(comm):
+        xs = ballots(comm, 999)
+        negative, positive = mpisign.tally(xs[comm.rank], comm, zeros="abstain")
+        assert np.array_equal(negative, sum((x < 0).astype(int) for x in xs))
+        assert np.array_equal(positive, sum((x > 0).astype(int) for x in xs))
+        return negative, positive
+
+    on_all(body)
+
+
+def test_errors_are_the_same_on_all_ranks_and_votes_go_on(on_all, monkeypatch):
+    monkeypatch.setattr(ballot, "_CHUNK", 1 << 10)
+
+    def body(comm):
+        x = np.ones(100, dtype=np.float32)
+        if comm.rank == comm.size - 1:
+            x[3] = np.nan
+        with pytest.raises(NaNError, match=f"1 on rank {comm.size - 1}"):
+            comm.majority_vote(x)
+        large = np.full(70_000, 1.0, dtype=np.float32)  # NaN is found on the way
+        if comm.rank == 0:
+            large[-1] = np.nan
+        with pytest.raises(NaNError, match="1 on rank 0"):
+            comm.majority_vote(large)
+        if comm.size > 1:
+            with pytest.raises(DisagreementError, match="length"):
+                comm.majority_vote(np.ones(9 + (comm.rank == 0)))
+            with pytest.raises(CollectiveError, match="rank 0: ties must be one of"):
+                comm.majority_vote(np.ones(9), ties="no" if comm.rank == 0 else "zero")
+        return comm.majority_vote(np.ones(3))
+
+    assert (on_all(body) == 1).all()
+
+
+def test_an_optimizer_steps_alike_everywhere(on_all):
+    def body(comm):
+        seeded = torch.Generator().manual_seed(0)
+        shapes = [(7, 3), (1,), (300, 5), (0,)]
+        parameters = [torch.nn.Parameter(torch.randn(s, generator=seeded)) for s in shapes]
+        optimizer = torch.optim.SGD(parameters, lr=0.01, weight_decay=0.1)
+        mpisign.DistributedOptimizer(optimizer, comm=comm, compression=Signum(momentum=0.9), seed=5)
+        rng = np.random.default_rng(comm.rank)
+        for step in range(4):
+            for i, p in enumerate(parameters):
+                p.grad = torch.from_numpy(rng.standard_normal(shapes[i]).astype(np.float32))
+            if step == 2 and comm.rank == 0:
+                parameters[1].grad = None
+            optimizer.step()
+        return tuple(p.detach().numpy() for p in parameters)
+
+    on_all(body)

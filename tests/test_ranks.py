@@ -20,6 +20,18 @@ def test_the_collectives_at(n):
     )
 
 
+@pytest.mark.parametrize("n", [2, 3, 4])
+def test_counts_and_means_at(n):
+    mpirun(
+        n,
+        sys.executable,
+        *("-m", "mpi4py", "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"),
+        *("tests/ranks/test_counts.py", "tests/ranks/test_compressed_mean.py"),
+        timeout=180,
+        env={"MPISIGN_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
+    )
+
+
 def test_more_ranks_than_bytes():
     mpirun(
         9,

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mpisign import launcher
+from mpisign.collectives.progress import timeout_of_environment
 from mpisign.collectives.vote import Channel
 from mpisign.transports.base import Transport
 
@@ -42,7 +43,8 @@ class Communicator:
             raise ValueError(
                 f"{function}: timeout must be a positive number of seconds, got {timeout!r}"
             )
-        transport, why = _transport(function, x)
+        seconds = timeout_of_environment() if timeout is None else timeout
+        transport, why = _transport(function, x, seconds)
         if nodes is not None:
             nodes = [int(n) for n in nodes]
             if len(nodes) != transport.size:
@@ -50,7 +52,7 @@ class Communicator:
                     f"{function}: nodes must be one for each of {transport.size} ranks, "
                     f"got {len(nodes)}"
                 )
-        self.channel = Channel(transport, timeout)
+        self.channel = Channel(transport, seconds)
         self.channel.survey(nodes)
         self.rank: int = transport.rank
         self.size: int = transport.size
@@ -136,14 +138,14 @@ def _key(kind: str, x: Any) -> Any:
     return kind, id(x)
 
 
-def _transport(function: str, x: Any) -> tuple[Transport, str]:
+def _transport(function: str, x: Any, seconds: float) -> tuple[Transport, str]:
     if isinstance(x, Transport):
         return x, "it was given"
     kind, x, why = _resolve(function, x)
     if kind == "mpi":
         from mpisign.transports import mpi
 
-        return mpi.MPITransport(mpi.checked(x).Dup()), why
+        return mpi.MPITransport(mpi.duplicate(mpi.checked(x), seconds)), why
     if kind == "torch":
         from mpisign.transports.torch import TorchTransport
 

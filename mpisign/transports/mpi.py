@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from mpisign import launcher
-from mpisign.errors import WireError
+from mpisign.errors import CollectiveTimeout, WireError
 from mpisign.stats import stage, stats
 from mpisign.transports.base import Over, Part, Pending, Transport, poll
 
@@ -130,32 +130,52 @@ class MPITransport(Transport):
             exchange.cancel()
         # MPI reads and writes what is in flight until the process ends, so the memory is kept; and
         # MPI_Finalize would wait for a rank that never comes.
-        _LOST.append(self)
-        if len(_LOST) == 1:
-            atexit.register(_end_the_job)
+        _lose(self._comm, self)
 
     def free(self) -> None:
         """Frees the communicator, unless messages are left on it."""
-        if self not in _LOST and not MPI.Is_finalized():
+        if not any(self is lost for _, lost in _LOST) and not MPI.Is_finalized():
             self._notices.free()
             self._comm.Free()
 
 
+def duplicate(comm: MPI.Intracomm, seconds: float) -> MPI.Intracomm:
+    """A clone of ``comm``; CollectiveTimeout unless all its ranks ask for one in ``seconds``."""
+    clone, request = comm.Idup()
+    until = time.monotonic() + seconds
+    while not request.Test():
+        if time.monotonic() > until:
+            _lose(comm, (clone, request))
+            raise CollectiveTimeout(
+                f"Communicator: ranks did not come in {seconds:.1f} s (MPI does not say which): "
+                "all ranks of an MPI communicator must make a Communicator of it, or call their "
+                "first collective on it"
+            )
+        time.sleep(1e-4)
+    return clone
+
+
 _LAST_SECONDS = 20.0
-_LOST: list[MPITransport] = []
+_LOST: list[tuple[MPI.Intracomm, Any]] = []  # what broke off, and memory that MPI may still use
+
+
+def _lose(comm: MPI.Intracomm, kept: Any) -> None:
+    _LOST.append((comm, kept))
+    if len(_LOST) == 1:
+        atexit.register(_end_the_job)
 
 
 def _end_the_job() -> None:
     """At exit, after a collective broke off: MPI_Abort unless all its ranks come to their end."""
     if MPI.Is_finalized():
         return
-    for transport in _LOST:
-        everyone = transport._comm.Ibarrier()
+    for comm, _ in _LOST:
+        everyone = comm.Ibarrier()
         until = time.monotonic() + _LAST_SECONDS
         while not everyone.Test():
             if time.monotonic() > until:
                 print(
-                    f"mpisign: rank {transport.rank} ends the job with MPI_Abort: ranks are "
+                    f"mpisign: rank {comm.Get_rank()} ends the job with MPI_Abort: ranks are "
                     f"missing {_LAST_SECONDS:.0f} s after a collective broke off",
                     file=sys.stderr,
                     flush=True,

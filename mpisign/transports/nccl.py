@@ -148,10 +148,12 @@ class NCCLTransport(Transport):
         self._control.abort()
 
     def free(self) -> None:
-        """Ends NCCL; exchanges that are not over with it."""
+        """Ends NCCL, exchanges that are not over with it, and frees ``control``; collective."""
         if self._communicator is not None and all(queued.done() for queued in self._live):
             communicator, self._communicator = self._communicator, None
             communicator.destroy()
+        if not self._given_up:
+            getattr(self._control, "free", lambda: None)()
         self._give_up("it was freed")
 
     def _start(self, index: int | None, tag: int) -> None:

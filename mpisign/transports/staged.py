@@ -113,6 +113,10 @@ class StagedTransport(Transport):
     def abort(self) -> None:
         self._wire.abort()
 
+    def free(self) -> None:
+        """Frees the wire, where it has something to free; collective."""
+        getattr(self._wire, "free", lambda: None)()
+
     def _stage(self, parts: Sequence[Any]) -> tuple[Lease, list[Any]]:
         """Host copies of parts, complete when it returns; one of a part that is sent many times."""
         mine = {id(part): part for part in parts if self._device.on_device(part)}

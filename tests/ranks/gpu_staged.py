@@ -100,5 +100,7 @@ if size > 1:
     device.synchronize()
     assert (part == left).all()
 MPI.COMM_WORLD.Barrier()
+staged.free()
+assert wire._comm == MPI.COMM_NULL
 if rank == 0:
     print(f"staged: all well at {size} ranks")

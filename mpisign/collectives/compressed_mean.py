@@ -44,8 +44,9 @@ def compressed_mean(
     ``x``: float32, float16, bfloat16 or float64 in host memory, NumPy array or torch tensor, any
     shape, one length and dtype on all ranks. ``state``: this rank's ``CompressedMeanState`` of that
     length, which says the blocks. Returns float32 of x's shape and framework, or ``out``, which is
-    C-contiguous and may be ``x``. ``comm``, zeros, nan, seed, step: as ``majority_vote``'s; nan is about all that
-    is not finite in float32: "abstain" has it count 0 in the mean, and it enters no residual.
+    C-contiguous and may be ``x``. ``comm``, zeros, nan, seed, step: as ``majority_vote``'s; nan is
+    about all that is not finite in float32: "abstain" has it count 0 in the mean; it never enters
+    a residual.
 
     Wire, per rank: k B (1 - 1/p) bytes up and kd B (1 - 1/p) down, B = ceil(d / 8), k = 2 if
     coordinates may abstain, kd = 2 under zeros="abstain", else 1. Up, chunk by chunk: to each owner
@@ -112,15 +113,15 @@ class _Mean:
     def steps(self, channel: Channel, line: Line, number: int) -> Steps[Any]:
         agreed = yield from channel.headers(line, self.header, _FUNCTION)
         state = self._state
-        wire = ScaledSigns(line, state, self._how)
+        wire = ScaledSigns(line, state, self._how, self._x, self._flat)
         b = planes.plane_bytes(state.length)
         n = 1 if state.block is None else max(1, min(_CHUNKS, b // _CHUNK))
         pieces = [[state.piece(r, i, n) for r in range(line.size)] for i in range(n)]
         yield from pipelined(
             n,
-            lambda i: wire.send(self._x, pieces[i]),
+            lambda i: wire.send(pieces[i]),
             lambda i: wire.average(pieces[i]),
-            lambda i: wire.receive(pieces[i], self._flat),
+            lambda i: wire.receive(pieces[i]),
         )
         if agreed.header.nan == "raise":
             yield from _refuse(line, agreed, wire.bad)

@@ -15,10 +15,16 @@ from mpisign.transports.base import Part, Pending
 
 
 class ScaledSigns:
-    """Planes and scales of one call, whole: what this rank sends, what it owns, the result's."""
+    """Planes and scales of one call, whole: what this rank sends, what it owns, the result's.
 
-    def __init__(self, line: Line, state: CompressedMeanState, how: dict[str, Any]) -> None:
-        self._line, self._state, self._how = line, state, how
+    ``x``, ``out``: flat, maybe the same memory: a chunk of ``out`` is written to once that of ``x``
+    is packed, first as room for the mean.
+    """
+
+    def __init__(
+        self, line: Line, state: CompressedMeanState, how: dict[str, Any], x: Any, out: Any
+    ) -> None:
+        self._line, self._state, self._how, self._x, self._out = line, state, how, x, out
         k = policies.planes_up(how["zeros"], how["nan"])
         kd = policies.planes_up(how["zeros"], "raise")
         b, own, shard = planes.plane_bytes(state.length), state.shard, state.shard.b - state.shard.a
@@ -29,19 +35,18 @@ class ScaledSigns:
         self.down = np.empty((kd, b), dtype=np.uint8)
         self.down_scales = np.zeros(state.scales, dtype="<f4")
         self._residual, self._owner_residual = state.begin()
-        self._packed = False
         self.bad = 0
 
-    def send(self, x: Any, pieces: list[Piece]) -> Pending:
+    def send(self, pieces: list[Piece]) -> Pending:
         """Packs a chunk, and starts sending it to the owners."""
         state, line = self._state, self._line
         if state.block is None:  # one scale: the whole is packed before any of it can go
             pack, scale = Piece(0, state.length, 0, 1), np.empty(1, dtype="<f4")
-            self._pack(x, pack, scale)
+            self._pack(pack, scale)
             self._up_scales[...] = scale
         else:
             for m in pieces:
-                self._pack(x, m, self._up_scales[m.s : m.t])
+                self._pack(m, self._up_scales[m.s : m.t])
         stack, stack_scales = self._mine(pieces)
         own = pieces[line.rank]
         stack[line.rank] = own.planes(self._up)
@@ -52,14 +57,14 @@ class ScaledSigns:
             recvs += _parts(r, stack[r], stack_scales[r])
         return line.exchange(sends, recvs)
 
-    def _pack(self, x: Any, m: Piece, scales: Floats) -> None:
+    def _pack(self, m: Piece, scales: Floats) -> None:
         if m.b == m.a:
             return
         residual = self._residual[m.a : m.b]
         residual[...] = self._state.residual[m.a : m.b]
         with stage("pack"):
             *_, bad = planes.pack_error_feedback(
-                x[m.a : m.b],
+                self._x[m.a : m.b],
                 residual,
                 block=self._state.block,
                 **self._how,
@@ -92,6 +97,7 @@ class ScaledSigns:
                     scales / np.float32(line.size),
                     block=state.block,
                     length=own.b - own.a,
+                    out=self._out[own.a : own.b],
                 )
                 part = slice(own.a - state.shard.a, own.b - state.shard.a)
                 residual = self._owner_residual[part]
@@ -115,7 +121,7 @@ class ScaledSigns:
             recvs += _parts(r, pieces[r].planes(self.down), self.down_scales[_scales(pieces[r])])
         return line.exchange(sends, recvs)
 
-    def receive(self, pieces: list[Piece], out: Any) -> None:
+    def receive(self, pieces: list[Piece]) -> None:
         """Reads a chunk of the result."""
         for r, m in enumerate(pieces):
             if m.b == m.a:
@@ -128,7 +134,7 @@ class ScaledSigns:
                     scales[None],
                     block=self._state.block,
                     length=m.b - m.a,
-                    out=out[m.a : m.b],
+                    out=self._out[m.a : m.b],
                 )
 
     def _check(self, rank: int, rows: Any, scales: Floats, m: Piece) -> None:

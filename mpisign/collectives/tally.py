@@ -25,6 +25,7 @@ from mpisign.transports.base import Steps
 
 _ALGORITHMS = ("auto", "allgather", "alltoall")
 _MOST = (1 << 31) - 1  # int32
+_CACHED = 1 << 16  # coordinates that are read together
 _EXACT = 16  # count planes that fp32 adds up without rounding, with room to spare
 
 
@@ -252,15 +253,22 @@ class _Tally(Count):
 
 def _read(counts: Planes, unit: int, out: Any) -> None:
     """``unit`` times the counts in planes (n, b), into int32 ``out``."""
-    out[...] = 0
-    for low in range(0, len(counts), _EXACT):
-        some = counts[low : low + _EXACT]
-        n = len(some)
-        # A plane's 0 adds its weight and its 1 takes it away: 2^n - 1 - 2 c.
-        left = planes.weighted_sum(some, 2.0 ** np.arange(n), length=out.size)
-        np.subtract((1 << n) - 1, left, out=left)
-        left *= 0.5
-        out += left.astype(np.int32) * np.int32(unit << low)
+    room = np.empty(min(out.size, _CACHED), dtype=np.float32)
+    for at in range(0, out.size, _CACHED):
+        part = out[at : at + _CACHED]
+        left = room[: part.size]
+        for low in range(0, len(counts), _EXACT):
+            some = counts[low : low + _EXACT, at // 8 : (at + part.size + 7) // 8]
+            n = len(some)
+            # A plane's 0 adds its weight and its 1 takes it away: 2^n - 1 - 2 c.
+            planes.weighted_sum(some, 2.0 ** np.arange(n), length=part.size, out=left)
+            np.subtract((1 << n) - 1, left, out=left)
+            left *= 0.5
+            if low == 0:
+                part[...] = left
+                part *= np.int32(unit)
+            else:
+                part += left.astype(np.int32) * np.int32(unit << low)
 
 
 def check_weights(function: str, weights: Sequence[float] | None) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from cuda_device import missing
 from launchers import ROOT, mpirun, run
-from test_transports import start
+from test_wires import start
 
 RANKS = ROOT / "tests" / "ranks"
 PATH = {

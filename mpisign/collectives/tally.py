@@ -242,33 +242,35 @@ class _Tally(Count):
         # Kernels count in the smallest whole numbers of the weights' ratios.
         unit = 1 if weights is None else math.gcd(*(int(w) for w in weights))
         total = self.size if weights is None else int(sum(weights))
-        negative, positive = (flat[part] for flat in self._flat)
         bits = self.ballot.bits
-        _read(counts[:bits], unit, negative)
-        if len(counts) > bits:
-            _read(counts[bits:], unit, positive)
-        else:
-            np.subtract(total, negative, out=positive)
-
-
-def _read(counts: Planes, unit: int, out: Any) -> None:
-    """``unit`` times the counts in planes (n, b), into int32 ``out``."""
-    room = np.empty(min(out.size, _CACHED), dtype=np.float32)
-    for at in range(0, out.size, _CACHED):
-        part = out[at : at + _CACHED]
-        left = room[: part.size]
-        for low in range(0, len(counts), _EXACT):
-            some = counts[low : low + _EXACT, at // 8 : (at + part.size + 7) // 8]
-            n = len(some)
-            # A plane's 0 adds its weight and its 1 takes it away: 2^n - 1 - 2 c.
-            planes.weighted_sum(some, 2.0 ** np.arange(n), length=part.size, out=left)
-            np.subtract((1 << n) - 1, left, out=left)
-            left *= 0.5
-            if low == 0:
-                part[...] = left
-                part *= np.int32(unit)
+        room = np.empty(min(part.stop - part.start, _CACHED), dtype=np.float32)
+        for at in range(part.start, part.stop, _CACHED):
+            end = min(at + _CACHED, part.stop)
+            negative, positive = (flat[at:end] for flat in self._flat)
+            piece = counts[:, (at - part.start) // 8 : (end - part.start + 7) // 8]
+            _read(piece[:bits], unit, negative, room)
+            if len(counts) > bits:
+                _read(piece[bits:], unit, positive, room)
             else:
-                part += left.astype(np.int32) * np.int32(unit << low)
+                np.subtract(total, negative, out=positive)
+
+
+def _read(counts: Planes, unit: int, out: Any, room: Any) -> None:
+    """``unit`` times the counts in planes (n, b), into int32 ``out``; ``room``: as many float32."""
+    left = room[: out.size]
+    for low in range(0, len(counts), _EXACT):
+        some = counts[low : low + _EXACT]
+        n = len(some)
+        # A plane's 0 adds its weight and its 1 takes it away: 2^n - 1 - 2 c.
+        planes.weighted_sum(some, 2.0 ** np.arange(n), length=out.size, out=left)
+        np.subtract((1 << n) - 1, left, out=left)
+        left *= 0.5
+        if low == 0:
+            out[...] = left
+            if unit != 1:
+                out *= np.int32(unit)
+        else:
+            out += left.astype(np.int32) * np.int32(unit << low)
 
 
 def check_weights(function: str, weights: Sequence[float] | None) -> None:

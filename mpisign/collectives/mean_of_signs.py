@@ -8,7 +8,7 @@ import numpy as np
 
 from mpisign import arrays, planes, policies
 from mpisign.collectives.ballot import Planes
-from mpisign.collectives.tally import Count, submit
+from mpisign.collectives.count_ballot import Count, submit
 from mpisign.collectives.vote import Channel
 
 

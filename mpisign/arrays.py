@@ -153,6 +153,14 @@ def empty(shape: tuple[int, ...], dtype: str, *, like: View | None = None) -> An
         return cupy.empty(shape, dtype=_numpy_dtype(dtype))
 
 
+def host(x: Any) -> np.ndarray[Any, Any]:
+    """``x`` in host memory: itself, or a copy of what lies on a device, which is waited for."""
+    if isinstance(x, np.ndarray):
+        return x
+    copy: np.ndarray[Any, Any] = x.detach().cpu().numpy() if is_torch(x) else x.get()
+    return copy
+
+
 def address(x: Any) -> int:
     """Where the memory of an array of any framework begins; unchecked."""
     if isinstance(x, np.ndarray):

@@ -9,7 +9,7 @@ from typing import Any
 
 from mpisign import launcher
 from mpisign.collectives.progress import timeout_of_environment
-from mpisign.collectives.vote import Channel
+from mpisign.collectives.vote import Channel, tell_choice
 from mpisign.transports.base import Transport
 
 _KINDS = ("mpi", "horovod", "torch")
@@ -56,11 +56,7 @@ class Communicator:
         self.channel.survey(nodes)
         self.rank: int = transport.rank
         self.size: int = transport.size
-        if os.environ.get("MPISIGN_DEBUG") == "1" and self.rank == 0:
-            print(
-                f"mpisign: {transport.name} between {self.size} ranks, because {why}",
-                file=sys.stderr,
-            )
+        tell_choice(transport, why)
 
     def __repr__(self) -> str:
         return f"Communicator({self.channel.transport.name}, rank {self.rank} of {self.size})"

@@ -88,8 +88,7 @@ class Ballot:
         if b == 0 or first + b < self.nbytes or self.length % 8 == 0:
             return
         good = planes.padding_is_zero(stack, self.coordinates(first, first + b))
-        bad = ~good.reshape(len(stack), -1).all(axis=1)
-        if bad.any():
-            row = int(bad.argmax())
-            rank = row if ranks is None else ranks[row]
-            raise WireError(f"rank {rank} sent planes with padding not 0")
+        for row, planes_good in enumerate(good.reshape(len(stack), -1).tolist()):
+            if not all(planes_good):
+                rank = row if ranks is None else ranks[row]
+                raise WireError(f"rank {rank} sent planes with padding not 0")

@@ -28,6 +28,8 @@ def choose(channel: Channel, size: int, ballot: Ballot, header: Header) -> Algor
 
     Raises CollectiveError if the communicator does not know its nodes, or is too small for f.
     """
+    if header.byzantine_f and header.device != "cpu":
+        raise CollectiveError(f"{header.operation}: byzantine_f needs arrays in host memory")
     name: str = header.algorithm
     f = header.byzantine_f
     if f:

@@ -16,7 +16,7 @@ import numpy as np
 
 from mpisign.collectives.header import name_ranks
 from mpisign.errors import CollectiveError, CollectiveTimeout
-from mpisign.transports.base import NOTICE, Transport
+from mpisign.transports.base import LEFT, NOTICE, Transport
 
 if TYPE_CHECKING:
     from mpisign.collectives.progress import Handle
@@ -48,11 +48,18 @@ class RollCall:
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
         self._posted: dict[int, _Notice] = {}
+        self._left: dict[int, float] = {}  # ranks whose programs ended, and when this one heard
 
     def heard(self, handle: Handle, waited: float) -> CollectiveError | None:
-        """The error to raise if a rank gave up; None if all goes well."""
+        """The error to raise if a rank gave up, or left with parts unsent; None if all goes well.
+
+        What a rank sent before it left may still be under way: that has ``_GRACE`` seconds.
+        """
         self._read()
-        return self.give_up(handle, waited) if self._posted else None
+        missing = handle.pending.missing() if handle.pending is not None else None
+        before = time.monotonic() - _GRACE
+        left = any(self._left.get(r, before) < before for r in missing or [])
+        return self.give_up(handle, waited) if self._posted or left else None
 
     def give_up(self, handle: Handle, waited: float) -> CollectiveError:
         """Tells all that this rank waits no longer, hears who else does, names who is not there.
@@ -70,7 +77,8 @@ class RollCall:
         ranks = np.array(listed, dtype="<u4").tobytes()
         self._transport.post(_HEAD.pack(_MAGIC, _WAITING, handle.number, waited) + ranks)
         until = time.monotonic() + _GRACE
-        while time.monotonic() < until and len(self._posted) < self._transport.size - 1:
+        others = self._transport.size - 1
+        while time.monotonic() < until and len(self._posted.keys() | self._left.keys()) < others:
             time.sleep(0.02)
             self._read()
             failed = self._failed(handle)
@@ -81,10 +89,12 @@ class RollCall:
         absent = sorted(set().union(*(n.missing for n in notices.values())) - set(notices))
         said = f"{handle.function}: step {handle.step}: "
         if absent:
+            why = "timeout= of the communicator or MPISIGN_TIMEOUT says how long to wait"
+            left = [r for r in absent if r in self._left]
+            if left:
+                why = f"the program of {name_ranks(left)} has ended"
             return CollectiveTimeout(
-                f"{said}{name_ranks(absent)} did not come in {longest:.1f} s "
-                "(timeout= of the communicator or MPISIGN_TIMEOUT says how long to wait)",
-                absent,
+                f"{said}{name_ranks(absent)} did not come in {longest:.1f} s ({why})", absent
             )
         blaming = sorted(r for r, n in notices.items() if own in n.missing and r != own)
         if blaming and waited < longest / 2:
@@ -117,6 +127,8 @@ class RollCall:
 
     def _read(self) -> None:
         for rank, data in self._transport.notices():
+            if data == LEFT:
+                self._left.setdefault(rank, time.monotonic())
             if len(data) < _HEAD.size:
                 continue
             magic, kind, number, waited = _HEAD.unpack_from(data)

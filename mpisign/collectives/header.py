@@ -2,10 +2,10 @@
 
 Wire layout, little-endian, 512 bytes a rank. Agreed, 56 bytes that must be the same on all ranks:
 magic "MPSG", version u16, operation u8, dtype u8, algorithm u8, zeros u8, nan u8, ties u8,
-byzantine_f u16, 2 bytes 0, step u64, tensor u64, length u64, seed u64, settings u64. Own, 72 bytes:
-rank u32, refused u8, late u8, 2 bytes 0, NaNs u64, weight f64, presence 16 bytes, replica digest
-32 bytes. Then 384 bytes, zero-filled: UTF-8 reason of a refusal, or the planes of a small ballot.
-Fixed size, never unpickled.
+byzantine_f u16, device u8 (0 host, 1 CUDA), a byte 0, step u64, tensor u64, length u64, seed u64,
+settings u64. Own, 72 bytes: rank u32, refused u8, late u8, 2 bytes 0, NaNs u64, weight f64,
+presence 16 bytes, replica digest 32 bytes. Then 384 bytes, zero-filled: UTF-8 reason of a refusal,
+or the planes of a small ballot. Fixed size, never unpickled.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ MAGIC = b"MPSG"
 VERSION = 2
 OPERATIONS = ("majority_vote", "bucket_vote", "average", "tally", "compressed_mean")
 _OF_X = ("majority_vote", "tally", "mean_of_signs")  # front ends that are given one array
-_AGREED = struct.Struct("<4sH6BH2x5Q")
+DEVICES = ("cpu", "cuda")  # where the arrays are, which says the wire
+_AGREED = struct.Struct("<4sH6BHBx5Q")
 _OWN = struct.Struct("<I2B2xQd16s32s")
 NBYTES = 512
 #: Where the planes of a small ballot lie, and how many bytes of them fit.
@@ -54,6 +55,7 @@ class Header:
     nan: policies.Nan = policies.DEFAULT_NAN
     ties: policies.Ties = policies.DEFAULT_TIES
     byzantine_f: int = 0
+    device: str = "cpu"
     step: int = 0
     tensor: int = 0
     length: int = 0
@@ -75,6 +77,7 @@ class Header:
         "dtype",
         "algorithm",
         "byzantine_f",
+        "device",
         "zeros",
         "nan",
         "ties",
@@ -101,6 +104,7 @@ class Header:
             policies.NAN.index(self.nan),
             policies.TIES.index(self.ties),
             self.byzantine_f,
+            DEVICES.index(self.device),
             self.step,
             self.tensor,
             self.length,
@@ -141,7 +145,7 @@ class Header:
                 f"rank {rank} sent no mpisign header of version {VERSION}: "
                 f"magic {magic!r}, version {version}, rank {sender}"
             )
-        byzantine_f, step, tensor, length, seed, settings = agreed
+        byzantine_f, device, step, tensor, length, seed, settings = agreed
         reason = ""
         if refused:
             text = data[INLINE:].rstrip(b"\0").decode(errors="replace")
@@ -155,6 +159,7 @@ class Header:
                 nan=policies.NAN[nan],
                 ties=policies.TIES[ties],
                 byzantine_f=byzantine_f,
+                device=DEVICES[device],
                 step=step,
                 tensor=tensor,
                 length=length,

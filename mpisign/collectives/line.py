@@ -5,19 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
+from mpisign import arrays
 from mpisign.transports.base import Bytes, Part, Pending, Transport
 
 
 class Line:
-    """One tag of a transport. ``rank``, ``size``: the transport's."""
+    """One tag of a transport. ``rank``, ``size``: the transport's.
 
-    def __init__(self, transport: Transport, tag: int) -> None:
+    ``like``: an array of the framework and device that ``empty`` makes memory for, default NumPy.
+    """
+
+    def __init__(self, transport: Transport, tag: int, like: arrays.View | None = None) -> None:
         self.transport = transport
         self.tag = tag
         self.rank = transport.rank
         self.size = transport.size
+        self.like = like
 
     def exchange(self, sends: Sequence[Part], recvs: Sequence[Part]) -> Pending:
         """``Transport.start_exchange``."""
@@ -32,12 +35,8 @@ class Line:
         return self.transport.start_allreduce(values, self.tag)
 
     def empty(self, *shape: int) -> Any:
-        """Uninitialised uint8 memory where the transport's parts must lie."""
-        if self.transport.device == "cpu":
-            return np.empty(shape, dtype=np.uint8)
-        import cupy
-
-        return cupy.empty(shape, dtype=cupy.uint8)
+        """Uninitialised uint8 memory for parts."""
+        return arrays.empty(shape, "uint8", like=self.like)
 
 
 class Unbooked(Line):

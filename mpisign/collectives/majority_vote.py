@@ -35,9 +35,10 @@ def majority_vote(
 ) -> Any:
     """sign(sum over ranks of weight * sign(x)), bit for bit the same on every rank.
 
-    ``x``: float32, float16, bfloat16 or float64, NumPy array or torch CPU tensor of any shape, the
-    same length and dtype on all ranks. ``comm``: whatever ``Communicator`` takes, default what the
-    launcher started; a clone of an mpi4py communicator is used, so that messages of yours never mix
+    ``x``: float32, float16, bfloat16 or float64, NumPy or CuPy array or torch tensor (CPU or CUDA)
+    of any shape, the same length and dtype on all ranks, on a device on all or on none. ``comm``:
+    whatever ``Communicator`` takes, default what the launcher started; a clone of an mpi4py
+    communicator is used, so that messages of yours never mix
     with these. Returns an array of the same framework, shape and dtype: +1, -1, and 0 where
     ``ties="zero"`` found no majority; ``out=`` is written to and returned, and may be ``x``.
 
@@ -140,8 +141,10 @@ class _Vote:
         self.out = out
         self._x, self._flat_out = x, out.reshape(-1)
         self._how = {k: settings[k] for k in ("zeros", "nan", "seed", "step")} | {"rank": rank}
-        self._nans = 0
-        self.header = Header(_FUNCTION, dtype=v.dtype, length=v.length, **settings)
+        self._nans: Any = 0
+        self._like = None if v.device == "cpu" else v  # NumPy packs and unpacks for torch too
+        device = v.device.partition(":")[0]
+        self.header = Header(_FUNCTION, dtype=v.dtype, length=v.length, device=device, **settings)
         self.ballot = Ballot(
             length=v.length,
             k=policies.planes_up(settings["zeros"], settings["nan"]),
@@ -154,9 +157,11 @@ class _Vote:
         self._planes: Any = None
         whole = eager or settings["byzantine_f"] > 0  # then NaNs must be told in the header
         if whole or not v.contiguous or len(self.ballot.chunks()) == 1:
-            self._planes = np.empty((self.ballot.k, self.ballot.nbytes), dtype=np.uint8)
+            self._planes = arrays.empty(
+                (self.ballot.k, self.ballot.nbytes), "uint8", like=self._like
+            )
             self._pack(x, 0, self._planes)
-            self.header.nans = self._nans
+            self.header.nans = int(self._nans)
         else:
             self._x = x.reshape(-1)
             self.header.late = True
@@ -167,7 +172,13 @@ class _Vote:
             line, self.header, _FUNCTION, self._planes if inlined else None
         )
         yield from channel.vote(
-            line, self.ballot, agreed, number, lambda: self._nans, inlined=inlined
+            line,
+            self.ballot,
+            agreed,
+            number,
+            lambda: int(self._nans),
+            inlined=inlined,
+            like=self._like,
         )
         return self.out
 
@@ -176,7 +187,7 @@ class _Vote:
             _, _, nans = planes.pack_census(
                 x, **self._how, offset=8 * first, out=out if len(out) == 2 else out[0]
             )
-        self._nans += int(nans)
+        self._nans = self._nans + nans  # on a GPU a device scalar, which is not waited for here
 
     def _pack_chunk(self, a: int, b: int, out: Planes) -> None:
         if self._planes is not None:

@@ -10,7 +10,7 @@ from typing import Any
 from mpisign.collectives.giving_up import RollCall, tell
 from mpisign.collectives.line import Line
 from mpisign.errors import BrokenError, CollectiveError, WireError
-from mpisign.transports.base import TAGS, Pending, Steps, Transport
+from mpisign.transports.base import TAGS, Pending, Steps, Transport, poll
 
 _SLICES = (0.05, 0.5)  # seconds between looks at the notices of others: at first, and at most
 
@@ -125,11 +125,13 @@ class Queue:
             while not handle.over:
                 if self.advance():
                     continue
+                since = max(began, self._moved)
                 if not self._sleep(handle, pause):
                     now = time.monotonic()
                     if now - self._looked >= pause:
-                        self._looked, pause = now, min(2 * pause, _SLICES[1])
-                        self._look(handle, now - max(began, self._moved))
+                        self._look(handle, now - since)
+                        left = max(self.timeout - (now - since), _SLICES[0])
+                        self._looked, pause = now, min(2 * pause, _SLICES[1], left)
         except BaseException as error:
             if not handle.over:
                 self._interrupt(handle, error)
@@ -143,6 +145,10 @@ class Queue:
         if now - self._looked >= _SLICES[1]:
             self._looked = now
             self._look(handle, now - max(handle.asked, self._moved))
+
+    def turn(self, tag: int) -> Pending:
+        """Over once all earlier collectives than that of ``tag`` are."""
+        return _Turn(self._live, tag)
 
     def finish(self) -> None:
         """Blocks until nothing is in flight."""
@@ -226,3 +232,19 @@ class Queue:
         self._live.clear()
         handle.end(error)
         self.transport.abort()
+
+
+class _Turn:
+    """A place in the queue that is waited for."""
+
+    def __init__(self, live: list[Handle], tag: int) -> None:
+        self._live, self._tag = live, tag
+
+    def done(self) -> bool:
+        return self._live[0].number % TAGS == self._tag
+
+    def wait(self, seconds: float | None = None) -> bool:
+        return poll(self, seconds)
+
+    def missing(self) -> None:
+        return None

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
 
+from mpisign import arrays
 from mpisign.collectives.ballot import Ballot, Planes
 from mpisign.collectives.choice import choose
 from mpisign.collectives.costs import Costs, costs_of
@@ -56,6 +58,16 @@ class ReplicaDigest:
         return self._head + self._hash.digest()
 
 
+def tell_choice(transport: Transport, why: str) -> None:
+    """With ``MPISIGN_DEBUG=1`` rank 0 prints which transport was picked, and why."""
+    if os.environ.get("MPISIGN_DEBUG") == "1" and transport.rank == 0:
+        print(
+            f"mpisign: {transport.name} between {transport.size} ranks, because {why}",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
 class Channel:
     """What a communicator keeps between votes: its transport, its queue, its count of votes.
 
@@ -74,6 +86,7 @@ class Channel:
         self.digest = bytes(32)
         self.nodes: list[list[int]] | None = None
         self.costs: Costs | None = None
+        self.device_wire: Transport | None = None  # for CUDA memory, once it was asked for
 
     def next_step(self) -> int:
         """The number of this call; must be called once in every vote on every rank."""
@@ -96,6 +109,22 @@ class Channel:
     ) -> Handle:
         """Starts a collective; see ``Queue.submit``."""
         return self.queue.submit(function, steps, step)
+
+    def _line_for(self, line: Line, like: arrays.View | None) -> Steps[Line]:
+        """The line for parts in the memory of ``like``."""
+        if like is None:
+            return line
+        if self.device_wire is None and line.transport.device == "cuda":
+            self.device_wire = line.transport
+        if self.device_wire is None or self.device_wire.ordered:
+            yield self.queue.turn(line.tag)
+        if self.device_wire is None:
+            from mpisign.transports import on_device
+
+            wire, why = on_device.over(self.transport, timeout=self.queue.timeout)
+            tell_choice(wire, why)
+            self.device_wire = wire
+        return Line(self.device_wire, line.tag, like)
 
     def headers(
         self, line: Line, header: Header, function: str, inline: Planes | None = None
@@ -126,10 +155,12 @@ class Channel:
         number: int,
         late: Callable[[], int] | None = None,
         inlined: bool = False,
+        like: arrays.View | None = None,
     ) -> Steps[None]:
         """The vote itself, after ``headers``; ``number``: what ``next_step`` gave it.
 
-        ``inlined``: the ballot is ``small`` and all ranks' came with their headers.
+        ``inlined``: the ballot is ``small`` and all ranks' came with their headers. ``like``: an
+        array of the framework and device that the ballot packs and unpacks on, default NumPy.
 
         ``late`` returns the NaNs that ``ballot.pack`` found, once it has packed all: if any rank's
         header said late, all ranks hear of them, and raise NaNError under nan="raise", before
@@ -144,6 +175,7 @@ class Channel:
             _small_vote(ballot, agreed)
         else:
             algorithm = choose(self, line.size, ballot, agreed.header)
+            line = yield from self._line_for(line, like)
             yield from algorithm(line, ballot)
         # Under byzantine_f nothing is late: of NaNs, a hostile rank would tell only some.
         if agreed.late and agreed.header.nan == "raise" and not agreed.header.byzantine_f:
@@ -158,7 +190,8 @@ class Channel:
 def small(ballot: Ballot, header: Header) -> bool:
     """Whether the ballot travels in the headers: agreed values decide alone."""
     fits = ballot.k * ballot.nbytes <= INLINE_NBYTES
-    return fits and header.algorithm in ("auto", "allgather") and not header.byzantine_f
+    plain = header.algorithm in ("auto", "allgather") and not header.byzantine_f
+    return fits and plain and header.device == "cpu"
 
 
 def _small_vote(ballot: Ballot, agreed: Agreed) -> None:
@@ -176,7 +209,7 @@ def _small_vote(ballot: Ballot, agreed: Agreed) -> None:
 def _digested(unpack: Callable[[int, int, Planes], None], digest: ReplicaDigest) -> Any:
     def read(a: int, b: int, result: Planes) -> None:
         for plane in result:
-            digest.update(plane if isinstance(plane, np.ndarray) else plane.get())
+            digest.update(arrays.host(plane))
         unpack(a, b, result)
 
     return read

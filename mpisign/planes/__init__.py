@@ -46,10 +46,9 @@ def plane_bytes(length: int) -> int:
     return (length + 7) // 8
 
 
-def padding_is_zero(planes: np.ndarray[Any, Any], length: int) -> np.ndarray[Any, Any]:
+def padding_is_zero(planes: Any, length: int) -> Any:
     """Whether the padding bits behind coordinate ``length`` are 0, for each plane of (..., B)."""
     used = length % 8
     if used == 0:
         return np.ones(planes.shape[:-1], dtype=bool)
-    result: np.ndarray[Any, Any] = planes[..., -1] >> used == 0
-    return result
+    return planes[..., -1] >> used == 0

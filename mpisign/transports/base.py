@@ -22,6 +22,8 @@ TAGS = 64
 _SPIN = 2e-3  # seconds of asking without a pause: longer than small exchanges take
 #: Bytes of a notice: see ``Transport.post``.
 NOTICE = 512
+#: The notice of a rank whose program comes to its end: it will send nothing more.
+LEFT = b"left"
 
 
 class Pending(Protocol):

@@ -13,7 +13,7 @@ import numpy as np
 from mpisign import launcher
 from mpisign.errors import CollectiveTimeout, WireError
 from mpisign.stats import stage, stats
-from mpisign.transports.base import Over, Part, Pending, Transport, poll
+from mpisign.transports.base import LEFT, Over, Part, Pending, Transport, poll
 
 try:
     from mpi4py import MPI
@@ -87,6 +87,8 @@ class MPITransport(Transport):
         self._comm = comm
         self._comm.Set_errhandler(MPI.ERRORS_RETURN)
         self._notices = MPINotices(comm)
+        self._left: set[int] = set()
+        _OPEN.append(self._notices)
         self._live: list[_Exchange] = []
         self.rank = comm.Get_rank()
         self.size = comm.Get_size()
@@ -123,18 +125,21 @@ class MPITransport(Transport):
         self._notices.post(notice)
 
     def notices(self) -> list[tuple[int, bytes]]:
-        return self._notices.notices()
+        came = self._notices.notices()
+        self._left.update(rank for rank, notice in came if notice == LEFT)
+        return came
 
     def abort(self) -> None:
         for exchange in self._live:
             exchange.cancel()
         # MPI reads and writes what is in flight until the process ends, so the memory is kept; and
         # MPI_Finalize would wait for a rank that never comes.
-        _lose(self._comm, self)
+        _LOST.append(self)
 
     def free(self) -> None:
         """Frees the communicator, unless messages are left on it."""
-        if not any(self is lost for _, lost in _LOST) and not MPI.Is_finalized():
+        if self not in _LOST and not MPI.Is_finalized():
+            _OPEN.remove(self._notices)
             self._notices.free()
             self._comm.Free()
 
@@ -145,7 +150,7 @@ def duplicate(comm: MPI.Intracomm, seconds: float) -> MPI.Intracomm:
     until = time.monotonic() + seconds
     while not request.Test():
         if time.monotonic() > until:
-            _lose(comm, (clone, request))
+            _UNMADE.append((clone, request))
             raise CollectiveTimeout(
                 f"Communicator: ranks did not come in {seconds:.1f} s (MPI does not say which): "
                 "all ranks of an MPI communicator must make a Communicator of it, or call their "
@@ -156,32 +161,35 @@ def duplicate(comm: MPI.Intracomm, seconds: float) -> MPI.Intracomm:
 
 
 _LAST_SECONDS = 20.0
-_LOST: list[tuple[MPI.Intracomm, Any]] = []  # what broke off, and memory that MPI may still use
+_OPEN: list[MPINotices] = []
+_LOST: list[MPITransport] = []  # aborted; MPI may still use their memory
+_UNMADE: list[Any] = []  # clones that not all ranks asked for
 
 
-def _lose(comm: MPI.Intracomm, kept: Any) -> None:
-    _LOST.append((comm, kept))
-    if len(_LOST) == 1:
-        atexit.register(_end_the_job)
+@atexit.register
+def _leave() -> None:
+    """At exit, before MPI_Finalize: tells all ranks, and ends a job that could not end otherwise.
 
-
-def _end_the_job() -> None:
-    """At exit, after a collective broke off: MPI_Abort unless all its ranks come to their end."""
+    MPI_Finalize waits for messages and ranks that never come. After a collective broke off the job
+    is aborted, unless all ranks of its communicator come to their end too.
+    """
     if MPI.Is_finalized():
         return
-    for comm, _ in _LOST:
-        everyone = comm.Ibarrier()
-        until = time.monotonic() + _LAST_SECONDS
-        while not everyone.Test():
-            if time.monotonic() > until:
-                print(
-                    f"mpisign: rank {comm.Get_rank()} ends the job with MPI_Abort: ranks are "
-                    f"missing {_LAST_SECONDS:.0f} s after a collective broke off",
-                    file=sys.stderr,
-                    flush=True,
-                )
-                MPI.COMM_WORLD.Abort(1)
-            time.sleep(0.01)
+    for notices in _OPEN:
+        notices.post(LEFT)
+    until = time.monotonic() + _LAST_SECONDS
+    while _UNMADE or any(len(t._left) < t.size - 1 for t in _LOST):
+        if time.monotonic() > until:
+            print(
+                f"mpisign: rank {MPI.COMM_WORLD.Get_rank()} ends the job with MPI_Abort: ranks are "
+                f"missing {_LAST_SECONDS:.0f} s after a collective broke off",
+                file=sys.stderr,
+                flush=True,
+            )
+            MPI.COMM_WORLD.Abort(1)
+        time.sleep(0.01)
+        for transport in _LOST:
+            transport.notices()
 
 
 def intracommunicator(function: str, comm: Any) -> MPI.Intracomm:

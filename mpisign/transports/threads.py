@@ -12,7 +12,7 @@ import numpy as np
 
 from mpisign.errors import WireError
 from mpisign.stats import stats
-from mpisign.transports.base import Bytes, Over, Part, Pending, Transport
+from mpisign.transports.base import LEFT, Bytes, Over, Part, Pending, Transport
 
 _Key = tuple[int, int]  # the rank that sent it, its tag
 
@@ -214,11 +214,12 @@ def run(size: int, function: Callable[..., Any], *args: Any, **options: Any) -> 
     errors: list[BaseException | None] = [None] * size
 
     def work(rank: int) -> None:
+        transport = ThreadTransport(world, rank)
         try:
-            comm = Communicator(ThreadTransport(world, rank), **options)
-            results[rank] = function(comm, *args)
+            results[rank] = function(Communicator(transport, **options), *args)
         except BaseException as error:
             errors[rank] = error
+            transport.post(LEFT)
 
     threads = [threading.Thread(target=work, args=(r,), daemon=True) for r in range(size)]
     for thread in threads:

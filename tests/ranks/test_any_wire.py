@@ -126,6 +126,29 @@ def test_votes_in_flight_end_in_any_order(on_all, monkeypatch):
     assert (on_all(body) == 1).all()
 
 
+def test_a_turn_comes_when_all_earlier_votes_are_over(on_all):
+    """What wires for device memory wait for before they start."""
+
+    def body(comm):
+        channel, earlier = comm.channel, []
+
+        def steps(line):
+            yield channel.queue.turn(line.tag)
+            assert all(handle.over for handle in earlier)
+            rows = np.empty((comm.size, 1), dtype=np.uint8)
+            yield line.allgather(np.full(1, comm.rank, dtype=np.uint8), rows)
+            return rows
+
+        x = np.ones(70_000, dtype=np.float32)
+        earlier += [comm.majority_vote_async(x) for _ in range(3)]
+        handle = channel.submit("turn", steps)
+        later = comm.majority_vote(-x)
+        assert (handle.wait()[:, 0] == range(comm.size)).all()
+        return later
+
+    on_all(body)
+
+
 def test_unlike_weights(on_all):
     def body(comm):
         xs = ballots(comm, 999)

@@ -98,7 +98,7 @@ def _measure(line: Line, ranks: Sequence[int]) -> Steps[tuple[float, float]]:
     """Latency and seconds a byte of exchanges with ``ranks``; the best of a few."""
     best = []
     for nbytes in (_SMALL, _LARGE):
-        part = max(1, nbytes // max(1, len(ranks)))
+        part = max(1, nbytes // max(1, line.size - 1))  # the same for ranks of unlike nodes
         out, into = line.empty(part), [line.empty(part) for _ in ranks]
         out[...] = 0
         seconds = []
@@ -110,4 +110,4 @@ def _measure(line: Line, ranks: Sequence[int]) -> Steps[tuple[float, float]]:
         best.append(min(seconds))
     if not ranks:
         return 0.0, 0.0
-    return best[0], max(0.0, best[1] - best[0]) / _LARGE
+    return best[0], max(0.0, best[1] - best[0]) / (part * len(ranks))

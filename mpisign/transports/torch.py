@@ -26,22 +26,24 @@ except ImportError as error:
         'votes over torch.distributed need it: pip install "mpisign[torch]"'
     ) from error
 
+_GLOO = timedelta(minutes=30)  # for connecting and for an exchange, as torch has it
 _SLICE = 0.2  # seconds after which a sleeping wait looks up, for Ctrl-C
 
 
 class TorchTransport(Transport):
     """Host buffers over a process group, or over all of ``init_process_group``.
 
-    Made by all ranks of ``group`` together: it makes a group of its own, so that the application's
-    collectives and these never match each other. (MPI's cannot be cloned: none of the application's
-    may run on that group while a vote does.) Ranks are those of the group, not global ones.
+    Made by all ranks of ``group`` together, whose numbers in it are those here. Gloo gets
+    connections of its own, so that the application's collectives and these never match each other.
+    Other backends are used as they are: none of the application's collectives may run on that group
+    while a vote does.
 
     An exchange is one all_to_all of one message a rank: 8 bytes with the length of what follows,
     little-endian, and the parts, one after another. It copies both ways, which costs little beside
     a socket, and can be waited for and given up without a break of the group, which Gloo's send and
     receive cannot. A message of another length is a WireError; but Gloo itself ends the process
     that is sent more than it waits for. WireError with torch's text too if a rank died, or if an
-    exchange takes longer than torch's timeout for the backend (30 minutes; NCCL 10).
+    exchange takes more than 30 minutes (NCCL 10), torch's timeouts.
 
     A group without a backend for CPU tensors (NCCL alone) gets them as copies on the device that is
     current when the transport is made. Raises ValueError before ``init_process_group`` and on
@@ -56,18 +58,22 @@ class TorchTransport(Transport):
             raise ValueError("call torch.distributed.init_process_group first")
         if group == dist.GroupMember.NON_GROUP_MEMBER or dist.get_rank(group) < 0:
             raise ValueError("this rank is not in the process group")
-        ranks = dist.get_process_group_ranks(group or dist.group.WORLD)
+        group = group or dist.group.WORLD
+        assert group is not None
+        self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
         self.backend, self._device = _backend(group)
-        self._group = _own_group(group, ranks, self.backend)
-        self.rank, self.size = ranks.index(dist.get_rank()), len(ranks)
+        store = None if self.backend == "mpi" else _Store(group)
+        self._group: Any = group
+        if self.backend == "gloo" and store is not None:
+            # dist.new_group would ask all ranks of the job, or, of these alone, fail where ranks
+            # have made different numbers of groups.
+            self._group = dist.ProcessGroupGloo(store.store, self.rank, self.size, _GLOO)
         self._pool = host_pool()
         self._works: list[dist.Work] = []  # not known to be over
         # A process that ends would wait for exchanges in flight, and so for ranks that never come.
         # Not earlier, in ``abort``: a rank that comes late is better told why by a notice.
         weakref.finalize(self, _give_up, self._group, self.backend, self._works)
-        self._mail: Mailbox | None = None
-        if self.backend != "mpi":  # which comes without a store
-            self._mail = Mailbox(_Store(self._group), self.rank, self.size)
+        self._mail = Mailbox(store, self.rank, self.size) if store else None
 
     def _exchange(self, sends: Sequence[Part], recvs: Sequence[Part], tag: int) -> Pending:
         if self.size == 1:
@@ -78,13 +84,8 @@ class TorchTransport(Transport):
         out.pack(outgoing)
         sent, memory = torch.from_numpy(out.memory), torch.from_numpy(into.memory)
         received = memory.to(self._device)  # the same memory unless the device is another
-        work = dist.all_to_all_single(
-            received,
-            sent.to(self._device),
-            into.counts,
-            out.counts,
-            group=self._group,
-            async_op=True,
+        work = self._group.alltoall_base(
+            received, sent.to(self._device), into.counts, out.counts, dist.AllToAllOptions()
         )
 
         def finish() -> None:
@@ -103,7 +104,7 @@ class TorchTransport(Transport):
             return Over()
         memory = torch.from_numpy(values)
         summed = memory.to(self._device)
-        work = dist.all_reduce(summed, group=self._group, async_op=True)
+        work = self._group.allreduce([summed], dist.AllreduceOptions())  # a sum
         return self._pending(work, lambda: None if summed is memory else memory.copy_(summed))
 
     def _pending(self, work: dist.Work, finish: Callable[[], Any]) -> _Exchange:
@@ -161,7 +162,7 @@ class _Exchange:
         return [] if self._finish is None else None
 
 
-def _backend(group: dist.ProcessGroup | None) -> tuple[str, torch.device]:
+def _backend(group: dist.ProcessGroup) -> tuple[str, torch.device]:
     """The group's backend for CPU tensors, or its only one, and the device of its tensors."""
     config = c10d.get_backend_config(group)  # "cpu:gloo,cuda:nccl"
     backends = dict(pair.split(":") for pair in config.split(","))
@@ -172,40 +173,29 @@ def _backend(group: dist.ProcessGroup | None) -> tuple[str, torch.device]:
     return backends["cuda"], torch.device("cuda", torch.cuda.current_device())
 
 
-def _own_group(
-    group: dist.ProcessGroup | None, ranks: list[int], backend: str
-) -> dist.ProcessGroup:
-    if backend == "mpi":
-        own = group or dist.group.WORLD
-        assert own is not None
-        return own
-    # sort_ranks came with a torch in which groups may have another order.
-    order: dict[str, Any] = {} if ranks == sorted(ranks) else {"sort_ranks": False}
-    return dist.new_group(ranks, backend=backend, use_local_synchronization=True, **order)
-
-
-def _give_up(group: dist.ProcessGroup, backend: str, works: list[dist.Work]) -> None:
+def _give_up(group: Any, backend: str, works: list[dist.Work]) -> None:
     """Ends what is in flight, so that the process can end."""
-    if backend == "mpi" or all(work.is_completed() for work in works):
-        return
-    if backend == "gloo":
+    if backend == "gloo" and not all(work.is_completed() for work in works):
         # Gloo's abort() does nothing, but a receive that times out closes all connections.
         with contextlib.suppress(RuntimeError):
             never = torch.zeros(1, dtype=torch.uint8)
             peer = (group.rank() + 1) % group.size()
             group.recv([never], peer, 0).wait(timedelta(milliseconds=1))
-    elif hasattr(group, "abort"):
-        group.abort()
 
 
 class _Store:
-    """The part of torch's key-value store that belongs to a group."""
+    """A part of torch's key-value store for one transport of a group."""
 
     def __init__(self, group: dist.ProcessGroup) -> None:
-        self._store = dist.PrefixStore("mpisign", c10d._get_process_group_store(group))
+        count = _MADE[group] = _MADE.get(group, 0) + 1
+        self.store = dist.PrefixStore(f"mpisign/{count}", c10d._get_process_group_store(group))
 
     def put(self, key: str, value: bytes) -> None:
-        self._store.set(key, value)  # type: ignore[arg-type]  # bytes are taken as they are
+        self.store.set(key, value)  # type: ignore[arg-type]  # bytes are taken as they are
 
     def get(self, key: str) -> bytes | None:
-        return bytes(self._store.get(key)) if self._store.check([key]) else None
+        return bytes(self.store.get(key)) if self.store.check([key]) else None
+
+
+#: How many transports a group has: its ranks make them in the same order.
+_MADE: weakref.WeakKeyDictionary[dist.ProcessGroup, int] = weakref.WeakKeyDictionary()

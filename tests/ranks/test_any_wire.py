@@ -1,6 +1,6 @@
 """Votes over whatever connects the ranks: MPISIGN_TEST_WIRE=mpi|torch|horovod, else threads.
 
-Started at several ranks by tests/test_transports.py; under plain pytest the ranks are threads.
+Started at several ranks by tests/test_wires.py; under plain pytest the ranks are threads.
 """
 
 from __future__ import annotations

@@ -9,7 +9,12 @@ from launchers import find, mpirun, run
 
 SUITE = ["-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
 FILES = ["tests/ranks/test_transports.py", "tests/ranks/test_any_wire.py"]
-ENV = {"MPISIGN_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "HOROVOD_GLOO_IFACE": "lo"}
+ENV = {
+    "MPISIGN_NUM_THREADS": "1",
+    "OMP_NUM_THREADS": "1",
+    "HOROVOD_GLOO_IFACE": "lo",
+    "HOROVOD_DYNAMIC_PROCESS_SETS": "1",
+}
 
 
 def launch(launcher, n, command, env):

@@ -117,7 +117,7 @@ def channel_of(function: str, comm: Any) -> Channel:
         return kept.channel
     key = _key(kind, comm)
     if key not in _KEPT:
-        _KEPT[key] = Communicator(comm), comm
+        _KEPT[key] = Communicator(kind if kind == "horovod" and comm is None else comm), comm
     return _KEPT[key][0].channel
 
 

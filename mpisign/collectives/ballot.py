@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -37,16 +37,15 @@ class Ballot:
     pack: Callable[[int, int, Planes], None]
     unpack: Callable[[int, int, Planes], None]
     weights: Sequence[float] | None = None
+    nbytes: int = field(init=False)  # of a plane
+
+    def __post_init__(self) -> None:
+        self.nbytes = planes.plane_bytes(self.length)
 
     @property
     def kd(self) -> int:
         """Planes of the result."""
         return policies.planes_down(self.ties)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of a plane."""
-        return planes.plane_bytes(self.length)
 
     def chunks(self) -> list[tuple[int, int]]:
         """Byte ranges [a, b) that travel one after the other; depends on the length alone."""

@@ -193,15 +193,17 @@ class Agreed:
     same_presence: bool
 
 
-def agree(rows: Bytes, own: Header, function: str) -> Agreed:
+def agree(rows: Bytes, own: Header, function: str, alike: bool) -> Agreed:
     """The headers (ranks, 512) of all ranks; the same error on every rank unless all may go ahead.
+
+    ``alike``: what ``all_alike`` said of them.
 
     CollectiveError: a rank refused. DisagreementError: a field differs; names ranks and values.
     NaNError: a rank holds NaN under nan="raise". CollectiveError: replicas differ. WireError: a
     message is no header, or holds a weight that is none.
     """
     size = len(rows)
-    if not (own.reason or own.nans) and _all_alike(rows, own.rank):
+    if alike and not (own.reason or own.nans):
         return Agreed(
             function, own, rows, own.late, None if own.weight == 1.0 else [own.weight] * size, True
         )
@@ -221,7 +223,7 @@ def agree(rows: Bytes, own: Header, function: str) -> Agreed:
     )
 
 
-def _all_alike(rows: Bytes, own: int) -> bool:
+def all_alike(rows: Bytes, own: int) -> bool:
     """Whether all headers are the own one but for their ranks: the usual case, in one look."""
     size = len(rows)
     if size > _FEW:

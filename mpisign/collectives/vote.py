@@ -23,6 +23,7 @@ from mpisign.collectives.header import (
     Agreed,
     Header,
     agree,
+    all_alike,
     name_ranks,
     refuse_nans,
 )
@@ -138,14 +139,15 @@ class Channel:
         self.digest = bytes(32)
         rows = np.empty((line.size, NBYTES), dtype=np.uint8)
         yield line.allgather(header.encode(inline), rows)
-        if rows[:, BYZANTINE_F].any():
+        alike = all_alike(rows, line.rank)
+        if header.byzantine_f or (not alike and rows[:, BYZANTINE_F].any()):
             told = yield from echo(line, rows, header.byzantine_f)
             if not all(told.trusted):
                 raise WireError(
                     f"ranks were told different headers: {name_ranks(told.suspects)} "
                     "sent them, or lied about what came"
                 )
-        return agree(rows, header, function)
+        return agree(rows, header, function, alike)
 
     def vote(
         self,

@@ -52,6 +52,15 @@ def exchanged(line, own, rows):
     yield line.allgather(own, rows)
 
 
+def test_a_wire_by_its_name(on_all):
+    if WIRE == "threads":
+        pytest.skip("has no name")
+    from mpisign.communicator import channel_of
+
+    on_all(lambda comm: mpisign.majority_vote(np.ones(3), WIRE))
+    assert channel_of("test", WIRE).transport.name == WIRE
+
+
 def same(result):
     import hashlib
 

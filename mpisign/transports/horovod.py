@@ -38,16 +38,18 @@ except ImportError as error:
         'pip install "mpisign[horovod]"'
     ) from error
 
-#: Exchanges with one tag that may be under way: names are used again after so many.
-WINDOW = 8
+#: Exchanges with one tag that may be under way: names are used again after so many. A hierarchical
+#: vote in many chunks has up to 15.
+WINDOW = 16
 
 
 class HorovodTransport(Transport):
     """Host buffers over Horovod's alltoall, allgather and allreduce of a process set.
 
-    Horovod matches operations by name and remembers 1,024 of them, the application's included:
-    names are ``prefix.set.topic.tag.n`` with n modulo ``WINDOW``. Two transports of one process set
-    must not use the same names at a time: give each a prefix, alike on all ranks.
+    Horovod matches operations by name and remembers 1,024 of them, the application's included (what
+    it forgets takes longer; HOROVOD_CACHE_CAPACITY raises it): names are ``prefix.set.topic.tag.n``
+    with n modulo ``WINDOW``, used again and again. Two transports of one process set must not use
+    the same names at a time: give each a prefix, alike on all ranks.
 
     Copies parts both ways. Any other length than a part's is a WireError that names the rank: an
     alltoall tells the lengths that it received, rows of an allgather carry theirs in 8 bytes.

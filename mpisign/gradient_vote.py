@@ -94,7 +94,7 @@ class GradientVote:
                 if len(members.ballot.chunks()) == 1:
                     members.pack_all()
                     header = replace(header, late=False, nans=members.nans)
-                if small(members.ballot, header):
+                if small(members.ballot, header, line.size):
                     inline = members.planes
         except Exception as error:
             reason = reason or str(error) or type(error).__name__

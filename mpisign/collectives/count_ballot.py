@@ -114,7 +114,7 @@ class Count:
             self.header = replace(self.header, late=True)
 
     def steps(self, channel: Channel, line: Line, number: int) -> Steps[Any]:
-        inlined = small(self.ballot, self.header)
+        inlined = small(self.ballot, self.header, line.size)
         own = self._planes if inlined else None
         agreed = yield from channel.headers(line, self.header, self.function, own)
         _check_weights(self.function, agreed.weights)

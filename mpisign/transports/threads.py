@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,45 @@ class _Rank:
                 self.came.notify_all()
 
 
+class Turn:
+    """Who of the threads that ``run`` started computes: one at a time.
+
+    A thousand threads that all want the interpreter's lock spend their time asking for it.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._mine = threading.local()
+
+    def take(self) -> None:
+        """From now on this thread's."""
+        self._lock.acquire()
+        self._mine.held = True
+
+    def leave(self) -> bool:
+        """Somebody else's; whether it was this thread's."""
+        held = getattr(self._mine, "held", False)
+        if held:
+            self._mine.held = False
+            self._lock.release()
+        return held
+
+    def offer(self) -> None:
+        """Lets others compute who wait for it: for a thread that asks again and again."""
+        with self.left():
+            time.sleep(1e-5)
+
+    @contextmanager
+    def left(self) -> Iterator[None]:
+        """While this thread waits."""
+        held = self.leave()
+        try:
+            yield
+        finally:
+            if held:
+                self.take()
+
+
 class World:
     """``size`` ranks; ``ThreadTransport(world, rank)`` is each one's end."""
 
@@ -47,6 +87,7 @@ class World:
         self.size = size
         self.ranks = [_Rank() for _ in range(size)]
         self.lock = threading.Lock()
+        self.turn = Turn()
         self.gathered: dict[tuple[int, int], _Gathering] = {}
 
 
@@ -70,12 +111,17 @@ class _Gather:
         self._over = False
 
     def done(self) -> bool:
-        if not self._over and self._of.whole.is_set():
-            self._take()
+        if not self._over:
+            if self._of.whole.is_set():
+                self._take()
+            else:
+                self._world.turn.offer()
         return self._over
 
     def wait(self, seconds: float | None = None) -> bool:
-        return self.done() or (self._of.whole.wait(seconds) and self.done())
+        with self._world.turn.left():
+            over = self._of.whole.wait(seconds)
+        return over and self.done()
 
     def missing(self) -> list[int]:
         return self._of.absent()
@@ -104,8 +150,9 @@ class _Gather:
 class _Exchange:
     """Parts of one rank and how many are still ``left`` to come."""
 
-    def __init__(self, rank: _Rank, recvs: Sequence[Part], tag: int) -> None:
+    def __init__(self, rank: _Rank, recvs: Sequence[Part], tag: int, turn: Turn) -> None:
         self._rank = rank
+        self._turn = turn
         self._sources = [source for source, _ in recvs]
         self._tag = tag
         self._error: WireError | None = None
@@ -128,14 +175,19 @@ class _Exchange:
         self.left -= 1  # last: ``done`` asks without the lock, and copies give up the interpreter's
 
     def done(self) -> bool:
+        if not self._all_here():
+            self._turn.offer()
+        return self._all_here()
+
+    def _all_here(self) -> bool:
         if self._error is not None:
             raise self._error
         return self.left == 0
 
     def wait(self, seconds: float | None = None) -> bool:
         until = None if seconds is None else time.monotonic() + seconds
-        with self._rank.came:
-            while not self.done():
+        with self._turn.left(), self._rank.came:
+            while not self._all_here():
                 left = None if until is None else until - time.monotonic()
                 if left is not None and left <= 0:
                     return False
@@ -165,7 +217,7 @@ class ThreadTransport(Transport):
     def _exchange(self, sends: Sequence[Part], recvs: Sequence[Part], tag: int) -> Pending:
         for dest, part in sends:
             self._world.ranks[dest].deliver((self.rank, tag), part)
-        return _Exchange(self._world.ranks[self.rank], recvs, tag)
+        return _Exchange(self._world.ranks[self.rank], recvs, tag, self._world.turn)
 
     def start_allgather(self, send: Bytes, rows: Any, tag: int) -> Pending:
         # As one object for all ranks: p messages a rank each way would be slow at 1,000 ranks.
@@ -215,11 +267,14 @@ def run(size: int, function: Callable[..., Any], *args: Any, **options: Any) -> 
 
     def work(rank: int) -> None:
         transport = ThreadTransport(world, rank)
+        world.turn.take()
         try:
             results[rank] = function(Communicator(transport, **options), *args)
         except BaseException as error:
             errors[rank] = error
             transport.post(LEFT)
+        finally:
+            world.turn.leave()
 
     threads = [threading.Thread(target=work, args=(r,), daemon=True) for r in range(size)]
     for thread in threads:

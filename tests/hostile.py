@@ -133,7 +133,7 @@ class Babbler(Accuser):
 def deviate(comm, kind):
     """Has a rank's channel run ``kind``, a ReplicatedVote, instead of the real one."""
 
-    def vote(line, ballot, agreed, number, late=None, inlined=False):
+    def vote(line, ballot, agreed, *args, **kwargs):
         ballot = replace(ballot, weights=agreed.weights)
         yield from kind(line, ballot, agreed.header.byzantine_f).steps()
 
@@ -157,7 +157,9 @@ def _with_ballot(comm, change):
 
 def lie_in_tallies(comm):
     """Has a rank tally the opposite of everything, in whichever algorithm it is in."""
-    _with_ballot(comm, lambda b: _OppositeTally(**{f.name: getattr(b, f.name) for f in fields(b)}))
+    _with_ballot(
+        comm, lambda b: _OppositeTally(**{f.name: getattr(b, f.name) for f in fields(b) if f.init})
+    )
 
 
 def soil_padding(comm):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 import sys
+import time
 import warnings
 
 import numpy as np
@@ -32,7 +33,7 @@ from hostile import (
 from launchers import mpirun
 
 import mpisign
-from mpisign.collectives import header
+from mpisign.collectives import giving_up, header
 from mpisign.errors import BrokenError, CollectiveError, CollectiveTimeout, WireError
 from mpisign.transports import threads
 
@@ -427,6 +428,36 @@ def test_ranks_that_raise_tell_those_that_have_a_result():
 
 
 # Anything at all.
+
+
+def test_notices_that_make_no_sense_are_passed_over():
+    world, xs = threads.World(4), ballots(4)
+    head = giving_up._HEAD
+    garbage = [
+        b"",
+        b"MPSN",
+        bytes(512),
+        random.Random(0).randbytes(512),
+        head.pack(b"MPSN", 9, 0, 1.0),
+        head.pack(b"MPSN", 1, 0, float("nan")) + b"\xff" * 7,
+    ]
+
+    def run(comm, wire):
+        if comm.rank == 3:
+            for notice in garbage:
+                wire.post(notice)
+            time.sleep(0.4)  # so that the others look for notices
+        return comm.majority_vote(xs[comm.rank], byzantine_f=1, zeros="abstain", ties="zero")
+
+    all_right(play([Wire(world, r) for r in range(4)], run), ref.vote(xs), range(3))
+
+
+def test_sixteen_ranks_of_which_five_collude():
+    hostile = (1, 2, 3, 8, 15)
+    outcomes, expected = vote_among(
+        16, 5, hostile, kind=LyingOwner, tamper=lambda r: at("responses", flipped)
+    )
+    all_right(outcomes, expected, others(16, hostile))
 
 
 def test_random_damage_never_makes_a_wrong_result():

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mpisign import arrays
 from mpisign.collectives.line import Line
 from mpisign.transports.base import Bytes, Steps
 
@@ -21,7 +22,7 @@ def digest(*parts: Any) -> Bytes:
     """BLAKE2b of contiguous uint8 arrays, on the host or a device, one after the other."""
     state = hashlib.blake2b(digest_size=DIGEST)
     for part in parts:
-        host: Any = part if isinstance(part, np.ndarray) else part.get()
+        host: Any = arrays.host(part)
         state.update(host)
     return np.frombuffer(state.digest(), dtype=np.uint8)
 

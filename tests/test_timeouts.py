@@ -123,9 +123,9 @@ def test_a_message_that_is_lost_between_ranks_that_are_there():
     for outcome in outcomes_of(3, run, timeout=0.3):
         assert isinstance(outcome, CollectiveTimeout) and outcome.ranks == ()
         assert re.fullmatch(
-            r"ring: step 8: ranks waited \d\.\d s for each other in the same call \(rank 0 for rank "
-            r"1, rank 1 for rank 2, rank 2 for rank 0\): one of them did not send what the others "
-            r"wait for",
+            r"ring: step 8: ranks waited \d\.\d s for each other in the same call "
+            r"\(rank 0 for rank 1, rank 1 for rank 2, rank 2 for rank 0\): "
+            r"one of them did not send what the others wait for",
             str(outcome),
         )
 

@@ -79,7 +79,7 @@ class RollCall:
         until = time.monotonic() + _GRACE
         others = self._transport.size - 1
         while time.monotonic() < until and len(self._posted.keys() | self._left.keys()) < others:
-            time.sleep(0.02)
+            self._transport.sleep(0.02)
             self._read()
             failed = self._failed(handle)
             if failed is not None:

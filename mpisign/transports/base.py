@@ -116,6 +116,10 @@ class Transport(ABC):
         """What other ranks posted since the last call, with their ranks; never blocks."""
         return []
 
+    def sleep(self, seconds: float) -> None:
+        """Waits; ranks that share this process go on meanwhile."""
+        time.sleep(seconds)
+
     def abort(self) -> None:  # noqa: B027
         """Gives up all exchanges in flight; the transport is of no use afterwards."""
 

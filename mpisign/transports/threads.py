@@ -39,7 +39,7 @@ class _Rank:
                 self.came.notify_all()
 
 
-class Turn:
+class _Turn:
     """Who of the threads that ``run`` started computes: one at a time.
 
     A thousand threads that all want the interpreter's lock spend their time asking for it.
@@ -78,6 +78,9 @@ class Turn:
                 self.take()
 
 
+_TURN = _Turn()  # of all worlds: a thread may be a rank of several
+
+
 class World:
     """``size`` ranks; ``ThreadTransport(world, rank)`` is each one's end."""
 
@@ -87,7 +90,6 @@ class World:
         self.size = size
         self.ranks = [_Rank() for _ in range(size)]
         self.lock = threading.Lock()
-        self.turn = Turn()
         self.gathered: dict[tuple[int, int], _Gathering] = {}
 
 
@@ -115,11 +117,11 @@ class _Gather:
             if self._of.whole.is_set():
                 self._take()
             else:
-                self._world.turn.offer()
+                _TURN.offer()
         return self._over
 
     def wait(self, seconds: float | None = None) -> bool:
-        with self._world.turn.left():
+        with _TURN.left():
             over = self._of.whole.wait(seconds)
         return over and self.done()
 
@@ -150,9 +152,8 @@ class _Gather:
 class _Exchange:
     """Parts of one rank and how many are still ``left`` to come."""
 
-    def __init__(self, rank: _Rank, recvs: Sequence[Part], tag: int, turn: Turn) -> None:
+    def __init__(self, rank: _Rank, recvs: Sequence[Part], tag: int) -> None:
         self._rank = rank
-        self._turn = turn
         self._sources = [source for source, _ in recvs]
         self._tag = tag
         self._error: WireError | None = None
@@ -176,7 +177,7 @@ class _Exchange:
 
     def done(self) -> bool:
         if not self._all_here():
-            self._turn.offer()
+            _TURN.offer()
         return self._all_here()
 
     def _all_here(self) -> bool:
@@ -186,7 +187,7 @@ class _Exchange:
 
     def wait(self, seconds: float | None = None) -> bool:
         until = None if seconds is None else time.monotonic() + seconds
-        with self._turn.left(), self._rank.came:
+        with _TURN.left(), self._rank.came:
             while not self._all_here():
                 left = None if until is None else until - time.monotonic()
                 if left is not None and left <= 0:
@@ -217,7 +218,7 @@ class ThreadTransport(Transport):
     def _exchange(self, sends: Sequence[Part], recvs: Sequence[Part], tag: int) -> Pending:
         for dest, part in sends:
             self._world.ranks[dest].deliver((self.rank, tag), part)
-        return _Exchange(self._world.ranks[self.rank], recvs, tag, self._world.turn)
+        return _Exchange(self._world.ranks[self.rank], recvs, tag)
 
     def start_allgather(self, send: Bytes, rows: Any, tag: int) -> Pending:
         # As one object for all ranks: p messages a rank each way would be slow at 1,000 ranks.
@@ -245,6 +246,10 @@ class ThreadTransport(Transport):
         for rank in self.others():
             self._world.ranks[rank].notices.append((self.rank, notice))
 
+    def sleep(self, seconds: float) -> None:
+        with _TURN.left():
+            time.sleep(seconds)
+
     def notices(self) -> list[tuple[int, bytes]]:
         own, came = self._world.ranks[self.rank].notices, []
         while own:
@@ -267,20 +272,21 @@ def run(size: int, function: Callable[..., Any], *args: Any, **options: Any) -> 
 
     def work(rank: int) -> None:
         transport = ThreadTransport(world, rank)
-        world.turn.take()
+        _TURN.take()
         try:
             results[rank] = function(Communicator(transport, **options), *args)
         except BaseException as error:
             errors[rank] = error
             transport.post(LEFT)
         finally:
-            world.turn.leave()
+            _TURN.leave()
 
     threads = [threading.Thread(target=work, args=(r,), daemon=True) for r in range(size)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with _TURN.left():  # a rank may run a world of its own
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
     for error in errors:
         if error is not None:
             raise error

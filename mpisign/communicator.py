@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mpisign import launcher
-from mpisign.collectives.progress import timeout_of_environment
+from mpisign.collectives.progress import finish_all, timeout_of_environment
 from mpisign.collectives.vote import Channel, tell_choice
 from mpisign.transports.base import Transport
 
@@ -44,6 +44,7 @@ class Communicator:
                 f"{function}: timeout must be a positive number of seconds, got {timeout!r}"
             )
         seconds = timeout_of_environment() if timeout is None else timeout
+        finish_all()  # while this rank is here, nobody else would move what is in flight
         transport, why = _transport(function, x, seconds)
         if nodes is not None:
             nodes = [int(n) for n in nodes]
@@ -147,9 +148,9 @@ def _transport(function: str, x: Any, seconds: float) -> tuple[Transport, str]:
 
         return TorchTransport(x), why
     if kind == "horovod":
-        from mpisign.transports.horovod import HorovodTransport
+        from mpisign.transports import horovod
 
-        return (HorovodTransport() if x is None else HorovodTransport(process_set=x)), why
+        return horovod.made(x, seconds), why
     from mpisign.transports.threads import ThreadTransport, World
 
     return ThreadTransport(World(1), 0), why

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -25,6 +26,22 @@ def timeout_of_environment() -> float:
     if not 0 < seconds < float("inf"):
         raise ValueError(f"MPISIGN_TIMEOUT must be a positive number of seconds, got {text!r}")
     return seconds
+
+
+class _Here(threading.local):
+    """The queues of this thread in which something is in flight."""
+
+    def __init__(self) -> None:
+        self.queues: set[Queue] = set()
+
+
+_HERE = _Here()
+
+
+def finish_all() -> None:
+    """Blocks until nothing is in flight in any queue of this thread."""
+    while _HERE.queues:
+        next(iter(_HERE.queues)).finish()
 
 
 class Handle:
@@ -74,10 +91,11 @@ class Handle:
 class Queue:
     """The collectives of one communicator. Calls are numbered, alike on every rank.
 
-    Each has a tag of its own and moves whenever any of them is waited for, so that ranks may wait
-    in any order; on an ``ordered`` transport one starts when all before it are over. If one breaks
-    off half way, by a timeout, an error that this rank alone sees or a key that interrupts it, the
-    other ranks are told, all raise, and the communicator is of no more use.
+    Each has a tag of its own and moves whenever any of them is waited for, or one of another
+    communicator in this thread, so that ranks may wait in any order; on an ``ordered`` transport
+    one starts when all before it are over. If one breaks off half way, by a timeout, an error that
+    this rank alone sees or a key that interrupts it, the other ranks are told, all raise, and the
+    communicator is of no more use.
     """
 
     def __init__(self, transport: Transport, timeout: float) -> None:
@@ -104,6 +122,7 @@ class Queue:
             return handle
         handle.steps = steps(Line(self.transport, handle.number % TAGS))
         self._live.append(handle)
+        _HERE.queues.add(self)
         if not self.transport.ordered or len(self._live) == 1:
             self._move(handle)
         return handle
@@ -123,10 +142,12 @@ class Queue:
         self._looked, pause = began, _SLICES[not self.transport.measurable]
         try:
             while not handle.over:
-                if self.advance():
+                others = [queue for queue in _HERE.queues if queue is not self]
+                moved = [queue.advance() for queue in others]
+                if self.advance() or any(moved):
                     continue
                 since = max(began, self._moved)
-                if not self._sleep(handle, pause):
+                if not self._sleep(handle, pause, alone=not others):
                     now = time.monotonic()
                     if now - self._looked >= pause:
                         self._look(handle, now - since)
@@ -155,11 +176,11 @@ class Queue:
         while self._live:
             self.drive(self._live[0])
 
-    def _sleep(self, handle: Handle, seconds: float) -> bool:
+    def _sleep(self, handle: Handle, seconds: float, alone: bool) -> bool:
         """Waits a little, at most ``seconds``; True if the exchange that was waited for is over."""
         head = self._live[0] if self.transport.ordered else handle
         assert head.pending is not None
-        if len(self._live) > 1:
+        if len(self._live) > 1 or not alone:
             # Which one moves next is not known: look at all of them, often at first.
             idle = time.monotonic() - self._moved
             seconds = min(max(50e-6, idle / 16), 1e-3)
@@ -198,6 +219,8 @@ class Queue:
         handle.end(error, result)
         if handle in self._live:
             self._live.remove(handle)
+        if not self._live:
+            _HERE.queues.discard(self)
 
     def _look(self, handle: Handle, waited: float) -> None:
         """What the others have posted; gives up if one of them did, or after the timeout."""
@@ -230,6 +253,7 @@ class Queue:
                 text = f"{other.function}: broke off with an earlier collective: {error}"
                 other.end(BrokenError(text))
         self._live.clear()
+        _HERE.queues.discard(self)
         handle.end(error)
         self.transport.abort()
 

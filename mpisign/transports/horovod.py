@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
 
-from mpisign.errors import CollectiveError
+from mpisign.errors import CollectiveError, CollectiveTimeout
 from mpisign.stats import stage, stats
 from mpisign.transports.base import Bytes, Over, Part, Pending, Transport, poll
 from mpisign.transports.framed import (
@@ -172,6 +172,31 @@ class HorovodTransport(Transport):
         if MPI.COMM_WORLD.Get_size() != hvd.size():  # hvd.init was given a part of the world
             return None
         return MPINotices(MPI.COMM_WORLD, self._process_set.ranks)
+
+
+_MADE: dict[int, int] = {}  # communicators that were made of a process set
+
+
+def made(process_set: hvd.ProcessSet | None, seconds: float) -> HorovodTransport:
+    """A transport with a prefix that no other has; all ranks of the process set make it together.
+
+    Ranks that elastic training brought in have made none yet: the largest count holds for all.
+    CollectiveTimeout if a rank does not come in ``seconds``.
+    """
+    group = hvd.global_process_set if process_set is None else process_set
+    key = group.process_set_id
+    count = torch.tensor([_MADE.get(key, 0)])
+    handle = hvd.allgather_async(count, name=f"mpisign.{key}.made", process_set=group)
+    counts: list[torch.Tensor] = []
+    if not poll(_Exchange(handle, counts.append), seconds):
+        raise CollectiveTimeout(
+            f"Communicator: ranks did not come in {seconds:.1f} s (Horovod's log on rank 0 names "
+            "them): all ranks of a process set must make a Communicator of it, or call their first "
+            "collective on it"
+        )
+    number = int(counts[0].max())
+    _MADE[key] = number + 1
+    return HorovodTransport(f"mpisign.{number}", group)
 
 
 class _Exchange:

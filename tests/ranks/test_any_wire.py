@@ -242,3 +242,24 @@ def test_an_optimizer_steps_alike_everywhere(on_all):
         return tuple(p.detach().numpy() for p in parameters)
 
     on_all(body)
+
+
+def test_two_communicators_and_waits_in_unlike_orders(on_all):
+    def body(comm):
+        if WIRE == "threads":
+            other = mpisign.Communicator(threads.ThreadTransport(second[comm.size], comm.rank))
+        else:
+            other = mpisign.Communicator(WIRE)
+        x = np.ones(300_000, dtype=np.float32)
+        handles = [c.majority_vote_async(x, algorithm="alltoall") for c in (comm, other)]
+        third = None
+        if WIRE != "threads" and comm.rank == 0:
+            third = mpisign.Communicator(WIRE)  # while the others still wait for a vote
+        results = [h.wait() for h in (handles if comm.rank % 2 else handles[::-1])]
+        if WIRE != "threads":
+            third = third or mpisign.Communicator(WIRE)
+            results.append(third.majority_vote(x))
+        return sum(results)
+
+    second = {size: threads.World(size) for size in range(1, 6)}
+    assert (on_all(body) > 0).all()

@@ -33,13 +33,19 @@ from hostile import (
 from launchers import mpirun
 
 import mpisign
-from mpisign.collectives import giving_up, header
+from mpisign.collectives import giving_up, header, progress
 from mpisign.errors import BrokenError, CollectiveError, CollectiveTimeout, WireError
 from mpisign.transports import threads
 
 pytestmark = pytest.mark.filterwarnings("ignore:the vote's result is right")
 SIZES = [(p, f) for p in (3, 4, 5, 7, 9) for f in (1, 2) if p >= 2 * f + 1]
 LENGTH = 1003
+
+
+@pytest.fixture(autouse=True)
+def look_often(monkeypatch):
+    """Simulated ranks look for notices twice a second, for the sake of a thousand of them."""
+    monkeypatch.setattr(progress, "_SLICES", (0.05, 0.05))
 
 
 def ballots(p, length=LENGTH):

@@ -54,7 +54,7 @@ def a_late_rank_is_named_and_told():
     comm = mpisign.Communicator(WORLD, timeout=0.6)
     vote(comm)
     if RANK == 3:
-        time.sleep(4.5)
+        time.sleep(3.8)
         error, seconds = raised(CollectiveTimeout, lambda: vote(comm, step=70))
         text = "majority_vote: step 70: ranks 0-2 gave up on this rank, 3, after "
         assert str(error).startswith(text) and error.ranks == (3,), error
@@ -117,7 +117,7 @@ def a_chain_of_waits_names_its_end():
     """Rank 0 waits for 1, 1 for 2, 2 for 3, which is elsewhere: nobody names 1 or 2."""
     comm = mpisign.Communicator(WORLD, timeout=0.6)
     if RANK == 3:
-        return time.sleep(4.0)
+        return time.sleep(3.6)
 
     def chain(line):
         byte = np.zeros(1, dtype=np.uint8)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 from mpisign import launcher
 from mpisign.collectives.progress import finish_all, timeout_of_environment
-from mpisign.collectives.vote import Channel, tell_choice
+from mpisign.collectives.vote import Channel, check_every, tell_choice
 from mpisign.transports.base import Transport
 
+T = TypeVar("T")
+_FUNCTION = "Communicator"
 _KINDS = ("mpi", "horovod", "torch")
 
 
@@ -38,26 +40,33 @@ class Communicator:
         timeout: float | None = None,
         nodes: Sequence[int] | None = None,
     ) -> None:
-        function = "Communicator"
-        if timeout is not None and not 0 < timeout < float("inf"):
-            raise ValueError(
-                f"{function}: timeout must be a positive number of seconds, got {timeout!r}"
-            )
-        seconds = timeout_of_environment() if timeout is None else timeout
+        wrong: list[Exception] = []  # told to the others, who would wait for this rank
+
+        def checked(setting: Callable[[], T], otherwise: T) -> T:
+            try:
+                return setting()
+            except (TypeError, ValueError) as error:
+                wrong.append(error)
+                return otherwise
+
+        seconds = checked(lambda: _seconds(timeout), 600.0)
         finish_all()  # while this rank is here, nobody else would move what is in flight
-        transport, why = _transport(function, x, seconds)
-        if nodes is not None:
-            nodes = [int(n) for n in nodes]
-            if len(nodes) != transport.size:
-                raise ValueError(
-                    f"{function}: nodes must be one for each of {transport.size} ranks, "
-                    f"got {len(nodes)}"
-                )
-        self.channel = Channel(transport, seconds)
-        self.channel.survey(nodes)
+        transport, why = _transport(_FUNCTION, x, seconds)
+        given = checked(lambda: _nodes(nodes, transport.size), None)
+        self.channel = Channel(transport, seconds, checked(check_every, 0))
+        self.channel.survey(given, wrong[0] if wrong else None)
         self.rank: int = transport.rank
         self.size: int = transport.size
         tell_choice(transport, why)
+
+    def free(self) -> None:
+        """Waits for what is in flight and gives back what the wire holds; collective.
+
+        MPI libraries have a few thousand communicators in all, and this has two. One that was made
+        on the way, from what a front end was given as ``comm``, is freed with that.
+        """
+        self.channel.queue.finish()
+        self.channel.transport.free()
 
     def __repr__(self) -> str:
         return f"Communicator({self.channel.transport.name}, rank {self.rank} of {self.size})"
@@ -133,6 +142,27 @@ def _key(kind: str, x: Any) -> Any:
         # Elastic training changes the ranks behind a process set.
         return kind, process_set.process_set_id, process_set.rank(), process_set.size()
     return kind, id(x)
+
+
+def _seconds(timeout: float | None) -> float:
+    if timeout is None:
+        return timeout_of_environment()
+    if not isinstance(timeout, (int, float)) or not 0 < timeout < float("inf"):
+        raise ValueError(
+            f"{_FUNCTION}: timeout must be a positive number of seconds, got {timeout!r}"
+        )
+    return float(timeout)
+
+
+def _nodes(nodes: Sequence[int] | None, size: int) -> list[int] | None:
+    if nodes is None:
+        return None
+    numbers = [int(n) for n in nodes]
+    if len(numbers) != size:
+        raise ValueError(
+            f"{_FUNCTION}: nodes must be one for each of {size} ranks, got {len(numbers)}"
+        )
+    return numbers
 
 
 def _transport(function: str, x: Any, seconds: float) -> tuple[Transport, str]:

@@ -62,6 +62,8 @@ def DistributedOptimizer(
             stacklevel=2,
         )
     policies.code(_FUNCTION, "algorithm", algorithm, policies.ALGORITHMS)
+    if not isinstance(seed, int) or not 0 <= seed < 1 << 64:
+        raise ValueError(f"{_FUNCTION}: seed must be in [0, 2**64), got {seed!r}")
     vote = GradientVote(channel_of(_FUNCTION, comm), compressor, algorithm, seed, optimizer, names)
     setattr(optimizer, KEY, vote)
     optimizer.register_step_pre_hook(vote.before_step)

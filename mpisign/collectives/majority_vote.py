@@ -214,5 +214,6 @@ def check_settings(function: str, settings: dict[str, Any]) -> None:
             bits = below.bit_length() - 1
             raise ValueError(f"{function}: {name} must be in [0, 2**{bits}), got {value!r}")
     weight = settings["weight"]
-    if not isinstance(weight, (int, float, np.number)) or not 0 <= weight < float("inf"):
+    most = np.finfo(np.float64).max  # 10**400 is no float
+    if not isinstance(weight, (int, float, np.number)) or not 0 <= weight <= most:
         raise ValueError(f"{function}: weight must be a number from 0, got {weight!r}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import struct
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -80,11 +81,13 @@ class Channel:
     ``nodes`` and ``costs`` are None until ``survey``.
     """
 
-    def __init__(self, transport: Transport, timeout: float | None = None) -> None:
+    def __init__(
+        self, transport: Transport, timeout: float | None = None, every: int | None = None
+    ) -> None:
         self.transport = transport
         self.queue = Queue(transport, timeout_of_environment() if timeout is None else timeout)
         self.votes = 0
-        self.check_every = check_every()
+        self.check_every = check_every() if every is None else every
         self.digest = bytes(32)
         self.nodes: list[list[int]] | None = None
         self.costs: Costs | None = None
@@ -95,10 +98,15 @@ class Channel:
         self.votes += 1
         return self.votes - 1
 
-    def survey(self, given: Sequence[int] | None) -> None:
-        """Finds the nodes (see ``find_nodes``) and measures what exchanges cost. Collective."""
+    def survey(self, given: Sequence[int] | None, wrong: Exception | None = None) -> None:
+        """Finds the nodes (see ``find_nodes``) and measures what exchanges cost. Collective.
+
+        ``wrong``: what is to be raised instead, so that the other ranks are told.
+        """
 
         def steps(line: Line) -> Steps[None]:
+            if wrong is not None:
+                raise wrong
             line = Unbooked(line.transport, line.tag)
             self.nodes = yield from find_nodes(line, given)
             if line.size > 2 and self.transport.measurable:
@@ -140,7 +148,11 @@ class Channel:
         """
         header.rank, header.replica = line.rank, self.digest
         self.digest = bytes(32)
-        message = header.encode(inline)
+        try:
+            message = header.encode(inline)
+        except (struct.error, OverflowError) as error:  # a number that no check has kept out
+            header = Header(header.operation, rank=line.rank).refusal(str(error))
+            message = header.encode()
         if line.size > SHORT_ABOVE:
             words = np.empty((line.size, 16), dtype=np.uint8)
             yield line.allgather(header.short(message), words)

@@ -123,6 +123,9 @@ class Transport(ABC):
     def abort(self) -> None:  # noqa: B027
         """Gives up all exchanges in flight; the transport is of no use afterwards."""
 
+    def free(self) -> None:  # noqa: B027
+        """Gives back what the wire holds, once nothing is in flight; called by all ranks."""
+
     def others(self) -> list[int]:
         """The other ranks, each rank's list from its right neighbour on, so that none is first."""
         return [(self.rank + i) % self.size for i in range(1, self.size)]

@@ -153,6 +153,20 @@ def empty(shape: tuple[int, ...], dtype: str, *, like: View | None = None) -> An
         return cupy.empty(shape, dtype=_numpy_dtype(dtype))
 
 
+def overlap_partly(a: View, b: View) -> bool:
+    """Whether two contiguous arrays share memory, but do not begin and end together."""
+    if a.device != b.device or not a.length or not b.length:
+        return False
+    ends = [v.address + v.length * itemsize(v.dtype) for v in (a, b)]
+    same = (a.address, ends[0]) == (b.address, ends[1])
+    return not same and a.address < ends[1] and b.address < ends[0]
+
+
+def itemsize(dtype: str) -> int:
+    """Bytes of an element of a dtype of ``FLOATS`` or uint8."""
+    return {"float64": 8, "float32": 4, "uint8": 1}.get(dtype, 2)
+
+
 def host(x: Any) -> np.ndarray[Any, Any]:
     """``x`` in host memory: itself, or a copy of what lies on a device, which is waited for."""
     if isinstance(x, np.ndarray):

@@ -115,6 +115,13 @@ def channel_of(function: str, comm: Any) -> Channel:
     """
     if isinstance(comm, Communicator):
         return comm.channel
+    mpi4py = sys.modules.get("mpi4py.MPI")
+    if comm is not None and mpi4py is not None and isinstance(comm, mpi4py.Intracomm) and comm:
+        from mpisign.transports import mpi
+
+        kept = mpi.kept(comm)
+        if kept is not None:
+            return kept.channel  # type: ignore[no-any-return]
     kind, comm, why = _resolve(function, comm)
     if kind == "mpi":
         from mpisign.transports import mpi

@@ -91,7 +91,7 @@ class GradientVote:
             header = self._header(header)
             if self.compressor is not None:
                 members = _Members(self, self.compressor, line.rank)
-                if len(members.ballot.chunks()) == 1:
+                if members.ballot.short(line.transport.message):
                     members.pack_all()
                     header = replace(header, late=False, nans=members.nans)
                 if small(members.ballot, header, line.size):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import references as ref
+from messages import small_messages
 
 import mpisign
-from mpisign.collectives import ballot
 from mpisign.collectives.nodes import grouped
 from mpisign.errors import CollectiveError
 from mpisign.transports import threads
@@ -48,7 +48,7 @@ def test_hierarchical_is_the_flat_vote_bit_for_bit(nodes, zeros, ties, weighing)
 @pytest.mark.parametrize("nodes", [[0, 1, 0, 1, 0], [0, 1, 2, 3], [0, 0, 1, 1]], ids=str)
 @pytest.mark.parametrize("length", [9_001, 140_001])  # 2 chunks, and 16
 def test_many_chunks(nodes, length, monkeypatch):
-    monkeypatch.setattr(ballot, "_CHUNK", 1 << 9)
+    small_messages(monkeypatch, 128)
     p = len(nodes)
     args = (length, "allgather", "abstain", "zero", [1] * p)
     flat = threads.run(p, vote, *args)

@@ -14,7 +14,7 @@ def allgather_vote(line: Line, ballot: Ballot) -> Steps[None]:
     Wire: chunk by chunk, the bytes of the sign plane, then of the mask plane, to every rank. Raises
     WireError, on the ranks that see it, if a plane's padding is not 0.
     """
-    chunks, others = ballot.chunks(), line.transport.others()
+    chunks, others = ballot.chunks(line.transport.message, 1), line.transport.others()
     widest = max(b - a for a, b in chunks)
     stacks = [line.empty(line.size, ballot.k, widest) for _ in range(slots(len(chunks)))]
     result = line.empty(ballot.kd, widest)

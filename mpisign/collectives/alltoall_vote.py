@@ -20,7 +20,7 @@ def alltoall_vote(line: Line, ballot: Ballot) -> Steps[None]:
     Source: Bernstein et al. 2019, majority vote, with the parameter server sharded over the ranks.
     """
     p, rank, others = line.size, line.rank, line.transport.others()
-    chunks = ballot.chunks()
+    chunks = ballot.chunks(line.transport.message, p)
     widest = max(b - a for a, b in chunks)
     shard = -(-widest // p)
     n = slots(len(chunks))

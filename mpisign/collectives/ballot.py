@@ -15,8 +15,8 @@ from mpisign.stats import stage
 
 Planes = npt.NDArray[np.uint8]
 
-_CHUNK = 1 << 17  # bytes of a plane: below, a chunk's latency is worth more than its overlap
-_CHUNKS = 16
+_OVERLAP = 16  # chunks that suffice to hide one behind the others
+_MOST = 1024
 
 
 @dataclass(slots=True)
@@ -47,11 +47,19 @@ class Ballot:
         """Planes of the result."""
         return policies.planes_down(self.ties)
 
-    def chunks(self) -> list[tuple[int, int]]:
-        """Byte ranges [a, b) that travel one after the other; depends on the length alone."""
-        n = max(1, min(_CHUNKS, self.nbytes // _CHUNK))
+    def chunks(self, message: int, parts: int) -> list[tuple[int, int]]:
+        """Byte ranges [a, b) that travel one after the other, each cut into ``parts`` messages.
+
+        ``message``: the transport's. Depends on what all ranks know alone.
+        """
+        overlap = min(_OVERLAP, self.nbytes // (4 * message))
+        n = max(1, overlap, min(_MOST, self.nbytes // (parts * message)))
         bounds = [self.nbytes * i // n for i in range(n + 1)]
         return list(zip(bounds, bounds[1:], strict=False))
+
+    def short(self, message: int) -> bool:
+        """Whether it is not worth while to send the first chunk before the last is packed."""
+        return self.nbytes <= 4 * message
 
     def coordinates(self, a: int, b: int) -> int:
         """How many coordinates bytes [a, b) hold."""

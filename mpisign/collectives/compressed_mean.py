@@ -105,6 +105,8 @@ class _Mean:
                 f"{_FUNCTION}: out must be C-contiguous float32 {v.shape}, got {o.dtype} {o.shape}"
             )
         self._x, self._state = x.reshape(-1), state
+        if v.contiguous and arrays.overlap_partly(v, o):
+            raise ValueError(f"{_FUNCTION}: out must be x or share no memory with it")
         self._out, self._flat = out, out.reshape(-1)
         self._how = settings
         self.header = Header(

@@ -105,7 +105,7 @@ class Count:
             size=self.size,
         )
         self._planes: Any = None
-        if eager or not v.contiguous or len(self.ballot.chunks()) == 1:
+        if eager or not v.contiguous or self.ballot.short(channel.transport.message):
             self._planes = np.empty((self.ballot.k, self.ballot.nbytes), dtype=np.uint8)
             self._pack(x, 0, self._planes)
             self.header = replace(self.header, nans=self._nans)

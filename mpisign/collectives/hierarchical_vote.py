@@ -159,10 +159,10 @@ class _Verdicts(_Between):
 def _vote(
     line: Line, ballot: Ballot, nodes: Sequence[Sequence[int]], between: _Between
 ) -> Steps[None]:
-    chunks = ballot.chunks()
+    n_slots = min(map(len, nodes))
+    chunks = ballot.chunks(line.transport.message, n_slots)
     n = slots(len(chunks))
     widest = max(b - a for a, b in chunks)
-    n_slots = min(map(len, nodes))
     here = next(i for i, node in enumerate(nodes) if line.rank in node)
     mates = list(nodes[here])
     place = mates.index(line.rank)

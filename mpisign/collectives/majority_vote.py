@@ -14,7 +14,7 @@ from mpisign.collectives.progress import Handle
 from mpisign.collectives.vote import Channel, small
 from mpisign.communicator import channel_of
 from mpisign.stats import stage
-from mpisign.transports.base import Steps
+from mpisign.transports.base import Steps, Transport
 
 _FUNCTION = "majority_vote"
 
@@ -114,7 +114,7 @@ def _start(x: Any, comm: Any, out: Any, *, eager: bool, **settings: Any) -> Hand
     if settings["step"] is None:
         settings["step"] = number
     try:
-        vote = _Vote(x, out, eager, channel.transport.rank, settings)
+        vote = _Vote(x, out, eager, channel.transport, settings)
     except Exception as error:
         # The others are on their way into the collective: refuse there, not here.
         refusal = Header(_FUNCTION).refusal(str(error).removeprefix(f"{_FUNCTION}: "))
@@ -127,7 +127,9 @@ def _start(x: Any, comm: Any, out: Any, *, eager: bool, **settings: Any) -> Hand
 class _Vote:
     """One call's arguments, checked; packed whole if ``eager`` or small."""
 
-    def __init__(self, x: Any, out: Any, eager: bool, rank: int, settings: dict[str, Any]) -> None:
+    def __init__(
+        self, x: Any, out: Any, eager: bool, transport: Transport, settings: dict[str, Any]
+    ) -> None:
         v = arrays.view_floats(_FUNCTION, "x", x)
         check_settings(_FUNCTION, settings)
         if out is None:
@@ -140,7 +142,9 @@ class _Vote:
             )
         self.out = out
         self._x, self._flat_out = x, out.reshape(-1)
-        self._how = {k: settings[k] for k in ("zeros", "nan", "seed", "step")} | {"rank": rank}
+        self._how = {k: settings[k] for k in ("zeros", "nan", "seed", "step")} | {
+            "rank": transport.rank
+        }
         self._nans: Any = 0
         self._like = None if v.device == "cpu" else v  # NumPy packs and unpacks for torch too
         device = v.device.partition(":")[0]
@@ -156,7 +160,8 @@ class _Vote:
         )
         self._planes: Any = None
         whole = eager or settings["byzantine_f"] > 0  # then NaNs must be told in the header
-        if whole or not v.contiguous or len(self.ballot.chunks()) == 1:
+        whole = whole or not v.contiguous or arrays.overlap_partly(v, o)
+        if whole or self.ballot.short(transport.message):
             self._planes = arrays.empty(
                 (self.ballot.k, self.ballot.nbytes), "uint8", like=self._like
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -167,13 +168,16 @@ _UNMADE: list[Any] = []  # clones that not all ranks asked for
 
 
 @atexit.register
+_PID = os.getpid()
+
+
 def _leave() -> None:
     """At exit, before MPI_Finalize: tells all ranks, and ends a job that could not end otherwise.
 
     MPI_Finalize waits for messages and ranks that never come. After a collective broke off the job
     is aborted, unless all ranks of its communicator come to their end too.
     """
-    if MPI.Is_finalized():
+    if MPI.Is_finalized() or os.getpid() != _PID:  # a fork is no rank
         return
     for notices in _OPEN:
         notices.post(LEFT)

@@ -30,6 +30,7 @@ class NCCLTransport(Transport):
     """
 
     name = "nccl"
+    message = 4 << 20
     ordered = True
     device = "cuda"
 

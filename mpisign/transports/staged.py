@@ -67,7 +67,7 @@ class StagedTransport(Transport):
         self._device = device
         self._out, self._in = Pool(device.pinned), Pool(device.pinned)
         self._copied: list[tuple[Event, Lease]] = []
-        self.rank, self.size = wire.rank, wire.size
+        self.rank, self.size, self.message = wire.rank, wire.size, wire.message
         self.name = f"{wire.name}, staged"  # type: ignore[misc]
         self.ordered = wire.ordered  # type: ignore[misc]
         self.measurable = wire.measurable  # type: ignore[misc]

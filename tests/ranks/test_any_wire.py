@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import references as ref
 import torch
+from messages import small_messages
 
 import mpisign
-from mpisign.collectives import ballot
 from mpisign.compressors import Signum
 from mpisign.errors import CollectiveError, DisagreementError, NaNError
 from mpisign.transports import threads
@@ -99,7 +99,7 @@ def test_votes_match_the_reference(on_all, algorithm, zeros, ties):
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_many_chunks_in_place(on_all, algorithm, monkeypatch):
-    monkeypatch.setattr(ballot, "_CHUNK", 1 << 10)  # 16 of them, as of 16.8M coordinates and more
+    small_messages(monkeypatch, 256)
 
     def body(comm):
         x = ballots(comm, 140_001)
@@ -113,7 +113,7 @@ def test_many_chunks_in_place(on_all, algorithm, monkeypatch):
 
 
 def test_votes_in_flight_end_in_any_order(on_all, monkeypatch):
-    monkeypatch.setattr(ballot, "_CHUNK", 1 << 10)
+    small_messages(monkeypatch, 256)
 
     def body(comm):
         lengths = (1000, 1, 50_000, 33, 140_001, 8)
@@ -202,7 +202,7 @@ def test_counts(on_all):
 
 
 def test_errors_are_the_same_on_all_ranks_and_votes_go_on(on_all, monkeypatch):
-    monkeypatch.setattr(ballot, "_CHUNK", 1 << 10)
+    small_messages(monkeypatch, 256)
 
     def body(comm):
         x = np.ones(100, dtype=np.float32)
@@ -263,3 +263,20 @@ def test_two_communicators_and_waits_in_unlike_orders(on_all):
 
     second = {size: threads.World(size) for size in range(1, 6)}
     assert (on_all(body) > 0).all()
+
+
+@pytest.mark.parametrize("algorithm", ["allgather", "alltoall"])
+@pytest.mark.parametrize("shift", [-7001, 1, 7001])
+def test_out_that_overlaps_x(on_all, algorithm, shift, monkeypatch):
+    small_messages(monkeypatch, 256)
+
+    def body(comm):
+        xs = ballots(comm, 70_000)
+        memory = np.zeros(90_000, dtype=np.float32)
+        x, out = memory[8000:78_000], memory[8000 + shift : 78_000 + shift]
+        x[:] = xs[comm.rank]
+        comm.majority_vote(x, algorithm=algorithm, zeros="abstain", ties="zero", out=out)
+        assert np.array_equal(out, ref.vote(xs))
+        return out
+
+    on_all(body)

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import references as ref
 import torch
+from messages import small_messages
 from worlds import RANK, SIZE, WORLD, WORLDS, on_ranks, several
 
 import mpisign
-from mpisign.collectives import ballot, header
+from mpisign.collectives import header
 from mpisign.errors import CollectiveError, DisagreementError, NaNError
 
 LENGTHS = [0, 1, 9, 151, 4097]
@@ -64,7 +65,7 @@ def whole(weights):
 @pytest.fixture
 def small_chunks(monkeypatch):
     """Chunks of a few bytes, so that small tensors travel in 16."""
-    monkeypatch.setattr(ballot, "_CHUNK", 30)
+    small_messages(monkeypatch, 8)
 
 
 def majority(length, weights, zeros, ties):
@@ -185,9 +186,9 @@ def test_nan_abstains_alone():
     assert counted.positive.tolist() == [SIZE, 0, 0, 0]
 
 
-@pytest.mark.parametrize("chunk", [30, 1 << 17])
-def test_nan_on_one_rank_is_an_error_on_all(chunk, monkeypatch):
-    monkeypatch.setattr(ballot, "_CHUNK", chunk)  # NaNs are counted before, or while data moves
+@pytest.mark.parametrize("message", [8, 1 << 15])
+def test_nan_on_one_rank_is_an_error_on_all(message, monkeypatch):
+    small_messages(monkeypatch, message)  # NaNs are counted before, or while data moves
     x = np.ones(4097)
     if RANK == SIZE - 1:
         x[-5:] = np.nan

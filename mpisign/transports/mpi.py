@@ -161,16 +161,16 @@ def duplicate(comm: MPI.Intracomm, seconds: float) -> MPI.Intracomm:
     return clone
 
 
-_LAST_SECONDS = 20.0
+_LAST_SECONDS = 5.0
 _OPEN: list[MPINotices] = []
 _LOST: list[MPITransport] = []  # aborted; MPI may still use their memory
 _UNMADE: list[Any] = []  # clones that not all ranks asked for
 
 
-@atexit.register
 _PID = os.getpid()
 
 
+@atexit.register
 def _leave() -> None:
     """At exit, before MPI_Finalize: tells all ranks, and ends a job that could not end otherwise.
 

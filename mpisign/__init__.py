@@ -1,4 +1,4 @@
-"""mpisign: one-bit gradient collectives for Horovod and MPI.
+"""mpisign: one-bit gradient collectives for Horovod, MPI and torch.
 
 ``import mpisign`` imports NumPy and one C extension. What needs torch, mpi4py or Horovod imports
 them when it is first used.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from typing import Any, TypeVar
 
 from mpisign import launcher
@@ -14,6 +15,7 @@ from mpisign.transports.base import Transport
 
 T = TypeVar("T")
 _FUNCTION = "Communicator"
+_TORCH = {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}  # all that torch needs
 _KINDS = ("mpi", "horovod", "torch")
 
 
@@ -175,7 +177,7 @@ def _nodes(nodes: Sequence[int] | None, size: int) -> list[int] | None:
 def _transport(function: str, x: Any, seconds: float) -> tuple[Transport, str]:
     if isinstance(x, Transport):
         return x, "it was given"
-    kind, x, why = _resolve(function, x)
+    kind, x, why = _resolve(function, x, seconds)
     if kind == "mpi":
         from mpisign.transports import mpi
 
@@ -193,15 +195,15 @@ def _transport(function: str, x: Any, seconds: float) -> tuple[Transport, str]:
     return ThreadTransport(World(1), 0), why
 
 
-def _resolve(function: str, x: Any) -> tuple[str, Any, str]:
-    """Kind of transport, what it is made of, and why."""
+def _resolve(function: str, x: Any, seconds: float | None = None) -> tuple[str, Any, str]:
+    """Kind of transport, what it is made of, and why. ``seconds``: that its start may take."""
     module = type(x).__module__
     if x is None:
-        return _launched()
+        return _launched(seconds)
     if isinstance(x, str):
         if x not in _KINDS:
             raise ValueError(f"{function}: comm must be {', '.join(map(repr, _KINDS))}, got {x!r}")
-        return x, _world(x), "it was asked for"
+        return x, _world(x, seconds), "it was asked for"
     if module.startswith("mpi4py"):
         from mpisign.transports import mpi
 
@@ -216,7 +218,7 @@ def _resolve(function: str, x: Any) -> tuple[str, Any, str]:
     )
 
 
-def _world(kind: str) -> Any:
+def _world(kind: str, seconds: float | None) -> Any:
     if kind == "mpi":
         from mpisign.transports import mpi
 
@@ -229,34 +231,37 @@ def _world(kind: str) -> Any:
                 "votes over torch.distributed need torch: pip install torch"
             ) from error
         if not dist.is_initialized():
-            dist.init_process_group()
+            limit = None if seconds is None else timedelta(seconds=seconds)
+            dist.init_process_group(timeout=limit)
         return dist.group.WORLD
-    import horovod.torch as hvd
+    from mpisign.transports.horovod import hvd  # which says what to install
 
     if not hvd.is_initialized():
         hvd.init()
     return None
 
 
-def _launched() -> tuple[str, Any, str]:
+def _launched(seconds: float | None) -> tuple[str, Any, str]:
     """What the launcher started, by what it left in the environment."""
     env = os.environ
     if env.get("HOROVOD_CONTROLLER") == "gloo" or (
         "HOROVOD_RANK" in env and "OMPI_COMM_WORLD_RANK" not in env
     ):
-        return "horovod", _world("horovod"), "horovodrun --gloo started this process"
+        return "horovod", _world("horovod", seconds), "horovodrun --gloo started this process"
     if "TORCHELASTIC_RUN_ID" in env:
-        return "torch", _world("torch"), "torchrun started this process"
+        return "torch", _world("torch", seconds), "torchrun started this process"
     size = launcher.launched_size()
+    if size is None and env.get("WORLD_SIZE", "1") != "1" and _TORCH <= env.keys():
+        return "torch", _world("torch", seconds), "RANK and WORLD_SIZE are set"
     try:
         import mpi4py  # noqa: F401
     except ImportError:
         if size is None or size == 1:
             return "alone", None, "no launcher started this process and mpi4py is not installed"
     if size is None and _torch_runs():
-        return "torch", _world("torch"), "torch.distributed is initialised"
+        return "torch", _world("torch", seconds), "torch.distributed is initialised"
     why = "mpi4py is installed" if size is None else f"a launcher started {size} processes"
-    return "mpi", _world("mpi"), why
+    return "mpi", _world("mpi", seconds), why
 
 
 def _torch_runs() -> bool:

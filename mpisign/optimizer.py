@@ -27,16 +27,16 @@ def DistributedOptimizer(
     """``optimizer`` itself, which from now on steps on the majority vote of all ranks.
 
     Before each ``step()`` every gradient becomes the vote of its compressor's signs over ``comm``
-    (mpi4py intracommunicator, default COMM_WORLD): +1, -1, or 0 where ``ties="zero"``. All
-    gradients travel as one ballot. Learning rate and weight decay are the optimizer's: torch's SGD
-    then does x -= lr (V + wd x).
+    (whatever ``mpisign.Communicator`` takes, default what the launcher started): +1, -1, or 0 where
+    ``ties="zero"``. All gradients travel as one ballot. Learning rate and weight decay are the
+    optimizer's: torch's SGD then does x -= lr (V + wd x).
 
     ``named_parameters``: names for messages and for the check that all ranks hold the same model,
     default: positions. ``compression``: "sign", "signum", a Compressor, or "none": the plain fp32
-    average by MPI's allreduce, the baseline. A parameter without a gradient on some ranks counts as
-    zeros there (with signum: as its momentum stands); one without a gradient on any rank is left
-    alone. The compressor's state is part of ``optimizer.state_dict()``. Parameters must start equal
-    on all ranks: the first step checks that, and every step the optimizer's options.
+    average by the wire's allreduce, the baseline. A parameter without a gradient on some ranks
+    counts as zeros there (with signum: as its momentum stands); one without a gradient on any rank
+    is left alone. The compressor's state is part of ``optimizer.state_dict()``. Parameters must
+    start equal on all ranks: the first step checks that, and every step the optimizer's options.
 
     A copy or pickle of the optimizer has lost the hook: wrap it again. torch.amp.GradScaler does
     not go with votes, which need no scale: it skips steps on single ranks.

@@ -15,7 +15,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs ``mpisign``; the exit status: 0, or 2 for what the person can put right."""
     parser = RankParser(
         prog="mpisign",
-        description="One-bit gradient collectives for Horovod and MPI.",
+        description="One-bit gradient collectives for Horovod, MPI and torch.distributed.",
         epilog="mpisign COMMAND --help tells more about each.",
     )
     parser.add_argument("--version", action="version", version=f"mpisign {mpisign.__version__}")

@@ -45,8 +45,8 @@ examples:
   mpirun -n 4 mpisign train --adversaries 1                one rank of four sends -100 g
   mpirun -n 7 mpisign train --adversaries 3 --attack sign-flip
   mpirun --mca pml ob1 --mca btl tcp,self -n 4 mpisign train    bytes measured on the wire too
-  horovodrun -np 4 mpisign train                           through Horovod, without MPI on Gloo
-  torchrun --nproc-per-node 4 -m mpisign.cli train         through torch.distributed, on Gloo
+  horovodrun -np 4 --gloo mpisign train                    through Horovod, without MPI
+  torchrun --nproc-per-node 4 --no-python mpisign train        through torch.distributed, on Gloo
   srun -n 4 --mpi=pmix mpisign train                       under Slurm
   mpirun -n 4 mpisign train --data ~/fashion-mnist --epochs 2
 (more ranks than cores: mpirun --oversubscribe --bind-to none)

@@ -38,9 +38,9 @@ def majority_vote(
     ``x``: float32, float16, bfloat16 or float64, NumPy or CuPy array or torch tensor (CPU or CUDA)
     of any shape, the same length and dtype on all ranks, on a device on all or on none. ``comm``:
     whatever ``Communicator`` takes, default what the launcher started; a clone of an mpi4py
-    communicator is used, so that messages of yours never mix
-    with these. Returns an array of the same framework, shape and dtype: +1, -1, and 0 where
-    ``ties="zero"`` found no majority; ``out=`` is written to and returned, and may be ``x``.
+    communicator is used, so that messages of yours never mix with these. Returns an array of the
+    same framework, shape and dtype: +1, -1, and 0 where ``ties="zero"`` found no majority; ``out=``
+    is written to and returned, and may be ``x``.
 
     algorithm: "auto", "allgather" or "alltoall", "hierarchical" (counts in each node first, then
     between nodes: the same result), all of which give the majority of the ranks; "vote_of_votes"
@@ -52,9 +52,9 @@ def majority_vote(
     Packing, exchange and tally of large arrays overlap; after an error ``out`` holds nothing of
     use. Raises, the same on every rank: DisagreementError (ranks differ in length, dtype, policy,
     algorithm, step or seed; names ranks and values), NaNError, CollectiveError (bad arguments on
-    some rank), CollectiveTimeout (ranks did not come), WireError. TypeError if ``comm`` is none.
-    Source: Bernstein et al. 2019, signSGD with majority vote is communication efficient and fault
-    tolerant.
+    some rank), CollectiveTimeout (ranks did not come), WireError. TypeError for a ``comm``
+    that is no communicator. Source: Bernstein et al. 2019, signSGD with majority vote is
+    communication efficient and fault tolerant.
     """
     return _start(
         x,

@@ -13,6 +13,7 @@ from mpisign.collectives.line import Line
 from mpisign.errors import BrokenError, CollectiveError, WireError
 from mpisign.transports.base import TAGS, Pending, Steps, Transport, poll
 
+_IDLE = 1.0  # seconds without a collective, after which a rank may be late
 _SLICES = (0.05, 0.5)  # seconds between looks at the notices of others: at first, and at most
 
 
@@ -120,6 +121,13 @@ class Queue:
             text = f"{function}: this communicator broke off earlier: {self.broken}"
             handle.end(BrokenError(text))
             return handle
+        now = time.monotonic()
+        if now - self._moved > min(_IDLE, self.timeout / 2):
+            # The others may have given up on this rank, and left enough behind for a small vote.
+            self._looked = now
+            self._look(handle, 0.0)
+            if handle.over:
+                return handle
         handle.steps = steps(Line(self.transport, handle.number % TAGS))
         self._live.append(handle)
         _HERE.queues.add(self)

@@ -197,9 +197,9 @@ def nccl_of_cupy() -> Found:
 
 def cuda_mpi_asked() -> Found:
     """What the MPI library says of itself."""
+    mpi()
     from mpisign.transports import cuda_mpi as asked
 
-    mpi()
     says, here = asked.library_says(), asked.here()
     return f"{'yes' if here.aware else 'no'}: {here.why}", {
         "library": says.aware,

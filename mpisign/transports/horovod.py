@@ -186,6 +186,8 @@ def made(process_set: hvd.ProcessSet | None, seconds: float) -> HorovodTransport
     """
     group = hvd.global_process_set if process_set is None else process_set
     key = group.process_set_id
+    if key is None or not group.included():
+        raise ValueError(f"Communicator: this rank is in no registered process set {group}")
     count = torch.tensor([_MADE.get(key, 0)])
     handle = hvd.allgather_async(count, name=f"mpisign.{key}.made", process_set=group)
     counts: list[torch.Tensor] = []

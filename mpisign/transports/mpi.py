@@ -200,8 +200,8 @@ def intracommunicator(function: str, comm: Any) -> MPI.Intracomm:
     """``comm``; TypeError unless it is an mpi4py intracommunicator."""
     if not isinstance(comm, MPI.Comm) or comm == MPI.COMM_NULL or comm.Is_inter():
         raise TypeError(
-            f"{function}: comm must be an mpi4py intracommunicator or None, "
-            f"got {type(comm).__name__}"
+            f"{function}: comm must be an mpi4py intracommunicator or None, got "
+            f"{'COMM_NULL' if comm == MPI.COMM_NULL else type(comm).__name__}"
         )
     return comm  # type: ignore[return-value]
 

@@ -49,6 +49,16 @@ def broken_for_good(comm, told):
     assert comm.majority_vote_async(X, algorithm="alltoall").done()  # over, with the error
 
 
+def a_late_rank_is_told_of_a_small_vote():
+    """Whose ballots all came with the headers: there is nothing left that it would wait for."""
+    comm = mpisign.Communicator(WORLD, timeout=0.6)
+    comm.majority_vote(X)
+    if RANK == 3:
+        time.sleep(3.8)
+    error, _ = raised(CollectiveTimeout, lambda: comm.majority_vote(X))
+    assert error.ranks == (3,), error
+
+
 def a_late_rank_is_named_and_told():
     """With votes in flight, one of which is asked for instead of waited for."""
     comm = mpisign.Communicator(WORLD, timeout=0.6)
@@ -131,6 +141,7 @@ def a_chain_of_waits_names_its_end():
 
 for case in (
     a_late_rank_is_named_and_told,
+    a_late_rank_is_told_of_a_small_vote,
     an_interrupted_rank_is_named_at_once,
     a_rank_that_breaks_off_alone_is_named_at_once,
     a_chain_of_waits_names_its_end,

@@ -60,7 +60,7 @@ class MPINotices:
             self._forget_sent()
         came: list[tuple[int, bytes]] = []
         status = MPI.Status()
-        # A probe that finds nothing only lets Open MPI look at what has come: the next one finds it.
+        # A probe that finds nothing lets Open MPI look at what has come: the next one finds it.
         while any(self._comm.Iprobe(MPI.ANY_SOURCE, _TAG, status) for _ in range(3)):
             rank, length = status.Get_source(), status.Get_count(MPI.BYTE)
             if not 0 <= length <= NOTICE:

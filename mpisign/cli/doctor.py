@@ -11,6 +11,8 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mpisign import launcher
 
 _DESCRIPTION = """\
@@ -66,10 +68,8 @@ def run(args: argparse.Namespace) -> int:
 
     rank = launcher.rank()
     # Without MPI, under horovodrun --gloo or torchrun, ranks are not listed.
-    mpi = rank is not None and os.environ.get("HOROVOD_CONTROLLER") != "gloo"
-    ranks, problem = _ranks() if mpi else ([], "")
-    if rank is None and "TORCHELASTIC_RUN_ID" in os.environ:
-        rank = int(os.environ.get("RANK", "0"))
+    other = os.environ.get("HOROVOD_CONTROLLER") == "gloo" or "TORCHELASTIC_RUN_ID" in os.environ
+    ranks, problem = ([], "") if rank is None or other else _ranks()
     if rank:  # the first says it for all
         return 0
     in_job = rank is not None
@@ -109,15 +109,23 @@ def run(args: argparse.Namespace) -> int:
 
 def _ranks() -> tuple[list[dict[str, Any]], str]:
     """Each rank's host, or what is wrong with the job. All of its ranks call it."""
-    mine = {"host": platform.node(), "local_rank": launcher.local_rank()}
+    local = launcher.local_rank()
+    mine = np.zeros((), dtype=[("host", "S256"), ("local_rank", "<i8")])
+    mine["host"] = platform.node().encode()[:256]
+    mine["local_rank"] = -1 if local is None else local
     try:
         from mpi4py import MPI
 
         launcher.check_world(MPI.COMM_WORLD.Get_size())
     except Exception as error:
         return [], f"{type(error).__name__}: {error}"
-    ranks: list[dict[str, Any]] = MPI.COMM_WORLD.allgather(mine)
+    every = np.empty(MPI.COMM_WORLD.Get_size(), dtype=mine.dtype)
+    MPI.COMM_WORLD.Allgather([mine, MPI.BYTE], [every, MPI.BYTE])
     MPI.Finalize()  # the others end now, instead of waiting for the first
+    ranks = [
+        {"host": host.decode(errors="replace"), "local_rank": None if n < 0 else n}
+        for host, n in every.tolist()
+    ]
     return ranks, ""
 
 

@@ -11,6 +11,15 @@ from cuda_on_cpu.fibres import FibreLauncher, build
 from cuda_on_cpu.gpu import Gpu
 
 
+def pytest_collection_modifyitems(items):
+    """Leaves out what is marked many, unless MPISIGN_TEST_ALL=1 asks for everything."""
+    if os.environ.get("MPISIGN_TEST_ALL") == "1":
+        return
+    for item in items:
+        if item.get_closest_marker("many"):
+            item.add_marker(pytest.mark.skip(reason="takes long: MPISIGN_TEST_ALL=1"))
+
+
 @pytest.fixture(scope="session")
 def cuda_library(request):
     """kernels/*.cu as a library for this processor; about 15 seconds of g++ the first time."""

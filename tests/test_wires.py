@@ -46,13 +46,10 @@ def start(wire, n, command, shared):
     return launch(launcher, n, command, env).stdout
 
 
-QUICK = {"mpi": [1, 2, 3, 4, 5], "torch": [2, 3], "horovod-mpi": [2], "horovod-gloo": [3]}
-
-
 @pytest.mark.parametrize(
     "wire, n",
     [
-        pytest.param(wire, n, marks=[] if n in QUICK[wire] else pytest.mark.slow)
+        pytest.param(wire, n, marks=pytest.mark.many if n > 3 and wire != "mpi" else [])
         for wire in WIRES
         for n in (1, 2, 3, 4, 5)
     ],

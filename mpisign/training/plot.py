@@ -10,11 +10,14 @@ from mpisign.training.errors import missing
 from mpisign.training.loop import Result
 
 # Okabe and Ito's colours, which colour-blind people tell apart too; dashed: what is compared with,
-# in dashes that fill each other's gaps, as both averages give one curve.
+# in dashes that fill each other's gaps, as all averages give one curve. Votes over MPI and torch do
+# so too.
 _LOOKS: dict[str, tuple[str, Any]] = {
-    "mpi-fp32": ("#56B4E9", (0, (3, 3))),
+    "mpi-fp32": ("#56B4E9", (0, (3, 6))),
     "mpi-vote": ("#0072B2", "-"),
-    "horovod-fp32": ("#E69F00", (3, (3, 3))),
+    "torch-fp32": ("#000000", (3, (3, 6))),
+    "torch-vote": ("#009E73", (0, (2, 2))),
+    "horovod-fp32": ("#E69F00", (6, (3, 6))),
     "horovod-counters": ("#CC79A7", "-"),
     "horovod-planes": ("#D55E00", "-"),
 }

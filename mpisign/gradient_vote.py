@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from mpisign import arrays, planes, policies
+from mpisign import arrays, policies
+from mpisign.bucket_ballot import BucketBallot
 from mpisign.buckets import Bucket
-from mpisign.collectives.ballot import Ballot, Planes
-from mpisign.collectives.header import Agreed, Header
+from mpisign.collectives.agreement import Agreed
+from mpisign.collectives.header import Header
 from mpisign.collectives.line import Line
 from mpisign.collectives.vote import Channel, ReplicaDigest, small
 from mpisign.compressors import Compressor
-from mpisign.stats import stage
 from mpisign.transports.base import Steps
 
 KEY = "mpisign"  # of the compressor's state in optimizer.state_dict()
@@ -90,7 +90,14 @@ class GradientVote:
         try:
             header = self._header(header)
             if self.compressor is not None:
-                members = _Members(self, self.compressor, line.rank)
+                members = BucketBallot(
+                    self.bucket,
+                    self.state,
+                    self.compressor,
+                    seed=self.seed,
+                    step=self.steps,
+                    rank=line.rank,
+                )
                 if members.ballot.short(line.transport.message):
                     members.pack_all()
                     header = replace(header, late=False, nans=members.nans)
@@ -213,86 +220,6 @@ class GradientVote:
         return {k: v for k, v in state_dict.items() if k != KEY}
 
 
-class _Members:
-    """One vote on a bucket: its members are packed and unpacked as their chunks come and go."""
-
-    def __init__(self, vote: GradientVote, c: Compressor, rank: int) -> None:
-        self._vote = vote
-        self._compressor = c
-        self._keys = {"seed": vote.seed, "step": vote.steps, "rank": rank}
-        self._parameters = list(vote.names)
-        self._packed = self._unpacked = 0
-        self.nans = 0
-        self.anywhere: Any = None  # which members have a gradient on any rank
-        bucket = vote.bucket
-        up, down = policies.planes_up(c.zeros, c.nan), policies.planes_down(c.ties)
-        self.planes = np.zeros((up, bucket.nbytes), dtype=np.uint8)
-        self._result = np.empty((down, bucket.nbytes), dtype=np.uint8)
-        self.ballot = Ballot(
-            length=bucket.length,
-            k=up,
-            ties=c.ties,
-            seed=vote.seed,
-            step=vote.steps,
-            pack=self._pack,
-            unpack=self._unpack,
-        )
-
-    def pack_all(self) -> None:
-        """Every member at once."""
-        self._pack_until(self._vote.bucket.nbytes)
-
-    def _pack(self, a: int, b: int, out: Planes) -> None:
-        self._pack_until(b)
-        out[...] = self.planes[:, a:b]
-
-    def _pack_until(self, b: int) -> None:
-        """All members that begin before byte ``b``."""
-        offsets = self._vote.bucket.offsets
-        first = last = self._packed
-        while last < len(offsets) and offsets[last] < b:
-            last += 1
-        if first < last:
-            with stage("pack"):
-                self._pack_members(first, last)
-        self._packed = last
-
-    def _pack_members(self, first: int, last: int) -> None:
-        vote, compressor = self._vote, self._compressor
-        grads, states, offsets = [], [], []
-        for i, p in enumerate(self._parameters[first:last], first):
-            if p.grad is not None:
-                grads.append(p.grad)
-                states.append(vote.state[p])
-                offsets.append(vote.bucket.offsets[i])
-                continue
-            out = self.planes[:, vote.bucket.span(i)]
-            _, _, found = planes.pack_census(
-                compressor.voted_on_without_gradient(p, vote.state[p]),
-                zeros=compressor.zeros,
-                nan=compressor.nan,
-                offset=8 * vote.bucket.offsets[i],
-                out=out if len(out) == 2 else out[0],
-                **self._keys,
-            )
-            self.nans += int(found)
-        out = self.planes if len(self.planes) == 2 else self.planes[0]
-        self.nans += compressor.pack(grads, states, out, offsets, **self._keys)
-
-    def _unpack(self, a: int, b: int, result: Planes) -> None:
-        self._result[:, a:b] = result
-        bucket = self._vote.bucket
-        with stage("unpack"):
-            while self._unpacked < len(bucket.offsets):
-                i = self._unpacked
-                if bucket.span(i).stop > b:
-                    break
-                if self.anywhere[i]:
-                    votes = self._result[:, bucket.span(i)]
-                    _put(self._parameters[i], torch.from_numpy(votes))
-                self._unpacked += 1
-
-
 def _plain(value: Any) -> str:
     """An option as text that is the same on every rank; "" for what has no such text."""
     if isinstance(value, torch.Tensor):
@@ -300,15 +227,3 @@ def _plain(value: Any) -> str:
     if isinstance(value, (tuple, list)):
         return f"[{','.join(_plain(v) for v in value)}]"
     return repr(value) if isinstance(value, (bool, int, float, str, type(None))) else ""
-
-
-def _put(p: torch.Tensor, votes: torch.Tensor) -> None:
-    """The votes (kd, B) as the gradient of ``p``, in place where its memory allows."""
-    flat = votes if len(votes) == 2 else votes[0]
-    if p.grad is None:
-        p.grad = torch.empty_like(p, memory_format=torch.contiguous_format)
-    grad = p.grad.detach()
-    if arrays.view("step", "grad", grad).contiguous:
-        planes.unpack(flat, out=grad)
-    else:
-        grad.copy_(planes.unpack(flat, grad.shape, dtype=grad.dtype))

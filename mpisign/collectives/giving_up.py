@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mpisign.collectives.header import name_ranks
+from mpisign.collectives.agreement import name_ranks
 from mpisign.errors import CollectiveError, CollectiveTimeout
 from mpisign.transports.base import LEFT, NOTICE, Transport
 

@@ -17,9 +17,9 @@ from mpisign.collectives.accusations import (
     is_accusation,
     summary,
 )
+from mpisign.collectives.agreement import name_ranks
 from mpisign.collectives.ballot import Ballot
 from mpisign.collectives.echo import DIGEST, digest, echo
-from mpisign.collectives.header import name_ranks
 from mpisign.collectives.line import Line
 from mpisign.errors import WireError
 from mpisign.transports.base import Bytes, Pending, Steps

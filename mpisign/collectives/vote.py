@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from mpisign import arrays
+from mpisign.collectives.agreement import Agreed, agree, all_alike, name_ranks, refuse_nans
 from mpisign.collectives.ballot import Ballot, Planes
 from mpisign.collectives.choice import choose
 from mpisign.collectives.costs import Costs, costs_of
@@ -22,12 +23,7 @@ from mpisign.collectives.header import (
     INLINE_NBYTES,
     NBYTES,
     SHORT_ABOVE,
-    Agreed,
     Header,
-    agree,
-    all_alike,
-    name_ranks,
-    refuse_nans,
 )
 from mpisign.collectives.line import Line, Unbooked
 from mpisign.collectives.nodes import find_nodes

@@ -14,8 +14,9 @@ import torch
 
 from mpisign import policies
 from mpisign.buckets import Bucket
+from mpisign.collectives.agreement import Agreed
 from mpisign.collectives.ballot import Ballot, Planes
-from mpisign.collectives.header import Agreed, Header
+from mpisign.collectives.header import Header
 from mpisign.collectives.line import Line
 from mpisign.collectives.progress import Queue
 from mpisign.collectives.vote import Channel, check_every

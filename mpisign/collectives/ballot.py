@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mpisign import planes, policies
+from mpisign.collectives.header import INLINE_NBYTES
 from mpisign.errors import WireError
 from mpisign.stats import stage
 
@@ -58,8 +59,8 @@ class Ballot:
         return list(zip(bounds, bounds[1:], strict=False))
 
     def short(self, message: int) -> bool:
-        """Whether it is not worth while to send the first chunk before the last is packed."""
-        return self.nbytes <= 4 * message
+        """Whether all is packed before anything is sent: what travels in headers must be."""
+        return self.nbytes <= max(4 * message, INLINE_NBYTES)
 
     def coordinates(self, a: int, b: int) -> int:
         """How many coordinates bytes [a, b) hold."""

@@ -228,7 +228,7 @@ def test_errors_are_the_same_on_all_ranks_and_votes_go_on(on_all, monkeypatch):
 def test_an_optimizer_steps_alike_everywhere(on_all, monkeypatch):
     def body(comm):
         seeded = torch.Generator().manual_seed(0)
-        shapes = [(7, 3), (1,), (300, 5), (0,)]
+        shapes = [(7, 3), (1,), (3000, 5), (0,), (33,), (40, 9)]
         parameters = [torch.nn.Parameter(torch.randn(s, generator=seeded)) for s in shapes]
         optimizer = torch.optim.SGD(parameters, lr=0.01, weight_decay=0.1)
         mpisign.DistributedOptimizer(optimizer, comm=comm, compression=Signum(momentum=0.9), seed=5)
@@ -242,7 +242,7 @@ def test_an_optimizer_steps_alike_everywhere(on_all, monkeypatch):
         return tuple(p.detach().numpy() for p in parameters)
 
     whole = on_all(body)
-    small_messages(monkeypatch, 8)  # members that begin and end in the midst of chunks
+    small_messages(monkeypatch, 64)  # members that begin and end in the midst of chunks
     for a, b in zip(whole, on_all(body), strict=True):
         assert np.array_equal(a, b)
 

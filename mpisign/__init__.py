@@ -18,12 +18,14 @@ if TYPE_CHECKING:
     from mpisign.collectives.mean_of_signs import mean_of_signs
     from mpisign.collectives.tally import Tally, tally, tally_async
     from mpisign.communicator import Communicator
+    from mpisign.compressors import Compression
     from mpisign.optimizer import DistributedOptimizer
 
 __version__ = "0.1.0"
 __all__ = [
     "Communicator",
     "CompressedMeanState",
+    "Compression",
     "DistributedOptimizer",
     "Tally",
     "compressed_mean",
@@ -41,6 +43,7 @@ __all__ = [
 _LAZY = {
     "Communicator": "mpisign.communicator",
     "CompressedMeanState": "mpisign.collectives.compressed_mean_state",
+    "Compression": "mpisign.compressors",
     "DistributedOptimizer": "mpisign.optimizer",
     "Tally": "mpisign.collectives.tally",
     "compressed_mean": "mpisign.collectives.compressed_mean",

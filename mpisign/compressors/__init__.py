@@ -1,9 +1,38 @@
-"""What is voted on, and the state it keeps: one compressor a file."""
+"""What is sent of a gradient, and the state that this keeps: one compressor a file."""
 
 from __future__ import annotations
 
-from mpisign.compressors.base import Compressor, resolve
+from mpisign.compressors.base import Compressor, State
+from mpisign.compressors.ef_sign import EFSign
+from mpisign.compressors.ef_sparsign import EFSparsign
+from mpisign.compressors.lion import Lion, LionAvg
+from mpisign.compressors.names import COMPRESSORS, Compression, resolve
+from mpisign.compressors.noisy import NoisySign, StochasticSign
+from mpisign.compressors.onebit import OneBit
 from mpisign.compressors.sign import Sign
 from mpisign.compressors.signum import Signum
+from mpisign.compressors.sparsign import Sparsign
+from mpisign.compressors.terngrad import QSGD, TernGrad
+from mpisign.compressors.uncompressed import Halves, Uncompressed
 
-__all__ = ["Compressor", "Sign", "Signum", "resolve"]
+__all__ = [
+    "COMPRESSORS",
+    "QSGD",
+    "Compression",
+    "Compressor",
+    "EFSign",
+    "EFSparsign",
+    "Halves",
+    "Lion",
+    "LionAvg",
+    "NoisySign",
+    "OneBit",
+    "Sign",
+    "Signum",
+    "Sparsign",
+    "State",
+    "StochasticSign",
+    "TernGrad",
+    "Uncompressed",
+    "resolve",
+]

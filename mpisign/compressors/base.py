@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from mpisign import planes, policies
 
@@ -16,16 +16,27 @@ State = dict[str, Any]
 
 @dataclass(frozen=True)
 class Compressor:
-    """One way to turn a gradient into a ballot.
+    """One way to turn a gradient into what is sent of it.
 
     A compressor is a value without state. What it must remember of a parameter lies in a dict that
     the front end owns, one per parameter, tensors under string keys, so that it is saved, loaded
     and broadcast with everything else the optimizer keeps.
+
+    ``aggregate``: what becomes of all ranks' planes (``mpisign.rounds``): "vote", "mean_of_signs",
+    "gathered_vote", "gathered_mean", "compressed_mean". ``scaled``: scales travel beside planes.
+    ``shared``: keys of the state that are equal on all ranks, and that a rank which comes later
+    must be given. ``unit``: what the optimizer is handed: "sign" (of size 1, whatever the
+    gradients') or "gradient".
     """
 
     zeros: policies.Zeros = policies.DEFAULT_ZEROS
     nan: policies.Nan = policies.DEFAULT_NAN
     ties: policies.Ties = policies.DEFAULT_TIES
+
+    aggregate: ClassVar[str] = "vote"
+    scaled: ClassVar[bool] = False
+    shared: ClassVar[tuple[str, ...]] = ()
+    unit: ClassVar[str] = "sign"
 
     def __post_init__(self) -> None:
         name = type(self).__name__
@@ -33,12 +44,32 @@ class Compressor:
         policies.code(name, "nan", self.nan, policies.NAN)
         policies.code(name, "ties", self.ties, policies.TIES)
 
+    @property
+    def local_steps(self) -> int:
+        """Steps to an exchange: all but the last a rank takes by itself."""
+        return 1
+
+    def scales_of(self, length: int) -> int:
+        """How many scales a tensor of ``length`` coordinates sends."""
+        return int(self.scaled and length > 0)
+
     def voted_on(self, grad: torch.Tensor, state: State) -> torch.Tensor:
         """The tensor whose signs are this rank's ballot, shaped like ``grad``; updates ``state``.
 
         May return ``grad`` itself or a tensor that lives in ``state``: callers read, never write.
         """
-        raise NotImplementedError
+        raise NotImplementedError(
+            f"{type(self).__name__} sends more than the signs of a tensor: take pack"
+        )
+
+    def pre_sign(
+        self, x: torch.Tensor, *, seed: int, step: int, rank: int, place: int
+    ) -> torch.Tensor:
+        """What the sign is taken of, from ``voted_on``'s tensor: itself, or with noise.
+
+        ``place``: coordinates before ``x`` in its bucket. Never writes to ``x``.
+        """
+        return x
 
     def pack(
         self,
@@ -50,16 +81,23 @@ class Compressor:
         seed: int,
         step: int,
         rank: int,
+        rates: Sequence[float] | None = None,
+        scales: Any = None,
     ) -> int:
-        """This rank's ballot for many gradients, packed into one bucket's planes in one call.
+        """What this rank sends of many gradients, packed into one bucket's planes.
 
         Updates ``states``, one for each gradient. ``out``: uint8 (B,), or (2, B) if a coordinate
         may abstain; ``offsets``: the byte that each gradient starts at; the rest of ``out`` stays
-        as it is. Returns the NaNs that are no votes, under either policy: it never raises on them.
+        as it is. ``rates``: the learning rate of each, default 1. ``scales``: float32, written to,
+        ``scales_of`` each gradient one after the other; only if ``scaled``. Returns the NaNs that
+        are no votes, under either policy: it never raises on them.
         """
         if not grads:
             return 0
-        voted = [self.voted_on(g, state) for g, state in zip(grads, states, strict=True)]
+        voted = [
+            self.pre_sign(self.voted_on(g, state), seed=seed, step=step, rank=rank, place=8 * start)
+            for g, state, start in zip(grads, states, offsets, strict=True)
+        ]
         _, _, nans = planes.pack_many(
             voted,
             zeros=self.zeros,
@@ -76,18 +114,49 @@ class Compressor:
         """This rank's ballot for a parameter that has a gradient on other ranks only."""
         return parameter.new_zeros(()).expand(parameter.shape)
 
+    def applied(self, mean: torch.Tensor, state: State, rate: float) -> torch.Tensor:
+        """What the optimizer is handed as gradient, from the ranks' mean (float32); not of votes.
 
-def resolve(function: str, compression: object) -> Compressor:
-    """A compressor from its name ("sign", "signum") or itself; ValueError names what is known."""
-    from mpisign.compressors.sign import Sign
-    from mpisign.compressors.signum import Signum
+        The same on every rank. May update ``state`` and ``mean``, and return the latter.
+        """
+        return mean
 
-    known = {"sign": Sign, "signum": Signum}
-    if isinstance(compression, Compressor):
-        return compression
-    if isinstance(compression, str) and compression in known:
-        return known[compression]()
-    names = ", ".join(repr(n) for n in known)
-    raise ValueError(
-        f"{function}: compression must be a Compressor or one of {names}, got {compression!r}"
-    )
+
+def kept(state: State, key: str, like: torch.Tensor, dtype: str = "float32") -> torch.Tensor:
+    """The tensor of ``dtype`` under a key of a state, shaped as ``like``; zeros at first."""
+    import torch
+
+    wanted = getattr(torch, dtype)
+    x: torch.Tensor | None = state.get(key)
+    if x is None:
+        x = state[key] = torch.zeros(like.shape, dtype=wanted, device=like.device)
+    elif x.dtype != wanted or not x.is_contiguous():  # saved by another version, or loaded so
+        x = state[key] = x.to(wanted).contiguous()
+    return x
+
+
+def abstains(compressor: Compressor) -> None:
+    """ValueError unless zeros abstain, as they do in all that is sparse."""
+    if compressor.zeros != "abstain":
+        raise ValueError(
+            f"{type(compressor).__name__}: zeros must be 'abstain', since most coordinates do, "
+            f"got {compressor.zeros!r}"
+        )
+
+
+def positive(compressor: Compressor, name: str) -> None:
+    """ValueError unless the field is a positive number that float32 holds."""
+    value = getattr(compressor, name)
+    if not isinstance(value, (int, float)) or not 1.2e-38 < value < 3.4e38:
+        raise ValueError(
+            f"{type(compressor).__name__}: {name} must be a positive number, got {value!r}"
+        )
+
+
+def blocks(compressor: Compressor, block: int | None) -> None:
+    """ValueError unless ``block`` is a positive multiple of 256 or None."""
+    if block is not None and (not isinstance(block, int) or block < 1 or block % 256):
+        raise ValueError(
+            f"{type(compressor).__name__}: block must be a positive multiple of 256 or None, "
+            f"got {block!r}"
+        )

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from mpisign import planes
-from mpisign.compressors.base import Compressor, State
+from mpisign.compressors.base import Compressor, State, kept
 
 if TYPE_CHECKING:
     import torch
@@ -29,13 +29,7 @@ class Signum(Compressor):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0.0 <= self.momentum < 1.0:
-            raise ValueError(f"Signum: momentum must be in [0, 1), got {self.momentum!r}")
-        if self.momentum_dtype not in ("float32", "bfloat16"):
-            raise ValueError(
-                "Signum: momentum_dtype must be 'float32' or 'bfloat16', "
-                f"got {self.momentum_dtype!r}"
-            )
+        momentum_fits(self, ("momentum",), self.momentum_dtype)
 
     def pack(
         self,
@@ -47,12 +41,17 @@ class Signum(Compressor):
         seed: int,
         step: int,
         rank: int,
+        rates: Sequence[float] | None = None,
+        scales: Any = None,
     ) -> int:
         if not grads:
             return 0
         _, _, nans = planes.pack_signum(
             grads,
-            [self._momentum(g, state) for g, state in zip(grads, states, strict=True)],
+            [
+                kept(state, "momentum", g, self.momentum_dtype)
+                for g, state in zip(grads, states, strict=True)
+            ],
             beta=self.momentum,
             zeros=self.zeros,
             nan=self.nan,
@@ -65,7 +64,7 @@ class Signum(Compressor):
         return int(nans)
 
     def voted_on(self, grad: torch.Tensor, state: State) -> torch.Tensor:
-        m = self._momentum(grad, state)
+        m = kept(state, "momentum", grad, self.momentum_dtype)
         new = m.float() * self.momentum + grad.detach().float() * (1.0 - self.momentum)
         stored = new.to(m.dtype)
         m.copy_(stored.where(stored.isfinite(), m))
@@ -75,13 +74,13 @@ class Signum(Compressor):
         m = state.get("momentum")
         return super().voted_on_without_gradient(parameter, state) if m is None else m
 
-    def _momentum(self, grad: torch.Tensor, state: State) -> torch.Tensor:
-        import torch
 
-        dtype = getattr(torch, self.momentum_dtype)
-        m = state.get("momentum")
-        if m is None:
-            m = state["momentum"] = torch.zeros(grad.shape, dtype=dtype, device=grad.device)
-        elif m.dtype != dtype or not m.is_contiguous():  # saved by another version, or loaded so
-            m = state["momentum"] = m.to(dtype).contiguous()
-        return m
+def momentum_fits(compressor: Compressor, betas: Sequence[str], dtype: str) -> None:
+    """ValueError unless the fields ``betas`` are in [0, 1) and ``dtype`` is a MomentumDtype."""
+    name = type(compressor).__name__
+    for field in betas:
+        beta = getattr(compressor, field)
+        if not 0.0 <= beta < 1.0:
+            raise ValueError(f"{name}: {field} must be in [0, 1), got {beta!r}")
+    if dtype not in get_args(MomentumDtype):
+        raise ValueError(f"{name}: momentum_dtype must be 'float32' or 'bfloat16', got {dtype!r}")

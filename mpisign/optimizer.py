@@ -10,9 +10,15 @@ import torch
 
 from mpisign import policies
 from mpisign.compressors import Compressor, resolve
-from mpisign.gradient_vote import KEY, GradientVote
+from mpisign.compressors.uncompressed import Uncompressed
+from mpisign.gradients.exchange import GradientExchange
+from mpisign.gradients.hooks import KEY, StepHooks
+from mpisign.gradients.skip import Rule
+from mpisign.rounds.member import Member
 
 _FUNCTION = "DistributedOptimizer"
+#: Coordinates of a bucket where buckets overlap with the backward pass.
+OVERLAP_BUCKET = 2 << 20
 
 
 def DistributedOptimizer(
@@ -23,20 +29,31 @@ def DistributedOptimizer(
     compression: str | Compressor = "signum",
     algorithm: policies.Algorithm = "auto",
     seed: int = 0,
+    skip: str | Rule | None = "auto",
+    overlap: bool = False,
+    bucket_size: int | None = None,
 ) -> torch.optim.Optimizer:
-    """``optimizer`` itself, which from now on steps on the majority vote of all ranks.
+    """``optimizer`` itself, which from now on steps on what all ranks' compressors agree on.
 
-    Before each ``step()`` every gradient becomes the vote of its compressor's signs over ``comm``
-    (whatever ``mpisign.Communicator`` takes, default what the launcher started): +1, -1, or 0 where
-    ``ties="zero"``. All gradients travel as one ballot. Learning rate and weight decay are the
-    optimizer's: torch's SGD then does x -= lr (V + wd x).
+    Before each ``step()`` every gradient becomes the aggregate of its compressor over ``comm``
+    (whatever ``mpisign.Communicator`` takes, default what the launcher started); of those that
+    vote: +1, -1, or 0 where ``ties="zero"``. Learning rate and weight decay are the optimizer's:
+    torch's SGD then does x -= lr (V + wd x).
 
     ``named_parameters``: names for messages and for the check that all ranks hold the same model,
-    default: positions. ``compression``: "sign", "signum", a Compressor, or "none": the plain fp32
-    average by the wire's allreduce, the baseline. A parameter without a gradient on some ranks
-    counts as zeros there (with signum: as its momentum stands); one without a gradient on any rank
-    is left alone. The compressor's state is part of ``optimizer.state_dict()``. Parameters must
+    default: positions. ``compression``: a name ("signum", see ``mpisign.Compression``), a
+    Compressor, or "none": the plain fp32 average by the wire's allreduce, the baseline. ``skip``:
+    which parameters travel otherwise: "auto" (embeddings, found by name, abstain where their
+    gradient is 0; with compressors whose updates are of a gradient's size, vectors and small
+    tensors travel in 16 bits), None, or a function of name and parameter that returns "16bit",
+    "abstain" or None. A parameter without a gradient on some ranks counts as zeros there (with
+    signum: as its momentum stands); one without a gradient on any rank is left alone. The
+    compressor's state is part of ``optimizer.state_dict()``, every rank's its own. Parameters must
     start equal on all ranks: the first step checks that, and every step the optimizer's options.
+
+    ``overlap``: gradients travel while ``backward()`` computes others, in buckets of
+    ``bucket_size`` coordinates (default 2 Mi; without overlap: one). Then there is one
+    ``backward()`` a step, and nothing may touch gradients between it and ``step()``.
 
     A copy or pickle of the optimizer has lost the hook: wrap it again. torch.amp.GradScaler does
     not go with votes, which need no scale: it skips steps on single ranks.
@@ -53,23 +70,31 @@ def DistributedOptimizer(
         )
     if getattr(optimizer, KEY, None) is not None:
         raise ValueError(f"{_FUNCTION}: the optimizer is a DistributedOptimizer already")
-    compressor = None if compression == "none" else resolve(_FUNCTION, compression)
+    uncompressed = compression == "none"
+    compressor = Uncompressed() if uncompressed else resolve(_FUNCTION, compression)
     names = _names(optimizer, named_parameters)
-    if compressor is not None and any(g.get("momentum") for g in optimizer.param_groups):
+    if compressor.unit == "sign" and any(g.get("momentum") for g in optimizer.param_groups):
         warnings.warn(
             f"{_FUNCTION}: the optimizer has a momentum of its own, which sums votes up to steps "
             "many times the learning rate: take momentum=0, signum has its own",
             stacklevel=2,
         )
-    policies.code(_FUNCTION, "algorithm", algorithm, policies.ALGORITHMS)
-    if not isinstance(seed, int) or not 0 <= seed < 1 << 64:
-        raise ValueError(f"{_FUNCTION}: seed must be in [0, 2**64), got {seed!r}")
-    vote = GradientVote(channel_of(_FUNCTION, comm), compressor, algorithm, seed, optimizer, names)
-    setattr(optimizer, KEY, vote)
-    optimizer.register_step_pre_hook(vote.before_step)
-    optimizer.register_step_post_hook(vote.after_step)
-    optimizer.register_state_dict_post_hook(vote.save)
-    optimizer.register_load_state_dict_pre_hook(vote.load)
+    if overlap and compressor.local_steps > 1:
+        raise ValueError(f"{_FUNCTION}: overlap must be False with local steps, got True")
+    members = [Member(name, p) for p, name in names.items()]
+    channel = channel_of(_FUNCTION, comm)
+    exchange = GradientExchange(
+        "step",
+        lambda: channel,
+        members[::-1] if overlap else members,
+        compressor,
+        skip=skip,
+        algorithm=algorithm,
+        seed=seed,
+        bucket_size=OVERLAP_BUCKET if overlap and bucket_size is None else bucket_size,
+        optimizer=optimizer,
+    )
+    setattr(optimizer, KEY, StepHooks(optimizer, exchange, overlap))
     return optimizer
 
 

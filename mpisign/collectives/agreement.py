@@ -21,7 +21,7 @@ class Agreed:
     """What all ranks' headers said, where they agree. ``rows``: uint8 (ranks, 512), as received.
 
     ``header``: this rank's. ``function``: the caller's name for messages. ``weights``: by rank,
-    None if all are 1.
+    None if all are 1. ``late``, ``fresh``: whether any rank said so.
     """
 
     function: str
@@ -30,6 +30,7 @@ class Agreed:
     late: bool
     weights: list[float] | None
     same_presence: bool
+    fresh: bool = False
 
 
 def agree(rows: Bytes, own: Header, function: str, alike: bool, size: int) -> Agreed:
@@ -43,9 +44,8 @@ def agree(rows: Bytes, own: Header, function: str, alike: bool, size: int) -> Ag
     message is no header, or holds a weight that is none.
     """
     if alike and not (own.reason or own.nans):
-        return Agreed(
-            function, own, rows, own.late, None if own.weight == 1.0 else [own.weight] * size, True
-        )
+        all_weights = None if own.weight == 1.0 else [own.weight] * size
+        return Agreed(function, own, rows, own.late, all_weights, True, own.fresh)
     headers = [Header.decode(row, r) for r, row in enumerate(rows)]
     _check(headers, function)
     weights = [h.weight for h in headers]
@@ -59,6 +59,7 @@ def agree(rows: Bytes, own: Header, function: str, alike: bool, size: int) -> Ag
         any(h.late for h in headers),
         None if all(w == 1.0 for w in weights) else weights,
         len({h.presence for h in headers}) == 1,
+        any(h.fresh for h in headers),
     )
 
 

@@ -3,10 +3,10 @@
 Wire layout, little-endian, 512 bytes a rank. Agreed, 56 bytes that must be the same on all ranks:
 magic "MPSG", version u16, operation u8, dtype u8, algorithm u8, zeros u8, nan u8, ties u8,
 byzantine_f u16, device u8 (0 host, 1 CUDA), a byte 0, step u64, tensor u64, length u64, seed u64,
-settings u64. Own, 72 bytes: rank u32, refused u8, late u8, 2 bytes 0, NaNs u64, weight f64,
-presence 16 bytes, replica digest 32 bytes. Then 384 bytes, zero-filled: UTF-8 reason of a refusal,
-or the planes of a small ballot. Fixed size, never unpickled. Among many ranks 16 bytes a rank go
-first: 0, then 15 of BLAKE2b over all but the rank and the last 384 bytes; or 1 where the whole
+settings u64. Own, 72 bytes: rank u32, refused u8, late u8, fresh u8, a byte 0, NaNs u64, weight
+f64, presence 16 bytes, replica digest 32 bytes. Then 384 bytes, zero-filled: UTF-8 reason of a
+refusal, or the planes of a small ballot. Fixed size, never unpickled. Among many ranks 16 bytes a
+rank go first: 0, then 15 of BLAKE2b over all but the rank and the last 384 bytes; or 1 where the whole
 header must be read.
 """
 
@@ -25,10 +25,10 @@ from mpisign.transports.base import Bytes
 
 MAGIC = b"MPSG"
 VERSION = 2
-OPERATIONS = ("majority_vote", "bucket_vote", "average", "tally", "compressed_mean")
+OPERATIONS = ("majority_vote", "bucket_vote", "average", "tally", "compressed_mean", "halves")
 DEVICES = ("cpu", "cuda")  # where the arrays are, which says the wire
 _AGREED = struct.Struct("<4sH6BHBx5Q")
-_OWN = struct.Struct("<I2B2xQd16s32s")
+_OWN = struct.Struct("<I3BxQd16s32s")
 NBYTES = 512
 #: Where the planes of a small ballot lie, and how many bytes of them fit.
 INLINE = _AGREED.size + _OWN.size
@@ -47,7 +47,8 @@ class Header:
     ``settings`` digests the optimizer's (learning rate and so on); ``presence`` which members of a
     bucket have a gradient here; ``replica`` what replicas must have in common, an earlier vote's
     result or the parameters (first byte 1 or 2, then which vote), zeros if not taken; ``late`` that
-    NaNs are not counted yet; ``reason`` says why this rank refuses.
+    NaNs are not counted yet; ``fresh`` that this rank may lack state that all ranks share;
+    ``reason`` says why this rank refuses.
     """
 
     operation: str
@@ -65,6 +66,7 @@ class Header:
     settings: int = 0
     rank: int = 0
     late: bool = False
+    fresh: bool = False
     nans: int = 0
     weight: float = 1.0
     presence: bytes = bytes(16)
@@ -119,6 +121,7 @@ class Header:
             self.rank,
             bool(self.reason),
             self.late,
+            self.fresh,
             self.nans,
             self.weight,
             self.presence,
@@ -148,7 +151,7 @@ class Header:
         magic, version, operation, dtype, algorithm, zeros, nan, ties, *agreed = (
             _AGREED.unpack_from(data)
         )
-        sender, refused, late, nans, weight, presence, replica = _OWN.unpack_from(
+        sender, refused, late, fresh, nans, weight, presence, replica = _OWN.unpack_from(
             data, _AGREED.size
         )
         if magic != MAGIC or version != VERSION or sender != rank:
@@ -178,6 +181,7 @@ class Header:
                 settings=settings,
                 rank=sender,
                 late=bool(late),
+                fresh=bool(fresh),
                 nans=nans,
                 weight=weight,
                 presence=presence,

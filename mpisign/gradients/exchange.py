@@ -1,0 +1,238 @@
+"""A model's gradients in each step: cut into buckets, exchanged while others are computed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from mpisign import arrays, policies, rounds
+from mpisign.collectives.agreement import Agreed
+from mpisign.collectives.header import Header
+from mpisign.collectives.line import Line
+from mpisign.collectives.progress import Handle
+from mpisign.collectives.vote import Channel, ReplicaDigest
+from mpisign.compressors.base import Compressor
+from mpisign.gradients import saved
+from mpisign.gradients.plan import GradientBucket, cut
+from mpisign.gradients.settings import options_of, rates_of
+from mpisign.gradients.shared import share
+from mpisign.gradients.skip import Rule, rule_for
+from mpisign.rounds.member import Member
+from mpisign.transports.base import Steps
+
+
+class GradientExchange:
+    """What one front end exchanges, step after step, the same on every rank.
+
+    ``members``: the parameters, in the order in which their gradients are expected. In each step
+    the front end sets ``member.grad``, tells of it by ``ready`` (or, all at once, by ``flush``),
+    and finds the aggregate in ``member.grad`` after ``finish``. A bucket starts when all its
+    members are ready and all buckets before it have started, so that collectives start in one order
+    on all ranks, whatever the order of gradients; what is in flight moves on with every call.
+
+    ``channel`` is asked at the beginning of each step: elastic training changes ranks. ``skip``,
+    ``bucket_size``: see ``skip.rule_for``, ``plan.cut``. ``optimizer``: whose learning rates the
+    compressor hears of, and whose options must be alike on all ranks. ``function`` is for messages.
+    """
+
+    def __init__(
+        self,
+        function: str,
+        channel: Callable[[], Channel],
+        members: Sequence[Member],
+        compressor: Compressor,
+        *,
+        skip: str | Rule | None = "auto",
+        algorithm: policies.Algorithm = "auto",
+        seed: int = 0,
+        bucket_size: int | None = None,
+        optimizer: torch.optim.Optimizer | None = None,
+    ) -> None:
+        policies.code(function, "algorithm", algorithm, policies.ALGORITHMS)
+        if not isinstance(seed, int) or not 0 <= seed < 1 << 64:
+            raise ValueError(f"{function}: seed must be in [0, 2**64), got {seed!r}")
+        if bucket_size is not None and (not isinstance(bucket_size, int) or bucket_size < 1):
+            raise ValueError(
+                f"{function}: bucket_size must be a positive number of coordinates or None, "
+                f"got {bucket_size!r}"
+            )
+        self.function = function
+        self.members = list(members)
+        self.compressor = compressor
+        self.algorithm, self.seed = algorithm, seed
+        self.optimizer = optimizer
+        rule = rule_for(function, skip, compressor)
+        self.buckets = cut(function, self.members, compressor, rule, bucket_size)
+        self._bucket_of = {id(m): b for b in self.buckets for m in b.members}
+        self._ready: set[int] = set()
+        self._channel_of = channel
+        self.channel: Channel | None = None
+        self.steps = 0  # saved with the state: it keys the random bits
+        self._fresh = True  # nobody has compared this rank's parameters with the others' yet
+        self._handles: list[Handle] = []
+        self._reason = ""
+        self._rates: dict[torch.Tensor, float] = {}
+        self._end()
+
+    @property
+    def started(self) -> bool:
+        """Whether a bucket of this step is on its way."""
+        return bool(self._handles)
+
+    def told(self, member: Member) -> bool:
+        """Whether ``ready`` was told of ``member`` in this step."""
+        return id(member) in self._ready
+
+    def ready(self, member: Member) -> None:
+        """``member.grad`` is this step's. Starts what can start, moves on what is in flight."""
+        self._ready.add(id(member))
+        bucket = self._bucket_of[id(member)]
+        bucket.waiting -= 1
+        if bucket.waiting == 0:
+            while (n := len(self._handles)) < len(self.buckets) and not self.buckets[n].waiting:
+                self._start(self.buckets[n])
+        if self._handles:
+            assert self.channel is not None
+            self.channel.queue.advance()
+
+    def flush(self, reason: str = "") -> None:
+        """Starts every bucket that has not. ``reason``: why this rank cannot take part, if so."""
+        self._reason = reason
+        while (n := len(self._handles)) < len(self.buckets):
+            self._start(self.buckets[n])
+
+    def finish(self) -> None:
+        """Waits for all buckets of this step, once ``flush`` has started them.
+
+        Raises what the first of them raised, the same on every rank.
+        """
+        errors = []
+        try:
+            for handle in self._handles:
+                try:
+                    handle.wait()
+                except Exception as error:
+                    errors.append(error)
+        finally:
+            self._end()
+        if errors:
+            raise errors[0]
+        self.steps += 1
+        self._fresh = False
+
+    def channel_now(self) -> Channel:
+        """The channel of this step, from now on."""
+        channel = self._channel_of()
+        self._fresh = self._fresh or channel is not self.channel
+        self.channel = channel
+        return channel
+
+    def _end(self) -> None:
+        self._handles.clear()
+        self._ready.clear()
+        self._reason = ""
+        for b in self.buckets:
+            b.waiting = len(b.members)
+
+    def _start(self, bucket: GradientBucket) -> None:
+        if not self._handles:
+            self.channel_now()
+            if self.optimizer is not None:
+                self._rates = rates_of(self.optimizer)
+        assert self.channel is not None
+        channel = self.channel
+        number, reason, fresh = channel.next_step(), self._reason, self._fresh
+        self._handles.append(
+            channel.submit(
+                self.function,
+                lambda line: self._round(channel, line, bucket, number, reason, fresh),
+                self.steps,
+            )
+        )
+
+    def _round(
+        self,
+        channel: Channel,
+        line: Line,
+        bucket: GradientBucket,
+        number: int,
+        reason: str,
+        fresh: bool,
+    ) -> Steps[None]:
+        kind = rounds.of(bucket.compressor)
+        header, this, inline = Header(kind.operation), None, None
+        try:
+            header = self._header(channel, header, bucket, fresh)
+            this = kind(
+                bucket.layout,
+                bucket.members,
+                bucket.compressor,
+                seed=header.seed,
+                step=self.steps,
+                rank=line.rank,
+                size=line.size,
+            )
+            header, inline = this.begin(header, line.transport.message)
+        except Exception as error:
+            reason = reason or str(error) or type(error).__name__
+        if reason:
+            header = header.refusal(reason.removeprefix(f"{self.function}: "))
+        agreed = yield from channel.headers(line, header, self.function, inline)
+        assert this is not None  # or all have raised
+        anywhere = yield from _present_anywhere(line, agreed, bucket.present)
+        if agreed.fresh and bucket.compressor.shared:
+            yield from share(line, bucket.members, bucket.compressor.shared)
+        yield from this.steps(channel, line, agreed, number, anywhere)
+
+    def _header(
+        self, channel: Channel, header: Header, bucket: GradientBucket, fresh: bool
+    ) -> Header:
+        """What this rank says of itself, with everything that may fail on one rank alone."""
+        for i, m in enumerate(bucket.members):
+            bucket.present[i] = m.grad is not None
+            m.rate = self._rates.get(m.parameter, 1.0)
+            if m.grad is not None:
+                arrays.view_floats(self.function, f"the gradient of {m.name!r}", m.grad)
+        if fresh and bucket.index == 0:
+            channel.digest = self._parameters()
+        return replace(
+            header,
+            step=self.steps,
+            tensor=bucket.tensor,
+            length=bucket.layout.length,
+            seed=bucket.seed(self.seed),
+            algorithm=self.algorithm,
+            settings=options_of(bucket.compressor, self.optimizer),
+            presence=hashlib.blake2b(bucket.present.tobytes(), digest_size=16).digest(),
+            fresh=fresh,
+        )
+
+    def _parameters(self) -> bytes:
+        digest = ReplicaDigest("parameters")
+        for m in sorted(self.members, key=lambda m: m.name):
+            flat = m.parameter.detach().cpu().contiguous().view(-1)
+            digest.update(flat.view(torch.uint8).numpy())
+        return digest.field()
+
+    def state_dict(self) -> dict[str, Any]:
+        """This rank's state: {"steps": n, "state": {name: {key: copy}}}; every rank has its own."""
+        return saved.state_dict(self.steps, self.members)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues from ``state_dict``; ValueError, and nothing changed, if it does not fit."""
+        self.steps = saved.load(state, self.members)
+        self._fresh = True
+
+
+def _present_anywhere(line: Line, agreed: Agreed, present: Any) -> Steps[Any]:
+    """The members that have a gradient on any rank: uint8 (members,)."""
+    if agreed.same_presence:
+        return present.copy()
+    rows = np.empty((line.size, len(present)), dtype=np.uint8)
+    yield line.allgather(present, rows)
+    return rows.max(axis=0)

@@ -1,0 +1,32 @@
+"""An optimizer's options: what compressors need of them, and what must be alike on all ranks."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import torch
+
+from mpisign.compressors.base import Compressor
+
+
+def rates_of(optimizer: torch.optim.Optimizer) -> dict[torch.Tensor, float]:
+    """Every parameter's learning rate, 1 where its group has none."""
+    return {p: float(g.get("lr", 1.0)) for g in optimizer.param_groups for p in g["params"]}
+
+
+def options_of(compressor: Compressor, optimizer: torch.optim.Optimizer | None) -> int:
+    """64 bits of BLAKE2b: another learning rate on one rank would part the replicas."""
+    groups = [] if optimizer is None else optimizer.param_groups
+    options = [sorted((k, _plain(v)) for k, v in g.items() if k != "params") for g in groups]
+    text = f"{compressor!r} {options!r}"
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+def _plain(value: Any) -> str:
+    """An option as text that is the same on every rank; "" for what has no such text."""
+    if isinstance(value, torch.Tensor):
+        return repr(value.tolist())
+    if isinstance(value, (tuple, list)):
+        return f"[{','.join(_plain(v) for v in value)}]"
+    return repr(value) if isinstance(value, (bool, int, float, str, type(None))) else ""

@@ -1,0 +1,41 @@
+"""State that all ranks must share, sent to ranks that may lack it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from mpisign.collectives.line import Line
+from mpisign.rounds.member import Member
+from mpisign.transports.base import Bytes, Pending, Steps
+
+
+def share(line: Line, members: Sequence[Member], keys: Sequence[str]) -> Steps[None]:
+    """Rank 0's tensors under ``keys`` become everyone's: float32, of their parameters' shapes.
+
+    After a start, a checkpoint or a change of ranks: what came from there may lack on a new rank,
+    or be another's. Wire: a byte for each member and key, 1 = rank 0 has it, then these tensors.
+    """
+    slots = [(m, key) for m in members for key in keys]
+    held = np.array([key in m.state for m, key in slots], dtype=np.uint8)
+    yield _broadcast(line, held)
+    slots = [slot for slot, there in zip(slots, held, strict=True) if there]
+    for m, key in slots:
+        flat = np.zeros(m.parameter.numel(), dtype=np.float32)
+        if line.rank == 0:
+            flat[...] = m.state[key].detach().cpu().reshape(-1).numpy()
+        yield _broadcast(line, flat.view(np.uint8))
+        tensor = torch.from_numpy(flat).view(m.parameter.shape)
+        m.state[key] = tensor.to(m.parameter.device)
+    for m in members:
+        for key in keys:
+            if (m, key) not in slots:
+                m.state.pop(key, None)
+
+
+def _broadcast(line: Line, data: Bytes) -> Pending:
+    if line.rank == 0:
+        return line.exchange([(r, data) for r in line.transport.others()], [])
+    return line.exchange([], [(0, data)])

@@ -1,0 +1,65 @@
+"""The interface between front ends and what becomes of a bucket in one step."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, ClassVar
+
+from mpisign.buckets import Bucket
+from mpisign.collectives.agreement import Agreed
+from mpisign.collectives.ballot import Planes
+from mpisign.collectives.header import Header
+from mpisign.collectives.line import Line
+from mpisign.collectives.vote import Channel
+from mpisign.compressors.base import Compressor
+from mpisign.rounds.member import Member
+from mpisign.transports.base import Steps
+
+
+class Round(ABC):
+    """One bucket's way through one step on one rank: packed, exchanged, written into its members.
+
+    ``bucket``: the layout of ``members``, in their order. ``seed``, ``step`` key the random bits
+    and are agreed; ``size``, ``rank``: of the line that ``steps`` will be given. What ``begin``
+    raises is told to the other ranks as a refusal; ``steps`` raises on all ranks alike.
+    """
+
+    operation: ClassVar[str] = "bucket_vote"
+
+    def __init__(
+        self,
+        bucket: Bucket,
+        members: Sequence[Member],
+        compressor: Compressor,
+        *,
+        seed: int,
+        step: int,
+        rank: int,
+        size: int,
+    ) -> None:
+        self.bucket = bucket
+        self.members = members
+        self.compressor = compressor
+        self.rank, self.size = rank, size
+        self.keys: dict[str, Any] = {"seed": seed, "step": step, "rank": rank}
+
+    def begin(self, header: Header, message: int) -> tuple[Header, Planes | None]:
+        """The header that this rank is to send, and planes that travel in it.
+
+        Packs what the header must tell of, such as NaNs, and counts them in ``nans``, or says
+        ``late``. ``message``: the transport's.
+        """
+        c = self.compressor
+        return replace(header, zeros=c.zeros, nan=c.nan, ties=c.ties), None
+
+    @abstractmethod
+    def steps(
+        self, channel: Channel, line: Line, agreed: Agreed, number: int, anywhere: Any
+    ) -> Steps[None]:
+        """The collective after its headers, ``agreed``.
+
+        ``number``: what ``channel.next_step`` gave it. ``anywhere``: uint8 (members,), 1 = some
+        rank has a gradient for it; the others are left alone.
+        """

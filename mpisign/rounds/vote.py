@@ -1,0 +1,173 @@
+"""A majority vote on a bucket: members are packed and unpacked as their chunks come and go."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from mpisign import arrays, planes, policies
+from mpisign.buckets import Bucket
+from mpisign.collectives.agreement import Agreed
+from mpisign.collectives.ballot import Ballot, Planes
+from mpisign.collectives.header import Header
+from mpisign.collectives.line import Line
+from mpisign.collectives.vote import Channel, small
+from mpisign.compressors.base import Compressor
+from mpisign.rounds.base import Round
+from mpisign.rounds.member import Member
+from mpisign.stats import stage
+from mpisign.transports.base import Steps
+
+
+class VoteRound(Round):
+    """The vote of all ranks, +1, -1, or 0 where ``ties="zero"``, by any voting algorithm.
+
+    Holds one copy of the bucket's planes. A member is packed whole before any of it is sent, and
+    unpacked piece by piece; only one whose memory is not contiguous waits for its last piece.
+    """
+
+    def __init__(
+        self,
+        bucket: Bucket,
+        members: Sequence[Member],
+        compressor: Compressor,
+        *,
+        seed: int,
+        step: int,
+        rank: int,
+        size: int,
+    ) -> None:
+        super().__init__(bucket, members, compressor, seed=seed, step=step, rank=rank, size=size)
+        self._packed = self._unpacked = 0
+        self._inlined = False
+        self._nans = 0
+        self._anywhere: Any = None
+        self._parts: dict[int, Planes] = {}
+        up = policies.planes_up(compressor.zeros, compressor.nan)
+        self.planes = np.zeros((up, bucket.nbytes), dtype=np.uint8)
+        # On a GPU planes are packed and unpacked there; they alone cross to the host and back.
+        device = members[0].parameter.device
+        self._device = (
+            None
+            if device.type == "cpu"
+            else torch.zeros(self.planes.shape, dtype=torch.uint8, device=device)
+        )
+        self.ballot = Ballot(
+            length=bucket.length,
+            k=up,
+            ties=compressor.ties,
+            seed=seed,
+            step=step,
+            pack=self._pack,
+            unpack=self._unpack,
+        )
+
+    def begin(self, header: Header, message: int) -> tuple[Header, Planes | None]:
+        header, _ = super().begin(header, message)
+        if not self.ballot.short(message):
+            return replace(header, late=True), None
+        self._pack_until(self.bucket.nbytes)
+        header = replace(header, nans=self._nans)
+        self._inlined = small(self.ballot, header, self.size)
+        return header, self.planes if self._inlined else None
+
+    def steps(
+        self, channel: Channel, line: Line, agreed: Agreed, number: int, anywhere: Any
+    ) -> Steps[None]:
+        self._anywhere = anywhere
+        yield from channel.vote(
+            line, self.ballot, agreed, number, lambda: self._nans, inlined=self._inlined
+        )
+
+    def _pack(self, a: int, b: int, out: Planes) -> None:
+        self._pack_until(b)
+        out[...] = self.planes[:, a:b]
+
+    def _pack_until(self, b: int) -> None:
+        """All members that begin before byte ``b``."""
+        offsets = self.bucket.offsets
+        first = last = self._packed
+        while last < len(offsets) and offsets[last] < b:
+            last += 1
+        if first < last:
+            with stage("pack"):
+                self._nans += pack_members(
+                    self, first, last, self.planes if self._device is None else self._device
+                )
+                if self._device is not None:
+                    part = slice(offsets[first], self.bucket.span(last - 1).stop)
+                    self.planes[:, part] = self._device[:, part].cpu().numpy()
+        self._packed = last
+
+    def _unpack(self, a: int, b: int, result: Planes) -> None:
+        with stage("unpack"):
+            i = self._unpacked
+            while i < len(self.members):
+                span = self.bucket.span(i)
+                if span.start >= b and span.start < span.stop:
+                    break
+                low, high = max(a, span.start), min(b, span.stop)
+                if self._anywhere[i] and low <= high:
+                    self._put(i, low - span.start, result[:, low - a : high - a])
+                if span.stop > b:
+                    break
+                i += 1
+            self._unpacked = i
+
+    def _put(self, i: int, first: int, votes: Planes) -> None:
+        """Votes (kd, n) from byte ``first`` on as the gradient of member ``i``."""
+        grad = self.members[i].target()
+        if arrays.view("step", "grad", grad).contiguous:
+            flat = grad.view(-1)[8 * first : 8 * (first + votes.shape[1])]
+            planes.unpack(_rows(votes if self._device is None else self._there(votes)), out=flat)
+            return
+        nbytes = planes.plane_bytes(grad.numel())
+        whole = self._parts.setdefault(i, np.empty((len(votes), nbytes), dtype=np.uint8))
+        whole[:, first : first + votes.shape[1]] = votes
+        if first + votes.shape[1] == nbytes:
+            rows = _rows(self._there(whole))
+            grad.copy_(planes.unpack(rows, tuple(grad.shape), dtype=grad.dtype))
+            del self._parts[i]
+
+    def _there(self, votes: Planes) -> torch.Tensor:
+        """Votes where the members are."""
+        return torch.from_numpy(votes).to(self.members[0].parameter.device)
+
+
+def pack_members(round: Round, first: int, last: int, out: Any) -> int:
+    """Members [first, last) of a round's bucket into its planes ``out`` (k, B); the NaNs."""
+    c, keys, bucket = round.compressor, round.keys, round.bucket
+    nans = 0
+    with_grads = []
+    for i in range(first, last):
+        m = round.members[i]
+        if m.grad is not None:
+            with_grads.append(i)
+            continue
+        part = out[:, bucket.span(i)]
+        _, _, found = planes.pack_census(
+            c.voted_on_without_gradient(m.parameter, m.state),
+            zeros=c.zeros,
+            nan=c.nan,
+            offset=8 * bucket.offsets[i],
+            out=_rows(part),
+            **keys,
+        )
+        nans += int(found)
+    members = [round.members[i] for i in with_grads]
+    return nans + c.pack(
+        [m.grad for m in members],  # type: ignore[misc]  # none is None
+        [m.state for m in members],
+        _rows(out),
+        [bucket.offsets[i] for i in with_grads],
+        **keys,
+    )
+
+
+def _rows(x: Any) -> Any:
+    """Planes (k, b) as the kernels take them: a plane alone as (b,)."""
+    return x if len(x) == 2 else x[0]

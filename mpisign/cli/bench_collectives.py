@@ -135,7 +135,7 @@ def run(args: argparse.Namespace) -> int:
     started = started_by()
     if started is None:
         parser.error("needs two ranks or more: mpirun -n 4 mpisign bench collectives")
-    guard.end_on_signals(speaker=not _rank())
+    guard.end_on_signals(speaker=not rank())
 
     def job() -> int:
         from mpisign.bench.wire.run import Settings
@@ -143,9 +143,9 @@ def run(args: argparse.Namespace) -> int:
 
         options = {k: v for k, v in vars(args).items() if k not in ("run", "parser", "command")}
         options["via"] = args.via or (started,)
-        return bench(Settings(**options, started=started, rank=_rank() or 0), args.command)
+        return bench(Settings(**options, started=started, rank=rank() or 0), args.command)
 
-    return guard.abort_on_error(job, _rank)
+    return guard.abort_on_error(job, rank)
 
 
 def started_by() -> str | None:
@@ -157,11 +157,12 @@ def started_by() -> str | None:
     return "torch" if {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys() else None
 
 
-def _rank() -> int | None:
-    rank = launcher.rank()
-    if rank is None and os.environ.get("RANK", "").isdecimal():
-        rank = int(os.environ["RANK"])
-    return rank
+def rank() -> int | None:
+    """This process's number among all of the job; None if no launcher tells."""
+    found = launcher.rank()
+    if found is None and os.environ.get("RANK", "").isdecimal():
+        found = int(os.environ["RANK"])
+    return found
 
 
 def _via(text: str) -> tuple[str, ...]:

@@ -56,7 +56,7 @@ class Clock:
 
     def weigh(self) -> None:
         """Counts what an empty turn sends, which later turns leave out."""
-        empty = [self._turn(lambda: None, 1)[1][2:] for _ in range(5)]
+        empty = [self.timed(lambda: None, 1)[1][2:] for _ in range(5)]
         self._own = tuple(np.median(empty, axis=0))  # type: ignore[assignment]
 
     def rehearse(self, contestant: Contestant, gradient: Gradient) -> None:
@@ -68,12 +68,12 @@ class Clock:
                 running = self.control.agreed(lambda: contestant.way.start(gradient))
                 contestant.running = running
                 running.prepare()
-                seconds, moved = self._turn(running.call, 1)
+                seconds, moved = self.timed(running.call, 1)
                 self.control.agreed(running.check)
                 self._check_replicas(running)
                 if seconds < self.time_limit:
                     running.prepare()
-                    seconds, moved = self._turn(running.call, 1)
+                    seconds, moved = self.timed(running.call, 1)
                     contestant.calls = int(min(_CALLS, max(1, _TURN // max(seconds, 1e-9))))
                 else:
                     self._book(contestant, seconds, moved)  # one is all it gets
@@ -89,7 +89,7 @@ class Clock:
             start = time.perf_counter()
             try:
                 running.prepare()
-                self._book(contestant, *self._turn(running.call, contestant.calls))
+                self._book(contestant, *self.timed(running.call, contestant.calls))
             except BenchError as error:
                 contestant.error = str(error)
             # Not each rank's own clock: all must agree on who rests.
@@ -107,7 +107,7 @@ class Clock:
         if seconds >= self.time_limit:
             contestant.spent = self.time_limit
 
-    def _turn(
+    def timed(
         self, call: Callable[[], object], calls: int
     ) -> tuple[float, tuple[float, float, float, float]]:
         """The slowest rank's seconds and the bytes of the turn; BenchError if a rank failed."""

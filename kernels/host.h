@@ -50,6 +50,16 @@ typedef struct {
     int64_t length;
 } mpisign_counts;
 
+/* Coordinates that planes are coded at a time (golomb.c), and what may be wrong with a message. */
+enum { MPISIGN_SPARSE_BLOCK = 1 << 17 };
+enum {
+    MPISIGN_SPARSE_SHORT = -1,    /* ends before its last coordinate */
+    MPISIGN_SPARSE_LONG = -2,     /* goes on behind it */
+    MPISIGN_SPARSE_KIND = -3,     /* a block of no kind that there is */
+    MPISIGN_SPARSE_POSITION = -4, /* a position beyond its block */
+    MPISIGN_SPARSE_PADDING = -5,  /* bits behind a block's last that are not 0 */
+};
+
 typedef struct {
     const char *name;
     mpisign_census (*pack)(const mpisign_array *x, uint8_t *sign, uint8_t *mask, int zeros,
@@ -77,6 +87,10 @@ typedef struct {
                           double *words, int threads);
     int64_t (*decode_counts)(const mpisign_counts *counts, uint8_t *out_sign, uint8_t *out_mask,
                              int ties, const mpisign_random *rnd, int threads);
+    int64_t (*encode_sparse)(const uint8_t *sign, const uint8_t *mask, int64_t length,
+                             uint8_t *out);
+    int64_t (*decode_sparse)(const uint8_t *data, int64_t size, int64_t length, uint8_t *sign,
+                             uint8_t *mask);
 } mpisign_kernels;
 
 #if defined(MPISIGN_X86_UNITS)

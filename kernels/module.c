@@ -344,6 +344,31 @@ static PyObject *py_decode_counts(PyObject *self, PyObject *args)
     return PyLong_FromLongLong(bad);
 }
 
+static PyObject *py_encode_sparse(PyObject *self, PyObject *args)
+{
+    (void)self;
+    u64 sign, mask, out;
+    long long length;
+    int64_t bytes;
+    if (!PyArg_ParseTuple(args, "KKLK", &sign, &mask, &length, &out))
+        return NULL;
+    RUN(length, bytes = kernels->encode_sparse(address(sign), address(mask), length, address(out)));
+    return PyLong_FromLongLong(bytes);
+}
+
+static PyObject *py_decode_sparse(PyObject *self, PyObject *args)
+{
+    (void)self;
+    u64 data, sign, mask;
+    long long size, length;
+    int64_t wrong;
+    if (!PyArg_ParseTuple(args, "KLLKK", &data, &size, &length, &sign, &mask))
+        return NULL;
+    RUN(length, wrong = kernels->decode_sparse(address(data), size, length, address(sign),
+                                               address(mask)));
+    return PyLong_FromLongLong(wrong);
+}
+
 /* What each takes is in mpisign/_kernels.pyi. */
 static PyMethodDef methods[] = {
     {"isa", py_isa, METH_NOARGS, "The instruction set in use."},
@@ -361,6 +386,8 @@ static PyMethodDef methods[] = {
     {"update", py_update, METH_VARARGS, "A step along the votes, with weight decay."},
     {"encode_counts", py_encode_counts, METH_VARARGS, "A plane to counters in float64 words."},
     {"decode_counts", py_decode_counts, METH_VARARGS, "Summed counters to their majority."},
+    {"encode_sparse", py_encode_sparse, METH_VARARGS, "Sparse planes to a short message."},
+    {"decode_sparse", py_decode_sparse, METH_VARARGS, "A message from anywhere to planes."},
     {NULL, NULL, 0, NULL},
 };
 

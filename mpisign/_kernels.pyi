@@ -148,3 +148,8 @@ def decode_counts(
     threads: int,
     /,
 ) -> int: ...
+def encode_sparse(sign: int, mask: int, length: int, out: int, /) -> int:
+    """Returns the bytes of the message, for which ``out`` has room in any case."""
+
+def decode_sparse(data: int, size: int, length: int, sign: int, mask: int, /) -> int:
+    """Returns 0, or -1 to -5 (kernels/host.h) for what is wrong with the message."""

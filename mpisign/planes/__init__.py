@@ -16,11 +16,15 @@ from mpisign.planes.error_feedback import pack_error_feedback
 from mpisign.planes.fused import pack_lion, pack_signum, pack_sparsign
 from mpisign.planes.mean import mean_of_counts, weighted_sum
 from mpisign.planes.pack import pack, pack_census, pack_many
+from mpisign.planes.sparse import coded_bytes_bound, decode, encode
 from mpisign.planes.unpack import unpack
 from mpisign.planes.update import unpack_add, update
 from mpisign.planes.vote import majority, majority_census, tally
 
 __all__ = [
+    "coded_bytes_bound",
+    "decode",
+    "encode",
     "majority",
     "majority_census",
     "mean_of_counts",

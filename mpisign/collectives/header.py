@@ -6,8 +6,8 @@ byzantine_f u16, device u8 (0 host, 1 CUDA), a byte 0, step u64, tensor u64, len
 settings u64. Own, 72 bytes: rank u32, refused u8, late u8, fresh u8, a byte 0, NaNs u64, weight
 f64, presence 16 bytes, replica digest 32 bytes. Then 384 bytes, zero-filled: UTF-8 reason of a
 refusal, or the planes of a small ballot. Fixed size, never unpickled. Among many ranks 16 bytes a
-rank go first: 0, then 15 of BLAKE2b over all but the rank and the last 384 bytes; or 1 where the whole
-header must be read.
+rank go first: 0, then 15 of BLAKE2b over all but the rank and the last 384 bytes; or 1 where the
+whole header must be read.
 """
 
 from __future__ import annotations

@@ -30,6 +30,7 @@ class StepHooks:
         self._ids = [id(p) for p in parameters]
         self._stepping = False
         self._voted: list[tuple[int, int]] = []
+        self._spoilt = ""
         if overlap:
             for m in exchange.members:
                 if m.parameter.requires_grad:
@@ -42,10 +43,11 @@ class StepHooks:
     def _computed(self, m: Member) -> Any:
         def hook(p: torch.Tensor) -> None:
             if self.exchange.told(m):
-                raise RuntimeError(
-                    f"backward: the gradient of {m.name!r} was computed twice before step(), but "
-                    "is on its way already: with overlap=True there is one backward() a step"
+                self._spoilt = (
+                    f"the gradient of {m.name!r} was computed twice before step(), but is on its "
+                    "way already: with overlap=True there is one backward() a step"
                 )
+                raise RuntimeError(f"backward: {self._spoilt}")
             m.grad = p.grad
             self.exchange.ready(m)
 
@@ -56,7 +58,8 @@ class StepHooks:
         # torch hooks the step of every class: a step that calls its base class's comes here twice.
         if self._stepping and self._voted == self._versions():
             return
-        reason = self._unfit(optimizer, (*args[1:], *kwargs.values()))
+        reason = self._spoilt or self._unfit(optimizer, (*args[1:], *kwargs.values()))
+        self._spoilt = ""
         for m in self.exchange.members:
             if not self.exchange.told(m):
                 m.grad = m.parameter.grad
@@ -65,7 +68,7 @@ class StepHooks:
         if self.local is None or self.local.take(self.exchange.steps, self._rank()):
             self.exchange.flush(reason)
             self.exchange.finish()
-        elif reason:
+        if reason:  # too late to tell the others
             raise RuntimeError(f"step: {reason}")
         for m in self.exchange.members:
             if m.grad is not None and m.parameter.grad is None:

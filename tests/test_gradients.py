@@ -1,0 +1,341 @@
+"""Buckets, overlap, skipped parameters, local steps: DistributedOptimizer on ranks of threads."""
+
+from __future__ import annotations
+
+import copy
+import io
+
+import numpy as np
+import pytest
+import torch
+from messages import small_messages
+
+import mpisign
+from mpisign.compressors import Sign, Signum
+from mpisign.errors import CollectiveError, NaNError
+from mpisign.transports import threads
+
+SIZES = [1, 2, 3, 4]
+
+
+def model(seed=0):
+    torch.manual_seed(seed)
+    return torch.nn.Sequential(
+        torch.nn.Linear(7, 13), torch.nn.ReLU(), torch.nn.Linear(13, 9), torch.nn.Linear(9, 3)
+    )
+
+
+def sign_steps(net, size, steps, lr, pick=lambda step, rank: range(3)):
+    """What ``train`` makes of a model of one's own: x -= lr sign(sum of signs)."""
+    parameters = list(net.parameters())
+    for step in range(steps):
+        total = [torch.zeros_like(p) for p in parameters]
+        for rank in range(size):
+            net.zero_grad()
+            loss_of(net, step, rank).backward()
+            for t, p in zip(total, parameters, strict=True):
+                t += p.grad.sign()
+        with torch.no_grad():
+            for t, p in zip(total, parameters, strict=True):
+                p -= lr * t.sign()
+
+
+def loss_of(net, step, rank):
+    x = torch.randn(4, 7, generator=torch.Generator().manual_seed(1000 * step + rank))
+    return (net(x) - x[:, :3]).square().mean()
+
+
+def train(net, optimizer, rank, steps, first=0):
+    for step in range(first, first + steps):
+        optimizer.zero_grad()
+        loss_of(net, step, rank).backward()
+        optimizer.step()
+
+
+def same(xs, ys):
+    return all(torch.equal(x, y) for x, y in zip(xs, ys, strict=True))
+
+
+ABSTAIN = Sign(zeros="abstain", ties="zero")
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("bucket_size", [1, 100, None])
+def test_overlap_gives_what_exchange_at_the_end_gives(size, bucket_size):
+    start = model()
+    expected = copy.deepcopy(start)
+    sign_steps(expected, size, 5, 0.01)
+
+    def run(comm):
+        nets = [copy.deepcopy(start) for _ in range(2)]
+        for net, overlap in zip(nets, (True, False), strict=True):
+            optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
+            mpisign.DistributedOptimizer(
+                optimizer,
+                net.named_parameters(),
+                comm=comm,
+                compression=ABSTAIN,
+                overlap=overlap,
+                bucket_size=bucket_size,
+            )
+            train(net, optimizer, comm.rank, 5)
+        return [list(net.parameters()) for net in nets]
+
+    for overlapped, plain in threads.run(size, run):
+        assert same(overlapped, expected.parameters())
+        assert same(plain, expected.parameters())
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_buckets_start_in_one_order_whatever_the_order_of_gradients(size, monkeypatch):
+    # A branch taken on some ranks only, layers visited in another order on each.
+    small_messages(monkeypatch, 16)
+
+    def run(comm):
+        torch.manual_seed(0)
+        a, b, c = (torch.nn.Parameter(torch.randn(70)) for _ in range(3))
+        optimizer = torch.optim.SGD([a, b, c], lr=0.01)
+        mpisign.DistributedOptimizer(
+            optimizer, comm=comm, compression="signum", overlap=True, bucket_size=70
+        )
+        for step in range(12):
+            optimizer.zero_grad()
+            x = torch.randn(70, generator=torch.Generator().manual_seed(7 * step + comm.rank))
+            order = [a, b, c][comm.rank % 3 :] + [a, b, c][: comm.rank % 3]
+            for p in order[: 1 + (step + comm.rank) % 3]:
+                (p * x).sum().square().backward()
+            optimizer.step()
+        return [p.detach() for p in (a, b, c)]
+
+    first, *others = threads.run(size, run)
+    assert all(same(first, other) for other in others)
+    assert all(p.isfinite().all() for p in first)
+
+
+def test_random_bits_differ_from_bucket_to_bucket():
+    def run(comm):
+        ps = [torch.nn.Parameter(torch.zeros(4096)) for _ in range(2)]
+        optimizer = torch.optim.SGD(ps, lr=1.0)
+        mpisign.DistributedOptimizer(optimizer, comm=comm, compression="sign", bucket_size=4096)
+        for p in ps:
+            p.grad = torch.full_like(p, 1.0 if comm.rank else -1.0)  # ties everywhere
+        optimizer.step()
+        return [p.grad for p in ps]
+
+    (x, y), (u, v) = threads.run(2, run)
+    assert torch.equal(x, u) and torch.equal(y, v)
+    assert abs((x == y).float().mean() - 0.5) < 0.05
+
+
+def test_two_backwards_with_overlap_are_refused_and_without_add_up():
+    def run(comm):
+        for overlap in (True, False):
+            p = torch.nn.Parameter(torch.zeros(9))
+            optimizer = torch.optim.SGD([p], lr=1.0)
+            mpisign.DistributedOptimizer(
+                optimizer, [("weight", p)], comm=comm, compression="sign", overlap=overlap
+            )
+            p.sum().backward()
+            if overlap:
+                with pytest.raises(RuntimeError, match="'weight' was computed twice before step"):
+                    p.sum().backward()
+                with pytest.raises(RuntimeError, match="step: .*computed twice"):
+                    optimizer.step()
+                assert (p == 0).all()
+            else:
+                (-3 * p.sum()).backward()
+                assert (p.grad == -2).all()
+                optimizer.step()
+                assert (p == 1).all()
+
+    threads.run(2, run)
+
+
+@pytest.mark.parametrize("overlap", [True, False])
+def test_a_nan_on_one_rank_raises_on_all_and_moves_nothing(overlap):
+    def run(comm):
+        ps = [torch.nn.Parameter(torch.ones(20)) for _ in range(3)]
+        optimizer = torch.optim.SGD(ps, lr=1.0)
+        mpisign.DistributedOptimizer(optimizer, comm=comm, overlap=overlap, bucket_size=20)
+        factor = torch.full((20,), torch.nan if comm.rank == 1 else 1.0)
+        (ps[0].sum() + (ps[1] * factor).sum() + ps[2].sum()).backward()
+        with pytest.raises(NaNError, match="20 on rank 1") as error:
+            optimizer.step()
+        assert all((p == 1).all() for p in ps)
+        optimizer.zero_grad()
+        sum(p.sum() for p in ps).backward()
+        optimizer.step()  # all go on
+        assert all((p == 0).all() for p in ps)
+        return str(error.value)
+
+    assert len(set(threads.run(3, run))) == 1
+
+
+@pytest.mark.parametrize("overlap", [True, False])
+def test_killed_and_resumed_from_a_checkpoint_it_continues_bit_for_bit(overlap):
+    def wrapped(net, comm):
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.01, weight_decay=1e-3)
+        return mpisign.DistributedOptimizer(
+            optimizer, net.named_parameters(), comm=comm, overlap=overlap, bucket_size=50
+        )
+
+    def run(comm):
+        net = model()
+        optimizer = wrapped(net, comm)
+        train(net, optimizer, comm.rank, 3)
+        file = io.BytesIO()
+        torch.save({"net": net.state_dict(), "optimizer": optimizer.state_dict()}, file)
+        train(net, optimizer, comm.rank, 4, first=3)
+        again = model(seed=9)
+        resumed = wrapped(again, comm)
+        saved = torch.load(io.BytesIO(file.getvalue()), weights_only=True)
+        again.load_state_dict(saved["net"])
+        resumed.load_state_dict(saved["optimizer"])
+        train(again, resumed, comm.rank, 4, first=3)
+        return list(net.parameters()), list(again.parameters())
+
+    results = threads.run(3, run)
+    assert all(same(results[0][0], xs) for pair in results for xs in pair)
+
+
+# What travels otherwise
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_16_bits_are_the_mean_of_rounded_gradients_rounded(size, dtype):
+    xs = np.random.default_rng(0).standard_normal((size, 6, 7)).astype(np.float32)
+    halves = [torch.from_numpy(x).to(torch.bfloat16) for x in xs]
+    total = torch.zeros(6, 7)
+    for h in halves:
+        total += h.float()
+    mean = (total / size).to(torch.bfloat16)
+
+    def run(comm, compression):
+        p, unused = (
+            torch.nn.Parameter(torch.zeros(7, 6, dtype=dtype)),
+            torch.nn.Parameter(torch.zeros(3)),
+        )
+        optimizer = torch.optim.SGD([p, unused], lr=1.0)
+        mpisign.DistributedOptimizer(
+            optimizer, comm=comm, compression=compression, skip=lambda name, p: "16bit"
+        )
+        p.grad = torch.from_numpy(xs[comm.rank]).to(dtype).t()  # not contiguous
+        optimizer.step()
+        assert unused.grad is None
+        return p.grad
+
+    for grad in threads.run(size, run, "ef_sign"):
+        assert torch.equal(grad, mean.t().to(dtype))
+    for grad in threads.run(size, run, "signum"):
+        assert torch.equal(grad, mean.t().sign().to(dtype))
+
+
+def test_nan_in_16_bits_raises_on_all_ranks():
+    def run(comm):
+        p = torch.nn.Parameter(torch.zeros(3))
+        optimizer = torch.optim.SGD([p], lr=1.0)
+        mpisign.DistributedOptimizer(optimizer, comm=comm, skip=lambda name, p: "16bit")
+        p.grad = torch.tensor([1.0, torch.nan if comm.rank else 0.0, -0.0])
+        with pytest.raises(NaNError, match="1 on rank 1"):
+            optimizer.step()
+
+    threads.run(2, run)
+
+
+def test_embeddings_abstain_by_default_and_unused_rows_stay():
+    def run(comm):
+        torch.manual_seed(0)
+        net = torch.nn.ModuleDict(
+            {"embedding": torch.nn.Embedding(40, 5), "head": torch.nn.Linear(5, 5)}
+        )
+        before = net["embedding"].weight.detach().clone()
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        mpisign.DistributedOptimizer(
+            optimizer, net.named_parameters(), comm=comm, compression="sign"
+        )
+        for _ in range(3):
+            optimizer.zero_grad()
+            net["head"](net["embedding"](torch.arange(7))).square().sum().backward()
+            optimizer.step()
+        after = net["embedding"].weight.detach()
+        assert torch.equal(before[7:], after[7:])
+        assert (before[:7] != after[:7]).any()
+        return [p.detach() for p in net.parameters()]
+
+    first, *others = threads.run(2, run)
+    assert all(same(first, other) for other in others)
+
+
+def test_rules_that_are_none_are_refused():
+    p = torch.nn.Parameter(torch.zeros(3))
+    cases = [
+        ({"skip": "16bit"}, TypeError, "skip must be 'auto', None or a function"),
+        ({"skip": lambda name, p: "8bit"}, ValueError, "got '8bit'"),
+        ({"bucket_size": 0}, ValueError, "bucket_size must be a positive number"),
+        ({"seed": -1}, ValueError, "seed must be in"),
+    ]
+    for options, kind, text in cases:
+        with pytest.raises(kind, match=text):
+            mpisign.DistributedOptimizer(torch.optim.SGD([p], lr=1.0), **options)
+
+
+def test_other_options_on_one_rank_are_an_error_on_all():
+    def run(comm, options):
+        p = torch.nn.Parameter(torch.zeros(3))
+        optimizer = torch.optim.SGD([p], lr=1.0)
+        mpisign.DistributedOptimizer(optimizer, comm=comm, **(options if comm.rank else {}))
+        p.grad = torch.ones(3)
+        with pytest.raises(CollectiveError) as error:
+            optimizer.step()
+        assert (p == 0).all()
+        return str(error.value)
+
+    for options in (
+        {"compression": Signum(momentum=0.5)},
+        {"compression": "sign"},
+        {"seed": 3},
+        {"skip": lambda name, p: "16bit"},
+        {"skip": lambda name, p: "abstain"},
+    ):
+        assert len(set(threads.run(3, run, options))) == 1
+
+
+# Rounds of local steps
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_local_steps_end_where_their_equation_says(size):
+    # A budget so large that sparsign is sign; one coordinate that no rank moves.
+    tau, lr, rounds, d = 3, 0.125, 2, 33
+    xs = np.random.default_rng(1).standard_normal((rounds * tau, size, d)).astype(np.float32)
+    xs[:, :, 5] = 0
+    compression = mpisign.Compression.ef_sparsign(
+        local_steps=tau, budget_local=1e30, budget_global=1e30
+    )
+
+    def run(comm):
+        p = torch.nn.Parameter(torch.zeros(d))
+        optimizer = torch.optim.SGD([p], lr=lr)
+        mpisign.DistributedOptimizer(optimizer, comm=comm, compression=compression, skip=None)
+        ways = []
+        for x in xs:
+            p.grad = torch.from_numpy(x[comm.rank].copy())
+            optimizer.step()
+            ways.append(p.detach().numpy().copy())
+        return ways
+
+    ways = threads.run(size, run)
+    x, e = np.zeros(d, np.float32), np.zeros(d, np.float32)
+    for r in range(rounds):
+        moves = np.sign(xs[r * tau : (r + 1) * tau])  # (tau, size, d)
+        for rank in range(size):
+            walked = x - np.float32(lr) * moves[:2, rank].cumsum(axis=0)
+            assert np.allclose(ways[rank][r * tau : r * tau + 2], walked, atol=1e-6)
+        v = np.sign(moves.sum(axis=0)).mean(axis=0) + e
+        out = np.abs(v).mean() * np.sign(v)
+        e = v - out
+        x = x - np.float32(lr) * out
+        for way in ways:
+            assert np.array_equal(way[r * tau + 2], ways[0][r * tau + 2])
+            assert np.allclose(way[r * tau + 2], x, atol=1e-5)

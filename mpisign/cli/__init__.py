@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 import mpisign
-from mpisign.cli import bench, doctor, train
+from mpisign.cli import bench, doctor, study, train
 from mpisign.cli.parser import RankParser
 
 
@@ -20,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=f"mpisign {mpisign.__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for command in (train, bench, doctor):
+    for command in (train, bench, study, doctor):
         command.add_parser(commands)
     argv = sys.argv[1:] if argv is None else [str(a) for a in argv]
     args = parser.parse_args(argv)

@@ -1,0 +1,1 @@
+"""``mpisign study``: grids of trainings by simulated or real ranks, their results and pictures."""

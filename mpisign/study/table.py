@@ -1,0 +1,144 @@
+"""A study's results as tables: for a terminal, and in Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from mpisign.study.file import Grid, Study
+from mpisign.study.summary import Summary
+from mpisign.study.tasks import metric
+
+_AXES = {
+    "ranks": "ranks",
+    "batch_size": "batch of a rank",
+    "dirichlet": "Dirichlet alpha",
+    "adversaries": "hostile",
+    "attack": "attack",
+}
+
+
+@dataclass(frozen=True)
+class Table:
+    """A title, heads and cells, all text; the first ``left`` columns say what a row is of."""
+
+    title: str
+    left: int
+    heads: list[str]
+    rows: list[list[str]]
+
+
+def tables(study: Study, summaries: Sequence[Summary]) -> list[Table]:
+    """Of each grid: the metric, the learning rates where they were chosen, the bits."""
+    made = []
+    for grid in study.grids:
+        own = [s for s in summaries if s.group.grid is grid]
+        made.append(_table(grid, own, f"{grid.label}: {metric(grid.task).heading}", _metric))
+        if any(len(m.lr) > 1 for m in grid.methods):
+            made.append(_table(grid, own, f"{grid.label}: learning rate chosen", _rate))
+        if any(s.wire_bits for s in own):
+            title = f"{grid.label}: bits that a rank sends in a step, per coordinate"
+            made.append(_table(grid, own, title, _bits))
+    return made
+
+
+def _table(grid: Grid, own: Sequence[Summary], title: str, told: Callable[[Summary], str]) -> Table:
+    axes = varying(grid)
+    labels = [m.label for m in grid.methods]
+    rows: dict[str, list[str]] = {}
+    for s in own:
+        place = [axis_value(axis, s.group.point[axis]) for axis in axes]
+        row = rows.setdefault("|".join(place), [*place, *[""] * len(labels)])
+        row[len(axes) + labels.index(s.group.method.label)] = told(s)
+    if not axes:  # one point: methods go down, not across
+        flat = [[label, cell] for label, cell in zip(labels, *rows.values(), strict=True)]
+        return Table(title, 1, ["method", ""], flat)
+    return Table(title, len(axes), [*(_AXES[a] for a in axes), *labels], list(rows.values()))
+
+
+def varying(grid: Grid) -> list[str]:
+    """The axes along which the grid has more than one value."""
+    return [axis for axis, values in grid.axes.items() if len(values) > 1]
+
+
+def axis_value(axis: str, value: object) -> str:
+    """One value of an axis."""
+    if axis == "dirichlet":
+        return "shuffled" if value is None else f"{value:g}"
+    return "-" if value is None else str(value)
+
+
+def _metric(s: Summary) -> str:
+    if not s.records:
+        return "not run"
+    told = metric(s.group.grid.task).told
+    parts = []
+    if s.mean is not None:
+        parts.append(told(s.mean) if s.spread is None else f"{told(s.mean)} ± {told(s.spread)}")
+    if s.diverged:
+        parts.append(f"{s.diverged} of {len(s.seeds)} diverged")
+    if len(s.seeds) < len(s.group.grid.seeds):
+        parts.append(f"{len(s.seeds)} of {len(s.group.grid.seeds)} seeds")
+    return ", ".join(parts)
+
+
+def _rate(s: Summary) -> str:
+    if s.lr is None:
+        return "not run"
+    edge = s.group.edge(s.lr)
+    return f"{s.lr:g}{f' ({edge})' if edge else ''}"
+
+
+def _bits(s: Summary) -> str:
+    return "" if s.wire_bits is None else f"{s.wire_bits:.3g}"
+
+
+def caption(study: Study, summaries: Sequence[Summary]) -> str:
+    """What the figures are of."""
+    seeds = sorted({seed for s in summaries for seed in s.seeds})
+    lines = []
+    if seeds:
+        told = ", ".join(map(str, seeds))
+        lines.append(f"Mean ± standard deviation over seeds {told}.")
+    if any(len(m.lr) > 1 for g in study.grids for m in g.methods):
+        tuned = ", ".join(str(s) for s in sorted({s for g in study.grids for s in g.tune_seeds}))
+        lines.append(
+            f"Learning rates were chosen with seed {tuned}, by data that is neither trained on nor "
+            "reported; lowest, highest: at the end of what was tried."
+        )
+    versions = sorted({r["version"] for s in summaries for r in s.records})
+    kinds = sorted({r["ranks"] for s in summaries for r in s.records})
+    if versions:
+        lines.append(f"By {' and '.join(kinds)} ranks; {'; '.join(versions)}.")
+    return " ".join(lines)
+
+
+def markdown(study: Study, summaries: Sequence[Summary], command: str) -> str:
+    """All tables, as docs/studies.md has them."""
+    parts = [f"    {command}", caption(study, summaries)]
+    for t in tables(study, summaries):
+        lines = [f"**{t.title[0].upper()}{t.title[1:]}**", ""]
+        lines.append(f"| {' | '.join(h or 'figure' for h in t.heads)} |")
+        lines.append("|" + "---|" * t.left + "---:|" * (len(t.heads) - t.left))
+        lines += [f"| {' | '.join(row)} |" for row in t.rows]
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts) + "\n"
+
+
+def show(study: Study, summaries: Sequence[Summary]) -> None:
+    """Prints all tables."""
+    from rich import box, table
+    from rich.console import Console
+
+    from mpisign.training.progress import on_terminal
+
+    console = Console(width=None if on_terminal() else 160, highlight=False)
+    console.print(f"[bold]{study.title}[/bold]")
+    for t in tables(study, summaries):
+        out = table.Table(box=box.SIMPLE_HEAD, title=t.title, title_justify="left", pad_edge=False)
+        for i, head in enumerate(t.heads):
+            out.add_column(head, justify="left" if i < t.left else "right")
+        for row in t.rows:
+            out.add_row(*row)
+        console.print(out)
+    console.print(caption(study, summaries))

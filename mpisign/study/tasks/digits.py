@@ -1,0 +1,82 @@
+"""scikit-learn's digits by a perceptron."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import nn
+
+from mpisign.study.cell import Cell
+from mpisign.study.partition import dirichlet
+from mpisign.study.tasks.base import Task
+from mpisign.training import data, model
+
+#: Of the training images: rates are chosen by these, no rank trains on them.
+_VALIDATION = 248
+
+
+class Digits(Task):
+    """1,100 images to learn from, 248 to choose rates by, 449 to test with; ``hidden`` layers.
+
+    ``cell.dirichlet`` None: every rank gets each ``ranks``-th image; else labels are spread by
+    ``partition.dirichlet``.
+    """
+
+    def __init__(self, cell: Cell, rank: int, hidden: Sequence[int] = (64,)) -> None:
+        dataset = _digits()
+        images, labels = _shard(cell, rank)
+        self._feed = data.batches(images, labels, cell.batch_size, cell.seed, rank)
+        self.steps = cell.steps or (cell.epochs or 1) * max(1, len(labels) // cell.batch_size)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(cell.seed)
+            self._net = perceptron(64, hidden)
+        self.named = list(self._net.named_parameters())
+        self._held_out = [
+            (torch.from_numpy(images), torch.from_numpy(labels))
+            for images, labels in (
+                (dataset.train_images[-_VALIDATION:], dataset.train_labels[-_VALIDATION:]),
+                (dataset.test_images, dataset.test_labels),
+            )
+        ]
+
+    def backward(self, step: int) -> torch.Tensor:
+        images, labels = next(self._feed)
+        loss = nn.functional.cross_entropy(
+            self._net(torch.from_numpy(images)), torch.from_numpy(labels)
+        )
+        loss.backward()
+        return loss.detach()
+
+    def evaluate(self) -> tuple[float, float]:
+        validation, test = (model.accuracy(self._net, *part) for part in self._held_out)
+        return validation, test
+
+
+@lru_cache(maxsize=1)
+def _digits() -> data.Dataset:
+    return data.digits()
+
+
+def _shard(cell: Cell, rank: int) -> tuple[data.Images, data.Labels]:
+    dataset = _digits()
+    images = dataset.train_images[:-_VALIDATION]
+    labels = dataset.train_labels[:-_VALIDATION]
+    length = len(labels) // cell.ranks
+    if length == 0:
+        raise data.DataError(f"digits: {len(labels)} images do not reach {cell.ranks} ranks")
+    if cell.dirichlet is None:
+        return images[rank :: cell.ranks][:length], labels[rank :: cell.ranks][:length]
+    part = np.asarray(dirichlet(labels, cell.ranks, cell.dirichlet, cell.seed)[rank])
+    return images[part], labels[part]
+
+
+def perceptron(inputs: int, hidden: Sequence[int]) -> nn.Module:
+    """Linear layers with ReLU between them, ten outputs."""
+    layers: list[nn.Module] = [nn.Flatten()]
+    for a, b in pairwise([inputs, *hidden]):
+        layers += [nn.Linear(a, b), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear([inputs, *hidden][-1], 10))

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 
 from mpisign import arrays, planes, policies
@@ -48,14 +47,11 @@ class VoteRound(Round):
         self._anywhere: Any = None
         self._parts: dict[int, Planes] = {}
         up = policies.planes_up(compressor.zeros, compressor.nan)
-        self.planes = np.zeros((up, bucket.nbytes), dtype=np.uint8)
-        # On a GPU planes are packed and unpacked there; they alone cross to the host and back.
-        device = members[0].parameter.device
-        self._device = (
-            None
-            if device.type == "cpu"
-            else torch.zeros(self.planes.shape, dtype=torch.uint8, device=device)
-        )
+        first = members[0].parameter.detach()
+        # On a GPU planes are packed, sent and unpacked there, over the wire that takes them there.
+        self._like = None if first.device.type == "cpu" else arrays.view("step", "gradient", first)
+        self.planes = arrays.empty((up, bucket.nbytes), "uint8", like=self._like)
+        self.planes[...] = 0
         self.ballot = Ballot(
             length=bucket.length,
             k=up,
@@ -68,6 +64,8 @@ class VoteRound(Round):
 
     def begin(self, header: Header, message: int) -> tuple[Header, Planes | None]:
         header, _ = super().begin(header, message)
+        if self._like is not None:
+            header = replace(header, device=self._like.device.partition(":")[0])
         if not self.ballot.short(message):
             return replace(header, late=True), None
         self._pack_until(self.bucket.nbytes)
@@ -80,7 +78,13 @@ class VoteRound(Round):
     ) -> Steps[None]:
         self._anywhere = anywhere
         yield from channel.vote(
-            line, self.ballot, agreed, number, lambda: self._nans, inlined=self._inlined
+            line,
+            self.ballot,
+            agreed,
+            number,
+            lambda: self._nans,
+            inlined=self._inlined,
+            like=self._like,
         )
 
     def _pack(self, a: int, b: int, out: Planes) -> None:
@@ -95,12 +99,7 @@ class VoteRound(Round):
             last += 1
         if first < last:
             with stage("pack"):
-                self._nans += pack_members(
-                    self, first, last, self.planes if self._device is None else self._device
-                )
-                if self._device is not None:
-                    part = slice(offsets[first], self.bucket.span(last - 1).stop)
-                    self.planes[:, part] = self._device[:, part].cpu().numpy()
+                self._nans += pack_members(self, first, last, self.planes)
         self._packed = last
 
     def _unpack(self, a: int, b: int, result: Planes) -> None:
@@ -123,19 +122,15 @@ class VoteRound(Round):
         grad = self.members[i].target()
         if arrays.view("step", "grad", grad).contiguous:
             flat = grad.view(-1)[8 * first : 8 * (first + votes.shape[1])]
-            planes.unpack(_rows(votes if self._device is None else self._there(votes)), out=flat)
+            planes.unpack(_rows(votes), out=flat)
             return
-        nbytes = planes.plane_bytes(grad.numel())
-        whole = self._parts.setdefault(i, np.empty((len(votes), nbytes), dtype=np.uint8))
+        shape = (len(votes), planes.plane_bytes(grad.numel()))
+        whole = self._parts.setdefault(i, arrays.empty(shape, "uint8", like=self._like))
         whole[:, first : first + votes.shape[1]] = votes
-        if first + votes.shape[1] == nbytes:
-            rows = _rows(self._there(whole))
-            grad.copy_(planes.unpack(rows, tuple(grad.shape), dtype=grad.dtype))
+        if first + votes.shape[1] == shape[1]:
+            dense = torch.empty(grad.shape, dtype=grad.dtype, device=grad.device)
+            grad.copy_(planes.unpack(_rows(whole), out=dense))
             del self._parts[i]
-
-    def _there(self, votes: Planes) -> torch.Tensor:
-        """Votes where the members are."""
-        return torch.from_numpy(votes).to(self.members[0].parameter.device)
 
 
 def pack_members(round: Round, first: int, last: int, out: Any) -> int:

@@ -10,7 +10,6 @@ import torch
 
 from mpisign import policies
 from mpisign.compressors import Compressor, resolve
-from mpisign.compressors.uncompressed import Uncompressed
 from mpisign.gradients.exchange import GradientExchange
 from mpisign.gradients.hooks import KEY, StepHooks
 from mpisign.gradients.skip import Rule
@@ -70,8 +69,7 @@ def DistributedOptimizer(
         )
     if getattr(optimizer, KEY, None) is not None:
         raise ValueError(f"{_FUNCTION}: the optimizer is a DistributedOptimizer already")
-    uncompressed = compression == "none"
-    compressor = Uncompressed() if uncompressed else resolve(_FUNCTION, compression)
+    compressor = resolve(_FUNCTION, compression)
     names = _names(optimizer, named_parameters)
     if compressor.unit == "sign" and any(g.get("momentum") for g in optimizer.param_groups):
         warnings.warn(

@@ -10,8 +10,9 @@ from typing import Any
 
 from mpisign import launcher, policies
 from mpisign.cli import guard
+from mpisign.compressors import COMPRESSORS
 from mpisign.training.errors import missing
-from mpisign.training.settings import ATTACKS, Settings
+from mpisign.training.settings import ATTACKS, VOTE_LR, Settings
 
 _NAMES = (
     "mpi-fp32",
@@ -41,6 +42,7 @@ ways (--ways takes any of them; --via mpi, torch or horovod those of one transpo
 
 examples:
   mpirun -n 4 mpisign train                                the digits, 4 ranks
+  mpirun -n 4 mpisign train --compression ef_sign          another compressor
   mpirun -n 4 mpisign train --via all --plot curves.png    every way, and a picture
   mpirun -n 4 mpisign train --adversaries 1                one rank of four sends -100 g
   mpirun -n 7 mpisign train --adversaries 3 --attack sign-flip
@@ -89,7 +91,18 @@ def add_parser(commands: Any) -> None:
     add(
         "--batch-size", type=_positive, default=d.batch_size, help="per rank (default: %(default)s)"
     )
-    add("--lr", type=_rate, default=d.lr, help="of the votes (default: %(default)s)")
+    add(
+        "--compression",
+        choices=tuple(n for n in COMPRESSORS if n != "none"),
+        default=d.compression,
+        metavar="NAME",
+        help="what the ways that vote send: %(choices)s (default: %(default)s)",
+    )
+    add(
+        "--lr",
+        type=_rate,
+        help=f"of votes (default: {VOTE_LR}, or --fp32-lr where updates are of a gradient's size)",
+    )
     add("--fp32-lr", type=_rate, default=d.fp32_lr, help="of averaging (default: %(default)s)")
     add("--momentum", type=_momentum, default=d.momentum, help="of all (default: %(default)s)")
     add("--seed", type=_seed, default=d.seed, help="of model and batches (default: %(default)s)")

@@ -53,7 +53,9 @@ def run(settings: Settings, note: str = "") -> int:
                 return _refused(str(error), world)
         if way.via == "torch":
             start_torch(world)
-        with Progress(way.label, loop.steps_of(settings, dataset, world.size), first) as progress:
+        with Progress(
+            way.label_of(settings), loop.steps_of(settings, dataset, world.size), first
+        ) as progress:
             results.append(loop.train(way, dataset, settings, world, progress))
     if first:
         _report(results, settings, world, dataset.name)

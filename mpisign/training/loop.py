@@ -84,7 +84,7 @@ def train(
         raise CollectiveError(
             "train: ranks start from different parameters: unlike torch versions?"
         )
-    lr = settings.lr if way.votes else settings.fp32_lr
+    lr = settings.vote_lr() if way.votes else settings.fp32_lr
     momentum = 0.0 if way.votes else settings.momentum
     plain = torch.optim.SGD(net.parameters(), lr=lr, momentum=momentum)
     optimizer = way.wrap(plain, net, settings)
@@ -117,7 +117,14 @@ def train(
             curve.append({"step": end, "sent": sent, "accuracy": right, "loss": told})
             progress.evaluated(end, right)
     return _result(
-        way, net, world, curve, steps, seconds, crossed if counts_wire and steps else None
+        way,
+        way.label_of(settings),
+        net,
+        world,
+        curve,
+        steps,
+        seconds,
+        crossed if counts_wire and steps else None,
     )
 
 
@@ -143,6 +150,7 @@ def _digests(world: World, net: nn.Module) -> list[str]:
 
 def _result(
     way: Way,
+    label: str,
     net: nn.Module,
     world: World,
     curve: list[dict[str, float | None]],
@@ -158,7 +166,7 @@ def _result(
     sent, received, seconds, *stages = gathered[:, :-1].mean(axis=0) / max(1, steps)
     return Result(
         way=way.name,
-        label=way.label,
+        label=label,
         via=way.via,
         votes=way.votes,
         parameters=sum(p.numel() for p in net.parameters()),

@@ -18,7 +18,7 @@ import torch
 from mpisign import planes, policies
 from mpisign.training import data, model
 from mpisign.training.loop import learning_rate
-from mpisign.training.settings import Settings
+from mpisign.training.settings import VOTE_LR, Settings
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--ranks", type=int, nargs="+", default=[2, 4, 7])
     parser.add_argument("--seeds", type=int, default=5, help="how many seeds, from 0")
     parser.add_argument("--adversaries", type=int, default=0, help="the last K ranks flip signs")
-    parser.add_argument("--lr", type=float, default=Settings.lr)
+    parser.add_argument("--lr", type=float, default=VOTE_LR)
     parser.add_argument("--momentum", type=float, default=Settings.momentum)
     parser.add_argument("--batch-size", type=int, default=Settings.batch_size)
     parser.add_argument("--steps", type=int, default=None, help="default: as mpisign train")

@@ -7,10 +7,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mpisign import policies
+from mpisign.compressors import COMPRESSORS, Compressor, Lion, Sign, Signum
 
 Attack = Literal["sign-flip", "reverse"]
 #: What a hostile rank multiplies its loss, hence its gradient, by.
 ATTACKS: dict[str, float] = {"sign-flip": -1.0, "reverse": -100.0}
+
+#: The learning rate of votes, unless told.
+VOTE_LR = 2e-3
 
 
 @dataclass(frozen=True)
@@ -18,11 +22,12 @@ class Settings:
     """The options, resolved. ``batch_size`` is per rank; ``steps`` wins over ``epochs``."""
 
     ways: tuple[str, ...] = ()
+    compression: str = "signum"
     data: Path | None = None
     epochs: int = 15
     steps: int | None = None
     batch_size: int = 16
-    lr: float = 2e-3
+    lr: float | None = None
     fp32_lr: float = 0.1
     momentum: float = 0.9
     seed: int = 0
@@ -37,6 +42,19 @@ class Settings:
     def as_dict(self) -> dict[str, Any]:
         """For JSON: paths as text."""
         return {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self).items()}
+
+    def compressor(self) -> Compressor:
+        """What is voted on. Votes take ``zeros`` and ``ties``, signum ``momentum``."""
+        kind = COMPRESSORS[self.compression]
+        if kind is Signum:
+            return Signum(momentum=self.momentum, zeros=self.zeros, ties=self.ties)
+        return kind(zeros=self.zeros, ties=self.ties) if kind in (Sign, Lion) else kind()
+
+    def vote_lr(self) -> float:
+        """``lr``, or one that fits what the compressor's updates are the size of."""
+        if self.lr is not None:
+            return self.lr
+        return VOTE_LR if self.compressor().unit == "sign" else self.fp32_lr
 
     def loss_scale(self, rank: int, size: int) -> float:
         """1, or what the attack multiplies by if ``rank`` is one of the last ``adversaries``."""

@@ -25,6 +25,13 @@ class Way:
     votes: bool
     wrap: Wrap
 
+    def label_of(self, settings: Settings) -> str:
+        """``label``, or the compressor's name and the transport's where it is not signum."""
+        if not self.votes or settings.compression == "signum":
+            return self.label
+        how = " as counters" if self.name.endswith("counters") else ""
+        return f"{settings.compression}{how}, {self.label.rpartition(', ')[2]}"
+
 
 def _fp32(comm: str) -> Wrap:
     def wrap(
@@ -41,14 +48,11 @@ def _vote(comm: str) -> Wrap:
     def wrap(
         optimizer: torch.optim.Optimizer, model: torch.nn.Module, settings: Settings
     ) -> torch.optim.Optimizer:
-        from mpisign.compressors import Signum
-
-        signum = Signum(momentum=settings.momentum, zeros=settings.zeros, ties=settings.ties)
         return mpisign.DistributedOptimizer(
             optimizer,
             model.named_parameters(),
             comm=comm,
-            compression=signum,
+            compression=settings.compressor(),
             algorithm=settings.algorithm,
             seed=settings.seed,
         )
@@ -73,12 +77,10 @@ def _horovod_counters(
 ) -> torch.optim.Optimizer:
     import horovod.torch as hvd
 
-    from mpisign.horovod import Compression
+    from mpisign.horovod import CounterVote
 
-    signum = Compression.signum(
-        momentum=settings.momentum, zeros=settings.zeros, ties=settings.ties, seed=settings.seed
-    )
-    return hvd.DistributedOptimizer(optimizer, model.named_parameters(), compression=signum)
+    vote = CounterVote(settings.compressor(), seed=settings.seed)
+    return hvd.DistributedOptimizer(optimizer, model.named_parameters(), compression=vote)
 
 
 def _horovod_planes(
@@ -86,16 +88,10 @@ def _horovod_planes(
 ) -> torch.optim.Optimizer:
     import horovod.torch as hvd
 
-    from mpisign.horovod import Compression
+    from mpisign.horovod import BucketVote
 
-    signum = Compression.signum(
-        model.named_parameters(),
-        momentum=settings.momentum,
-        zeros=settings.zeros,
-        ties=settings.ties,
-        seed=settings.seed,
-    )
-    return hvd.DistributedOptimizer(optimizer, model.named_parameters(), compression=signum)
+    vote = BucketVote(settings.compressor(), model.named_parameters(), seed=settings.seed)
+    return hvd.DistributedOptimizer(optimizer, model.named_parameters(), compression=vote)
 
 
 #: In the order they run: Horovod's background thread, once started, costs the others time.

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from mpisign import arrays, planes, policies
+from mpisign.collectives.agreement import Agreed
 from mpisign.collectives.compressed_mean_state import CompressedMeanState
 from mpisign.collectives.header import Header
 from mpisign.collectives.line import Line
@@ -115,42 +116,61 @@ class _Mean:
 
     def steps(self, channel: Channel, line: Line, number: int) -> Steps[Any]:
         agreed = yield from channel.headers(line, self.header, _FUNCTION)
-        state = self._state
-        wire = ScaledSigns(line, state, self._how, self._x, self._flat)
-        b = planes.plane_bytes(state.length)
-        n = 1 if state.block is None else max(1, min(_CHUNKS, b // _CHUNK))
-        pieces = [[state.piece(r, i, n) for r in range(line.size)] for i in range(n)]
-        bad = np.zeros((line.size, 8), dtype=np.uint8)
-        told: list[Pending] = []
-
-        def send(i: int) -> Pending:
-            sent = wire.send(pieces[i])
-            if i == n - 1 and agreed.header.nan == "raise":
-                own = np.array([wire.bad], dtype="<u8").view(np.uint8)
-                told.append(line.allgather(own, bad))
-            return sent
-
-        yield from pipelined(
-            n,
-            send,
-            lambda i: wire.average(pieces[i]),
-            lambda i: wire.receive(pieces[i]),
+        yield from exchange(
+            channel, line, self._state, self._how, self._x, self._flat, number, agreed
         )
-        yield from told
-        _refuse(bad.view("<u8")[:, 0].tolist())
-        state.commit()
-        if channel.check_every and (number + 1) % channel.check_every == 0:
-            digest = ReplicaDigest("result", number)
-            digest.update(wire.down)
-            digest.update(wire.down_scales)
-            channel.digest = digest.field()
         return self._out
 
 
-def _refuse(bad: list[int]) -> None:
+def exchange(
+    channel: Channel,
+    line: Line,
+    state: CompressedMeanState,
+    how: dict[str, Any],
+    x: Any,
+    out: Any,
+    number: int,
+    agreed: Agreed,
+) -> Steps[None]:
+    """The collective after its headers: flat ``x`` to its mean in ``out``, which may be ``x``.
+
+    ``how``: zeros, nan, seed, step. ``state`` is as before if this raises.
+    """
+    wire = ScaledSigns(line, state, how, x, out)
+    b = planes.plane_bytes(state.length)
+    n = 1 if state.block is None else max(1, min(_CHUNKS, b // _CHUNK))
+    pieces = [[state.piece(r, i, n) for r in range(line.size)] for i in range(n)]
+    bad = np.zeros((line.size, 8), dtype=np.uint8)
+    told: list[Pending] = []
+
+    def send(i: int) -> Pending:
+        sent = wire.send(pieces[i])
+        if i == n - 1 and agreed.header.nan == "raise":
+            own = np.array([wire.bad], dtype="<u8").view(np.uint8)
+            told.append(line.allgather(own, bad))
+        return sent
+
+    yield from pipelined(
+        n,
+        send,
+        lambda i: wire.average(pieces[i]),
+        lambda i: wire.receive(pieces[i]),
+    )
+    yield from told
+    _refuse(agreed.function, bad.view("<u8")[:, 0].tolist())
+    state.commit()
+    if channel.check_every and (number + 1) % channel.check_every == 0:
+        digest = ReplicaDigest("result", number)
+        digest.update(wire.down)
+        digest.update(wire.down_scales)
+        channel.digest = digest.field()
+
+
+def _refuse(function: str, bad: list[int]) -> None:
     if any(bad):
         held = ", ".join(f"{n} on rank {r}" for r, n in enumerate(bad) if n)
+        x = "x" if function == _FUNCTION else "gradients"
         raise NaNError(
-            f"{_FUNCTION}: x plus residual must be finite under nan='raise', got {held} "
+            f"{function}: {x} plus residual must be finite under nan='raise', got {held} "
             "that are not (nan='abstain' leaves them out of the mean)"
         )

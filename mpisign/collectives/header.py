@@ -25,7 +25,18 @@ from mpisign.transports.base import Bytes
 
 MAGIC = b"MPSG"
 VERSION = 2
-OPERATIONS = ("majority_vote", "bucket_vote", "average", "tally", "compressed_mean", "halves")
+OPERATIONS = (
+    "majority_vote",
+    "bucket_vote",
+    "average",
+    "tally",
+    "compressed_mean",
+    "halves",
+    "bucket_mean_of_signs",
+    "bucket_gathered_vote",
+    "bucket_gathered_mean",
+    "bucket_compressed_mean",
+)
 DEVICES = ("cpu", "cuda")  # where the arrays are, which says the wire
 _AGREED = struct.Struct("<4sH6BHBx5Q")
 _OWN = struct.Struct("<I3BxQd16s32s")

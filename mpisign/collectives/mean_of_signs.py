@@ -8,7 +8,7 @@ import numpy as np
 
 from mpisign import arrays, planes, policies
 from mpisign.collectives.ballot import Planes
-from mpisign.collectives.count_ballot import Count, submit
+from mpisign.collectives.count_ballot import Count, CountBallot, submit
 from mpisign.collectives.vote import Channel
 
 
@@ -55,11 +55,16 @@ class _Mean(Count):
         self._flat = np.asarray(self.result).reshape(-1)
 
     def _unpack(self, part: slice, counts: Planes) -> None:
-        mean = self._flat[part]
-        if self.ballot.k == 1:
-            planes.mean_of_counts(counts, self.size, length=mean.size, out=mean)
-            return
-        # A plane's 0 adds its weight and its 1 takes it away: what is left is + minus -.
-        bit = 2.0 ** np.arange(-1, self.ballot.bits - 1)
-        planes.weighted_sum(counts, np.concatenate([bit, -bit]), length=mean.size, out=mean)
-        mean *= np.float32(1 / self.size)
+        mean_of(counts, self.ballot, self._flat[part])
+
+
+def mean_of(counts: Any, ballot: CountBallot, out: Any) -> None:
+    """The mean of ``ballot.size`` signs from their count planes (kd, b), into float32 ``out``."""
+    length = len(out)
+    if ballot.k == 1:
+        planes.mean_of_counts(counts, ballot.size, length=length, out=out)
+        return
+    # A plane's 0 adds its weight and its 1 takes it away: what is left is + minus -.
+    bit = 2.0 ** np.arange(-1, ballot.bits - 1)
+    planes.weighted_sum(counts, np.concatenate([bit, -bit]), length=length, out=out)
+    out *= float(np.float32(1 / ballot.size))

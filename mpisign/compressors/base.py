@@ -49,9 +49,14 @@ class Compressor:
         """Steps to an exchange: all but the last a rank takes by itself."""
         return 1
 
+    @property
+    def block(self) -> int | None:
+        """Coordinates of a tensor that share a scale, None for all of them."""
+        return None
+
     def scales_of(self, length: int) -> int:
         """How many scales a tensor of ``length`` coordinates sends."""
-        return int(self.scaled and length > 0)
+        return -(-length // (self.block or max(1, length))) if self.scaled else 0
 
     def voted_on(self, grad: torch.Tensor, state: State) -> torch.Tensor:
         """The tensor whose signs are this rank's ballot, shaped like ``grad``; updates ``state``.

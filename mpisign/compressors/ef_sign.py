@@ -42,9 +42,6 @@ class EFSign(Compressor):
         super().__post_init__()
         blocks(self, self.block)
 
-    def scales_of(self, length: int) -> int:
-        return -(-length // (self.block or max(1, length)))
-
     def pack(
         self,
         grads: Sequence[torch.Tensor],

@@ -1,0 +1,208 @@
+"""What every rank sends to all, who each reduce it for themselves: no shard has an owner."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from mpisign import planes, policies
+from mpisign.collectives.agreement import Agreed, refuse_nans
+from mpisign.collectives.ballot import Planes
+from mpisign.collectives.header import Header
+from mpisign.collectives.line import Line
+from mpisign.collectives.vote import Channel, ReplicaDigest
+from mpisign.compressors.base import State
+from mpisign.errors import WireError
+from mpisign.rounds.base import Round
+from mpisign.rounds.member import Member
+from mpisign.stats import stage
+from mpisign.transports.base import Bytes, Steps
+
+
+class Gathered(Round):
+    """Packs, sends to all, checks what came, and only then changes states and gradients.
+
+    Wire, a rank's message to all: NaNs u64, one float32 scale for each member (block of a member)
+    that has a gradient somewhere, then the planes (k, B), all little-endian. A rank without a
+    gradient for a member sends what zeros would.
+    """
+
+    def begin(self, header: Header, message: int) -> tuple[Header, Planes | None]:
+        header, _ = super().begin(header, message)
+        return replace(header, late=True), None
+
+    def steps(
+        self, channel: Channel, line: Line, agreed: Agreed, number: int, anywhere: Any
+    ) -> Steps[None]:
+        members = [i for i, there in enumerate(anywhere) if there]
+        with stage("pack"):
+            mine = _Packed(self, members)
+        rows = np.empty((line.size, mine.message.size), dtype=np.uint8)
+        yield line.allgather(mine.message, rows)
+        nans, scales, stack = mine.cut(rows)
+        if agreed.header.nan == "raise":
+            refuse_nans(agreed.function, nans)
+        self._check(scales, stack)
+        mine.commit()
+        digest = None
+        if channel.check_every and (number + 1) % channel.check_every == 0:
+            digest = ReplicaDigest("result", number)
+        ends = mine.ends
+        for i, given in self._reduced(members, stack, scales, ends):
+            grad = self.members[i].target()
+            grad.copy_(given)
+            if digest is not None:
+                flat = grad.detach().cpu().contiguous().reshape(-1)
+                digest.update(flat.view(torch.uint8).numpy())
+        if digest is not None:
+            channel.digest = digest.field()
+
+    @abstractmethod
+    def _reduced(self, members: Any, stack: Any, scales: Any, ends: Any) -> Any:
+        """Yields (member, what the optimizer is handed) from planes (p, k, B), scales (p, n)."""
+
+    def _check(self, scales: Any, stack: Planes) -> None:
+        """WireError, the same on every rank, for what no rank that follows the rules sends."""
+        for rank, row in enumerate(scales):
+            if not ((row >= 0) & np.isfinite(row)).all():
+                raise WireError(f"rank {rank} sent a scale that is no number from 0")
+        ends = [
+            (self.bucket.span(i).stop - 1, 0xFF << n % 8 & 0xFF)
+            for i, n in enumerate(self.bucket.lengths)
+            if n % 8
+        ]
+        if not ends:
+            return
+        last, padding = (np.array(x) for x in zip(*ends, strict=True))
+        bad = (stack[:, :, last] & padding.astype(np.uint8)).any(axis=(1, 2))
+        if bad.any():
+            raise WireError(f"rank {int(bad.argmax())} sent planes with padding not 0")
+
+
+class _Packed:
+    """One rank's message. States change with ``commit`` alone: a step that fails leaves none."""
+
+    def __init__(self, of: Gathered, members: list[int]) -> None:
+        c, bucket = of.compressor, of.bucket
+        self._members = [of.members[i] for i in members]
+        self._states: list[State] = [_copied(m.state, c.shared) for m in self._members]
+        sent = [c.scales_of(m.parameter.numel()) for m in self._members]
+        #: Where each member's scales end among all.
+        self.ends = np.cumsum([0, *sent])
+        self._k = policies.planes_up(c.zeros, c.nan)
+        self._start = 8 + 4 * int(self.ends[-1])
+        self.message = np.zeros(self._start + self._k * bucket.nbytes, dtype=np.uint8)
+        _, scales, out = self.cut(self.message[None])
+        nans = self._pack(of, [bucket.offsets[i] for i in members], scales[0], out[0])
+        self.message[:8] = np.array([nans], dtype="<u8").view(np.uint8)
+
+    def _pack(self, of: Gathered, offsets: list[int], scales: Any, out: Planes) -> int:
+        if not self._members:
+            return 0
+        device = self._members[0].parameter.device
+        here = device.type == "cpu"
+        if here:
+            there: tuple[Any, Any] = out, np.zeros(scales.shape, dtype=np.float32)
+        else:
+            there = (
+                torch.zeros(out.shape, dtype=torch.uint8, device=device),
+                torch.zeros(scales.shape, dtype=torch.float32, device=device),
+            )
+        nans = of.compressor.pack(
+            [_gradient(m) for m in self._members],
+            self._states,
+            there[0] if self._k == 2 else there[0][0],
+            offsets,
+            rates=[m.rate for m in self._members],
+            scales=there[1],
+            **of.keys,
+        )
+        scales[...] = there[1] if here else there[1].cpu().numpy()
+        if not here:
+            out[...] = there[0].cpu().numpy()
+        return nans
+
+    def cut(self, rows: Bytes) -> tuple[list[int], Any, Planes]:
+        """Messages (p, n) as NaNs by rank, scales (p, s), planes (p, k, B): views."""
+        p = len(rows)
+        nans = np.ascontiguousarray(rows[:, :8]).view("<u8")[:, 0].tolist()
+        scales = rows[:, 8 : self._start]
+        scales = scales.view("<f4") if scales.size else np.zeros((p, 0), dtype="<f4")
+        return nans, scales, rows[:, self._start :].reshape(p, self._k, -1)
+
+    def commit(self) -> None:
+        """All went well: what this step made of the states."""
+        for m, state in zip(self._members, self._states, strict=True):
+            m.state.update(state)
+
+
+class GatheredVote(Gathered):
+    """The majority of the votes that are there, by ``ties`` where there is none."""
+
+    operation: ClassVar[str] = "bucket_gathered_vote"
+
+    def _reduced(self, members: Any, stack: Any, scales: Any, ends: Any) -> Any:
+        c = self.compressor
+        with stage("vote"):
+            result = planes.majority(
+                stack if stack.shape[1] == 2 else stack[:, 0],
+                ties=c.ties,
+                seed=self.keys["seed"],
+                step=self.keys["step"],
+            )
+        for i in members:
+            m = self.members[i]
+            votes = torch.from_numpy(result[..., self.bucket.span(i)]).to(m.parameter.device)
+            with stage("unpack"):
+                given = planes.unpack(votes, tuple(m.parameter.shape))
+            yield i, given
+
+
+class GatheredMean(Gathered):
+    """The mean of scaled signs, (1/p) sum of scale * sign: fp32, ranks added in order.
+
+    Without scales, of +1, -1, and 0 where a coordinate abstains.
+    """
+
+    operation: ClassVar[str] = "bucket_gathered_mean"
+
+    def _reduced(self, members: Any, stack: Any, scales: Any, ends: Any) -> Any:
+        p = np.float32(self.size)
+        for i, s, t in zip(members, ends, ends[1:], strict=False):
+            m = self.members[i]
+            rows = stack[:, :, self.bucket.span(i)]
+            rows = rows if rows.shape[1] == 2 else rows[:, 0]
+            weights = scales[:, s:t] / p if t > s else np.full((self.size, 1), np.float32(1) / p)
+            with stage("vote"):
+                given = self.compressor.applied(self._mean(m, rows, weights), m.state, m.rate)
+            yield i, given
+
+    def _mean(self, m: Member, rows: Any, weights: Any) -> torch.Tensor:
+        device, length = m.parameter.device, m.parameter.numel()
+        out = torch.empty(m.parameter.shape, dtype=torch.float32, device=device)
+        if not length:
+            return out
+        if device.type != "cpu":
+            rows = torch.from_numpy(np.ascontiguousarray(rows)).to(device)
+        planes.weighted_sum(rows, weights, block=self.compressor.block, length=length, out=out)
+        return out
+
+
+def _copied(state: State, shared: tuple[str, ...]) -> State:
+    """Copies of the tensors that packing may change."""
+    return {
+        key: x.clone()
+        for key, x in state.items()
+        if isinstance(x, torch.Tensor) and key not in shared
+    }
+
+
+def _gradient(m: Member) -> torch.Tensor:
+    """This rank's gradient, or zeros, which take no memory."""
+    if m.grad is not None:
+        return m.grad.detach()
+    return m.parameter.detach().new_zeros(()).expand(m.parameter.shape)

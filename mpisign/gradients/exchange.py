@@ -18,6 +18,7 @@ from mpisign.collectives.progress import Handle
 from mpisign.collectives.vote import Channel, ReplicaDigest
 from mpisign.compressors.base import Compressor
 from mpisign.gradients import saved
+from mpisign.gradients.newcomers import meet
 from mpisign.gradients.plan import GradientBucket, cut
 from mpisign.gradients.settings import options_of, rates_of
 from mpisign.gradients.shared import share
@@ -38,6 +39,10 @@ class GradientExchange:
     ``channel`` is asked at the beginning of each step: elastic training changes ranks. ``skip``,
     ``bucket_size``: see ``skip.rule_for``, ``plan.cut``. ``optimizer``: whose learning rates the
     compressor hears of, and whose options must be alike on all ranks. ``function`` is for messages.
+
+    ``replicas``: False where ranks may begin with other parameters and options, which is warned of
+    then. ``newcomers``: asked at the beginning of a step whether ranks may have counted other
+    numbers of steps; all go on from the largest.
     """
 
     def __init__(
@@ -52,6 +57,8 @@ class GradientExchange:
         seed: int = 0,
         bucket_size: int | None = None,
         optimizer: torch.optim.Optimizer | None = None,
+        replicas: bool = True,
+        newcomers: Callable[[], bool] = lambda: False,
     ) -> None:
         policies.code(function, "algorithm", algorithm, policies.ALGORITHMS)
         if not isinstance(seed, int) or not 0 <= seed < 1 << 64:
@@ -66,6 +73,9 @@ class GradientExchange:
         self.compressor = compressor
         self.algorithm, self.seed = algorithm, seed
         self.optimizer = optimizer
+        self._replicas = replicas
+        self._newcomers = newcomers
+        self._meeting = False
         rule = rule_for(function, skip, compressor)
         self.buckets = cut(function, self.members, compressor, rule, bucket_size)
         self._bucket_of = {id(m): b for b in self.buckets for m in b.members}
@@ -75,7 +85,7 @@ class GradientExchange:
         self.steps = 0  # saved with the state: it keys the random bits
         self._fresh = True  # nobody has compared this rank's parameters with the others' yet
         self._handles: list[Handle] = []
-        self._reason = ""
+        self._reason = self._untold = ""
         self._rates: dict[torch.Tensor, float] = {}
         self._end()
 
@@ -103,6 +113,8 @@ class GradientExchange:
     def flush(self, reason: str = "") -> None:
         """Starts every bucket that has not. ``reason``: why this rank cannot take part, if so."""
         self._reason = reason
+        # Too late to tell the others where all is on its way: then this rank raises alone.
+        self._untold = reason if len(self._handles) == len(self.buckets) else ""
         while (n := len(self._handles)) < len(self.buckets):
             self._start(self.buckets[n])
 
@@ -111,7 +123,9 @@ class GradientExchange:
 
         Raises what the first of them raised, the same on every rank.
         """
-        errors = []
+        errors: list[Exception] = []
+        if self._untold:
+            errors.append(RuntimeError(f"{self.function}: {self._untold}"))
         try:
             for handle in self._handles:
                 try:
@@ -135,13 +149,14 @@ class GradientExchange:
     def _end(self) -> None:
         self._handles.clear()
         self._ready.clear()
-        self._reason = ""
+        self._reason = self._untold = ""
         for b in self.buckets:
             b.waiting = len(b.members)
 
     def _start(self, bucket: GradientBucket) -> None:
         if not self._handles:
             self.channel_now()
+            self._meeting = self._newcomers()
             if self.optimizer is not None:
                 self._rates = rates_of(self.optimizer)
         assert self.channel is not None
@@ -164,6 +179,8 @@ class GradientExchange:
         reason: str,
         fresh: bool,
     ) -> Steps[None]:
+        if self._meeting:
+            self.steps = yield from self._meet(line, bucket, fresh)
         kind = rounds.of(bucket.compressor)
         header, this, inline = Header(kind.operation), None, None
         try:
@@ -185,6 +202,8 @@ class GradientExchange:
         agreed = yield from channel.headers(line, header, self.function, inline)
         assert this is not None  # or all have raised
         anywhere = yield from _present_anywhere(line, agreed, bucket.present)
+        if not anywhere.any():
+            return
         if agreed.fresh and bucket.compressor.shared:
             yield from share(line, bucket.members, bucket.compressor.shared)
         yield from this.steps(channel, line, agreed, number, anywhere)
@@ -198,7 +217,7 @@ class GradientExchange:
             m.rate = self._rates.get(m.parameter, 1.0)
             if m.grad is not None:
                 arrays.view_floats(self.function, f"the gradient of {m.name!r}", m.grad)
-        if fresh and bucket.index == 0:
+        if fresh and bucket.index == 0 and self._replicas:
             channel.digest = self._parameters()
         return replace(
             header,
@@ -207,10 +226,17 @@ class GradientExchange:
             length=bucket.layout.length,
             seed=bucket.seed(self.seed),
             algorithm=self.algorithm,
-            settings=options_of(bucket.compressor, self.optimizer),
+            settings=options_of(bucket.compressor, self.optimizer if self._replicas else None),
             presence=hashlib.blake2b(bucket.present.tobytes(), digest_size=16).digest(),
             fresh=fresh,
         )
+
+    def _meet(self, line: Line, bucket: GradientBucket, fresh: bool) -> Steps[int]:
+        if not fresh or bucket.index or self._replicas:
+            return (yield from meet(line, self.steps))
+        options = options_of(bucket.compressor, self.optimizer)
+        parameters = int.from_bytes(self._parameters()[2:10], "little")
+        return (yield from meet(line, self.steps, options, parameters))
 
     def _parameters(self) -> bytes:
         digest = ReplicaDigest("parameters")

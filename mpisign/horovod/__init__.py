@@ -15,7 +15,8 @@ from mpisign.horovod.booked import Booked
 from mpisign.horovod.bucket_vote import BucketVote
 from mpisign.horovod.compression import Compression
 from mpisign.horovod.counter_vote import CounterVote
+from mpisign.horovod.optimizer import DistributedOptimizer
 
-__all__ = ["Booked", "BucketVote", "Compression", "CounterVote"]
+__all__ = ["Booked", "BucketVote", "Compression", "CounterVote", "DistributedOptimizer"]
 
 one_rank.install()

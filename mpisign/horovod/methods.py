@@ -1,0 +1,87 @@
+"""The methods of ``mpisign.horovod.DistributedOptimizer``: Horovod's, but for a few.
+
+A class is made of them for each class of optimizer, as Horovod does: no subclass of Horovod's,
+whose methods call ``super(self.__class__, self)``. ``__module__`` stays Horovod's, by which
+``hvd.broadcast_optimizer_state`` knows that it must not call ``step``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from horovod.torch.optimizer import _DistributedOptimizer
+
+from mpisign.gradients.hooks import KEY
+
+_HOROVODS = _DistributedOptimizer.__dict__
+
+
+def __init__(self: Any, *args: Any) -> None:
+    _HOROVODS["__init__"](self, *args)
+    if self.process_set.included() and not self._requires_update:
+        self._register_hooks()  # one process votes too, where Horovod has nothing to do
+
+
+def _register_hooks(self: Any) -> None:
+    self._groups = None  # buckets take their place
+    _HOROVODS["_register_hooks"](self)
+
+
+def _allreduce_grad_async(self: Any, p: torch.Tensor) -> tuple[Any, None]:
+    return self._mpisign.start(p), None
+
+
+def synchronize(self: Any) -> None:
+    if self.process_set.included():
+        self._mpisign.synchronize()
+    self._synchronized = True
+
+
+def step(self: Any, closure: Any = None) -> Any:
+    if closure is not None:
+        reason = (
+            "a closure computes gradients after they were exchanged; "
+            "call backward() first and step() without arguments"
+        )
+        if self.process_set.included():
+            self._mpisign.synchronize(reason)
+        raise ValueError(f"step: {reason}")
+    return _HOROVODS["step"](self)
+
+
+def zero_grad(self: Any, set_to_none: bool = True) -> None:
+    if self._handles:
+        _HOROVODS["zero_grad"](self)  # which raises
+    super(self.__class__, self).zero_grad(set_to_none=set_to_none)
+
+
+def state_dict(self: Any) -> dict[str, Any]:
+    state: dict[str, Any] = super(self.__class__, self).state_dict()
+    return {**state, KEY: self._mpisign.state_dict()} if self._mpisign is not None else state
+
+
+def load_state_dict(self: Any, state_dict: dict[str, Any]) -> None:
+    if self._mpisign is not None:
+        self._mpisign.load_state_dict(state_dict.get(KEY, {"steps": 0, "state": {}}))
+    rest = {key: value for key, value in state_dict.items() if key != KEY}
+    _HOROVODS["load_state_dict"](self, rest)
+
+
+METHODS: dict[str, Any] = {
+    **_HOROVODS,
+    "_mpisign": None,
+    **{
+        f.__name__: f
+        for f in (
+            __init__,
+            _register_hooks,
+            _allreduce_grad_async,
+            synchronize,
+            step,
+            zero_grad,
+            state_dict,
+            load_state_dict,
+        )
+    },
+}

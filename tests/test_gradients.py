@@ -112,6 +112,31 @@ def test_buckets_start_in_one_order_whatever_the_order_of_gradients(size, monkey
     assert all(p.isfinite().all() for p in first)
 
 
+@pytest.mark.parametrize("overlap", [True, False])
+def test_frozen_parameters_cost_nothing_and_may_thaw(overlap):
+    def run(comm, thaw):
+        ps = [torch.nn.Parameter(torch.zeros(4096)) for _ in range(3)]
+        ps[1].requires_grad = False
+        optimizer = torch.optim.SGD(ps, lr=1.0)
+        mpisign.DistributedOptimizer(
+            optimizer, comm=comm, compression="sign", overlap=overlap, algorithm="alltoall"
+        )
+        for step in range(3):
+            ps[1].requires_grad = thaw and step == 2
+            optimizer.zero_grad()
+            sum((p * (1 + comm.rank)).sum() for p in ps if p.requires_grad).backward()
+            optimizer.step()
+        assert (ps[0] == -3).all() and (ps[2] == -3).all()
+        assert (ps[1] == -thaw).all()
+
+    sent = []
+    for thaw in (False, True):
+        mpisign.stats().reset()
+        threads.run(2, run, thaw)
+        sent.append(mpisign.stats().as_dict()["exchange"]["sent"])
+    assert sent[1] - sent[0] == 2 * 512  # a plane: half of it up, half of it down, on both ranks
+
+
 def test_random_bits_differ_from_bucket_to_bucket():
     def run(comm):
         ps = [torch.nn.Parameter(torch.zeros(4096)) for _ in range(2)]

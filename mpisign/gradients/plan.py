@@ -43,13 +43,14 @@ def cut(
     """Buckets of up to ``bucket_size`` coordinates, or of one member that has more.
 
     ``bucket_size`` None: one bucket for each way of travelling. Members keep their order; those of
-    one bucket share a device.
+    one bucket share a device. Those that need no gradient now lie in buckets of their own, behind
+    all others, which need not wait for them.
     """
     lanes: dict[Any, list[list[Member]]] = {}
     order: list[tuple[Compressor, list[Member]]] = []
     for m in members:
         c = variant(function, rule(m.name, m.parameter), compressor)
-        lane = lanes.setdefault((c, m.parameter.device), [])
+        lane = lanes.setdefault((c, m.parameter.device, m.parameter.requires_grad), [])
         full = bool(lane) and bucket_size is not None
         if full:
             held = sum(k.parameter.numel() for k in lane[-1])
@@ -60,5 +61,5 @@ def cut(
         lane[-1].append(m)
     # In the order of their last members: with the overlap, that in which they fill up.
     place = {id(m): i for i, m in enumerate(members)}
-    order.sort(key=lambda pair: place[id(pair[1][-1])])
+    order.sort(key=lambda pair: (not pair[1][0].parameter.requires_grad, place[id(pair[1][-1])]))
     return [GradientBucket(i, part, c) for i, (c, part) in enumerate(order)]

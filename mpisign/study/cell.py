@@ -21,6 +21,7 @@ class Cell:
 
     ``dirichlet``: the concentration of labels over ranks, None for shuffled data. The last
     ``adversaries`` ranks are hostile. ``seed`` makes model, shards, batches, attacks, random bits.
+    ``skip``: as of ``mpisign.DistributedOptimizer``, "none" or "auto".
     """
 
     task: str
@@ -41,6 +42,7 @@ class Cell:
     schedule: str = "constant"
     warmup: float = 0.0
     evaluations: int = 6
+    skip: str = "none"
 
     @cached_property
     def key(self) -> str:

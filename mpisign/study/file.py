@@ -15,6 +15,7 @@ from mpisign.training.errors import SettingsError
 
 TASKS = ("digits", "quadratic", "text")
 OPTIMIZERS = ("sgd", "adamw")
+SKIPS = ("none", "auto")
 #: What a picture may have along its horizontal axis.
 ALONG = ("batch_size", "ranks", "adversaries", "dirichlet", "step", "sent")
 _SHUFFLED = "none"
@@ -30,6 +31,7 @@ class Method:
     optimizer: str
     optimizer_options: dict[str, Any]
     lr: tuple[float, ...]
+    skip: str
 
 
 @dataclass(frozen=True)
@@ -173,6 +175,7 @@ def _method(f: Fields) -> Method:
         ),
         optimizer_options=f.one("optimizer_options", "a table", fields.table, {}),
         lr=tuple(float(r) for r in rates),
+        skip=f.one("skip", f"one of {', '.join(SKIPS)}", fields.among(SKIPS), "none"),
     )
     f.done()
     return method

@@ -67,6 +67,7 @@ class Group:
             schedule=self.grid.schedule,
             warmup=self.grid.warmup,
             evaluations=self.grid.evaluations,
+            skip=self.method.skip,
             **self.point,
         )
 

@@ -23,7 +23,8 @@ def simulated(cell: Cell) -> dict[str, Any]:
     mpisign.stats().reset()
     ranks = threads.run(cell.ranks, train, cell)
     sent = mpisign.stats().as_dict()["exchange"]["sent"] / cell.ranks
-    return _result(ranks[0], [r.digest for r in ranks], sent, time.perf_counter() - start)
+    bits = sum(r.bits for r in ranks) / cell.ranks
+    return _result(ranks[0], [r.digest for r in ranks], sent, bits, time.perf_counter() - start)
 
 
 def real(cell: Cell, world: World, comm: mpisign.Communicator) -> dict[str, Any]:
@@ -31,17 +32,20 @@ def real(cell: Cell, world: World, comm: mpisign.Communicator) -> dict[str, Any]
     start = time.perf_counter()
     mpisign.stats().reset()
     own = train(comm, cell)
-    sent = float(mpisign.stats().as_dict()["exchange"]["sent"])
+    totals = [mpisign.stats().as_dict()["exchange"]["sent"], own.bits]
+    sent, bits = world.gather(np.array(totals, dtype=np.float64)).mean(axis=0).tolist()
     digest = np.frombuffer(bytes.fromhex(own.digest), dtype=np.uint8)
     digests = [row.tobytes().hex() for row in world.gather(digest)]
-    mean = float(world.gather(np.array([sent])).mean())
-    return _result(own, digests, mean, time.perf_counter() - start)
+    return _result(own, digests, sent, bits, time.perf_counter() - start)
 
 
-def _result(first: Trained, digests: Sequence[str], sent: float, seconds: float) -> dict[str, Any]:
+def _result(
+    first: Trained, digests: Sequence[str], sent: float, bits: float, seconds: float
+) -> dict[str, Any]:
+    """``sent``: bytes over all steps, headers and copies; ``bits``: code length, each of a rank."""
     if len(set(digests)) != 1 and first.diverged is None:
         raise RuntimeError(f"replicas differ at the end: {digests}")
-    steps = first.steps if first.diverged is None else max(1, first.diverged)
+    steps = first.steps if first.diverged is None else first.diverged + 1
     return {
         "test": first.test,
         "validation": first.validation,
@@ -49,6 +53,7 @@ def _result(first: Trained, digests: Sequence[str], sent: float, seconds: float)
         "steps": first.steps,
         "parameters": first.parameters,
         "sent": round(sent / steps, 1),
+        "bits": round(bits / steps / first.parameters, 4),
         "curve": first.curve,
         "digest": digests[0],
         "seconds": round(seconds, 2),

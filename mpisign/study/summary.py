@@ -38,17 +38,20 @@ class Summary:
 
     @property
     def wire_bits(self) -> float | None:
-        """Bits that a rank sends in a step for each coordinate, headers included, on average."""
-        return self._mean("sent", 8.0)
+        """Bits that a rank sends in a step for each coordinate, headers and copies included."""
+        found = [r["result"]["sent"] / r["result"]["parameters"] for r in self.records]
+        return 8 * statistics.mean(found) if found else None
+
+    @property
+    def code_bits(self) -> float | None:
+        """Bits of a rank's own message in a step for each coordinate, by the code's length."""
+        found = [r["result"]["bits"] for r in self.records]
+        return statistics.mean(found) if found else None
 
     @property
     def steps(self) -> int:
         """Of each training."""
         return int(self.records[0]["result"]["steps"]) if self.records else 0
-
-    def _mean(self, what: str, factor: float) -> float | None:
-        found = [r["result"][what] / r["result"]["parameters"] for r in self.records]
-        return factor * statistics.mean(found) if found else None
 
     def curve(self, along: str) -> list[Point]:
         """Mean, lowest and highest metric of the seeds by step, or by bytes that a rank sent."""

@@ -36,8 +36,8 @@ def tables(study: Study, summaries: Sequence[Summary]) -> list[Table]:
         made.append(_table(grid, own, f"{grid.label}: {metric(grid.task).heading}", _metric))
         if any(len(m.lr) > 1 for m in grid.methods):
             made.append(_table(grid, own, f"{grid.label}: learning rate chosen", _rate))
-        if any(s.wire_bits for s in own):
-            title = f"{grid.label}: bits that a rank sends in a step, per coordinate"
+        if any(s.records for s in own):
+            title = f"{grid.label}: bits of a rank's message per step and coordinate"
             made.append(_table(grid, own, title, _bits))
     return made
 
@@ -90,7 +90,7 @@ def _rate(s: Summary) -> str:
 
 
 def _bits(s: Summary) -> str:
-    return "" if s.wire_bits is None else f"{s.wire_bits:.3g}"
+    return "" if s.code_bits is None else f"{s.code_bits:.3g}"
 
 
 def caption(study: Study, summaries: Sequence[Summary]) -> str:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import hashlib
 import math
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 
 import mpisign
+from mpisign.compressors import COMPRESSORS, Compressor
 from mpisign.errors import NaNError
 from mpisign.study import tasks
 from mpisign.study.attacks import Attack
 from mpisign.study.cell import Cell
+from mpisign.study.code_length import CodeLength
 from mpisign.study.tasks.base import Named, Task
 from mpisign.training.errors import SettingsError
 
@@ -22,33 +23,29 @@ _OPTIMIZERS = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}
 
 @dataclass
 class Trained:
-    """What one rank ended with; all but ``digest`` and ``parameters`` are rank 0's only.
+    """What one rank ended with. ``bits``: its messages' code length over all steps.
 
-    ``curve``: step, metric on the test part, mean training loss of rank 0 since the last point.
-    ``diverged``: the step at which gradients or parameters were no longer finite.
+    Only rank 0 evaluates. ``curve``: step, metric on the test part, mean training loss of rank 0
+    since the last point. ``diverged``: the step at which gradients or parameters were no longer
+    finite.
     """
 
-    digest: str
     parameters: int
     steps: int
+    digest: str = ""
+    bits: int = 0
     validation: float | None = None
     test: float | None = None
     diverged: int | None = None
     curve: list[tuple[int, float | None, float | None]] = field(default_factory=list)
 
 
-def compressor(cell: Cell) -> Any:
+def compressor(cell: Cell) -> Compressor:
     """What ``compression=`` takes; SettingsError for a name or options that no compressor has."""
-    if cell.compressor == "none":
-        if cell.compressor_options:
-            raise SettingsError(f"compressor 'none': no options, got {cell.compressor_options}")
-        return "none"
-    make = getattr(mpisign.Compression, cell.compressor, None)
+    make = COMPRESSORS.get(cell.compressor)
     if make is None:
-        known = [n for n in dir(mpisign.Compression) if not n.startswith("_")]
-        raise SettingsError(
-            f"compressor: expected one of {', '.join(known)}, got {cell.compressor!r}"
-        )
+        known = ", ".join(COMPRESSORS)
+        raise SettingsError(f"compressor: expected one of {known}, got {cell.compressor!r}")
     try:
         return make(**cell.compressor_options)
     except (TypeError, ValueError) as error:
@@ -67,20 +64,24 @@ def optimizer(cell: Cell, named: Named) -> torch.optim.Optimizer:
 
 def train(comm: mpisign.Communicator, cell: Cell) -> Trained:
     """Trains this rank's replica to the end, or until it diverges. Collective."""
-    task = tasks.build(cell, comm.rank)
+    task, sends = tasks.build(cell, comm.rank), compressor(cell)
+    length = CodeLength()
     stepping = mpisign.DistributedOptimizer(
         optimizer(cell, task.named),
         task.named,
         comm=comm,
-        compression=compressor(cell),
+        compression=length.of(sends),
         seed=cell.seed,
+        skip=None if cell.skip == "none" else cell.skip,
     )
     attack = None
     if cell.attack is not None and cell.hostile(comm.rank):
         attack = Attack(cell.attack, cell.seed, comm.rank)
-    steps, size = task.steps, sum(p.numel() for _, p in task.named)
-    trained = Trained("", size, steps)
-    marks = {round(steps * (i + 1) / cell.evaluations) for i in range(cell.evaluations)}
+    lengths = [p.numel() for _, p in task.named]
+    # Within a round of local steps ranks hold parameters of their own: it ends, then is looked at.
+    steps = max(1, task.steps // sends.local_steps) * sends.local_steps
+    marks = _marks(steps, cell.evaluations, sends.local_steps)
+    trained = Trained(parameters=sum(lengths), steps=steps)
     loss, since = torch.zeros(()), 0
     for step in range(steps):
         for group in stepping.param_groups:
@@ -94,6 +95,7 @@ def train(comm: mpisign.Communicator, cell: Cell) -> Trained:
         except NaNError:  # the same on all ranks
             trained.diverged = step
             break
+        length.unpacked(sends, lengths)
         if step + 1 in marks:
             if not all(bool(p.isfinite().all()) for _, p in task.named):  # replicas are equal
                 trained.diverged = step
@@ -101,8 +103,14 @@ def train(comm: mpisign.Communicator, cell: Cell) -> Trained:
             if comm.rank == 0:
                 _evaluate(trained, task, step + 1, float(loss) / since)
             loss, since = torch.zeros(()), 0
-    trained.digest = digest(task.named)
+    trained.bits, trained.digest = length.bits, digest(task.named)
     return trained
+
+
+def _marks(steps: int, many: int, every: int) -> set[int]:
+    """After which steps to evaluate: about ``many``, the last one among them."""
+    rounds = steps // every
+    return {max(1, round(rounds * (i + 1) / many)) * every for i in range(many)}
 
 
 def _evaluate(trained: Trained, task: Task, step: int, loss: float) -> None:

@@ -25,6 +25,7 @@ enum { MOST = 70000, ROWS = 37 };
 static double grad[MOST], momentum[MOST], out[MOST];
 static float scales[MOST], weights[ROWS];
 static uint8_t rows[ROWS][2][MOST / 8 + 1], planes[2][MOST / 8 + 64], counts[16][MOST / 8 + 1];
+static uint8_t message[2 * (MOST / 8) + 64];
 
 /* Bit patterns of any float, one in eight of them a zero. */
 static void fill(void *x, size_t bytes)
@@ -84,6 +85,18 @@ int main(void)
         const mpisign_stack stack = {rows[0][0], rows[0][1], (int64_t)sizeof rows[0], ROWS, length, NULL};
         k->weighted_sum(&stack, weights, length, 1.5f, 0.125f, (float *)out, 1);
         digest("weighted_sum", length, out, (size_t)length * 4);
+        for (int r = 0; r < 8; r++) { /* ever sparser */
+            for (size_t b = 0; b < bytes; b++)
+                rows[0][1][b] &= r ? rows[r][1][b] : 0xff;
+            for (size_t b = 0; b < bytes; b++)
+                rows[0][0][b] &= rows[0][1][b];
+            const int64_t coded = k->encode_sparse(rows[0][0], rows[0][1], length, message);
+            digest("encode_sparse", length, message, (size_t)coded);
+            const int64_t wrong = k->decode_sparse(message, coded, length, planes[0], planes[1]);
+            digest("decode_sparse", wrong, planes[0], bytes);
+            message[draw() % (uint64_t)coded] ^= 8;
+            digest("wrong", k->decode_sparse(message, coded, length, planes[0], planes[1]), "", 0);
+        }
     }
     return 0;
 }

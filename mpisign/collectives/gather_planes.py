@@ -1,0 +1,62 @@
+"""gather_planes: messages of unequal lengths, coded planes, from every rank to every rank."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from mpisign import planes
+from mpisign.collectives.ballot import Planes
+from mpisign.collectives.line import Line
+from mpisign.collectives.pipeline import pipelined
+from mpisign.errors import WireError
+from mpisign.stats import stage
+from mpisign.transports.base import Bytes, Pending, Steps
+
+_MOST = 1024  # chunks
+
+
+def gather_planes(line: Line, message: Bytes, limit: int) -> Steps[list[Bytes]]:
+    """Every rank's message, by rank, the own one too: new uint8 (n,) in host memory.
+
+    ``message``: contiguous uint8 (n,), any length up to ``limit``, which is the same on all ranks
+    (``planes.coded_bytes_bound``) and is what the messages of others are held to.
+
+    Receives 8 (p - 1) bytes and the others' messages. Wire: 8 bytes, the length of the message,
+    little-endian; then the message, in as many pieces as the longest of all is times
+    ``Transport.message`` long. Raises WireError, the same on all ranks, that names the first rank
+    whose message would be longer than ``limit``. What the messages hold is not looked at.
+    """
+    told = np.empty((line.size, 8), dtype=np.uint8)
+    yield line.allgather(np.array([message.size], dtype="<u8").view(np.uint8), told)
+    sizes = told.view("<u8")[:, 0].tolist()
+    for rank, size in enumerate(sizes):
+        if size > limit:
+            raise WireError(f"rank {rank} has a message of {size} bytes where {limit} is the most")
+    rows = [np.empty(size, dtype=np.uint8) for size in sizes]
+    n = max(1, min(_MOST, max(sizes) // line.transport.message))
+
+    def send(i: int) -> Pending:
+        pieces = [row[row.size * i // n : row.size * (i + 1) // n] for row in rows]
+        return line.allgather(message[message.size * i // n : message.size * (i + 1) // n], pieces)
+
+    yield from pipelined(n, send, lambda i: None)
+    return rows
+
+
+def decode_rows(messages: Sequence[Bytes], length: int) -> Planes:
+    """The planes of every rank's message of ``length`` coordinates: uint8 (p, 2, B).
+
+    Raises WireError, the same on all ranks that were sent the same, that names the first rank whose
+    message is none of ``planes.encode`` and says what is wrong with it.
+    """
+    rows = np.empty((len(messages), 2, planes.plane_bytes(length)), dtype=np.uint8)
+    with stage("unpack"):
+        for rank, message in enumerate(messages):
+            try:
+                planes.decode(message, length, out=rows[rank])
+            except WireError as error:
+                text = str(error).removeprefix("decode: ")
+                raise WireError(f"rank {rank} sent {text}") from None
+    return rows

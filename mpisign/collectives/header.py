@@ -36,6 +36,7 @@ OPERATIONS = (
     "bucket_gathered_vote",
     "bucket_gathered_mean",
     "bucket_compressed_mean",
+    "shard_vote",
 )
 DEVICES = ("cpu", "cuda")  # where the arrays are, which says the wire
 _AGREED = struct.Struct("<4sH6BHBx5Q")

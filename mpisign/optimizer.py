@@ -10,14 +10,13 @@ import torch
 
 from mpisign import policies
 from mpisign.compressors import Compressor, resolve
-from mpisign.gradients.exchange import GradientExchange
+from mpisign.gradients.exchange import LIGHT, GradientExchange
 from mpisign.gradients.hooks import KEY, StepHooks
+from mpisign.gradients.plan import BUCKET_SIZE
 from mpisign.gradients.skip import Rule
 from mpisign.rounds.member import Member
 
 _FUNCTION = "DistributedOptimizer"
-#: Coordinates of a bucket where buckets overlap with the backward pass.
-OVERLAP_BUCKET = 2 << 20
 
 
 def DistributedOptimizer(
@@ -50,9 +49,10 @@ def DistributedOptimizer(
     compressor's state is part of ``optimizer.state_dict()``, every rank's its own. Parameters must
     start equal on all ranks: the first step checks that, and every step the optimizer's options.
 
-    ``overlap``: gradients travel while ``backward()`` computes others, in buckets of
-    ``bucket_size`` coordinates (default 2 Mi; without overlap: one). Then there is one
+    ``overlap``: gradients travel while ``backward()`` computes others. Then there is one
     ``backward()`` a step, and nothing may touch gradients between it and ``step()``.
+    ``bucket_size``: coordinates that travel together, default 2 Mi; without overlap votes and
+    averages travel as one.
 
     A copy or pickle of the optimizer has lost the hook: wrap it again. torch.amp.GradScaler does
     not go with votes, which need no scale: it skips steps on single ranks.
@@ -80,6 +80,9 @@ def DistributedOptimizer(
     if overlap and compressor.local_steps > 1:
         raise ValueError(f"{_FUNCTION}: overlap must be False with local steps, got True")
     members = [Member(name, p) for p, name in names.items()]
+    whole = not overlap and compressor.aggregate in LIGHT
+    if bucket_size is None and not whole:
+        bucket_size = BUCKET_SIZE
     channel = channel_of(_FUNCTION, comm)
     exchange = GradientExchange(
         "step",
@@ -89,7 +92,7 @@ def DistributedOptimizer(
         skip=skip,
         algorithm=algorithm,
         seed=seed,
-        bucket_size=OVERLAP_BUCKET if overlap and bucket_size is None else bucket_size,
+        bucket_size=bucket_size,
         optimizer=optimizer,
     )
     setattr(optimizer, KEY, StepHooks(optimizer, exchange, overlap))

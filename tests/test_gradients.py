@@ -364,3 +364,35 @@ def test_local_steps_end_where_their_equation_says(size):
         for way in ways:
             assert np.array_equal(way[r * tau + 2], ways[0][r * tau + 2])
             assert np.allclose(way[r * tau + 2], x, atol=1e-5)
+
+
+@pytest.mark.parametrize("overlap", [True, False])
+@pytest.mark.parametrize("compression", ["ef_sign", "onebit", "sparsign"])
+def test_buckets_that_wait_for_earlier_ones_give_the_same(compression, overlap):
+    # Rounds that copy states: two at once, ten in all, blocks so that scales do not tell.
+    options = {} if compression == "sparsign" else {"block": 256}
+    compressor = mpisign.compressors.resolve("test", compression)
+    compressor = type(compressor)(**options)
+
+    def run(comm, bucket_size):
+        ps = [torch.nn.Parameter(torch.zeros(256)) for _ in range(10)]
+        optimizer = torch.optim.SGD(ps, lr=0.5)
+        mpisign.DistributedOptimizer(
+            optimizer,
+            comm=comm,
+            compression=compressor,
+            overlap=overlap,
+            bucket_size=bucket_size,
+            skip=None,
+        )
+        for step in range(3):
+            optimizer.zero_grad()
+            generator = torch.Generator().manual_seed(10 * step + comm.rank)
+            (torch.randn(10, 256, generator=generator) * torch.stack(ps)).sum().backward()
+            optimizer.step()
+        return [p.detach() for p in ps]
+
+    many = threads.run(3, run, 256)
+    assert all(same(many[0], other) for other in many)
+    if compression == "ef_sign":
+        assert same(many[0], threads.run(1 + 2, run, 2560)[0])

@@ -83,6 +83,11 @@ class Handle:
             raise self._error
         return self._result
 
+    def settle(self) -> None:
+        """Blocks until the result or an error is there, and raises neither."""
+        if not self.over:
+            self._queue.drive(self)
+
     def end(self, error: BaseException | None, result: Any = None) -> None:
         """Over, with a result or an error."""
         self.over, self._error, self._result = True, error, result

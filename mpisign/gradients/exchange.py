@@ -26,6 +26,10 @@ from mpisign.gradients.skip import Rule, rule_for
 from mpisign.rounds.member import Member
 from mpisign.transports.base import Steps
 
+#: Aggregates of which a bucket on its way holds little more than a plane.
+LIGHT = ("vote", "mean_of_signs", "average")
+_HEAVY = 2  # buckets of others at once
+
 
 class GradientExchange:
     """What one front end exchanges, step after step, the same on every rank.
@@ -101,22 +105,23 @@ class GradientExchange:
     def ready(self, member: Member) -> None:
         """``member.grad`` is this step's. Starts what can start, moves on what is in flight."""
         self._ready.add(id(member))
-        bucket = self._bucket_of[id(member)]
-        bucket.waiting -= 1
-        if bucket.waiting == 0:
-            while (n := len(self._handles)) < len(self.buckets) and not self.buckets[n].waiting:
-                self._start(self.buckets[n])
+        self._bucket_of[id(member)].waiting -= 1
         if self._handles:
             assert self.channel is not None
             self.channel.queue.advance()
+        while (bucket := self._next()) and not (bucket.waiting or self._crowded(bucket)):
+            self._start(bucket)
 
     def flush(self, reason: str = "") -> None:
         """Starts every bucket that has not. ``reason``: why this rank cannot take part, if so."""
         self._reason = reason
         # Too late to tell the others where all is on its way: then this rank raises alone.
         self._untold = reason if len(self._handles) == len(self.buckets) else ""
-        while (n := len(self._handles)) < len(self.buckets):
-            self._start(self.buckets[n])
+        while bucket := self._next():
+            if crowd := self._crowded(bucket):
+                crowd[0].settle()
+            else:
+                self._start(bucket)
 
     def finish(self) -> None:
         """Waits for all buckets of this step, once ``flush`` has started them.
@@ -145,6 +150,17 @@ class GradientExchange:
         self._fresh = self._fresh or channel is not self.channel
         self.channel = channel
         return channel
+
+    def _next(self) -> GradientBucket | None:
+        n = len(self._handles)
+        return self.buckets[n] if n < len(self.buckets) else None
+
+    def _crowded(self, bucket: GradientBucket) -> list[Handle]:
+        """What must end before ``bucket`` may start: rounds that copy states copy a few at once."""
+        if bucket.compressor.aggregate in LIGHT:
+            return []
+        live = [h for h in self._handles if not h.over]
+        return live if len(live) >= _HEAVY else []
 
     def _end(self) -> None:
         self._handles.clear()

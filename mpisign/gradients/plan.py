@@ -12,6 +12,8 @@ from mpisign.compressors.base import Compressor
 from mpisign.gradients.skip import Rule, variant
 from mpisign.rounds.member import Member
 
+#: Coordinates of a bucket, unless told, where several travel at once: a quarter of a MiB a plane.
+BUCKET_SIZE = 2 << 20
 _WEYL = 0x9E3779B97F4A7C15  # odd: the seeds of 2^64 buckets differ
 
 

@@ -12,12 +12,12 @@ from horovod.torch.optimizer import DistributedOptimizer as _horovods
 
 from mpisign import policies
 from mpisign.compressors import Compressor, resolve
+from mpisign.gradients.plan import BUCKET_SIZE
 from mpisign.gradients.skip import Rule
 from mpisign.horovod.gradients import HorovodGradients
 from mpisign.horovod.methods import METHODS
 from mpisign.horovod.vote import VoteCompression
 from mpisign.horovod.wire import elastic
-from mpisign.optimizer import OVERLAP_BUCKET
 
 _FUNCTION = "DistributedOptimizer"
 
@@ -37,7 +37,7 @@ def DistributedOptimizer(
     skip: str | Rule | None = "auto",
     algorithm: policies.Algorithm = "auto",
     seed: int | None = None,
-    bucket_size: int | None = OVERLAP_BUCKET,
+    bucket_size: int | None = BUCKET_SIZE,
 ) -> torch.optim.Optimizer:
     """``hvd.DistributedOptimizer``, whose gradients travel in bits while others are computed.
 

@@ -1,0 +1,48 @@
+"""shard-vote: each rank gets the majority of its own shard alone, as in a reduce-scatter."""
+
+from __future__ import annotations
+
+from mpisign.collectives.ballot import Ballot
+from mpisign.collectives.line import Line
+from mpisign.collectives.pipeline import pipelined, slots
+from mpisign.transports.base import Pending, Steps
+
+
+def shard_vote(line: Line, ballot: Ballot) -> Steps[None]:
+    """Receives k B (1 - 1/p) bytes per rank, of planes of B bytes: the way up of alltoall-vote.
+
+    ``ballot.nbytes`` is a multiple of the ranks p: shard r of every plane is its bytes
+    [r B / p, (r + 1) B / p). ``ballot.pack`` is asked for pieces of all shards in turn, not from 0
+    to the end; ``ballot.unpack`` gets the bytes of this rank's shard, one piece after the other.
+    The random bits of ties depend on the place in the whole ballot, as in every vote.
+
+    Wire: a shard's bytes are cut into pieces; piece by piece, to each rank those of its shard, of
+    the sign plane, then of the mask plane. The pieces' exchanges overlap.
+    """
+    p, rank, others = line.size, line.rank, line.transport.others()
+    shard = ballot.nbytes // p
+    count = len(ballot.chunks(line.transport.message, p))
+    pieces = [(shard * i // count, shard * (i + 1) // count) for i in range(count)]
+    widest = max(b - a for a, b in pieces)
+    n = slots(count)
+    ballots = [line.empty(p, ballot.k, widest) for _ in range(n)]
+    stacks = [line.empty(p, ballot.k, widest) for _ in range(n)]
+    result = line.empty(ballot.kd, widest)
+
+    def up(i: int) -> Pending:
+        a, b = pieces[i]
+        own = ballots[i % n][..., : b - a]
+        for r in range(p):
+            ballot.pack(r * shard + a, r * shard + b, own[r])
+        stack = stacks[i % n][..., : b - a]
+        stack[rank] = own[rank]
+        sends = [(r, plane) for r in others for plane in own[r]]
+        return line.exchange(sends, [(r, plane) for r in others for plane in stack[r]])
+
+    def down(i: int) -> None:
+        a, b = pieces[i]
+        votes = result[:, : b - a]
+        ballot.tally(stacks[i % n][..., : b - a], rank * shard + a, votes)
+        ballot.unpack(rank * shard + a, rank * shard + b, votes)
+
+    yield from pipelined(count, up, down)

@@ -1,0 +1,268 @@
+"""DistributedOptimizer with every compressor, against all ranks' equations in NumPy."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+import references as ref
+import torch
+from compressor_reference import AllRanks
+from worlds import SIZE, WORLD
+
+import mpisign
+from mpisign.compressors import (
+    QSGD,
+    EFSign,
+    EFSparsign,
+    Lion,
+    LionAvg,
+    NoisySign,
+    OneBit,
+    Sign,
+    Signum,
+    Sparsign,
+    StochasticSign,
+    TernGrad,
+)
+from mpisign.errors import CollectiveError, NaNError
+from mpisign.transports import threads
+
+WORLDS = ["mpi"] if SIZE > 1 else [1, 2, 3, 4, 5]
+SEED = 9
+MEMBERS = [((3, 7), "float32"), ((65,), "bfloat16"), ((), "float32"), ((4, 150), "float32")]
+MEMBERS += [((9,), "float64"), ((5, 3), "float16")]
+LENGTHS = [int(np.prod(s)) for s, _ in MEMBERS]
+RATES = [0.1, 0.1, 0.02, 0.0, 0.3, 0.3]  # of the steps
+CASES = [
+    Sign(zeros="abstain", ties="zero"),
+    Signum(momentum=0.7),
+    Lion(),
+    Lion(zeros="abstain", ties="zero", nan="abstain"),
+    LionAvg(),
+    LionAvg(zeros="abstain"),
+    EFSign(),
+    EFSign(block=256, zeros="abstain"),
+    EFSign(nan="abstain"),
+    OneBit(),
+    OneBit(block=None, nan="abstain"),
+    OneBit(block=256, zeros="abstain"),
+    Sparsign(budget=0.4),
+    Sparsign(budget=0.4, ties="random", nan="abstain"),
+    EFSparsign(budget_local=2.0, budget_global=0.5),
+    NoisySign(scale=0.5),
+    StochasticSign(bound=3.0),
+    TernGrad(),
+    QSGD(nan="abstain"),
+]
+if SIZE > 1:  # one of a kind: threads run them all
+    CASES = [CASES[i] for i in (4, 7, 9, 12, 14, 17)]
+
+
+def on_ranks(world, function):
+    if world == "mpi":
+        return function(mpisign.Communicator(WORLD.Dup()))
+    return threads.run(world, function, timeout=20)
+
+
+def size_of(world):
+    return SIZE if world == "mpi" else world
+
+
+def gradients(p, step, with_nan):
+    """[rank][member]: torch tensors, some missing; zeros, -0.0, subnormals; one not contiguous."""
+    made = []
+    for r in range(p):
+        made.append([])
+        for i, (shape, dtype) in enumerate(MEMBERS):
+            x = ref.awkward(LENGTHS[i], [r, i, step], np.float32).reshape(shape)
+            g = torch.from_numpy(np.where(np.isinf(x), 2, x)).to(getattr(torch, dtype))
+            made[r].append(g)
+        made[r][3] = made[r][3].t().contiguous().t()
+        if with_nan and step % 2:
+            made[r][3][1, r] = float("nan")
+    if step == 1:
+        made[0][1] = None  # on one rank
+    if step == 2:
+        for grads in made:
+            grads[3] = None  # on all
+    return made
+
+
+def parameters():
+    return [
+        torch.nn.Parameter(torch.full(shape, 0.5, dtype=getattr(torch, dtype)))
+        for shape, dtype in MEMBERS
+    ]
+
+
+def started(ps, comm, compressor, **options):
+    optimizer = torch.optim.SGD(ps, lr=RATES[0], weight_decay=0.01)
+    options = {"seed": SEED, "skip": None} | options
+    mpisign.DistributedOptimizer(optimizer, comm=comm, compression=compressor, **options)
+    return optimizer
+
+
+def numpy_of(g):
+    return None if g is None else g.double().numpy()
+
+
+def take(optimizer, ps, grads, rate):
+    for p, g in zip(ps, grads, strict=True):
+        p.grad = None if g is None else g.clone(memory_format=torch.preserve_format)
+    optimizer.param_groups[0]["lr"] = rate
+    optimizer.step()
+
+
+@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("compressor", CASES, ids=repr)
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_every_step_is_its_equation(world, compressor):
+    p = size_of(world)
+    reference = AllRanks(compressor, p, LENGTHS, SEED)
+    all_grads, told = [], []
+    for step, rate in enumerate(RATES):
+        all_grads.append(gradients(p, step, compressor.nan == "abstain"))
+        numbers = [[numpy_of(g) for g in grads] for grads in all_grads[-1]]
+        told.append(reference.step(numbers, step, [rate] * len(MEMBERS)))
+
+    def train(comm):
+        ps = parameters()
+        optimizer = started(ps, comm, compressor)
+        for step, rate in enumerate(RATES):
+            if step == 4:  # killed, and resumed from a checkpoint
+                file = io.BytesIO()
+                torch.save(optimizer.state_dict(), file)
+                ps = [torch.nn.Parameter(x.detach().clone()) for x in ps]
+                optimizer = started(ps, comm, compressor)
+                saved = io.BytesIO(file.getvalue())
+                optimizer.load_state_dict(torch.load(saved, weights_only=True))
+            grads = all_grads[step][comm.rank]
+            take(optimizer, ps, grads, rate)
+            for x, expected, g in zip(ps, told[step], grads, strict=True):
+                if expected is None:
+                    assert x.grad is None and g is None
+                    continue
+                expected = torch.from_numpy(expected).to(x.dtype).view(x.shape)
+                assert x.grad.dtype == x.dtype and torch.equal(x.grad, expected), step
+        return [x.detach().float().numpy() for x in ps]
+
+    replicas = on_ranks(world, train)
+    if world == "mpi":
+        replicas = WORLD.allgather(replicas)
+    assert all(ref.same(a, b) for rest in replicas for a, b in zip(replicas[0], rest, strict=True))
+    assert all((x != 0.5).any() for x in replicas[0])
+
+
+@pytest.mark.parametrize("world", WORLDS[1:4] or WORLDS)
+def test_a_round_of_local_steps(world):
+    p, steps, lr = size_of(world), 3, 0.25
+    c = EFSparsign(budget_local=0.5, budget_global=0.3, local_steps=steps)
+    reference = AllRanks(c, p, LENGTHS, SEED)
+    grads = [gradients(p, step, False) for step in (0, 3, 4, 5, 6, 7)]
+    x = [np.full(n, 0.5, np.float32) for n in LENGTHS]
+    told = []
+    for number in range(2):
+        sums = [[np.zeros(n, np.float32) for n in LENGTHS] for _ in range(p)]
+        moves = [[list(x) for _ in range(p)]]
+        for step in range(steps * number, steps * (number + 1)):
+            for r in range(p):
+                for i, g in enumerate(grads[step][r]):
+                    keys = {"seed": SEED + 1 + i, "step": step, "rank": r}
+                    sign, mask = ref.sparsign(numpy_of(g), 0.5, **keys)
+                    sums[r][i] = sums[r][i] + ref.votes_of(sign[None], mask[None], LENGTHS[i])[0]
+            moves.append([[a - lr * s for a, s in zip(x, of, strict=True)] for of in sums])
+        out = reference.step(sums, number, [lr] * len(MEMBERS))
+        x = [a - np.float32(lr) * o for a, o in zip(x, out, strict=True)]
+        told += [*moves[1:steps], [x] * p]
+
+    def train(comm):
+        ps = parameters()
+        optimizer = started(ps, comm, c)
+        optimizer.param_groups[0]["weight_decay"] = 0.0
+        for step in range(2 * steps):
+            take(optimizer, ps, grads[step][comm.rank], lr)
+            for q, expected in zip(ps, told[step][comm.rank], strict=True):
+                tolerance = 1e-6 if q.dtype in (torch.float32, torch.float64) else 0.02
+                assert np.allclose(q.detach().double().numpy().reshape(-1), expected, 0, tolerance)
+        return ps
+
+    on_ranks(world, train)
+
+
+@pytest.mark.parametrize("world", WORLDS[1:4] or WORLDS)
+def test_nan_raises_on_all_ranks_and_leaves_no_trace(world):
+    p, last = size_of(world), 4
+    cases = [EFSign(), OneBit(block=256), EFSparsign(), QSGD(), LionAvg()]
+
+    def train(comm, compressor, spoil):
+        ps = parameters()
+        optimizer = started(ps, comm, compressor)
+        for step in (0, 3, 4):
+            grads = gradients(p, step, False)[comm.rank]
+            if spoil and step == 4:
+                before = [x.detach().clone() for x in ps]
+                bad = [g.clone() for g in grads]
+                if comm.rank == p - 1:
+                    bad[last][2] = float("nan")
+                with pytest.raises(NaNError, match=f"step: .* 1 on rank {p - 1}"):
+                    take(optimizer, ps, bad, 0.1)
+                assert all(torch.equal(a, b) for a, b in zip(before, ps, strict=True))
+            take(optimizer, ps, grads, 0.1)
+        return [x.detach().double().numpy() for x in ps]
+
+    for compressor in cases:
+        runs = [on_ranks(world, lambda comm, s=s, c=compressor: train(comm, c, s)) for s in (0, 1)]
+        for one, other in zip(*([run] if world == "mpi" else run for run in runs), strict=True):
+            if compressor.aggregate == "mean_of_signs":
+                continue  # its momentum saw the gradients of the step that failed
+            assert all(ref.same(a, b) for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize("world", WORLDS[1:3] or WORLDS)
+def test_what_cannot_be_aggregated_so_is_refused(world):
+    def train(comm):
+        ps = parameters()
+        optimizer = started(ps, comm, LionAvg(), algorithm="hierarchical")
+        with pytest.raises(CollectiveError, match="algorithm must be one of .* 'hierarchical'"):
+            take(optimizer, ps, [torch.ones_like(x) for x in ps], 0.1)
+
+    on_ranks(world, train)
+
+
+def test_residuals_of_onebit_when_ranks_leave():
+    """Own residuals and the momentum stay; owners start again."""
+    if SIZE > 1:
+        pytest.skip("ranks are threads here")
+    kept = {}
+
+    def begin(comm):
+        ps = parameters()
+        optimizer = started(ps, comm, OneBit(block=256))
+        for step in (0, 3):
+            take(optimizer, ps, gradients(3, step, False)[comm.rank], 0.1)
+        kept[comm.rank] = optimizer.state_dict()
+
+    def go_on(comm):
+        ps = parameters()
+        optimizer = started(ps, comm, OneBit(block=256))
+        saved = kept[comm.rank + 1]  # rank 0 left
+        assert saved["mpisign"]["state"]["0"]["owner_of"] == [comm.rank + 1, 3, sum(LENGTHS), 256]
+        optimizer.load_state_dict(saved)
+        grads = gradients(2, 4, False)
+        reference = AllRanks(OneBit(block=256), 2, LENGTHS, SEED)
+        for r in range(2):
+            states = kept[r + 1]["mpisign"]["state"]
+            e = [states[str(i)]["residual"].numpy().reshape(-1) for i in range(len(MEMBERS))]
+            reference.mean.residuals[r] = np.concatenate(e)
+            m = [states[str(i)]["momentum"].numpy().reshape(-1) for i in range(len(MEMBERS))]
+            reference.shared = m
+        numbers = [[numpy_of(g) for g in of] for of in grads]
+        told = reference.step(numbers, 2, [0.1] * len(MEMBERS))
+        take(optimizer, ps, grads[comm.rank], 0.1)
+        for x, expected in zip(ps, told, strict=True):
+            assert torch.equal(x.grad, torch.from_numpy(expected).to(x.dtype).view(x.shape))
+
+    threads.run(3, begin, timeout=20)
+    threads.run(2, go_on, timeout=20)

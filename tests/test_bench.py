@@ -14,7 +14,7 @@ import pytest
 from launchers import ROOT, environment
 
 from mpisign import cli, planes
-from mpisign.bench import _limits, cuda, packing, plain, run, voting
+from mpisign.bench import _limits, coding, cuda, packing, plain, run, voting
 from mpisign.bench.case import Case
 from mpisign.bench.host import Host
 from mpisign.bench.stock import Stock, torch_there
@@ -30,7 +30,7 @@ def bench(*options):
 
 
 def everything():
-    return [*packing.cases(np), *voting.cases(np)]
+    return [*packing.cases(np), *voting.cases(np), *coding.cases(np)]
 
 
 def ident(value):
@@ -258,6 +258,11 @@ def test_the_plain_ways_compute_what_the_kernels_do():
     vote = planes.majority(both, length=length, ties="positive")
     assert same(plain.majority_masked(np, both, length), vote)
     assert same(plain.signs(np, stack[0], length, "float32"), planes.unpack(stack[0], length))
+    sparse = stock.sparse(length, 0.05)
+    assert 300 < np.unpackbits(sparse[1]).sum() < 500 and not (sparse[0] & ~sparse[1]).any()
+    at, signs = plain.positions(sparse)
+    assert same(plain.planes_of_positions(at, signs, length), sparse)
+    assert same(planes.decode(planes.encode(sparse, length=length), length), sparse)
 
 
 def test_a_stock_is_random_and_its_own():

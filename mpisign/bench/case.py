@@ -25,8 +25,9 @@ class Case:
     """A kernel with its options. Bytes are per coordinate, of one call.
 
     ``read`` and ``written``: what the operation must move, however it is done; ``again``: the part
-    of ``written`` that lies where it was read. ``main``: measured at every size, others at the
-    largest only. ``goal``: of ``limit``, on the CPU with one thread; GPU goals are one for all.
+    of ``written`` that lies where it was read; ``spare``: room that is not needed in the end.
+    ``main``: measured at every size, others at the largest only. ``goal``: of ``limit``, on the CPU
+    with one thread; GPU goals are one for all.
     """
 
     kernel: str
@@ -36,6 +37,7 @@ class Case:
     written: float
     build: Callable[[Stock, int], Calls]
     again: float = 0.0
+    spare: float = 0.0
     n: int | None = None
     goal: float | None = None
     main: bool = False
@@ -48,4 +50,4 @@ class Case:
 
     def held(self, length: int) -> int:
         """Bytes of memory that one set of arguments takes."""
-        return round(length * (self.read + self.written - self.again))
+        return round(length * (self.read + self.written + self.spare - self.again))

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 
 def pack(xp: Any, x: Any) -> Any:
     """packbits over a bool temporary; bfloat16 and device tensors through torch's comparison."""
@@ -148,6 +150,20 @@ def update(xp: Any, plane: Any, p: Any, rate: float, decay: float) -> None:
     """Decoupled weight decay as torch writes it: two passes over the parameters."""
     vote = signs(xp, plane, p.shape[0], "float32")
     p.mul_(1 - rate * decay).add_(_tensor(vote).to(p.dtype), alpha=-rate)
+
+
+def positions(both: Any) -> tuple[Any, Any]:
+    """Where something is present, four bytes each, and the signs there: (int32 (n,), uint8)."""
+    at = np.flatnonzero(np.unpackbits(both[1], bitorder="little")).astype(np.int32)
+    return at, np.packbits(np.unpackbits(both[0], bitorder="little")[at], bitorder="little")
+
+
+def planes_of_positions(at: Any, signs: Any, length: int) -> Any:
+    """And back, by way of a byte for every coordinate."""
+    bits = np.zeros((2, length), dtype=np.uint8)
+    bits[0, at] = np.unpackbits(signs, count=len(at), bitorder="little")
+    bits[1, at] = 1
+    return np.packbits(bits, axis=1, bitorder="little")
 
 
 def _of(xp: Any, flags: Any) -> Any:

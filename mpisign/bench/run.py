@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mpisign import _kernels
-from mpisign.bench import files, packing, table, voting
+from mpisign.bench import coding, files, packing, table, voting
 from mpisign.bench.case import Case
 from mpisign.bench.errors import BenchError
 from mpisign.bench.measure import measure, small_calls
@@ -52,6 +52,8 @@ def run(settings: Settings, command: str) -> int:
         files.around(settings.markdown, _MARK)
     device = _device(settings)
     plan = list(_plan(settings, device))
+    if not plan and settings.only and "calls" not in settings.only:
+        raise BenchError(f"--only {','.join(settings.only)}: not on --device {settings.device}")
     if settings.plot is not None:
         _check_ratios(plan, device)
     if settings.isa is not None:
@@ -121,7 +123,7 @@ def _measure(settings: Settings, plan: list[tuple[Case, int]], device: Any, reco
 
 def _plan(settings: Settings, device: Any) -> Iterator[tuple[Case, int]]:
     """Every case at the largest size, the main ones at the others."""
-    cases = [*packing.cases(device.xp), *voting.cases(device.xp)]
+    cases = [case for part in (packing, voting, coding) for case in part.cases(device.xp)]
     cases = [c for c in cases if not settings.only or c.kernel in settings.only]
     cases = [c for c in cases if torch_there() or not c.needs_torch]
     for size in settings.sizes:

@@ -65,6 +65,20 @@ class Stock:
             rows[:, -1] &= (1 << length % 8) - 1
         return rows.reshape(*shape, nbytes)
 
+    def sparse(self, length: int, share: float) -> Any:
+        """Uint8 (2, B), signs and mask: a share of the coordinates is present, anywhere."""
+        nbytes = (length + 7) // 8
+        both = self._take(2 * nbytes).reshape(2, nbytes)
+        for row, pattern in zip(both, self._sparse_pattern(share), strict=True):
+            self._fill(row, pattern)
+        if length % 8:
+            both[:, -1] &= (1 << length % 8) - 1
+        return both
+
+    def room(self, nbytes: int) -> Any:
+        """Uint8 (nbytes,) of anything."""
+        return self._take(nbytes)
+
     def _take(self, nbytes: int) -> Any:
         first = self._at
         self._at += -(-nbytes // _ALIGNED) * _ALIGNED
@@ -98,6 +112,14 @@ class Stock:
     def _plane_pattern(self) -> Any:
         rng = np.random.default_rng(_SEED + 1)
         return self._xp.asarray(rng.integers(0, 256, 2 * _PATTERN, dtype=np.uint8))
+
+    @functools.cache  # noqa: B019
+    def _sparse_pattern(self, share: float) -> Any:
+        rng = np.random.default_rng(_SEED + 2)
+        mask = np.zeros(_PATTERN, dtype=bool)
+        mask[rng.permutation(_PATTERN)[: round(share * _PATTERN)]] = True
+        signs = mask & (rng.random(_PATTERN) < 0.5)
+        return [self._xp.packbits(bits, bitorder="little") for bits in (signs, mask)]
 
 
 def torch_there() -> bool:

@@ -2,7 +2,7 @@
 
 WIRE: nccl, staged, cuda-mpi; nccl-played and staged-played do the same on a machine without a
 device (tests/nccl_on_host.py, tests/late_device.py), so that what is asked here was tried.
-TEST: exchanges, votes, front_end, path. Four ranks on one device are for correctness only.
+TEST: exchanges, votes, front_end, optimizer, path. Four ranks on one device: correctness only.
 """
 
 from __future__ import annotations
@@ -249,6 +249,43 @@ def front_end():
                 assert np.array_equal(where.to_host(result), wanted), (length, type(x))
 
 
+def optimizer():
+    """mpisign.DistributedOptimizer on CUDA parameters: one step by hand, then equal replicas."""
+    import torch
+
+    import mpisign
+
+    device = "cpu" if PLAYED else "cuda"
+    comm = mpisign.Communicator(WORLD if PLAYED else make_wire(), timeout=60)
+    lengths, names = (7, 10_001, 4096), ("sign", "signum", "lion_avg", "ef_sign", "onebit")
+    for name in (*names, "sparsign", "terngrad", "noisy_sign", "ef_sparsign"):
+        for overlap in (False, True):
+            ps = [torch.nn.Parameter(torch.zeros(n, device=device)) for n in lengths]
+            sgd = torch.optim.SGD(ps, lr=0.5)
+            mpisign.DistributedOptimizer(
+                sgd, comm=comm, compression=name, overlap=overlap, bucket_size=10_000
+            )
+            for step in range(3):
+                rng = np.random.default_rng(step)
+                xs = [
+                    [rng.standard_normal(n).astype(np.float32) for n in lengths]
+                    for _ in range(size)
+                ]
+                sgd.zero_grad()
+                own = [torch.from_numpy(x).to(device) for x in xs[rank]]
+                sum((p * x).sum() for p, x in zip(ps, own, strict=True)).backward()
+                sgd.step()
+                if name == "sign" and step == 0:
+                    for i, p in enumerate(ps):
+                        total = sum(np.sign(x[i]) for x in xs)
+                        got = p.grad.cpu().numpy()
+                        assert np.array_equal(got[total != 0], np.sign(total)[total != 0])
+            flat = torch.cat([p.detach() for p in ps]).cpu().numpy()
+            everyones = np.empty((size, flat.size), dtype=np.float32)
+            WORLD.Allgather(flat, everyones)
+            assert (everyones == everyones[0]).all() and np.isfinite(flat).all(), (name, overlap)
+
+
 def path():
     """One rank's whole vote, pieces and sum, beside a copy on the device."""
     if rank:
@@ -319,6 +356,12 @@ def table(length, steps):
         print(f"{name:<24}{1e6 * t:>12.1f}{moved:>14}{speed / 1e9:>10.1f}{speed / limit:>10.2f}")
 
 
-{"exchanges": exchanges, "votes": votes, "front_end": front_end, "path": path}[TEST]()
+{
+    "exchanges": exchanges,
+    "votes": votes,
+    "front_end": front_end,
+    "optimizer": optimizer,
+    "path": path,
+}[TEST]()
 WORLD.Barrier()
 say(f"{WIRE}: {TEST}: all well at {size} ranks")

@@ -10,9 +10,17 @@ import sparse_reference as coder
 from hostile import TamperingWire, Wire, play
 
 from mpisign import planes
+from mpisign.collectives import progress
 from mpisign.collectives.gather_planes import decode_rows, gather_planes
 from mpisign.errors import CollectiveError, WireError
 from mpisign.transports import threads
+
+
+@pytest.fixture(autouse=True)
+def look_often(monkeypatch):
+    """Simulated ranks look for notices twice a second, for the sake of a thousand of them."""
+    monkeypatch.setattr(progress, "_SLICES", (0.05, 0.05))
+
 
 SHARES = [0.01, 0.3, 0.0, 1.0, 0.6]  # of the ranks: no two messages are of one length
 

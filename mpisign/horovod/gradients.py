@@ -26,7 +26,7 @@ class HorovodGradients:
 
     def __init__(self, optimizer: Any, compressor: Compressor, **options: Any) -> None:
         self._optimizer = optimizer
-        self._sparse: set[torch.Tensor] = set()  # sent by Horovod: some rank's gradient is sparse
+        self._sparse: dict[torch.Tensor, int] = {}  # sent by Horovod; how many dimensions are
         self._members: dict[torch.Tensor, Member] = {}
         self._exchange: GradientExchange | None = None
         self._local: LocalSteps | None = None
@@ -62,7 +62,7 @@ class HorovodGradients:
                 handle = self._start_sparse(p)
                 grad = None
         elif grad is None and p in self._sparse:
-            p.grad = torch.zeros_like(p).to_sparse()
+            p.grad = _nothing(p, self._sparse[p])
             handle = self._start_sparse(p)
         member.grad = grad
         if self._local is None:
@@ -76,6 +76,9 @@ class HorovodGradients:
         assert exchange is not None
         reason = reason or self._unfit()
         try:
+            if reason and self._local is None:  # before the rest is on its way, so that all hear it
+                exchange.flush(reason)
+                exchange.finish()
             for p in self._members:
                 if optimizer._handles.get(p, (None,))[0] is None:
                     optimizer._handles[p] = optimizer._allreduce_grad_async(p)
@@ -168,7 +171,8 @@ class HorovodGradients:
                 "sparse_as_dense=True gives it a vote",
                 stacklevel=2,
             )
-        self._sparse.add(p)
+        assert p.grad is not None
+        self._sparse[p] = p.grad.sparse_dim()
         optimizer = self._optimizer
         name = optimizer._parameter_names[p]
         return optimizer._sparse_allreduce_grad_async(p, name)[0]  # type: ignore[no-any-return]
@@ -186,6 +190,12 @@ class HorovodGradients:
         if getattr(optimizer, "grad_scale", None) is not None:
             return "torch.amp.GradScaler does not go with votes, which need no scale"
         return ""
+
+
+def _nothing(p: torch.Tensor, sparse: int) -> torch.Tensor:
+    """A sparse gradient that holds none."""
+    at = torch.empty((sparse, 0), dtype=torch.int64, device=p.device)
+    return torch.sparse_coo_tensor(at, p.new_empty((0, *p.shape[sparse:])), p.shape)
 
 
 def _is_mean(compressor: Compressor) -> bool:

@@ -6,10 +6,8 @@ import hashlib
 import os
 import weakref
 from collections.abc import Sequence
-from typing import Any
 
 import horovod.torch as hvd
-import torch
 
 from mpisign.collectives.progress import Queue
 from mpisign.collectives.vote import Channel
@@ -26,8 +24,12 @@ class Wire:
     """The channel of one optimizer over a process set; no other shares it.
 
     All ranks of the process set make it together, but in elastic jobs, where a rank that comes
-    later makes it alone: there exchanges are named by ``names``, the optimizer's parameters, and
-    the queue begins anew in every step, for such a rank has counted none.
+    later makes it alone: there exchanges are named by ``names``, the optimizer's parameters. The
+    queue begins anew in every step, for such a rank has counted none.
+
+    Horovod's own operations, also where it runs over MPI and mpi4py is installed: MPI would be
+    faster for small buckets, but Horovod finalizes it, in a thread of its own, as soon as any rank
+    leaves, and whoever waits for that rank inside MPI then crashes instead of raising.
     """
 
     def __init__(self, process_set: hvd.ProcessSet, names: Sequence[str]) -> None:
@@ -37,7 +39,7 @@ class Wire:
         self._channel: Channel | None = None
         self.newcomers = True  # in this step: ranks may have counted different numbers of steps
         if not self._elastic:
-            self._channel = _made(process_set)
+            self._channel = Communicator(process_set).channel
 
     def begin(self) -> Channel:
         """The channel of the step that begins; nothing of this optimizer may be under way."""
@@ -45,12 +47,11 @@ class Wire:
         if self._elastic:
             channel = self._of_these_ranks()
         assert channel is not None
-        transport = channel.transport
-        if isinstance(transport, HorovodTransport):
+        assert isinstance(channel.transport, HorovodTransport)
+        if channel.queue.broken is None:
             # The same few names in every step: Horovod remembers 1,024.
-            transport.restart("")
-            if channel.queue.broken is None:
-                channel.queue = Queue(transport, channel.queue.timeout)
+            channel.transport.restart("")
+            channel.queue = Queue(channel.transport, channel.queue.timeout)
         return channel
 
     def begun(self) -> None:
@@ -84,43 +85,3 @@ def _own_prefix(wire: Wire, names: Sequence[str]) -> str:
         n += 1
     _LIVE[wire] = prefix
     return prefix
-
-
-def _made(process_set: hvd.ProcessSet) -> Channel:
-    comm = _mpi(process_set)
-    if comm is None:
-        return Communicator(process_set).channel
-    made = Communicator(comm)
-    comm.Free()  # what was made of it is a clone
-    return made.channel
-
-
-def _mpi(process_set: hvd.ProcessSet) -> Any:
-    """MPI's communicator of the same ranks where all of them may call MPI beside Horovod."""
-    usable = torch.tensor([int(_mpi_usable())])
-    everywhere = hvd.allreduce(usable, name="mpisign.mpi", op=hvd.Min, process_set=process_set)
-    if not int(everywhere):
-        return None
-    from mpi4py import MPI
-
-    world = MPI.COMM_WORLD.Get_group()
-    group = world.Incl(process_set.ranks)
-    try:
-        return MPI.COMM_WORLD.Create_group(group, process_set.process_set_id or 0)
-    finally:
-        group.Free()
-        world.Free()
-
-
-def _mpi_usable() -> bool:
-    if not (hvd.mpi_enabled() and hvd.mpi_threads_supported()):
-        return False
-    try:
-        from mpi4py import MPI
-    except ImportError:
-        return False
-    if MPI.Query_thread() != MPI.THREAD_MULTIPLE:
-        return False
-    # hvd.init may have been given a part of the world.
-    world = MPI.COMM_WORLD
-    return (world.Get_rank(), world.Get_size()) == (hvd.rank(), hvd.size())

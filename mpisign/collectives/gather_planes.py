@@ -35,14 +35,22 @@ def gather_planes(line: Line, message: Bytes, limit: int) -> Steps[list[Bytes]]:
         if size > limit:
             raise WireError(f"rank {rank} has a message of {size} bytes where {limit} is the most")
     rows = [np.empty(size, dtype=np.uint8) for size in sizes]
-    n = max(1, min(_MOST, max(sizes) // line.transport.message))
+    yield from gather_rows(line, message, rows)
+    return rows
+
+
+def gather_rows(line: Line, message: Bytes, rows: Sequence[Bytes]) -> Steps[None]:
+    """Every rank's message into ``rows``, uint8 (n,) of its own length each, known to all.
+
+    Wire: the messages, in as many pieces as the longest is times ``Transport.message`` long.
+    """
+    n = max(1, min(_MOST, max(row.size for row in rows) // line.transport.message))
 
     def send(i: int) -> Pending:
         pieces = [row[row.size * i // n : row.size * (i + 1) // n] for row in rows]
         return line.allgather(message[message.size * i // n : message.size * (i + 1) // n], pieces)
 
     yield from pipelined(n, send, lambda i: None)
-    return rows
 
 
 def decode_rows(messages: Sequence[Bytes], length: int) -> Planes:

@@ -12,6 +12,7 @@ import torch
 from mpisign import planes, policies
 from mpisign.collectives.agreement import Agreed, refuse_nans
 from mpisign.collectives.ballot import Planes
+from mpisign.collectives.gather_planes import decode_rows, gather_planes, gather_rows
 from mpisign.collectives.header import Header
 from mpisign.collectives.line import Line
 from mpisign.collectives.vote import Channel, ReplicaDigest
@@ -20,15 +21,16 @@ from mpisign.errors import WireError
 from mpisign.rounds.base import Round
 from mpisign.rounds.member import Member
 from mpisign.stats import stage
-from mpisign.transports.base import Bytes, Steps
+from mpisign.transports.base import Steps
 
 
 class Gathered(Round):
     """Packs, sends to all, checks what came, and only then changes states and gradients.
 
     Wire, a rank's message to all: NaNs u64, one float32 scale for each member (block of a member)
-    that has a gradient somewhere, then the planes (k, B), all little-endian. A rank without a
-    gradient for a member sends what zeros would.
+    that has a gradient somewhere, then the plane (B,), or what ``planes.encode`` makes of planes
+    (2, B), all little-endian; where they are coded, their lengths go first (``gather_planes``). A
+    rank without a gradient for a member sends what zeros would.
     """
 
     def begin(self, header: Header, message: int) -> tuple[Header, Planes | None]:
@@ -41,9 +43,7 @@ class Gathered(Round):
         members = [i for i, there in enumerate(anywhere) if there]
         with stage("pack"):
             mine = _Packed(self, members)
-        rows = np.empty((line.size, mine.message.size), dtype=np.uint8)
-        yield line.allgather(mine.message, rows)
-        nans, scales, stack = mine.cut(rows)
+        nans, scales, stack = yield from mine.gather(line)
         if agreed.header.nan == "raise":
             refuse_nans(agreed.function, nans)
         self._check(scales, stack)
@@ -93,46 +93,56 @@ class _Packed:
         sent = [c.scales_of(m.parameter.numel()) for m in self._members]
         #: Where each member's scales end among all.
         self.ends = np.cumsum([0, *sent])
-        self._k = policies.planes_up(c.zeros, c.nan)
-        self._start = 8 + 4 * int(self.ends[-1])
-        self.message = np.zeros(self._start + self._k * bucket.nbytes, dtype=np.uint8)
-        _, scales, out = self.cut(self.message[None])
-        nans = self._pack(of, [bucket.offsets[i] for i in members], scales[0], out[0])
-        self.message[:8] = np.array([nans], dtype="<u8").view(np.uint8)
+        self._head = 8 + 4 * int(self.ends[-1])
+        self._length = bucket.length
+        self._planes = np.zeros((policies.planes_up(c.zeros, c.nan), bucket.nbytes), dtype=np.uint8)
+        scales = np.zeros(int(self.ends[-1]), dtype="<f4")
+        nans = self._pack(of, [bucket.offsets[i] for i in members], scales)
+        self._told = np.concatenate([np.array([nans], "<u8").view(np.uint8), scales.view(np.uint8)])
 
-    def _pack(self, of: Gathered, offsets: list[int], scales: Any, out: Planes) -> int:
+    def _pack(self, of: Gathered, offsets: list[int], scales: Any) -> int:
         if not self._members:
             return 0
         device = self._members[0].parameter.device
-        here = device.type == "cpu"
-        if here:
-            there: tuple[Any, Any] = out, np.zeros(scales.shape, dtype=np.float32)
-        else:
+        there: tuple[Any, Any] = self._planes, scales
+        if device.type != "cpu":
             there = (
-                torch.zeros(out.shape, dtype=torch.uint8, device=device),
+                torch.zeros(self._planes.shape, dtype=torch.uint8, device=device),
                 torch.zeros(scales.shape, dtype=torch.float32, device=device),
             )
         nans = of.compressor.pack(
             [_gradient(m) for m in self._members],
             self._states,
-            there[0] if self._k == 2 else there[0][0],
+            there[0] if len(self._planes) == 2 else there[0][0],
             offsets,
             rates=[m.rate for m in self._members],
             scales=there[1],
             **of.keys,
         )
-        scales[...] = there[1] if here else there[1].cpu().numpy()
-        if not here:
-            out[...] = there[0].cpu().numpy()
+        if device.type != "cpu":
+            self._planes[...], scales[...] = (x.cpu().numpy() for x in there)
         return nans
 
-    def cut(self, rows: Bytes) -> tuple[list[int], Any, Planes]:
-        """Messages (p, n) as NaNs by rank, scales (p, s), planes (p, k, B): views."""
-        p = len(rows)
-        nans = np.ascontiguousarray(rows[:, :8]).view("<u8")[:, 0].tolist()
-        scales = rows[:, 8 : self._start]
-        scales = scales.view("<f4") if scales.size else np.zeros((p, 0), dtype="<f4")
-        return nans, scales, rows[:, self._start :].reshape(p, self._k, -1)
+    def gather(self, line: Line) -> Steps[tuple[list[int], Any, Planes]]:
+        """Of all ranks: NaNs, scales (p, s), planes (p, k, B)."""
+        if len(self._planes) == 1:
+            message = np.concatenate([self._told, self._planes[0]])
+            dense = np.empty((line.size, message.size), dtype=np.uint8)
+            yield from gather_rows(line, message, list(dense))
+            return *self._read(dense), dense[:, None, self._head :]
+        with stage("pack"):
+            message = np.concatenate([self._told, planes.encode(self._planes)])
+        limit = self._head + planes.coded_bytes_bound(self._length)
+        rows = yield from gather_planes(line, message, limit)
+        for rank, row in enumerate(rows):
+            if row.size < self._head:
+                raise WireError(f"rank {rank} sent a message of {row.size} bytes without scales")
+        return *self._read(rows), decode_rows([row[self._head :] for row in rows], self._length)
+
+    def _read(self, rows: Any) -> tuple[list[int], Any]:
+        heads = np.stack([row[: self._head] for row in rows])
+        nans = np.ascontiguousarray(heads[:, :8]).view("<u8")[:, 0].tolist()
+        return nans, np.ascontiguousarray(heads[:, 8:]).view("<f4")
 
     def commit(self) -> None:
         """All went well: what this step made of the states."""

@@ -1,0 +1,67 @@
+"""What ranks that reduce for themselves send each other: checked, and short where it is sparse."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from test_every_compressor import on_ranks, parameters, started, take
+from worlds import SIZE
+
+import mpisign
+from mpisign.compressors import EFSign, Sparsign, TernGrad
+from mpisign.errors import WireError
+from mpisign.transports import threads
+
+
+class Liar(EFSign):
+    """Rank 1 sends what no rank that follows the rules does."""
+
+    lies = (
+        ("scale", lambda out, scales: scales.__setitem__(0, -1.0), "a scale that is no number"),
+        ("nan", lambda out, scales: scales.__setitem__(-1, np.nan), "a scale that is no number"),
+        ("padding", lambda out, scales: out.__setitem__(2, 0xFF), "planes with padding not 0"),
+    )
+    lie = None
+
+    def pack(self, *args, **keys):
+        nans = super().pack(*args, **keys)
+        if keys["rank"] == 1:
+            Liar.lie(args[2], keys["scales"])
+        return nans
+
+
+@pytest.mark.parametrize("name, lie, message", Liar.lies, ids=lambda x: x if str(x) == x else "")
+def test_what_a_liar_sends_is_refused_by_all(name, lie, message, monkeypatch):
+    monkeypatch.setattr(Liar, "lie", staticmethod(lie))
+
+    def train(comm):
+        ps = parameters()
+        optimizer = started(ps, comm, Liar())
+        with pytest.raises(WireError, match=f"rank 1 sent {message}"):
+            take(optimizer, ps, [torch.ones_like(x) for x in ps], 0.1)
+        assert all((x == 0.5).all() for x in ps)
+        comm.free()
+
+    on_ranks("mpi" if SIZE > 1 else 3, train)
+
+
+def test_few_votes_take_few_bytes():
+    if SIZE > 1:
+        pytest.skip("ranks are threads here")
+    n, p = 200_000, 3
+    for compressor, bits in ((Sparsign(budget=0.05), 0.339), (EFSign(), 1), (TernGrad(), 2)):
+        mpisign.stats().reset()
+
+        def train(comm, compressor=compressor):
+            x = torch.nn.Parameter(torch.zeros(n))
+            optimizer = started([x], comm, compressor)
+            take(optimizer, [x], [torch.ones(n) if comm.rank else -torch.ones(n)], 0.1)
+
+        threads.run(p, train)
+        sent = mpisign.stats().as_dict()["exchange"]["sent"] - p * (p - 1) * 512  # headers
+        used = 8 * sent / (n * p * (p - 1))
+        if isinstance(compressor, TernGrad):  # all of one size: every coordinate is sent
+            assert used < 1.01
+        else:
+            assert bits * 0.98 < used < bits * 1.02

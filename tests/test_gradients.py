@@ -12,7 +12,7 @@ from messages import small_messages
 
 import mpisign
 from mpisign.compressors import Sign, Signum
-from mpisign.errors import CollectiveError, NaNError
+from mpisign.errors import CollectiveError, DisagreementError, NaNError
 from mpisign.transports import threads
 
 SIZES = [1, 2, 3, 4]
@@ -326,7 +326,38 @@ def test_other_options_on_one_rank_are_an_error_on_all():
         assert len(set(threads.run(3, run, options))) == 1
 
 
+def test_other_buckets_on_one_rank_end_in_an_error_on_all(monkeypatch):
+    monkeypatch.setattr("mpisign.gradients.exchange._GRACE", 0.3)
+
+    def run(comm):
+        ps = [torch.nn.Parameter(torch.zeros(30)) for _ in range(3)]
+        optimizer = torch.optim.SGD(ps, lr=1.0)
+        mpisign.DistributedOptimizer(optimizer, comm=comm, bucket_size=30 if comm.rank == 1 else 90)
+        sum(p.sum() for p in ps).backward()
+        with pytest.raises(DisagreementError, match="names, shapes or dtypes") as error:
+            optimizer.step()
+        assert all((p == 0).all() for p in ps)
+        return str(error.value)
+
+    assert len(set(threads.run(3, run))) == 1
+
+
 # Rounds of local steps
+
+
+def test_local_steps_refuse_an_optimizer_with_state():
+    def run(comm):
+        p = torch.nn.Parameter(torch.zeros(3))
+        optimizer = torch.optim.Adam([p])
+        compression = mpisign.Compression.ef_sparsign(local_steps=2)
+        mpisign.DistributedOptimizer(optimizer, comm=comm, compression=compression)
+        p.grad = torch.ones(3)
+        optimizer.step()
+        p.grad = torch.ones(3)
+        with pytest.raises(CollectiveError, match="optimizer without state"):
+            optimizer.step()
+
+    threads.run(2, run)
 
 
 @pytest.mark.parametrize("size", [1, 3])

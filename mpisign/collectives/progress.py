@@ -83,8 +83,17 @@ class Handle:
             raise self._error
         return self._result
 
-    def settle(self) -> None:
-        """Blocks until the result or an error is there, and raises neither."""
+    def settle(self, seconds: float | None = None) -> None:
+        """Blocks until the result or an error is there, and raises neither.
+
+        After ``seconds`` it is given up, and with it the communicator.
+        """
+        end = None if seconds is None else time.monotonic() + seconds
+        while end is not None and not self.done():
+            if time.monotonic() > end:
+                text = f"{self.function}: other ranks do not take part"
+                self._queue.give_up(self, CollectiveError(text))
+            self._queue.transport.sleep(1e-3)
         if not self.over:
             self._queue.drive(self)
 
@@ -183,6 +192,10 @@ class Queue:
     def turn(self, tag: int) -> Pending:
         """Over once all earlier collectives than that of ``tag`` are."""
         return _Turn(self._live, tag)
+
+    def give_up(self, handle: Handle, error: CollectiveError) -> None:
+        """Ends everything in flight; the other ranks are told why."""
+        self._break(handle, error, str(error))
 
     def finish(self) -> None:
         """Blocks until nothing is in flight."""

@@ -17,6 +17,7 @@ from mpisign.collectives.line import Line
 from mpisign.collectives.progress import Handle
 from mpisign.collectives.vote import Channel, ReplicaDigest
 from mpisign.compressors.base import Compressor
+from mpisign.errors import DisagreementError
 from mpisign.gradients import saved
 from mpisign.gradients.newcomers import meet
 from mpisign.gradients.plan import GradientBucket, cut
@@ -29,6 +30,7 @@ from mpisign.transports.base import Steps
 #: Aggregates of which a bucket on its way holds little more than a plane.
 LIGHT = ("vote", "mean_of_signs", "average")
 _HEAVY = 2  # buckets of others at once
+_GRACE = 5.0  # seconds for the rest of a step whose first bucket ranks disagree on
 
 
 class GradientExchange:
@@ -134,7 +136,10 @@ class GradientExchange:
         try:
             for handle in self._handles:
                 try:
-                    handle.wait()
+                    if any(isinstance(e, DisagreementError) for e in errors):
+                        handle.settle(_GRACE)  # other ranks may have no such bucket
+                    else:
+                        handle.wait()
                 except Exception as error:
                     errors.append(error)
         finally:

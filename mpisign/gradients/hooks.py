@@ -98,7 +98,7 @@ class StepHooks:
             return "the optimizer's parameters are not those it had when it was wrapped"
         if getattr(optimizer, "grad_scale", None) is not None:
             return "torch.amp.GradScaler does not go with votes, which need no scale"
-        return ""
+        return "" if self.local is None else self.local.unfit(optimizer)
 
     def save(self, optimizer: Any, state_dict: dict[str, Any]) -> dict[str, Any]:
         """The state_dict post-hook."""

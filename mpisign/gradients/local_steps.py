@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -16,7 +17,8 @@ class LocalSteps:
     In each of the ``count`` steps of a round a rank moves by sparsign(g; ``budget``) alone, with
     the optimizer's learning rate. In the last the parameters go back to the round's beginning, and
     the sum of its sparsigns is what the rank sends. State: "start", the parameters then, and "sum",
-    float32. In the middle of a round ranks hold parameters of their own.
+    float32. In the middle of a round ranks hold parameters of their own; what else the optimizer
+    kept then, a momentum, would differ for ever, so that it must keep nothing.
     """
 
     def __init__(self, members: Sequence[Member], count: int, budget: float, seed: int) -> None:
@@ -25,6 +27,14 @@ class LocalSteps:
         self._budget = budget
         self._seed = seed
         self.done = 0  # in this round
+
+    @staticmethod
+    def unfit(optimizer: torch.optim.Optimizer) -> str:
+        """Why the optimizer cannot take local steps, if so."""
+        states: Any = optimizer.state.values()
+        if any(isinstance(x, torch.Tensor) for state in states for x in state.values()):
+            return "local steps need an optimizer without state: torch.optim.SGD, momentum=0"
+        return ""
 
     @torch.no_grad()
     def take(self, step: int, rank: int) -> bool:

@@ -189,7 +189,7 @@ class HorovodGradients:
                     )
         if getattr(optimizer, "grad_scale", None) is not None:
             return "torch.amp.GradScaler does not go with votes, which need no scale"
-        return ""
+        return "" if self._local is None else self._local.unfit(optimizer)
 
 
 def _nothing(p: torch.Tensor, sparse: int) -> torch.Tensor:

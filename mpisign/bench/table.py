@@ -13,7 +13,7 @@ _HEADS = (
     "kernel", "with", "n", "time", "+-", "moved", "GB/s", "of limit", "goal", "", _FASTER, _ERROR,
 )  # fmt: skip
 _CALL_HEADS = ("call", "time", "+-", "goal", "", _FASTER)
-_LEFT = {"kernel", "with", "call", "", _FASTER, _ERROR}
+_LEFT = {"kernel", "with", "call", "way", "what", "", _FASTER, _ERROR}
 _QUARTILES_FROM = 3  # runs
 _GREEN, _RED, _BOLD, _OFF = "\x1b[32m", "\x1b[31m", "\x1b[1m", "\x1b[0m"
 
@@ -200,9 +200,14 @@ def markdown(record: Record) -> str:
     parts = [f"    {record.command}"]
     parts += [record.machine, *footnotes(record)]
     for table in tables(record):
-        lines = [f"### {table.title[0].upper()}{table.title[1:]}", ""]
-        lines.append("| " + " | ".join(h or "met?" for h in table.heads) + " |")
-        lines.append("|" + "|".join("---" if h in _LEFT else "---:" for h in table.heads) + "|")
-        lines += ["| " + " | ".join(cells) + " |" for cells in table.rows]
-        parts.append("\n".join(lines))
+        parts.append(of_markdown(table))
     return "\n\n".join(parts) + "\n"
+
+
+def of_markdown(table: Table) -> str:
+    """One table under a heading."""
+    lines = [f"### {table.title[0].upper()}{table.title[1:]}", ""]
+    lines.append("| " + " | ".join(h or "met?" for h in table.heads) + " |")
+    lines.append("|" + "|".join("---" if h in _LEFT else "---:" for h in table.heads) + "|")
+    lines += ["| " + " | ".join(cells) + " |" for cells in table.rows]
+    return "\n".join(lines)

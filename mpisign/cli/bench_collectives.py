@@ -100,7 +100,7 @@ def add_parser(kinds: Any) -> None:
     add(
         "--time-limit",
         metavar="S",
-        type=_seconds,
+        type=seconds,
         default=10.0,
         help="seconds that a row may take, after which it rests; what hangs for ten times as long, "
         "a minute at least, ends the run (default: 10)",
@@ -177,7 +177,8 @@ def _repeat(text: str) -> int:
     return numbers.number(text, 1, 10**6, "turns")
 
 
-def _seconds(text: str) -> float:
+def seconds(text: str) -> float:
+    """A number of seconds, up to a day."""
     try:
         value = float(text)
     except ValueError:

@@ -38,7 +38,7 @@ class Record:
     @property
     def ranks(self) -> str:
         """One line on who took part."""
-        return f"{self.nodes}; {cpu_model()}, {len(os.sched_getaffinity(0))} cores"
+        return on(self.nodes)
 
     def library(self, via: str) -> str:
         """What a wire is made of."""
@@ -47,22 +47,7 @@ class Record:
     def as_dict(self) -> dict[str, Any]:
         """The document of ``--json``."""
         return {
-            "mpisign": mpisign.__version__,
-            "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "command": self.command,
-            "settings": self.settings,
-            "ranks": len(self.nodes.of),
-            "nodes": asdict(self.nodes),
-            "host": {
-                "name": platform.node(),
-                "cpu": cpu_model(),
-                "cores": os.cpu_count(),
-                "system": platform.platform(),
-            },
-            "versions": {
-                "python": platform.python_version(),
-                **{name: _version(name) for name in _PACKAGES},
-            },
+            **heading(self.command, self.settings, self.nodes),
             "links": [link.as_dict() for link in self.links],
             "costs": None if self.costs is None else asdict(self.costs),
             "rows": [row.as_dict() for row in self.rows],
@@ -78,6 +63,33 @@ class Record:
     def write(self, path: Path) -> None:
         """Writes the JSON."""
         path.write_text(json.dumps(self.as_dict(), indent=1, allow_nan=False) + "\n")
+
+
+def on(nodes: Nodes) -> str:
+    """One line on ranks and processor."""
+    return f"{nodes}; {cpu_model()}, {len(os.sched_getaffinity(0))} cores"
+
+
+def heading(command: str, settings: dict[str, Any], nodes: Nodes) -> dict[str, Any]:
+    """What was asked for, when, between which ranks, on what: the head of a ``--json``."""
+    return {
+        "mpisign": mpisign.__version__,
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": command,
+        "settings": settings,
+        "ranks": len(nodes.of),
+        "nodes": asdict(nodes),
+        "host": {
+            "name": platform.node(),
+            "cpu": cpu_model(),
+            "cores": os.cpu_count(),
+            "system": platform.platform(),
+        },
+        "versions": {
+            "python": platform.python_version(),
+            **{name: _version(name) for name in _PACKAGES},
+        },
+    }
 
 
 def _version(package: str) -> str | None:

@@ -31,14 +31,20 @@ class Paths(Protocol):
 
 def check(paths: Paths) -> None:
     """Raises BenchError for files that cannot be written, before anything is measured."""
-    for option in ("cost", "json", "plot", "markdown"):
-        files.check_path(f"--{option}", getattr(paths, option))
-    if paths.plot is not None:
+    files.check_path("--cost", paths.cost)
+    check_files(paths.json, paths.plot, paths.markdown, MARK)
+
+
+def check_files(json: Path | None, plot: Path | None, markdown: Path | None, mark: str) -> None:
+    """Those of every bench command; ``mark``: the lines that its tables stand between."""
+    for option, path in (("json", json), ("plot", plot), ("markdown", markdown)):
+        files.check_path(f"--{option}", path)
+    if plot is not None:
         from mpisign.bench.plot import check
 
-        check(paths.plot)
-    if paths.markdown is not None:
-        files.around(paths.markdown, MARK)
+        check(plot)
+    if markdown is not None:
+        files.around(markdown, mark)
 
 
 def report(paths: Paths, record: Record) -> None:

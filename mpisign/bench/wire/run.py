@@ -142,7 +142,7 @@ def _measure(settings: Settings, control: Via, vias: list[Via], record: Record) 
         if not settings.only or way.kind in settings.only
     ]
     steps = len(settings.sizes) * (len(plan) + settings.repeat)
-    with Progress(steps) if control.rank == 0 else _Silent() as progress:
+    with Progress(steps) if control.rank == 0 else Silent() as progress:
         with watchdog.over("plain messages"):
             probes = [links.Probe(via, record.nodes) for via in vias]
             clock.weigh()
@@ -172,7 +172,7 @@ def _measure(settings: Settings, control: Via, vias: list[Via], record: Record) 
                 record.rows += results.beside(rows)
 
 
-class _Silent(Progress):
+class Silent(Progress):
     """For the other ranks."""
 
     def __init__(self) -> None:

@@ -1,0 +1,1 @@
+"""``mpisign bench training``: whole training steps, ours beside others, over real links."""

@@ -1,0 +1,37 @@
+"""Learning rates of each way, found with --tune: docs/measurements.md."""
+
+from __future__ import annotations
+
+import math
+
+from mpisign.bench.training.names import Named
+
+MOMENTUM = 0.9  # of every way: torch's SGD has it where the compressor has none
+
+_AVERAGE = 0.2
+_SIGNS = 1e-4
+#: Of those that move every parameter by the learning rate, or hand back something like a gradient.
+_RATES = {"ef_sign": 0.1, "onebit": 0.1, "terngrad": 0.1, "qsgd": 0.1, "lion": 1e-4}
+#: Compressors whose result is like a gradient and who keep no momentum of their own.
+_PLAIN = ("ef_sign", "onebit", "terngrad", "qsgd")
+_GRID = (0.25, 0.5, 1.0, 2.0, 4.0)
+
+
+def rate(way: Named) -> float:
+    """The learning rate at the start of a way's schedule."""
+    return _RATES.get(way.compressor, _SIGNS) if way.ours else _AVERAGE
+
+
+def momentum(way: Named) -> float:
+    """Momentum of the way's torch.optim.SGD: a vote's would sum up to steps of 10 rates."""
+    return MOMENTUM if not way.ours or way.compressor in _PLAIN else 0.0
+
+
+def grid(around: float) -> tuple[float, ...]:
+    """What --tune tries."""
+    return tuple(float(f"{around * factor:.3g}") for factor in _GRID)
+
+
+def share(step: int, steps: int) -> float:
+    """Of the learning rate at ``step``: half a cosine, from 1 to 0, the same for all ways."""
+    return 0.5 * (1.0 + math.cos(math.pi * step / steps))

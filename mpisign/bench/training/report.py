@@ -1,0 +1,49 @@
+"""What was measured, to standard output and to files."""
+
+from __future__ import annotations
+
+import os
+import sys
+import textwrap
+from pathlib import Path
+
+from mpisign.bench import files
+from mpisign.bench.table import text
+from mpisign.bench.training import table
+from mpisign.bench.training.record import Record
+from mpisign.bench.training.settings import Settings
+from mpisign.bench.wire.report import check_files
+from mpisign.bench.wire.table import WIDTH
+from mpisign.training.progress import on_terminal
+
+MARK = "<!-- mpisign bench training -->"
+
+
+def check(settings: Settings) -> None:
+    """Raises BenchError for files that cannot be written, before anything is measured."""
+    check_files(settings.json, settings.plot, settings.markdown, MARK)
+
+
+def report(record: Record) -> None:
+    """Tables first, then the files; BenchError if one cannot be written."""
+    colour = on_terminal() and "NO_COLOR" not in os.environ
+    for part in table.tables(record):
+        print(f"{text(part, colour)}\n")
+    for line in table.footnotes(record):
+        print(textwrap.fill(line, WIDTH))
+    sys.stdout.flush()
+    tables = table.markdown(record)
+
+    def plot(path: Path) -> None:
+        from mpisign.bench.training import plot  # matplotlib: only if asked for
+
+        plot.write(path, record)
+
+    s = record.settings
+    files.write_all(
+        [
+            ("--json", s.json, record.write),
+            ("--markdown", s.markdown, lambda p: files.write_between_marks(p, MARK, tables)),
+            ("--plot", s.plot, plot),
+        ]
+    )

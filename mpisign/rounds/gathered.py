@@ -51,19 +51,38 @@ class Gathered(Round):
         digest = None
         if channel.check_every and (number + 1) % channel.check_every == 0:
             digest = ReplicaDigest("result", number)
-        ends = mine.ends
-        for i, given in self._reduced(members, stack, scales, ends):
-            grad = self.members[i].target()
-            grad.copy_(given)
+        for i, s, t in zip(members, mine.ends, mine.ends[1:], strict=False):
+            rows = stack[:, :, self.bucket.span(i)]
+            grad = self._write(i, rows if rows.shape[1] == 2 else rows[:, 0], scales[:, s:t])
             if digest is not None:
                 flat = grad.detach().cpu().contiguous().reshape(-1)
                 digest.update(flat.view(torch.uint8).numpy())
         if digest is not None:
             channel.digest = digest.field()
 
+    def _write(self, i: int, rows: Any, scales: Any) -> torch.Tensor:
+        m = self.members[i]
+        grad = m.target()
+        direct = grad.dtype == torch.float32 and grad.is_contiguous()
+        out = grad if direct else torch.empty(grad.shape, device=grad.device)
+        if grad.numel():
+            if grad.device.type != "cpu":
+                rows = torch.from_numpy(np.ascontiguousarray(rows)).to(grad.device)
+            with stage("vote"):
+                self._reduce(i, rows, scales, out)
+        with stage("unpack"):
+            given = self._given(m, out)
+            if given is not grad:
+                grad.copy_(given)
+        return grad
+
     @abstractmethod
-    def _reduced(self, members: Any, stack: Any, scales: Any, ends: Any) -> Any:
-        """Yields (member, what the optimizer is handed) from planes (p, k, B), scales (p, n)."""
+    def _reduce(self, i: int, rows: Any, scales: Any, out: torch.Tensor) -> None:
+        """Member i's aggregate, float32, from planes (p, B) or (p, 2, B), scales (p, n)."""
+
+    def _given(self, m: Member, aggregate: torch.Tensor) -> torch.Tensor:
+        """What the optimizer is handed of it."""
+        return aggregate
 
     def _check(self, scales: Any, stack: Planes) -> None:
         """WireError, the same on every rank, for what no rank that follows the rules sends."""
@@ -155,21 +174,16 @@ class GatheredVote(Gathered):
 
     operation: ClassVar[str] = "bucket_gathered_vote"
 
-    def _reduced(self, members: Any, stack: Any, scales: Any, ends: Any) -> Any:
-        c = self.compressor
-        with stage("vote"):
-            result = planes.majority(
-                stack if stack.shape[1] == 2 else stack[:, 0],
-                ties=c.ties,
-                seed=self.keys["seed"],
-                step=self.keys["step"],
-            )
-        for i in members:
-            m = self.members[i]
-            votes = torch.from_numpy(result[..., self.bucket.span(i)]).to(m.parameter.device)
-            with stage("unpack"):
-                given = planes.unpack(votes, tuple(m.parameter.shape))
-            yield i, given
+    def _reduce(self, i: int, rows: Any, scales: Any, out: torch.Tensor) -> None:
+        votes = planes.majority(
+            rows,
+            length=out.numel(),
+            ties=self.compressor.ties,
+            seed=self.keys["seed"],
+            step=self.keys["step"],
+            offset=8 * self.bucket.offsets[i],
+        )
+        planes.unpack(votes if out.device.type != "cpu" else torch.from_numpy(votes), out=out)
 
 
 class GatheredMean(Gathered):
@@ -180,26 +194,19 @@ class GatheredMean(Gathered):
 
     operation: ClassVar[str] = "bucket_gathered_mean"
 
-    def _reduced(self, members: Any, stack: Any, scales: Any, ends: Any) -> Any:
-        p = np.float32(self.size)
-        for i, s, t in zip(members, ends, ends[1:], strict=False):
-            m = self.members[i]
-            rows = stack[:, :, self.bucket.span(i)]
-            rows = rows if rows.shape[1] == 2 else rows[:, 0]
-            weights = scales[:, s:t] / p if t > s else np.full((self.size, 1), np.float32(1) / p)
-            with stage("vote"):
-                given = self.compressor.applied(self._mean(m, rows, weights), m.state, m.rate)
-            yield i, given
+    def _reduce(self, i: int, rows: Any, scales: Any, out: torch.Tensor) -> None:
+        if not scales.shape[1]:
+            scales = np.ones((self.size, 1), dtype=np.float32)
+        planes.weighted_sum(
+            rows,
+            scales / np.float32(self.size),
+            block=self.compressor.block,
+            length=out.numel(),
+            out=out,
+        )
 
-    def _mean(self, m: Member, rows: Any, weights: Any) -> torch.Tensor:
-        device, length = m.parameter.device, m.parameter.numel()
-        out = torch.empty(m.parameter.shape, dtype=torch.float32, device=device)
-        if not length:
-            return out
-        if device.type != "cpu":
-            rows = torch.from_numpy(np.ascontiguousarray(rows)).to(device)
-        planes.weighted_sum(rows, weights, block=self.compressor.block, length=length, out=out)
-        return out
+    def _given(self, m: Member, aggregate: torch.Tensor) -> torch.Tensor:
+        return self.compressor.applied(aggregate, m.state, m.rate)
 
 
 def _copied(state: State, shared: tuple[str, ...]) -> State:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from concurrent.futures import BrokenExecutor
 from pathlib import Path
 
 from mpisign.bench.errors import BenchError
@@ -28,7 +29,13 @@ def simulated(args: argparse.Namespace) -> int:
         if not missing:
             print(f"{path}: all {plan.total(groups)} cells are there", file=sys.stderr)
         with Progress(plan.total(groups) - missing, plan.total(groups)) as progress:
-            failed = run.simulate(groups, found, args.jobs, progress)
+            try:
+                failed = run.simulate(groups, found, args.jobs, progress)
+            except BrokenExecutor as error:
+                raise SettingsError(
+                    "a worker process was killed, by the system if memory ran out: run it again "
+                    "with fewer --jobs; what ended is in the results"
+                ) from error
         table.show(study, summary.summaries(groups, found.records))
     print(f"results: {path}")
     for why in sorted(set(failed.values())):
@@ -87,7 +94,9 @@ def show(args: argparse.Namespace) -> int:
     groups = plan.groups(study)
     found = summary.summaries(groups, results.read(path))
     if not any(s.records for s in found):
-        raise SettingsError(f"{path}: no results of this study: mpisign study run {args.study}")
+        raise SettingsError(
+            f"{path}: no cell that is reported has ended yet: mpisign study run {args.study}"
+        )
     if args.table or not (args.plot or args.markdown):
         table.show(study, found)
     if args.plot:

@@ -12,7 +12,13 @@ import signal
 import subprocess
 import threading
 from collections.abc import Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import (
+    FIRST_COMPLETED,
+    BrokenExecutor,
+    Future,
+    ProcessPoolExecutor,
+    wait,
+)
 from multiprocessing.connection import wait as wait_for
 from pathlib import Path
 from typing import Any
@@ -34,7 +40,8 @@ def simulate(
 ) -> dict[str, str]:
     """Runs all cells that are due, ``jobs`` at a time; what went wrong, by the cells' keys.
 
-    A cell that fails is left out and the others go on. KeyboardInterrupt ends the workers.
+    A cell that fails is left out and the others go on. KeyboardInterrupt ends the workers. Raises
+    BrokenExecutor if a worker was killed.
     """
     version = versions()
     failed: dict[str, str] = {}
@@ -53,6 +60,8 @@ def simulate(
                 for future in wait(running, return_when=FIRST_COMPLETED)[0]:
                     cell = running.pop(future)
                     error = future.exception()
+                    if isinstance(error, BrokenExecutor):
+                        raise error
                     if error is None:
                         record = _record(cell, future.result(), version, "simulated")
                         results.add(record)

@@ -149,6 +149,13 @@ class GradientExchange:
         self.steps += 1
         self._fresh = False
 
+    def agree(self, channel: Channel, line: Line) -> Steps[Agreed]:
+        """Headers alone, of the first bucket; raises what ranks disagree on."""
+        bucket = self.buckets[0]
+        header = Header(rounds.of(bucket.compressor).operation)
+        header = self._header(channel, header, bucket, fresh=False)
+        return (yield from channel.headers(line, header, self.function))
+
     def channel_now(self) -> Channel:
         """The channel of this step, from now on."""
         channel = self._channel_of()

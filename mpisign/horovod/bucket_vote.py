@@ -1,9 +1,11 @@
-"""Votes as sign planes in one bucket, over Horovod's alltoall and allgather."""
+"""What gradients become in one or more buckets, over Horovod's alltoall and allgather."""
 
 from __future__ import annotations
 
+import functools
 import gc
 import os
+import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,60 +14,54 @@ import horovod.torch as hvd
 import numpy as np
 import torch
 
-from mpisign import policies
 from mpisign.buckets import Bucket
-from mpisign.collectives.agreement import Agreed
-from mpisign.collectives.ballot import Ballot, Planes
-from mpisign.collectives.header import Header
-from mpisign.collectives.line import Line
 from mpisign.collectives.progress import Queue
 from mpisign.collectives.vote import Channel, check_every
 from mpisign.compressors.base import Compressor, State
 from mpisign.errors import CollectiveError, DisagreementError
+from mpisign.gradients.exchange import GradientExchange
+from mpisign.gradients.skip import Rule
 from mpisign.horovod import roll_call
 from mpisign.horovod.members import named_by_optimizers, optimizers_of
-from mpisign.horovod.vote import Like, VoteCompression
-from mpisign.stats import stage, stats
-from mpisign.transports.base import Steps
+from mpisign.horovod.vote import VoteCompression
+from mpisign.rounds.member import Member
+from mpisign.stats import stats
 from mpisign.transports.horovod import HorovodTransport
 
 _FUNCTION = "Compression(named_parameters)"
-_HEADERS_EVERY = 16  # votes; roll calls tell of any disagreement in between
 
 
 @dataclass
 class _Round:
-    """One step's vote: who is in it, then its result or why it has none."""
+    """One step: who is in it, then whether it is over or why it failed."""
 
-    step: int
     packed: set[str] = field(default_factory=set)
-    roll: bytes = b""  # as it came back for a gradient without NaN
-    spans: dict[str, slice] = field(default_factory=dict)
-    result: Planes | None = None
+    roll: bytes = b""  # as it came back
+    done: bool = False
     clock: int = 0
     error: Exception | None = None
 
     @property
     def over(self) -> bool:
-        """True once the vote was held or has failed."""
-        return self.result is not None or self.error is not None
+        """True once all gradients are aggregated or that has failed."""
+        return self.done or self.error is not None
 
 
 @dataclass(frozen=True)
 class _Context:
     round: _Round
-    name: str
-    like: Like
+    member: Member
+    grad: torch.Tensor
 
 
 class BucketVote(VoteCompression):
-    """``compression=`` given named parameters: 2 (1 - 1/p) bits per coordinate each way.
+    """``compression=`` given named parameters: for votes 2 (1 - 1/p) bits per coordinate each way.
 
-    ``compress`` packs a gradient into its place in the bucket and hands Horovod a roll call to sum.
-    Horovod has submitted every gradient before it asks for the first result, so the first
-    ``decompress`` of a step finds the bucket full and holds the vote: alltoall, tally, allgather,
-    and headers before every 16th. Not earlier: a rank that has called ``hvd.join`` shows in the
-    roll call only, and Horovod does not survive its absence from an alltoall.
+    ``compress`` notes a gradient and hands Horovod a roll call to sum. Horovod has submitted every
+    gradient before it asks for the first result, so the first ``decompress`` of a step finds them
+    all and has them exchanged, by the round of the compressor. Not earlier: a rank that has called
+    ``hvd.join`` shows in the roll call only, and Horovod does not survive its absence from an
+    alltoall. Learning rates, for compressors that ask, are those of the optimizer that holds this.
 
     Raises, the same on every rank: NaNError, DisagreementError, WireError; CollectiveError if a
     rank has joined. TypeError for a tensor that is no named parameter's gradient.
@@ -78,67 +74,77 @@ class BucketVote(VoteCompression):
         *,
         seed: int = 0,
         process_set: hvd.ProcessSet = hvd.global_process_set,
+        skip: str | Rule | None = "auto",
     ) -> None:
         super().__init__(compressor, seed=seed, process_set=process_set)
+        if compressor.local_steps > 1:
+            raise ValueError(
+                f"{_FUNCTION}: local_steps must be 1 under hvd.DistributedOptimizer, which "
+                "exchanges in every step: take mpisign.horovod.DistributedOptimizer"
+            )
         named = sorted(_checked(named_parameters), key=lambda pair: pair[0])
-        self._kept = [p for _, p in named]
-        self._lengths = {name: p.numel() for name, p in named}
-        self._bucket = Bucket(list(self._lengths.values()))
-        self._identity = self._bucket.identity(list(self._lengths))
-        self._spans = {name: self._bucket.span(i) for i, name in enumerate(self._lengths)}
-        self._planes = np.zeros((self._planes_up, self._bucket.nbytes), dtype=np.uint8)
+        self._own = {name: Member(name, p) for name, p in named}
+        bucket = Bucket([p.numel() for _, p in named])
+        self._identity = bucket.identity([name for name, _ in named])
+        self._exchange = GradientExchange(
+            _FUNCTION,
+            lambda: self._channel_now(f"{self._identity:x}"),  # two optimizers' never meet
+            list(self._own.values()),
+            compressor,
+            skip=skip,
+            seed=seed,
+            replicas=False,
+        )
         self._round: _Round | None = None
         self._channel: Channel | None = None
-        self._complete = False
+        self._optimizer: weakref.ref[torch.optim.Optimizer] | None = None
         self.members.add(named)
 
     def compress(self, tensor: torch.Tensor) -> tuple[torch.Tensor, _Context]:
         like, size, rank = self._like(tensor), self._size(), self.process_set.rank()
-        if not self._complete:
+        if self._optimizer is None or self._optimizer() is None:
             self._check_complete()
-        member = self.members.find(tensor)
-        if member is None:
+        found = self.members.find(tensor)
+        if found is None:
             raise TypeError(
                 f"{_FUNCTION}: a tensor of shape {like.shape} is the gradient of none of the named "
                 "parameters. With sparse_as_dense=True or hvd.allreduce use the compression "
                 "without named_parameters"
             )
-        name, now = member.name, self._round
+        name, now = found.name, self._round
         if now is None or now.over or name in now.packed:
-            now = self._round = _Round(self.step)
-        start, out = self._spans[name].start, torch.from_numpy(self._planes)
-        with stage("pack"):
-            nans = self._pack(tensor, member.state, out, start, now.step)
+            now = self._round = _Round()
+        member = self._own[name]
+        member.grad, member.state = tensor, found.state
         now.packed.add(name)
         placeholder = torch.empty(roll_call.n_words(size), dtype=torch.float64)
         roll_call.write(
             placeholder.numpy(),
             rank,
             size,
-            clock=now.step,
-            creed=f"bucket {self._identity} {size} {self.seed} {self.compressor!r} {check_every()}",
-            nan=nans > 0 and self.compressor.nan == "raise",
+            clock=self.step,
+            creed=f"bucket {self._identity} {size} {self.seed} {self.compressor!r} "
+            f"{check_every()} {self._plan()}",
         )
         ring = 2 * (size - 1) * placeholder.numel() * placeholder.element_size() // size
         stats().add("exchange", calls=0, sent=ring, received=ring)
-        return placeholder, _Context(now, name, like)
+        return placeholder, _Context(now, member, tensor)
 
     def decompress(self, tensor: torch.Tensor, ctx: _Context | None) -> torch.Tensor:
         if ctx is None:
             self._refuse_sparse()
-        assert ctx is not None
         now = ctx.round
         if now.error is not None:
             raise now.error
         words = tensor.detach().cpu().numpy()
-        if now.result is None:
+        if not now.done:
             try:
-                now.result = self._vote(now, words)
+                self._aggregate(now, words)
             except Exception as error:
                 now.error = error
                 raise
         if words.tobytes() != now.roll:
-            where = f"{_FUNCTION}, {ctx.name!r}"
+            where = f"{_FUNCTION}, {ctx.member.name!r}"
             roll = roll_call.read(words, self._size(), where)
             roll_call.check(roll, where, self._ranks())
             if roll.clock != now.clock:
@@ -147,17 +153,22 @@ class BucketVote(VoteCompression):
                     "optimizer, and steps in the same order on all ranks"
                 )
             now.roll = words.tobytes()
-        with stage("unpack"):
-            return ctx.like.unpacked(torch.from_numpy(now.result[:, now.spans[ctx.name]]))
+        return ctx.grad
+
+    def load_state_dict(self, states: dict[str, State]) -> None:
+        super().load_state_dict(states)
+        self._round = None
 
     def _check_complete(self) -> None:
         # Before anything is sent: a rank that raised at the first stranger would leave others,
         # who reach their parameters in another order, with half of their gradients under way.
-        known = {id(p) for p in self._kept}
+        known = {id(m.parameter) for m in self._own.values()}
         optimizers = named_by_optimizers(self)
-        if len(optimizers_of(self)) > 1:
+        held_by = optimizers_of(self)
+        if len(held_by) > 1:
             gc.collect()  # one that was given up may still be there
-        if len(optimizers_of(self)) > 1:
+            held_by = optimizers_of(self)
+        if len(held_by) > 1:
             raise TypeError(
                 f"{_FUNCTION}: one optimizer for each compression: two would mix their votes"
             )
@@ -167,13 +178,13 @@ class BucketVote(VoteCompression):
                 f"{_FUNCTION}: named_parameters must name every parameter of the optimizer, "
                 f"got none for {', '.join(map(repr, sorted(strangers)))}"
             )
-        self._complete = True
+        self._optimizer = weakref.ref(held_by[0]) if held_by else None
 
-    def load_state_dict(self, states: dict[str, State]) -> None:
-        super().load_state_dict(states)
-        self._round = None
+    def _plan(self) -> list[int]:
+        """The buckets: ranks that cut them otherwise must not begin."""
+        return [bucket.tensor for bucket in self._exchange.buckets]
 
-    def _vote(self, now: _Round, words: np.ndarray[Any, Any]) -> Planes:
+    def _aggregate(self, now: _Round, words: np.ndarray[Any, Any]) -> None:
         size, ranks = self._size(), self._ranks()
         roll = roll_call.read(words, size, _FUNCTION)
         if roll.joined:
@@ -184,76 +195,29 @@ class BucketVote(VoteCompression):
                 "named_parameters (Compression.sign), whose votes allow for joined ranks"
             )
         self.step = roll.clock // size + 1
-        now.clock = roll.clock
-        names = [name for name in self._spans if name in now.packed]
-        bucket = Bucket([self._lengths[name] for name in names])
-        now.spans = {name: bucket.span(i) for i, name in enumerate(names)}
-        ballots = self._planes
-        if len(names) < len(self._spans):
-            ballots = np.concatenate([ballots[:, self._spans[name]] for name in names], axis=1)
-        c = self.compressor
-        header = Header(
-            "bucket_vote",
-            zeros=c.zeros,
-            nan=c.nan,
-            ties=c.ties,
-            step=roll.clock,
-            tensor=bucket.identity(names),
-            length=bucket.length,
-            seed=self.seed,
-        )
-        channel = self._channel_now()
-        result = np.empty((policies.planes_down(c.ties), ballots.shape[1]), dtype=np.uint8)
+        now.clock, now.roll = roll.clock, words.tobytes()
+        exchange = self._exchange
+        exchange.steps = roll.clock // size
+        exchange.optimizer = None if self._optimizer is None else self._optimizer()
+        for m in self._own.values():
+            if m.name not in now.packed:
+                m.grad = None
         try:
-            channel.submit(
-                _FUNCTION,
-                lambda line: self._steps(channel, line, ballots, result, header, roll),
-                step=roll.clock,
-            ).wait()
+            if not roll.agreed:
+                channel = self._channel_now("headers")  # one name, whatever the buckets
+                channel.submit(_FUNCTION, functools.partial(exchange.agree, channel)).wait()
+                roll_call.check_creed(roll, _FUNCTION)
+            exchange.flush()
+            exchange.finish()
         finally:
-            if channel.queue.broken is not None:
+            exchange.optimizer = None
+            if self._channel is not None and self._channel.queue.broken is not None:
                 self._channel = None  # elastic training goes on, with another
-        return result
+        for m in self._own.values():
+            m.grad = None
+        now.done = True
 
-    def _steps(
-        self,
-        channel: Channel,
-        line: Line,
-        ballots: Planes,
-        result: Planes,
-        header: Header,
-        roll: roll_call.RollCall,
-    ) -> Steps[None]:
-        number = roll.clock // roll.size
-        transport = channel.transport
-        assert isinstance(transport, HorovodTransport)
-        nobody = np.empty((0, 0), dtype=np.uint8)
-        agreed = Agreed(_FUNCTION, header, nobody, late=False, weights=None, same_presence=True)
-        if not roll.agreed or number % (channel.check_every or _HEADERS_EVERY) == 0:
-            # One name for all buckets, or ranks whose buckets differ would wait for each other.
-            transport.restart("headers")
-            agreed = yield from channel.headers(line, header, _FUNCTION)
-        roll_call.check_creed(roll, _FUNCTION)  # of what headers do not tell
-        transport.restart(f"{self._identity:x}")  # the votes of two optimizers never meet
-
-        def pack(a: int, b: int, out: Planes) -> None:
-            out[...] = ballots[:, a:b]
-
-        def unpack(a: int, b: int, decided: Planes) -> None:
-            result[:, a:b] = decided
-
-        ballot = Ballot(
-            length=header.length,
-            k=len(ballots),
-            ties=header.ties,
-            seed=header.seed,
-            step=header.step,
-            pack=pack,
-            unpack=unpack,
-        )
-        yield from channel.vote(line, ballot, agreed, number)
-
-    def _channel_now(self) -> Channel:
+    def _channel_now(self, topic: str) -> Channel:
         """This job's channel; a new one after elastic training changed the ranks."""
         transport = None if self._channel is None else self._channel.transport
         now = (self.process_set.rank(), self._size())
@@ -264,6 +228,8 @@ class BucketVote(VoteCompression):
                 self._channel.check_every = 0
         channel = self._channel
         assert channel is not None
+        assert isinstance(channel.transport, HorovodTransport)
+        channel.transport.restart(topic)
         # Each vote is the first of its queue, for a rank that has just come has counted none.
         channel.queue = Queue(channel.transport, channel.queue.timeout)
         return channel

@@ -9,13 +9,15 @@ import numpy as np
 import torch
 
 from mpisign import counters, planes
-from mpisign.compressors import Sign
+from mpisign.compressors import NoisySign, Sign, Sparsign, StochasticSign
 from mpisign.compressors.base import State
 from mpisign.errors import WireError
 from mpisign.horovod import roll_call
 from mpisign.horovod.members import named_by_optimizers
 from mpisign.horovod.vote import Like, VoteCompression
 from mpisign.stats import stage, stats
+
+_STATELESS = (Sign, Sparsign, NoisySign, StochasticSign)
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,6 @@ class CounterVote(VoteCompression):
     def decompress(self, tensor: torch.Tensor, ctx: _Context | None) -> torch.Tensor:
         if ctx is None:
             self._refuse_sparse()
-        assert ctx is not None
         like, size = ctx.like, ctx.size
         where = f"Compression (a gradient of shape {like.shape})"
         words = tensor.detach().cpu().numpy()
@@ -96,7 +97,7 @@ class CounterVote(VoteCompression):
         return counters.seed_of(words, roll.unscale, self.seed)
 
     def _state_of(self, tensor: torch.Tensor) -> State:
-        if isinstance(self.compressor, Sign):
+        if isinstance(self.compressor, _STATELESS):
             return {}
         member = self.members.find(tensor)
         if member is None:
@@ -104,9 +105,9 @@ class CounterVote(VoteCompression):
             member = self.members.find(tensor)
         if member is None:
             raise TypeError(
-                "Compression.signum: this tensor is no parameter's .grad, so its momentum cannot "
-                "be found (sparse_as_dense=True, or hvd.allreduce called directly). Use "
-                "Compression.sign, or Compression.signum(model.named_parameters()) with dense "
+                f"{type(self.compressor).__name__}: this tensor is no parameter's .grad, so its "
+                "momentum cannot be found (sparse_as_dense=True, or hvd.allreduce called directly)."
+                " Use Compression.sign, or give this the model.named_parameters(), with dense "
                 "gradients"
             )
         return member.state

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NoReturn
 
 import horovod.torch as hvd
 import torch
@@ -85,6 +85,8 @@ class VoteCompression:
         c, rank = self.compressor, self.process_set.rank()
         keys = {"seed": self.seed, "step": step, "rank": rank}
         out = out if len(out) == 2 else out[0]
+        if c.aggregate == "gathered_vote":  # which keeps no state on the tensor's device
+            tensor = tensor.detach().cpu()
         if tensor.device.type == "cpu":
             return c.pack([tensor], [state], out, [start], **keys)
         voted = c.voted_on(tensor, state).detach().cpu()
@@ -121,7 +123,7 @@ class VoteCompression:
         return Like(tensor)
 
     @staticmethod
-    def _refuse_sparse() -> None:
+    def _refuse_sparse() -> NoReturn:
         raise TypeError(
             f"{_FUNCTION}: a sparse gradient reached decompress, summed but not voted on. Pass "
             "sparse_as_dense=True to hvd.DistributedOptimizer (without named_parameters here), "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import warnings
 import weakref
@@ -79,7 +80,8 @@ class MajorityVoteState:
         self.lock = threading.RLock()
         self._saved: dict[str, Any] = {"steps": 0, "state": {}}
         self._members: dict[torch.Tensor, Member] = {}  # empty until the first step's last bucket
-        self._exchange = self._exchange_of([], _FUNCTION)
+        self._exchange = self._exchange_of([], _FUNCTION)  # checks the settings
+        self._exchange.function = _HOOK
         self.begin()
 
     def begin(self) -> None:
@@ -161,8 +163,7 @@ class MajorityVoteState:
     def take(self, bucket: dist.GradBucket) -> None:
         """The gradients of one of DDP's buckets: starts what they complete."""
         if bucket.index() == 0 and self._exchange.started:
-            self._exchange.flush("an earlier backward pass broke off half way")
-            self._exchange.finish()
+            self._abandon()
         if bucket.buffer().is_sparse:
             self._reason = "DDP hands over a sparse gradient: make the embedding sparse=False"
             return
@@ -179,6 +180,14 @@ class MajorityVoteState:
                 continue
             member.grad = _own_gradient(p, grad)
             self._exchange.ready(member)
+
+    def _abandon(self) -> None:
+        """Ends a step whose backward pass broke off, for which ranks that go on with it wait."""
+        with contextlib.suppress(Exception):  # who called that pass has seen why
+            try:
+                self._exchange.flush("a backward pass broke off half way")
+            finally:
+                self._exchange.finish()
 
     def finish(self) -> None:
         """The step's end, after all of DDP's buckets: every gradient becomes the aggregate."""

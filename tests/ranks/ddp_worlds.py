@@ -1,0 +1,150 @@
+"""Ranks over torch.distributed, a small model, and the votes on its gradients by NumPy."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import references
+
+RANK = SIZE = 0
+
+
+def begin(folder):
+    """The process group: torchrun's, or, of mpirun's ranks, over a file in ``folder``."""
+    global RANK, SIZE
+    torch.set_num_threads(1)
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        dist.init_process_group("gloo")
+    else:
+        rank, size = (int(os.environ[f"OMPI_COMM_WORLD_{n}"]) for n in ("RANK", "SIZE"))
+        store = dist.FileStore(str(folder / "store"), size)
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=size)
+    RANK, SIZE = dist.get_rank(), dist.get_world_size()
+
+
+def finish(checks):
+    dist.barrier()
+    print(f"\nrank {RANK}: {checks} checks passed\n", flush=True)
+    dist.destroy_process_group()
+
+
+class Net(torch.nn.Module):
+    """Odd sizes; layers that are used in another order than they were made in."""
+
+    def __init__(self, seed=0, extra=False):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.last = torch.nn.Linear(13, 3)
+        self.first = torch.nn.Linear(7, 13)
+        self.middle = torch.nn.Linear(13, 13, bias=False)
+        if extra:
+            self.sometimes = torch.nn.Linear(13, 13, bias=False)
+            self.never = torch.nn.Linear(2, 1, bias=False)
+
+    def forward(self, x, extra=False, breaks=False):
+        for name in ("first", "middle", "sometimes", "last"):
+            if name == "sometimes" and not extra:
+                continue
+            if name == "middle" and breaks:
+                x = _BreakOff.apply(x)
+            layer = getattr(self, name)
+            x = layer(x.to(layer.weight.dtype)).tanh()
+        return x
+
+
+def batch(step):
+    generator = torch.Generator().manual_seed(1000 * step + RANK)
+    return torch.randn(4, 7, generator=generator)
+
+
+class _BreakOff(torch.autograd.Function):
+    """Ends a backward pass in the middle."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        raise RuntimeError("broke off")
+
+
+def loss_of(model, step, nan=False, breaks=False):
+    x = batch(step)
+    if nan:
+        x[0, 0] = torch.nan
+    return (model(x, breaks=breaks) - x[:, :3]).square().mean()
+
+
+def local_gradients(net, step):
+    """{name: this rank's own gradient}, by a copy that knows of no other rank."""
+    alone = copy.deepcopy(net)
+    alone.zero_grad()
+    loss_of(alone, step).backward()
+    return {n: p.grad for n, p in alone.named_parameters()}
+
+
+def gathered(x):
+    """Of every rank, by rank."""
+    xs = [None] * SIZE
+    dist.all_gather_object(xs, x)
+    return xs
+
+
+def everyone(gradients):
+    return gathered(gradients)
+
+
+def votes_without_ties(gradients, state, step):
+    """Zeros abstain, ties are zero: needs no random bits, and so no layout."""
+    return {
+        name: torch.stack([g[name].float().sign() for g in gradients])
+        .sum(0)
+        .sign()
+        .to(gradients[0][name].dtype)
+        for name in gradients[0]
+    }
+
+
+def reference_votes(gradients, state, step):
+    """Random zeros and ties, by the places in the state's buckets."""
+    votes = {}
+    for bucket in state._exchange.buckets:
+        seed = (state.seed + bucket.index * 0x9E3779B97F4A7C15) % (1 << 64)
+        for member, start in zip(bucket.members, bucket.layout.offsets, strict=True):
+            xs = [g[member.name].numpy() for g in gradients]
+            signs = [
+                references.pack(x, "random", seed, step, rank, 8 * start)[0]
+                for rank, x in enumerate(xs)
+            ]
+            n = xs[0].size
+            sign, _ = references.majority(np.stack(signs), None, "random", seed, step, 8 * start, n)
+            (vote,) = references.votes_of(sign[None], None, n)
+            votes[member.name] = torch.from_numpy(vote.astype(np.float32)).view(xs[0].shape)
+    return votes
+
+
+def same_replicas(net):
+    """SHA-256 over all parameters, of every rank."""
+    digest = hashlib.sha256()
+    for p in net.parameters():
+        digest.update(p.detach().view(torch.uint8).numpy().tobytes())
+    assert len(set(gathered(digest.hexdigest()))) == 1
+
+
+def raised(kinds, function):
+    """The text of the error that ``function`` must raise."""
+    try:
+        function()
+    except kinds as error:
+        return str(error)
+    raise AssertionError(f"rank {RANK}: nothing was raised")

@@ -1,0 +1,128 @@
+"""FSDP's communication hooks, version 1 and 2, on every rank: started by tests/test_ddp.py."""
+
+from __future__ import annotations
+
+import pickle
+
+import ddp_worlds as worlds
+import torch
+from ddp_worlds import (
+    Net,
+    batch,
+    everyone,
+    gathered,
+    local_gradients,
+    loss_of,
+    raised,
+    votes_without_ties,
+)
+from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy, fully_shard
+
+import mpisign.fsdp
+from mpisign.compressors import Sign, StochasticSign
+from mpisign.errors import NaNError
+
+ABSTAINING = Sign(zeros="abstain", ties="zero")
+
+
+def each_layer(module, recurse, nonwrapped_numel):
+    return recurse or isinstance(module, torch.nn.Linear)
+
+
+def sharded(net, state, strategy, **options):
+    model = FullyShardedDataParallel(
+        net,
+        sharding_strategy=strategy,
+        device_id=torch.device("cpu"),
+        auto_wrap_policy=each_layer,
+        use_orig_params=True,
+        **options,
+    )
+    model.register_comm_hook(state, mpisign.fsdp.majority_vote_hook)
+    return model
+
+
+def whole(model, strategy):
+    """{name: the whole gradient}."""
+    if strategy == ShardingStrategy.NO_SHARD:
+        found = dict(model.named_parameters())
+        return {clean(n): p.grad.clone() for n, p in found.items()}
+    with FullyShardedDataParallel.summon_full_params(model, with_grads=True):
+        return {clean(n): p.grad.clone() for n, p in model.named_parameters()}
+
+
+def clean(name):
+    return name.replace("_fsdp_wrapped_module.", "")
+
+
+def expected(net, step):
+    return votes_without_ties(everyone(local_gradients(net, step)), None, step)
+
+
+def check_fsdp1_votes():
+    for strategy in (
+        ShardingStrategy.FULL_SHARD,
+        ShardingStrategy.SHARD_GRAD_OP,
+        ShardingStrategy.NO_SHARD,
+    ):
+        state = mpisign.fsdp.MajorityVoteState(None, ABSTAINING)
+        model = sharded(Net(), state, strategy)
+        for step in range(4):
+            want = expected(Net(), step)
+            model.zero_grad()
+            if step == 1:  # raised on all, and the next step is as good as any
+                loss = loss_of(model, step, nan=worlds.RANK == 1)
+                error = raised(NaNError, loss.backward)
+                assert "on rank 1" in error and len(set(gathered(error))) == 1, error
+                continue
+            if step == 3:
+                state = pickle.loads(pickle.dumps(state))
+                assert state.calls == 9
+            loss_of(model, step).backward()
+            got = whole(model, strategy)
+            for name, grad in want.items():
+                assert torch.equal(got[name].view_as(grad), grad), (strategy, step, name)
+
+
+def check_fsdp2_votes():
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        state = mpisign.fsdp.MajorityVoteState(None, ABSTAINING)
+        model = Net().to(dtype)
+        for layer in model.children():
+            fully_shard(layer)
+        fully_shard(model)
+        mpisign.fsdp.register_comm_hook(model, state)
+        for step in range(3):
+            want = expected(Net().to(dtype), step)
+            model.zero_grad()
+            if step == 1:
+                loss = loss_of(model, step, nan=worlds.RANK == 1)
+                error = raised(NaNError, loss.backward)
+                assert "on rank 1" in error and len(set(gathered(error))) == 1, error
+                continue
+            loss_of(model, step).backward()
+            for name, p in model.named_parameters():
+                assert torch.equal(p.grad.full_tensor(), want[name]), (dtype, step, name)
+
+
+def check_random_bits_go_on_after_a_checkpoint():
+    compressor = StochasticSign(bound=1.0)
+    strategy = ShardingStrategy.FULL_SHARD
+
+    def after(steps, state):
+        model = sharded(Net(), state, strategy)
+        for _ in range(steps):
+            model.zero_grad()
+            (model(batch(7)) ** 2).mean().backward()
+        return whole(model, strategy)
+
+    state = mpisign.fsdp.MajorityVoteState(None, compressor, seed=3)
+    after(2, state)
+    kept = state.state_dict()
+    third = after(1, state)
+    again = mpisign.fsdp.MajorityVoteState(None, compressor, seed=3)
+    again.load_state_dict(kept)
+    same = after(1, again)
+    other = after(1, again)
+    assert all(torch.equal(third[n], same[n]) for n in third)
+    assert not all(torch.equal(third[n], other[n]) for n in third)

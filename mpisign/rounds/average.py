@@ -31,6 +31,8 @@ class AverageRound(Round):
         for m, part in zip(self.members, parts, strict=True):
             if m.grad is not None:
                 part[:] = m.grad.detach().cpu().float().reshape(-1).numpy()
+        # An allreduce may block, so that ranks must come to those of a step's buckets in one order.
+        yield channel.queue.turn(line.tag)
         yield line.allreduce(mean)
         mean /= np.float32(line.size)
         for i, (m, part) in enumerate(zip(self.members, parts, strict=True)):

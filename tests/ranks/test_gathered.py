@@ -9,8 +9,8 @@ from test_every_compressor import on_ranks, parameters, started, take
 from worlds import SIZE
 
 import mpisign
-from mpisign.compressors import EFSign, Sparsign, TernGrad
-from mpisign.errors import WireError
+from mpisign.compressors import EFSign, EFSparsign, Sparsign, TernGrad
+from mpisign.errors import CollectiveError, WireError
 from mpisign.transports import threads
 
 
@@ -65,3 +65,24 @@ def test_few_votes_take_few_bytes():
             assert used < 1.01
         else:
             assert bits * 0.98 < used < bits * 1.02
+
+
+def test_a_shared_residual_that_differs_is_found(monkeypatch):
+    monkeypatch.setenv("MPISIGN_CHECK_EVERY", "1")
+    if SIZE > 1:
+        pytest.skip("ranks are threads here")
+
+    def train(comm):
+        ps = parameters()
+        optimizer = started(ps, comm, EFSparsign())
+        ones = [torch.ones_like(x) for x in ps]
+        take(optimizer, ps, ones, 0.1)
+        take(optimizer, ps, ones, 0.1)
+        exchange = optimizer.mpisign.exchange
+        if comm.rank == 1:
+            exchange.members[3].state["residual"][0, 1] = -5
+        take(optimizer, ps, ones, 0.1)
+        with pytest.raises(CollectiveError, match="replicas differ .* against rank 1"):
+            take(optimizer, ps, ones, 0.1)
+
+    threads.run(3, train)

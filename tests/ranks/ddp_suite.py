@@ -281,6 +281,28 @@ def check_a_checkpoint_that_does_not_fit():
     assert "must be what" in raised(ValueError, lambda: other.load_state_dict({}))
 
 
+def check_groups():
+    """Of some ranks, and whatever else connects the ranks of DDP's."""
+    part = dist.new_group([0, 1])
+    if worlds.RANK < 2:
+        net = Net()
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        state = mpisign.ddp.MajorityVoteState(part, "signum", optimizer=optimizer)
+        model = DistributedDataParallel(net, process_group=part)
+        model.register_comm_hook(state, mpisign.ddp.majority_vote_hook)
+        train(model, optimizer, 2)
+        same_replicas(net, part)
+    if "OMPI_COMM_WORLD_RANK" in os.environ:
+        nets = []
+        for group in (None, mpisign.Communicator("mpi")):
+            nets.append(Net())
+            model, optimizer, state = wrapped(nets[-1], "signum")
+            state.process_group = group
+            train(model, optimizer, 3)
+        for a, b in zip(*(net.parameters() for net in nets), strict=True):
+            assert torch.equal(a, b)
+
+
 def check_uneven_inputs():
     """DDP's join(): a rank without inputs abstains."""
     net = Net()

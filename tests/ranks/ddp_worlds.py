@@ -93,10 +93,10 @@ def local_gradients(net, step):
     return {n: p.grad for n, p in alone.named_parameters()}
 
 
-def gathered(x):
+def gathered(x, group=None):
     """Of every rank, by rank."""
-    xs = [None] * SIZE
-    dist.all_gather_object(xs, x)
+    xs = [None] * dist.get_world_size(group)
+    dist.all_gather_object(xs, x, group)
     return xs
 
 
@@ -133,12 +133,12 @@ def reference_votes(gradients, state, step):
     return votes
 
 
-def same_replicas(net):
+def same_replicas(net, group=None):
     """SHA-256 over all parameters, of every rank."""
     digest = hashlib.sha256()
     for p in net.parameters():
         digest.update(p.detach().view(torch.uint8).numpy().tobytes())
-    assert len(set(gathered(digest.hexdigest()))) == 1
+    assert len(set(gathered(digest.hexdigest(), group))) == 1
 
 
 def raised(kinds, function):

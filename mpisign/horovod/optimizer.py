@@ -12,6 +12,7 @@ from horovod.torch.optimizer import DistributedOptimizer as _horovods
 
 from mpisign import policies
 from mpisign.compressors import Compressor, resolve
+from mpisign.compressors.uncompressed import Uncompressed
 from mpisign.gradients.plan import BUCKET_SIZE
 from mpisign.gradients.skip import Rule
 from mpisign.horovod.gradients import HorovodGradients
@@ -64,7 +65,7 @@ def DistributedOptimizer(
         return _horovods(  # type: ignore[no-any-return]
             optimizer,
             named_parameters,
-            hvd.Compression.none if isinstance(compression, str) else compression,
+            compression if hasattr(compression, "compress") else hvd.Compression.none,
             backward_passes_per_step,
             op,
             gradient_predivide_factor,
@@ -109,12 +110,10 @@ def _compressor(compression: Any) -> Compressor | None:
     """None for what is Horovod's own."""
     if isinstance(compression, VoteCompression):
         return compression.compressor
-    if compression == "none":
+    if all(callable(getattr(compression, name, None)) for name in ("compress", "decompress")):
         return None
-    theirs = callable(getattr(compression, "compress", None)) and callable(
-        getattr(compression, "decompress", None)
-    )
-    return None if theirs else resolve(_FUNCTION, compression)
+    compressor = resolve(_FUNCTION, compression)
+    return None if isinstance(compressor, Uncompressed) else compressor
 
 
 def _check(optimizer: Any, compressor: Compressor, passes: int, op: Any, predivide: float) -> None:

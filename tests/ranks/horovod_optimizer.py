@@ -34,8 +34,8 @@ from mpisign.horovod import Compression as ForHorovod
 from mpisign.horovod import DistributedOptimizer
 
 N = int(sys.argv[1])
+NAMES = [name for name in COMPRESSORS if name != "none"]
 EXACT = Sign(zeros="abstain", ties="zero", nan="abstain")
-ELASTIC_NAMES = {"lr": 0.01, "weight_decay": 1e-3}
 
 
 def network(seed=0):
@@ -65,7 +65,7 @@ def ours(net, lr=0.01, inner=torch.optim.SGD, **options):
 
 def every_compressor():
     """Replicas, and the same bits as from the optimizer for plain MPI over the same wire."""
-    for name in COMPRESSORS:
+    for name in NAMES:
         net, other = network(), network()
         before = digest(net.parameters())
         take(net, ours(net, compression=name, bucket_size=150), 5)
@@ -387,6 +387,57 @@ def handed_over():
     check("Compression.signum()", digest(net.parameters()) == digest(other.parameters()))
 
 
+def under_horovods():
+    """Every compressor under the unmodified optimizer: the same bits as over plain MPI."""
+    for name in NAMES:
+        net, other = network(), network()
+        before = digest(net.parameters())
+        named = list(net.named_parameters())
+        optimizer = hvd.DistributedOptimizer(
+            torch.optim.SGD(net.parameters(), lr=0.01),
+            named_parameters=named,
+            compression=getattr(ForHorovod, name)(named, seed=5),
+        )
+        in_order = sorted(other.named_parameters())
+        sgd = torch.optim.SGD([p for _, p in in_order], lr=0.01)
+        comm = hvd.global_process_set
+        mpisign.DistributedOptimizer(sgd, in_order, comm=comm, compression=name, seed=5)
+        for step in range(3):
+            optimizer.param_groups[0]["lr"] = sgd.param_groups[0]["lr"] = 0.01 / (1 + step)
+            take(net, optimizer, 1, first=step)
+            take(other, sgd, 1, first=step)
+        after = digest(net.parameters())
+        check(
+            f"hvd, {name}: as by mpisign.DistributedOptimizer", after == digest(other.parameters())
+        )
+        check(f"hvd, {name}: moves", after != before)
+        same_everywhere(f"hvd, {name}: replicas", after)
+
+
+def counters():
+    """Compressions as they come: counters, or an error that helps."""
+    for name in NAMES:
+        net = network()
+        optimizer = hvd.DistributedOptimizer(
+            torch.optim.SGD(net.parameters(), lr=0.01),
+            named_parameters=net.named_parameters(),
+            compression=getattr(ForHorovod, name),
+        )
+        if COMPRESSORS[name].aggregate in ("vote", "gathered_vote"):
+            take(net, optimizer, 2)
+            same_everywhere(f"counters, {name}: replicas", digest(net.parameters()))
+            continue
+        text = f"Compression.{name}(model.named_parameters())"
+        raises(f"counters, {name}", TypeError, text, lambda n=net: loss(n, 0).backward())
+        optimizer._handles.clear()
+    raises(
+        "local steps",
+        ValueError,
+        "mpisign.horovod.DistributedOptimizer",
+        lambda: ForHorovod.ef_sparsign(network().named_parameters(), local_steps=2),
+    )
+
+
 def two_optimizers():
     """One backward pass through two models, whose layers each rank reaches in its own order."""
     nets = [network(0), network(1)]
@@ -409,7 +460,8 @@ def main():
     wanted = sys.argv[2:]
     checks = [
         every_compressor, orders, groups, nobody_uses, clipping, assertions, doors, errors, states,
-        broadcasts, sums, sparse, skips, handed_over, two_optimizers,
+        broadcasts, sums, sparse, skips, handed_over, under_horovods, counters,
+        two_optimizers,
     ]  # fmt: skip
     for function in checks:
         if not wanted or function.__name__ in wanted:

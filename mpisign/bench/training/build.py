@@ -14,7 +14,13 @@ from mpisign.bench.errors import BenchError
 from mpisign.bench.training import rates
 from mpisign.bench.training.names import Named
 from mpisign.bench.wire.via import Via
+from mpisign.compressors import resolve
+from mpisign.gradients.plan import BUCKET_SIZE, cut
+from mpisign.gradients.skip import rule_for
+from mpisign.rounds.member import Member
 
+_IN_BUCKETS = ("mpi", "horovod", "ddp")
+_ONE_BUCKET = 1 << 20  # MB
 _POWERSGD_RANK = 1
 _PLAIN_STEPS = 2  # the fewest that torch's hook asks for, before it compresses
 
@@ -32,7 +38,7 @@ class Training:
     optimizer: torch.optim.Optimizer
     lr: float
     saved: Callable[[], Any] = dict
-    buckets: Callable[[], Any] = list
+    bucket: int = 0
 
     def step(self, images: torch.Tensor, labels: torch.Tensor) -> None:
         """Forward, backward and update, as a training script writes them."""
@@ -43,11 +49,6 @@ class Training:
     def state(self) -> int:
         """Bytes that the way says it keeps: momentum, residual."""
         return _tensors(self.optimizer.state_dict()) + _tensors(self.saved())
-
-    def bucket(self) -> int:
-        """Bytes of the largest bucket's plane; 0 if there is one bucket, or none of ours."""
-        lengths = [b.layout.nbytes for b in self.buckets()]
-        return max(lengths) if len(lengths) > 1 else 0
 
 
 @contextmanager
@@ -86,7 +87,20 @@ def build(way: Named, net: nn.Module, via: Via | None, lr: float, seed: int) -> 
         "horovod-fp16": _horovod_peer,
     }.get(way.front, _ddp)
     front(way, training, via, seed)
+    if way.ours:
+        training.bucket = _bucket(way, net)
     return training
+
+
+def _bucket(way: Named, net: nn.Module) -> int:
+    """Bytes of the largest bucket's plane, where gradients travel in several."""
+    if way.front not in _IN_BUCKETS:
+        return 0
+    compressor = resolve("build", way.compressor)
+    members = [Member(name, p) for name, p in net.named_parameters()]
+    rule = rule_for("build", "auto", compressor)
+    buckets = cut("build", members[::-1], compressor, rule, BUCKET_SIZE)
+    return max(b.layout.nbytes for b in buckets)
 
 
 def _nothing(way: Named, training: Training, via: Via | None, seed: int) -> None:
@@ -95,7 +109,6 @@ def _nothing(way: Named, training: Training, via: Via | None, seed: int) -> None
 
 def _mpi(way: Named, training: Training, via: Via | None, seed: int) -> None:
     import mpisign
-    from mpisign.gradients.hooks import KEY
 
     assert via is not None
     training.optimizer = mpisign.DistributedOptimizer(
@@ -106,20 +119,15 @@ def _mpi(way: Named, training: Training, via: Via | None, seed: int) -> None:
         seed=seed,
         overlap=way.front == "mpi",
     )
-    training.buckets = lambda: getattr(training.optimizer, KEY).exchange.buckets
 
 
 def _horovod(way: Named, training: Training, via: Via | None, seed: int) -> None:
     import mpisign.horovod
 
-    # Not built in every version: said in the table's row, not by an AttributeError.
-    wrap: Any = getattr(mpisign.horovod, "DistributedOptimizer", None)
-    if wrap is None:
-        raise BenchError("this mpisign has no mpisign.horovod.DistributedOptimizer")
-    training.optimizer = wrap(
+    training.optimizer = mpisign.horovod.DistributedOptimizer(
         training.optimizer,
         training.net.named_parameters(),
-        compression=_made(way.compressor),
+        compression=way.compressor,
         seed=seed,
     )
 
@@ -155,10 +163,12 @@ def _ddp(way: Named, training: Training, via: Via | None, seed: int) -> None:
     from mpisign.bench.wire.via_torch import TorchVia
 
     assert isinstance(via, TorchVia)
-    group = None
+    more: dict[str, Any] = {}
     if way.name == "ddp-powersgd":
-        group = via.group("powersgd")  # on Gloo the hook can hang: the group's timeout ends it
-    ddp: Any = nn.parallel.DistributedDataParallel(training.net, process_group=group)
+        # One bucket: with several the hook starts allreduces in another order on each rank, and
+        # hangs on Gloo. If it does so still, the timeout of a group of its own ends it.
+        more = {"process_group": via.group("powersgd"), "bucket_cap_mb": _ONE_BUCKET}
+    ddp: Any = nn.parallel.DistributedDataParallel(training.net, **more)
     training.module = ddp
     if way.ours:
         _our_hook(way, training, ddp, seed)
@@ -166,7 +176,7 @@ def _ddp(way: Named, training: Training, via: Via | None, seed: int) -> None:
         ddp.register_comm_hook(None, default_hooks.fp16_compress_hook)
     elif way.name == "ddp-powersgd":
         state = powerSGD_hook.PowerSGDState(
-            group,
+            more["process_group"],
             matrix_approximation_rank=_POWERSGD_RANK,
             start_powerSGD_iter=_PLAIN_STEPS,
         )
@@ -174,20 +184,17 @@ def _ddp(way: Named, training: Training, via: Via | None, seed: int) -> None:
 
 
 def _our_hook(way: Named, training: Training, ddp: Any, seed: int) -> None:
-    try:
-        import mpisign.ddp as ours
-    except ImportError as error:
-        raise BenchError(f"this mpisign has no mpisign.ddp: {error}") from error
-    state = ours.MajorityVoteState(compression=_made(way.compressor), seed=seed)
-    training.saved = state.__getstate__
+    import mpisign.ddp as ours
+
+    state = ours.MajorityVoteState(
+        None,
+        way.compressor,
+        seed=seed,
+        named_parameters=training.net.named_parameters(),
+        optimizer=training.optimizer,
+    )
+    training.saved = state.state_dict
     ddp.register_comm_hook(state, ours.majority_vote_hook)
-
-
-def _made(name: str) -> Any:
-    """A compressor with its defaults."""
-    from mpisign.compressors import resolve
-
-    return resolve("mpisign bench training", name)
 
 
 def _tensors(saved: Any) -> int:

@@ -45,14 +45,14 @@ def measure(
 ) -> list[MemoryRow]:
     """A row a way, the step without communication first, whose memory does not count.
 
-    Each way trains a small model before: what is loaded and made once is not counted.
+    Each way trains small models before: what is loaded and made once is not counted.
     """
     _give_back_at_once()
     found: dict[str, _Peak] = {}
     told: list[tuple[Named, float, str, bool | None]] = []
     for way, lr in sorted(ways, key=lambda pair: pair[0].name != NONE):
         error, same = "", None
-        for parameters in (_SMALL, trainer.settings.parameters):
+        for parameters in (_SMALL, _SMALL, trainer.settings.parameters):
             begin(f"{way.name}, {coordinates(parameters)} parameters")
             try:
                 if not error:
@@ -99,7 +99,7 @@ def _of(trainer: Trainer, way: Named, lr: float, parameters: int) -> tuple[_Peak
             feed = trainer.feed(0)
             traced, resident = _peaks(trainer, training, feed, way.name)
             same = trainer.identical(way, training)
-            own = [traced, resident - before, training.state(), training.bucket()]
+            own = [traced, resident - before, training.state(), training.bucket]
     finally:
         tracemalloc.stop()
     most = trainer.control.gather(np.array(own, dtype=np.int64)).max(axis=0)

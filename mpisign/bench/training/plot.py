@@ -30,7 +30,7 @@ def write(path: Path, record: Record) -> None:
     height = 4.8 if curves else 1.5 + 0.36 * len(rows)
     figure = Figure(figsize=(8.4, height), dpi=150, layout="constrained")
     axis = figure.subplots()
-    draw = {StepRow: _steps, AccuracyRow: _accuracy, MemoryRow: _memory}[type(rows[0])]
+    draw: Any = {StepRow: _steps, AccuracyRow: _accuracy, MemoryRow: _memory}[type(rows[0])]
     what = draw(axis, rows)
     axis.grid(True, color="#dddddd", linewidth=0.7)
     axis.spines[["top", "right"]].set_visible(False)

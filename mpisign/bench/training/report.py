@@ -34,16 +34,16 @@ def report(record: Record) -> None:
     sys.stdout.flush()
     tables = table.markdown(record)
 
-    def plot(path: Path) -> None:
-        from mpisign.bench.training import plot  # matplotlib: only if asked for
+    def draw(path: Path) -> None:
+        from mpisign.bench.training.plot import write  # matplotlib: only if asked for
 
-        plot.write(path, record)
+        write(path, record)
 
     s = record.settings
     files.write_all(
         [
             ("--json", s.json, record.write),
             ("--markdown", s.markdown, lambda p: files.write_between_marks(p, MARK, tables)),
-            ("--plot", s.plot, plot),
+            ("--plot", s.plot, draw),
         ]
     )

@@ -84,7 +84,8 @@ def _join(
             if name == "horovod" and control.name == "mpi":
                 found[name] = ""
             else:
-                via = start(name, control, seconds)
+                # Sooner than the watchdog: who hangs in Gloo is a row's error, not the run's end.
+                via = start(name, control, seconds / 2)
                 opened.append(via)
                 found[name] = via
         except (BenchError, LauncherError) as error:
@@ -130,7 +131,7 @@ def _turns(settings: Settings, ways: int) -> int:
     """What progress is told of."""
     each = {
         "step": settings.repeat + 1,
-        "memory": 2,
+        "memory": 3,
         "accuracy": 1 + settings.seeds,
         "tune": (1 + settings.seeds) * len(rates.grid(1.0)),
     }

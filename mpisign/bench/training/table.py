@@ -124,7 +124,10 @@ def footnotes(record: Record) -> list[str]:
     told = [f"Ranks: {on(record.nodes)}.", _COLUMNS[record.settings.mode]]
     names = [row.way for row in record.rows]
     if "ddp-powersgd" in names:
-        told.append("ddp-powersgd: rank 1, from the second step on, error feedback, warm start.")
+        told.append(
+            "ddp-powersgd: rank 1, from the third step on, error feedback, warm start, in one bucket: "
+            "in several, torch's hook hangs on Gloo."
+        )
     apart = [row.way for row in record.rows if row.identical is False]
     if apart:
         told.append(f"ERROR: REPLICAS DIFFER after {', '.join(apart)}: its figures mean nothing.")

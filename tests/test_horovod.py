@@ -64,7 +64,7 @@ def test_one_process():
 
 @pytest.mark.slow
 def test_a_rank_that_comes_later(tmp_path):
-    """horovodrun's elastic mode, from two ranks to three, both ways."""
+    """horovodrun's elastic mode, from two ranks to three, every way."""
     hosts, discover = tmp_path / "hosts", tmp_path / "discover"
     hosts.write_text("localhost:2\n")
     discover.write_text(f"#!/bin/sh\ncat {hosts}\n")
@@ -74,8 +74,9 @@ def test_a_rank_that_comes_later(tmp_path):
     script = [sys.executable, "tests/ranks/horovod_elastic.py", str(hosts)]
     output = run([*command, *script], env=ENV, timeout=150).stdout
     show(output)
-    for way in ("counters", "planes"):
+    for way in ("counters", "planes", "ours", "shared"):
         assert f"ok {way}: replicas of 3" in output
+    assert "ok shared: residuals of 3" in output and "ok ours: steps of 3" in output
 
 
 def own_network():

@@ -7,7 +7,7 @@ import torch
 from horovod_checks import check, finish, raises
 
 from mpisign.errors import NaNError
-from mpisign.horovod import Compression
+from mpisign.horovod import Compression, DistributedOptimizer
 
 STEPS, LR, BETA = 30, 0.01, 0.9
 
@@ -40,10 +40,13 @@ def by_horovod(kind, way, per_step, set_to_none, inner):
     model = network()
     named = list(model.named_parameters())
     make = getattr(Compression, kind)
-    optimizer = hvd.DistributedOptimizer(
+    build, compression = hvd.DistributedOptimizer, make(named) if way == "planes" else make
+    if way == "ours":
+        build, compression = DistributedOptimizer, kind
+    optimizer = build(
         inner(model.parameters(), lr=LR),
         named_parameters=named,
-        compression=make(named) if way == "planes" else make,
+        compression=compression,
         backward_passes_per_step=per_step,
     )
     for step in range(STEPS):
@@ -63,7 +66,7 @@ def main():
     hvd.init()
     torch.set_num_threads(1)
     for kind in ("sign", "signum"):
-        for way in ("counters", "planes"):
+        for way in ("counters", "planes", "ours"):
             for per_step, set_to_none in ((1, True), (1, False), (2, True)):
                 got = by_horovod(kind, way, per_step, set_to_none, torch.optim.SGD)
                 same = all(

@@ -49,7 +49,12 @@ def write(path: Path, study: Study, summaries: Sequence[Summary]) -> None:
         label: h for a in axes for h, label in zip(*a.get_legend_handles_labels(), strict=True)
     }
     figure.legend(
-        handles.values(), handles.keys(), loc="outside lower center", ncols=5, frameon=False
+        handles.values(),
+        handles.keys(),
+        loc="outside lower center",
+        ncols=1 + 2 * columns,
+        fontsize=8.5,
+        frameon=False,
     )
     figure.suptitle(study.title, fontsize=12, x=0.01, ha="left")
     figure.savefig(path)

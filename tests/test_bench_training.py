@@ -155,7 +155,7 @@ def test_help_explains_the_columns(capsys):
     assert all(c in told for c in ("x none", "x fp16", "on link", "cpu", "replicas", "traced"))
     assert all(name in told for name in (*names.PEERS, *names.FRONTS, *names.COMPRESSORS))
     assert max(map(len, told.splitlines())) <= 100
-    assert set(names.COMPRESSORS) == set(COMPRESSORS)
+    assert set(names.COMPRESSORS) == set(COMPRESSORS) - {"none"}
 
 
 def test_names():
@@ -221,7 +221,5 @@ def test_memory_beside_its_limit():
         MemoryRow("mpi-at-step-signum", True, traced=120, bucket=None, **known),
         MemoryRow("none", False, traced=0, bucket=None, **known),
     ]
-    assert [(g.got, g.met) for g in goals(rows, Nodes((0, 0)), 800)] == [
-        (120 / 130, True),
-        (1.2, False),
-    ]
+    (goal,) = goals(rows, Nodes((0, 0)), 800)
+    assert goal.got == 120 / 130 and goal.met and goal.what.startswith("mpi-signum")

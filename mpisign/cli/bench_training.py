@@ -61,7 +61,7 @@ the table of --memory:
   traced     peak during a step of what Python's tracemalloc sees, NumPy's memory with it, beyond
              the step without communication; planes: the same in planes, d / 8 bytes
   resident   the same by the kernel, state left out: every library's memory
-  limit      one plane and the plane of the largest bucket, which this project allows itself
+  limit      one plane and one bucket of gradients, which this project allows itself
 
 examples:
   scripts/netlab run --nodes 4 --rate 1gbit -- mpirun -n 4 mpisign bench training

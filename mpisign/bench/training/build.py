@@ -30,7 +30,7 @@ class Training:
     """``module`` is called, ``net`` has the parameters: another only where DDP wraps it.
 
     ``saved``: what a checkpoint would hold beside the optimizer's own, for a way that keeps
-    anything. ``lr``: where its schedule starts.
+    anything. ``lr``: where its schedule starts. ``bucket``: bytes of its largest bucket, in fp32.
     """
 
     net: nn.Module
@@ -93,14 +93,14 @@ def build(way: Named, net: nn.Module, via: Via | None, lr: float, seed: int) -> 
 
 
 def _bucket(way: Named, net: nn.Module) -> int:
-    """Bytes of the largest bucket's plane, where gradients travel in several."""
+    """Bytes of the largest bucket's gradients, where they travel in several."""
     if way.front not in _IN_BUCKETS:
         return 0
     compressor = resolve("build", way.compressor)
     members = [Member(name, p) for name, p in net.named_parameters()]
     rule = rule_for("build", "auto", compressor)
     buckets = cut("build", members[::-1], compressor, rule, BUCKET_SIZE)
-    return max(b.layout.nbytes for b in buckets)
+    return 4 * max(sum(b.layout.lengths) for b in buckets)
 
 
 def _nothing(way: Named, training: Training, via: Via | None, seed: int) -> None:

@@ -150,8 +150,8 @@ class MemoryRow(Row):
 
     Peaks during a step, beyond those of the step without communication and its momentum:
     ``traced``: what Python's tracemalloc sees, all of NumPy's memory with it; ``resident``: the
-    kernel's, all libraries' memory, without ``state``. ``plane``: d / 8; ``bucket``: the plane of
-    the largest bucket, where there are several.
+    kernel's, all libraries' memory, without ``state``. ``plane``: d / 8; ``bucket``: the
+    largest bucket's gradients, where they travel in several.
     """
 
     state: int | None = None
@@ -163,4 +163,4 @@ class MemoryRow(Row):
     @property
     def limit(self) -> int | None:
         """One plane and one bucket."""
-        return self.plane + (self.bucket or 0) if self.ours and not self.error else None
+        return None if self.bucket is None else self.plane + self.bucket

@@ -125,8 +125,8 @@ def footnotes(record: Record) -> list[str]:
     names = [row.way for row in record.rows]
     if "ddp-powersgd" in names:
         told.append(
-            "ddp-powersgd: rank 1, from the third step on, error feedback, warm start, in one bucket: "
-            "in several, torch's hook hangs on Gloo."
+            "ddp-powersgd: rank 1, from the third step on, error feedback, warm start; in one "
+            "bucket, as in several torch's hook hangs on Gloo."
         )
     apart = [row.way for row in record.rows if row.identical is False]
     if apart:
@@ -158,7 +158,7 @@ _COLUMNS = {
     "communication. state: what a checkpoint holds of momenta and residuals, torch's included; "
     "traced: by Python's tracemalloc, all of NumPy's memory; resident: by the kernel, all "
     "libraries' memory, state left out; planes: in planes of d / 8 bytes; limit: one plane and the "
-    "plane of the largest bucket.",
+    "largest bucket's gradients, of those that travel in buckets.",
 }
 
 

@@ -281,6 +281,19 @@ def check_a_checkpoint_that_does_not_fit():
     assert "must be what" in raised(ValueError, lambda: other.load_state_dict({}))
 
 
+def check_a_rank_without_a_checkpoint():
+    """Is given what all share."""
+    first, _, state = trained("onebit", steps=2)
+    saved = state.state_dict()
+    net = Net(seed=9)
+    net.load_state_dict(first.state_dict())
+    model, optimizer, again = wrapped(net, "onebit")
+    last = worlds.RANK == worlds.SIZE - 1
+    again.load_state_dict({"steps": saved["steps"], "state": {}} if last else saved)
+    train(model, optimizer, 2, first=2)
+    same_replicas(net)
+
+
 def check_groups():
     """Of some ranks, and whatever else connects the ranks of DDP's."""
     part = dist.new_group([0, 1])

@@ -59,12 +59,14 @@ def _steps(axis: Any, rows: Sequence[StepRow]) -> str:
         axis.axvline(_GOAL * base, color=_LIMIT, linewidth=1, linestyle="--", label=label)
     _names(axis, rows)
     axis.set_xlim(0, 1.14 * max(r.time.high for r in rows if r.time))
-    _engineering(axis.xaxis, "s")
+    _engineering(axis.xaxis)
     return "Time of a training step, median of the rounds"
 
 
 def _accuracy(axis: Any, rows: Sequence[AccuracyRow]) -> str:
     """Each seed's curve thin, their mean thick, on a scale on which a factor is a distance."""
+    from matplotlib.ticker import LogLocator, NullFormatter, PercentFormatter
+
     colours = iter(_COLOURS * len(rows))
     for row in rows:
         colour = _PEERS.get(row.way) or next(colours)
@@ -73,19 +75,17 @@ def _accuracy(axis: Any, rows: Sequence[AccuracyRow]) -> str:
         points = list(zip(*(run.curve for run in row.runs), strict=True))
         x = [fmean(p.seconds for p in at) for at in points]
         y = [fmean(p.accuracy for p in at) for at in points]
-        axis.plot(x, y, color=colour, linewidth=2, label=f"{row.way}, lr {row.lr:g}")
+        label = f"{row.way}, lr {row.lr:g}"
         if row.seconds is not None:
+            label += f": {row.seconds:#.3g} s"
             axis.plot(row.seconds, row.wanted, "o", color=colour, markersize=7, zorder=4)
-            axis.annotate(
-                f"{row.seconds:#.3g} s", (row.seconds, row.wanted), (0, -14),
-                textcoords="offset points", ha="center", fontsize=8, color=colour,
-            )  # fmt: skip
+        axis.plot(x, y, color=colour, linewidth=2, label=label)
     wanted = rows[0].wanted
     axis.axhline(wanted, color=_LIMIT, linewidth=1, linestyle="--", label=f"{wanted:.1%}")
     axis.set_xscale("log")
-    _engineering(axis.xaxis, "s")
-    from matplotlib.ticker import PercentFormatter
-
+    axis.xaxis.set_major_locator(LogLocator(10, subs=(1.0, 2.0, 5.0)))
+    axis.xaxis.set_minor_formatter(NullFormatter())
+    _engineering(axis.xaxis)
     axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axis.set_ylim(max(0.0, wanted - 0.25), 1.0)
     axis.set(xlabel="seconds of training", ylabel="test accuracy")
@@ -98,8 +98,9 @@ def _memory(axis: Any, rows: Sequence[MemoryRow]) -> str:
     rows = [row for row in rows if row.ours]
     for y, row in enumerate(rows):
         axis.barh(y, (row.traced or 0) / row.plane, color=_OURS, height=0.66)
-        limit = (row.limit or 0) / row.plane
-        axis.plot([limit] * 2, [y - 0.4, y + 0.4], color=_LIMIT, linewidth=2)
+        if row.limit:
+            x = row.limit / row.plane
+            axis.plot([x, x], [y - 0.4, y + 0.4], color=_LIMIT, linewidth=2)
     axis.plot([], [], "|", color=_LIMIT, markersize=10, markeredgewidth=2, label="the limit")
     _names(axis, rows)
     axis.set_xlabel("planes of d / 8 bytes, beyond parameters, gradients and stated state")
@@ -109,7 +110,8 @@ def _memory(axis: Any, rows: Sequence[MemoryRow]) -> str:
 def _names(axis: Any, rows: Sequence[Row]) -> None:
     axis.set_yticks(range(len(rows)), [row.way for row in rows], fontsize=8.5)
     axis.set_ylim(len(rows) - 0.4, -0.6)
-    axis.legend(fontsize=8.5, frameon=False, loc="lower right")
+    beside = {"loc": "lower center", "bbox_to_anchor": (0.5, 1), "ncols": 3}
+    axis.legend(fontsize=8.5, frameon=False, **beside)
 
 
 def _line(curve: Sequence[Any]) -> tuple[list[float], list[float]]:
@@ -125,7 +127,7 @@ def _colour(row: Row) -> str:
     return _PLAIN if row.way == NONE else _OURS if row.ours else _THEIRS
 
 
-def _engineering(axis: Any, unit: str) -> None:
+def _engineering(axis: Any) -> None:
     from matplotlib.ticker import EngFormatter
 
-    axis.set_major_formatter(EngFormatter(unit, sep=" "))
+    axis.set_major_formatter(EngFormatter("s", sep=" "))

@@ -175,7 +175,7 @@ def add_parser(kinds: Any) -> None:
         metavar="FILE",
         type=Path,
         help="write the tables in Markdown to a new FILE, or between two lines of FILE that read "
-        "<!-- mpisign bench training -->",
+        "<!-- mpisign bench training: step -->, accuracy, tune or memory in place of step",
     )
     parser.set_defaults(run=run, parser=parser)
 

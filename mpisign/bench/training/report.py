@@ -16,12 +16,15 @@ from mpisign.bench.wire.report import check_files
 from mpisign.bench.wire.table import WIDTH
 from mpisign.training.progress import on_terminal
 
-MARK = "<!-- mpisign bench training -->"
+
+def _mark(settings: Settings) -> str:
+    """One for each mode: a page can hold the tables of all."""
+    return f"<!-- mpisign bench training: {settings.mode} -->"
 
 
 def check(settings: Settings) -> None:
     """Raises BenchError for files that cannot be written, before anything is measured."""
-    check_files(settings.json, settings.plot, settings.markdown, MARK)
+    check_files(settings.json, settings.plot, settings.markdown, _mark(settings))
 
 
 def report(record: Record) -> None:
@@ -40,10 +43,11 @@ def report(record: Record) -> None:
         write(path, record)
 
     s = record.settings
+    mark = _mark(s)
     files.write_all(
         [
             ("--json", s.json, record.write),
-            ("--markdown", s.markdown, lambda p: files.write_between_marks(p, MARK, tables)),
+            ("--markdown", s.markdown, lambda p: files.write_between_marks(p, mark, tables)),
             ("--plot", s.plot, draw),
         ]
     )

@@ -25,7 +25,8 @@ class EFSign(Compressor):
     here: e is in units of g then, and a smaller lr shrinks what is still owed with it.
 
     What is not finite in float32 keeps its residual, and counts 0 in the mean under nan="abstain".
-    A rank without a gradient sends of its residual.
+    A rank without a gradient sends of its residual. When ranks come or go the others keep theirs;
+    what a rank that leaves still owed is lost.
 
     Source: Karimireddy et al. 2019, Error feedback fixes SignSGD and other gradient compression
     schemes, Algorithm 1; over ranks as Zheng et al. 2019, blockwise momentum SGD with error

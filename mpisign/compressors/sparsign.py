@@ -26,7 +26,7 @@ class Sparsign(Compressor):
     sparsification in the presence of data heterogeneity, Definition 1 and Algorithm 1.
     """
 
-    budget: float = 1.0
+    budget: float = 10.0
     zeros: policies.Zeros = "abstain"
     ties: policies.Ties = "zero"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -32,7 +33,6 @@ class TernGrad(Compressor):
     aggregate: ClassVar[str] = "gathered_mean"
     scaled: ClassVar[bool] = True
     unit: ClassVar[str] = "gradient"
-    norm: ClassVar[float] = float("inf")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -82,17 +82,24 @@ class TernGrad(Compressor):
 
     def _scaled(self, g: torch.Tensor) -> tuple[torch.Tensor, float]:
         """``g`` with NaN for what is not finite in float32, and its norm, a number of float32."""
-        import torch
-
-        def norm(x: torch.Tensor) -> float:
-            wide = torch.linalg.vector_norm(x, self.norm, dtype=torch.float64)
-            return float(wide.clamp(max=_FLOAT32_MAX).float())
-
         x = g.float()
-        if torch.linalg.vector_norm(x, float("inf")).isfinite():
-            return x, norm(x)
-        good = x.isfinite()
-        return x.where(good, torch.nan), norm(x.where(good, 0))
+        largest = _largest(x)
+        if not math.isfinite(largest):
+            good = x.isfinite()
+            largest = _largest(x.where(good, 0))
+            return x.where(good, math.nan), self._norm(x.where(good, 0), largest)
+        return x, self._norm(x, largest)
+
+    def _norm(self, x: torch.Tensor, largest: float) -> float:
+        """s of ``x``, float32, all of it finite."""
+        return largest
+
+
+def _largest(x: torch.Tensor) -> float:
+    import torch
+
+    low, high = torch.aminmax(x)
+    return max(-float(low), float(high))
 
 
 @dataclass(frozen=True)
@@ -102,4 +109,8 @@ class QSGD(TernGrad):
     Source: Alistarh et al. 2017, QSGD, Section 3.1 with one level (s = 1 there).
     """
 
-    norm: ClassVar[float] = 2.0
+    def _norm(self, x: torch.Tensor, largest: float) -> float:
+        import torch
+
+        norm = torch.linalg.vector_norm(x, dtype=torch.float64)
+        return float(norm.clamp(max=_FLOAT32_MAX).float())

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from test_every_compressor import on_ranks, parameters, started, take
+from test_every_compressor import gradients, on_ranks, parameters, started, take
 from worlds import SIZE
 
 import mpisign
-from mpisign.compressors import EFSign, EFSparsign, Sparsign, TernGrad
+from mpisign.compressors import EFSign, EFSparsign, OneBit, Sparsign, TernGrad
 from mpisign.errors import CollectiveError, WireError
 from mpisign.transports import threads
 
@@ -86,3 +86,35 @@ def test_a_shared_residual_that_differs_is_found(monkeypatch):
             take(optimizer, ps, ones, 0.1)
 
     threads.run(3, train)
+
+
+@pytest.mark.parametrize("compressor", [EFSparsign(), OneBit(block=256), EFSign()], ids=repr)
+def test_a_rank_that_comes_later_is_given_what_all_share(compressor, monkeypatch):
+    monkeypatch.setenv("MPISIGN_CHECK_EVERY", "1")
+    if SIZE > 1:
+        pytest.skip("ranks are threads here")
+    kept = {}
+
+    def begin(comm):
+        ps = parameters()
+        optimizer = started(ps, comm, compressor)
+        for step in (0, 3):
+            take(optimizer, ps, gradients(2, step, False)[comm.rank], 0.1)
+        kept[comm.rank] = [x.detach().clone() for x in ps], optimizer.state_dict()
+
+    def go_on(comm):
+        values, state = kept[min(comm.rank, 1)]
+        ps = [torch.nn.Parameter(x.clone()) for x in values]
+        optimizer = started(ps, comm, compressor)
+        if comm.rank == 2:  # it knows how far the others are, and nothing of what they remember
+            state = state | {"mpisign": {"steps": 2, "state": {}}}
+        optimizer.load_state_dict(state)
+        for step in (4, 5):
+            take(optimizer, ps, gradients(3, step, False)[comm.rank], 0.1)
+        members = optimizer.mpisign.exchange.members
+        return [m.state[key].clone() for m in members for key in compressor.shared]
+
+    threads.run(2, begin, timeout=20)
+    shared = threads.run(3, go_on, timeout=20)
+    assert all(torch.equal(a, b) for one in shared for a, b in zip(one, shared[0], strict=True))
+    assert len(shared[0]) == len(compressor.shared) * 6

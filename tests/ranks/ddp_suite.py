@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import signal
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -164,8 +166,8 @@ def check_dtypes():
 
 def check_nan_on_one_rank():
     """Raises on all, with the text; nothing hangs, and the next step is as good as any."""
-    for way, ddp in WAYS.items():
-        net = Net()
+    for way, ddp in {**WAYS, "passes within passes": {}}.items():
+        net = Net(again="passes" in way)
         model, optimizer, state = wrapped(net, "signum", ddp=ddp)
         for step in range(4):
             optimizer.zero_grad()
@@ -327,6 +329,21 @@ def check_uneven_inputs():
             optimizer.step()
     assert state.steps == 4
     same_replicas(net)
+
+
+def check_a_key_that_interrupts():
+    """Ends the backward pass of that rank at once, and that of those who would wait for it."""
+    model, _, _ = wrapped(Net(), "sign", timeout=60.0)
+    loss_of(model, 0).backward()
+    loss = loss_of(model, 1)
+    if worlds.RANK == 0:
+        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+        raised(KeyboardInterrupt, loss.backward)
+        return
+    if worlds.RANK == 1:
+        time.sleep(1)
+    error = raised(CollectiveError, loss.backward)
+    assert "rank 0 broke off: interrupted" in error, error
 
 
 def check_a_rank_that_does_not_come():

@@ -12,7 +12,7 @@ from typing import Any
 try:
     import torch
     import torch.distributed as dist
-    from torch.distributed.fsdp import FSDPModule
+    import torch.distributed.fsdp
 except ImportError as error:
     raise ImportError('mpisign.fsdp needs torch: pip install "mpisign[torch]"') from error
 
@@ -102,9 +102,17 @@ def register_comm_hook(model: torch.nn.Module, state: MajorityVoteState) -> None
     The group is that of each module's mesh, whatever ``state`` says. On a mesh of one rank torch
     calls no reduce-scatter: gradients stay what they are.
 
-    Raises ValueError if there is no such module, or one is replicated too (HSDP).
+    Raises ValueError if there is no such module, or one is replicated too (HSDP), ImportError if
+    torch is older than these methods of ``FSDPModule``.
     """
-    modules = [m for m in model.modules() if isinstance(m, FSDPModule)]
+    kind: Any = getattr(dist.fsdp, "FSDPModule", None)
+    wanted = ("set_custom_reduce_scatter", "set_force_sum_reduction_for_comms")
+    if kind is None or not all(hasattr(kind, name) for name in wanted):
+        raise ImportError(
+            f"register_comm_hook needs a torch whose FSDPModule has {', '.join(wanted)}, "
+            f"such as 2.13, got {torch.__version__}"
+        )
+    modules: list[Any] = [m for m in model.modules() if isinstance(m, kind)]
     if not modules:
         raise ValueError(
             "register_comm_hook: model must have modules that fully_shard was applied to "
@@ -115,7 +123,7 @@ def register_comm_hook(model: torch.nn.Module, state: MajorityVoteState) -> None
         if len(placements) > 1 and placements[0].is_replicate():
             raise ValueError("register_comm_hook: model must be sharded alone, got hybrid sharding")
     for m in modules:
-        m.set_custom_reduce_scatter(_VoteScatter(state))  # type: ignore[arg-type]
+        m.set_custom_reduce_scatter(_VoteScatter(state))
         m.set_gradient_divide_factor(1.0)
         m.set_force_sum_reduction_for_comms(True)
 

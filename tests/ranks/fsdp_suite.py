@@ -16,6 +16,7 @@ from ddp_worlds import (
     raised,
     votes_without_ties,
 )
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy, fully_shard
 
 import mpisign.fsdp
@@ -103,6 +104,14 @@ def check_fsdp2_votes():
             loss_of(model, step).backward()
             for name, p in model.named_parameters():
                 assert torch.equal(p.grad.full_tensor(), want[name]), (dtype, step, name)
+
+
+def check_hybrid_sharding_is_refused():
+    mesh = init_device_mesh("cpu", (1, worlds.SIZE), mesh_dim_names=("replicate", "shard"))
+    model = fully_shard(Net(), mesh=mesh)
+    state = mpisign.fsdp.MajorityVoteState()
+    error = raised(ValueError, lambda: mpisign.fsdp.register_comm_hook(model, state))
+    assert "got hybrid sharding" in error, error
 
 
 def check_random_bits_go_on_after_a_checkpoint():

@@ -27,11 +27,12 @@ def passed(output, n):
 
 def test_the_suite_over_torchrun(tmp_path):
     many = [find("torchrun"), "--standalone", "--nproc-per-node", 3]
-    passed(run([*many, SUITE, tmp_path, "fsdp"], env=ENV).stdout, 3)
+    suite = [SUITE, tmp_path, "ddp_states", "ddp_errors", "fsdp_suite"]
+    passed(run([*many, *suite], env=ENV).stdout, 3)
 
 
 def test_the_suite_over_mpirun(tmp_path):
-    passed(mpirun(2, sys.executable, SUITE, tmp_path, env=ENV).stdout, 2)
+    passed(mpirun(2, sys.executable, SUITE, tmp_path, "ddp_errors", env=ENV).stdout, 2)
 
 
 def test_nothing_is_imported_before_it_is_asked_for():

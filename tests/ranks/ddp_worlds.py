@@ -1,4 +1,4 @@
-"""Ranks over torch.distributed, a small model, and the votes on its gradients by NumPy."""
+"""Ranks of torch.distributed, a small model under DDP, and the votes on its gradients by NumPy."""
 
 from __future__ import annotations
 
@@ -11,10 +11,22 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import references
+
+import mpisign.ddp
+from mpisign.compressors import Sign
+
+ABSTAINING = Sign(zeros="abstain", ties="zero")
+WAYS = {
+    "rebuilt buckets": {},
+    "views": {"gradient_as_bucket_view": True},
+    "static graph": {"static_graph": True, "gradient_as_bucket_view": True},
+    "its first buckets": {"find_unused_parameters": True},
+}
 
 RANK = SIZE = 0
 
@@ -152,3 +164,31 @@ def raised(kinds, function):
     except kinds as error:
         return str(error)
     raise AssertionError(f"rank {RANK}: nothing was raised")
+
+
+def wrapped(net, compression, *, lr=0.1, ddp=None, named=True, **options):
+    """(DDP, optimizer, state), with many small buckets, DDP's and ours."""
+    optimizer = torch.optim.SGD(net.parameters(), lr=lr)
+    names = {"named_parameters": net.named_parameters()} if named else {}
+    options = {"optimizer": optimizer, "bucket_size": 150, **names, **options}
+    state = mpisign.ddp.MajorityVoteState(None, compression, **options)
+    model = DistributedDataParallel(net, bucket_cap_mb=0.0005, **(ddp or {}))
+    model.register_comm_hook(state, mpisign.ddp.majority_vote_hook)
+    return model, optimizer, state
+
+
+def train(model, optimizer, steps, first=0):
+    """Another batch on every rank and in every step, another learning rate in every step."""
+    for step in range(first, first + steps):
+        optimizer.param_groups[0]["lr"] = 0.1 / (1 + step)
+        optimizer.zero_grad()
+        loss_of(model, step).backward()
+        optimizer.step()
+
+
+def trained(compression, steps=4, **options):
+    net = Net()
+    model, optimizer, state = wrapped(net, compression, **options)
+    train(model, optimizer, steps)
+    same_replicas(net)
+    return net, optimizer, state

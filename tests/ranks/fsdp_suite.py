@@ -7,6 +7,7 @@ import pickle
 import ddp_worlds as worlds
 import torch
 from ddp_worlds import (
+    ABSTAINING,
     Net,
     batch,
     everyone,
@@ -20,10 +21,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy, fully_shard
 
 import mpisign.fsdp
-from mpisign.compressors import Sign, StochasticSign
+from mpisign.compressors import StochasticSign
 from mpisign.errors import NaNError
-
-ABSTAINING = Sign(zeros="abstain", ties="zero")
 
 
 def each_layer(module, recurse, nonwrapped_numel):

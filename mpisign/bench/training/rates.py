@@ -11,7 +11,9 @@ MOMENTUM = 0.9  # of every way: torch's SGD has it where the compressor has none
 _AVERAGE = 0.03
 _SIGNS = 2e-4
 #: Compressors whose result is like an averaged gradient, and who keep no momentum of their own.
-_PLAIN = ("ef_sign", "onebit", "terngrad", "qsgd")
+_PLAIN = ("ef_sign", "terngrad", "qsgd")
+#: Its momentum is a mean of gradients, torch's a sum of 10.
+_ONEBIT = 10 * _AVERAGE
 _GRID = (0.25, 0.5, 1.0, 2.0, 4.0)
 
 
@@ -20,6 +22,8 @@ def rate(way: Named) -> float:
 
     Tuned for averages and for signum; the others begin where these do.
     """
+    if way.compressor == "onebit":
+        return _ONEBIT
     return _AVERAGE if not way.ours or way.compressor in _PLAIN else _SIGNS
 
 

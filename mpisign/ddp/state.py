@@ -150,7 +150,7 @@ class MajorityVoteState:
     def _exchange_of(self, members: list[Member], function: str = _HOOK) -> GradientExchange:
         return GradientExchange(
             function,
-            lambda: self._group.channel(),
+            self._group.channel,
             members,
             self.compressor,
             skip=self.skip,
@@ -209,10 +209,7 @@ class MajorityVoteState:
                 self._members, self._exchange = {}, self._exchange_of([])
 
     def _bind(self) -> str:
-        """Finds out the module's parameters and their names; why this rank cannot go on, if so.
-
-        Which the others are told by collectives like theirs.
-        """
+        """Finds out the parameters and their names; why this rank cannot go on, for all to hear."""
         # DDP's first buckets hold the module's last parameters, each bucket in the module's order.
         grads = {p: grad for pairs in reversed(self._seen) for p, grad in pairs}
         names, reason = self._name(list(grads))

@@ -1,10 +1,12 @@
 """Elastic training: a third rank comes while two train, and votes with them from then on.
 
-The argument is the file that the launcher's host discovery script prints.
+The first argument is the file that the launcher's host discovery script prints; "dies" after it has
+the third rank die, of which Horovod over Gloo learns after half a minute.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -15,10 +17,11 @@ from horovod_checks import check, digest, finish, same_everywhere
 
 from mpisign.horovod import Compression, DistributedOptimizer
 
-STEPS = 50
+COME, DIE, STEPS = 20, 45, 50
 WAYS = {"counters": "signum", "planes": "signum", "ours": "signum", "shared": "ef_sparsign"}
 hosts = Path(sys.argv[1])
 momenta = {}  # of "ours" after this rank's last step
+sizes = set()
 
 
 def optimizer_of(way, model):
@@ -47,25 +50,36 @@ def kept():
 @hvd.elastic.run
 def train(state):
     kept()
+    sizes.add(hvd.size())
     while state.step < STEPS:
-        if state.step == 10 and hvd.rank() == 0:
-            hosts.write_text("localhost:3\n")
+        if state.step == COME // 2 and hvd.rank() == 0:
+            hosts.write_text("localhost:2\n127.0.0.1:1\n")  # a host of its own to Horovod
         for way, model in models.items():
             optimizers[way].zero_grad()
             model(torch.randn(8, 20)).square().sum().backward()
             optimizers[way].step()
         momenta.update({name: s["momentum"] for name, s in own_state("ours").items()})
-        if hvd.size() == 3 or state.step < 20:
+        if 3 in sizes or state.step < COME:
             state.step += 1
         else:
             time.sleep(0.1)
+        if "dies" in sys.argv and state.step == DIE and hvd.size() == 3:
+            compare()
+            if hvd.rank() == 2:
+                os._exit(1)
         state.commit()
+    compare()
+
+
+def compare():
+    """Replicas, what they share, and how many steps they have counted."""
+    size = hvd.size()
     for way, model in models.items():
-        same_everywhere(f"{way}: replicas of {hvd.size()}", digest(model.parameters()))
+        same_everywhere(f"{way}: replicas of {size}", digest(model.parameters()))
     residuals = [s["residual"] for s in own_state("shared").values()]
-    same_everywhere(f"shared: residuals of {hvd.size()}", digest(residuals))
+    same_everywhere(f"shared: residuals of {size}", digest(residuals))
     steps = [optimizers[way].state_dict()["mpisign"]["steps"] for way in ("ours", "shared")]
-    same_everywhere(f"ours: steps of {hvd.size()}", str(steps))
+    same_everywhere(f"ours: steps of {size}", str(steps))
 
 
 hvd.init()

@@ -63,20 +63,23 @@ def test_one_process():
 
 
 @pytest.mark.slow
-def test_a_rank_that_comes_later(tmp_path):
-    """horovodrun's elastic mode, from two ranks to three, every way."""
+@pytest.mark.parametrize("then", ["", pytest.param("dies", marks=pytest.mark.many)])
+def test_a_rank_that_comes_later(tmp_path, then):
+    """horovodrun's elastic mode, from two ranks to three, and back to two: every way."""
     hosts, discover = tmp_path / "hosts", tmp_path / "discover"
     hosts.write_text("localhost:2\n")
     discover.write_text(f"#!/bin/sh\ncat {hosts}\n")
     discover.chmod(0o755)
     command = [find("horovodrun"), "--gloo", "-np", "2", "--min-np", "2", "--max-np", "3"]
     command += ["--network-interface", "lo", "--host-discovery-script", str(discover)]
-    script = [sys.executable, "tests/ranks/horovod_elastic.py", str(hosts)]
+    script = [sys.executable, "tests/ranks/horovod_elastic.py", str(hosts), then]
     output = run([*command, *script], env=ENV, timeout=150).stdout
     show(output)
-    for way in ("counters", "planes", "ours", "shared"):
-        assert f"ok {way}: replicas of 3" in output
-    assert "ok shared: residuals of 3" in output and "ok ours: steps of 3" in output
+    for size in (3, 2) if then else (3,):
+        for way in ("counters", "planes", "ours", "shared"):
+            assert f"ok {way}: replicas of {size}" in output
+        assert f"ok shared: residuals of {size}" in output
+        assert f"ok ours: steps of {size}" in output
 
 
 def own_network():

@@ -109,7 +109,8 @@ def caption(study: Study, summaries: Sequence[Summary]) -> str:
     versions = sorted({r["version"] for s in summaries for r in s.records})
     kinds = sorted({r["ranks"] for s in summaries for r in s.records})
     if versions:
-        lines.append(f"By {' and '.join(kinds)} ranks; {'; '.join(versions)}.")
+        told = versions[0] if len(versions) == 1 else "the results name each cell's version"
+        lines.append(f"By {' and '.join(kinds)} ranks; {told}.")
     return " ".join(lines)
 
 

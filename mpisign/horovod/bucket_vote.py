@@ -98,11 +98,12 @@ class BucketVote(VoteCompression):
         self._round: _Round | None = None
         self._channel: Channel | None = None
         self._optimizer: weakref.ref[torch.optim.Optimizer] | None = None
+        self._complete = False
         self.members.add(named)
 
     def compress(self, tensor: torch.Tensor) -> tuple[torch.Tensor, _Context]:
         like, size, rank = self._like(tensor), self._size(), self.process_set.rank()
-        if self._optimizer is None or self._optimizer() is None:
+        if not self._complete or (self._optimizer is not None and self._optimizer() is None):
             self._check_complete()
         found = self.members.find(tensor)
         if found is None:
@@ -179,6 +180,7 @@ class BucketVote(VoteCompression):
                 f"got none for {', '.join(map(repr, sorted(strangers)))}"
             )
         self._optimizer = weakref.ref(held_by[0]) if held_by else None
+        self._complete = True
 
     def _plan(self) -> list[int]:
         """The buckets: ranks that cut them otherwise must not begin."""

@@ -26,7 +26,8 @@ class HorovodGradients:
 
     def __init__(self, optimizer: Any, compressor: Compressor, **options: Any) -> None:
         self._optimizer = optimizer
-        self._sparse: dict[torch.Tensor, int] = {}  # sent by Horovod; how many dimensions are
+        self._sparse: dict[torch.Tensor, int] = {}  # what Horovod sent, and how many dimensions are
+        self._sending: dict[torch.Tensor, Callable[[], torch.Tensor]] = {}  # so in this step
         self._members: dict[torch.Tensor, Member] = {}
         self._exchange: GradientExchange | None = None
         self._local: LocalSteps | None = None
@@ -82,9 +83,8 @@ class HorovodGradients:
             for p in self._members:
                 if optimizer._handles.get(p, (None,))[0] is None:
                     optimizer._handles[p] = optimizer._allreduce_grad_async(p)
-            sparse = {p: optimizer._handles[p][0] for p in self._sparse}
             exchanged = self._exchange_all(reason)
-            for p, handle in sparse.items():
+            for p, handle in self._sending.items():
                 assert p.grad is not None
                 p.grad.zero_().add_(handle())
         except Exception as error:
@@ -148,6 +148,7 @@ class HorovodGradients:
     def _forget(self) -> None:
         optimizer = self._optimizer
         optimizer._handles.clear()
+        self._sending.clear()
         for p in self._members:
             optimizer._allreduce_delay[p] = optimizer.backward_passes_per_step
 
@@ -175,7 +176,9 @@ class HorovodGradients:
         self._sparse[p] = p.grad.sparse_dim()
         optimizer = self._optimizer
         name = optimizer._parameter_names[p]
-        return optimizer._sparse_allreduce_grad_async(p, name)[0]  # type: ignore[no-any-return]
+        handle: Any = optimizer._sparse_allreduce_grad_async(p, name)[0]
+        self._sending[p] = handle
+        return handle  # type: ignore[no-any-return]
 
     def _unfit(self) -> str:
         """Why this rank cannot take part."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import weakref
 from collections.abc import Sequence
 
 import horovod.torch as hvd
@@ -24,8 +23,9 @@ class Wire:
     """The channel of one optimizer over a process set; no other shares it.
 
     All ranks of the process set make it together, but in elastic jobs, where a rank that comes
-    later makes it alone: there exchanges are named by ``names``, the optimizer's parameters. The
-    queue begins anew in every step, for such a rank has counted none.
+    later makes it alone: there exchanges are named by ``names``, the optimizer's parameters, which
+    must differ from another's, as for Horovod's own. The queue begins anew in every step, for such
+    a rank has counted none.
 
     Horovod's own operations, also where it runs over MPI and mpi4py is installed: MPI would be
     faster for small buckets, but Horovod finalizes it, in a thread of its own, as soon as any rank
@@ -35,7 +35,8 @@ class Wire:
     def __init__(self, process_set: hvd.ProcessSet, names: Sequence[str]) -> None:
         self._process_set = process_set
         self._elastic = elastic()
-        self._prefix = _own_prefix(self, names)
+        digest = hashlib.blake2b("\n".join(names).encode(), digest_size=6).hexdigest()
+        self._prefix = f"mpisign.optimizer.{digest}"
         self._channel: Channel | None = None
         self.newcomers = True  # in this step: ranks may have counted different numbers of steps
         if not self._elastic:
@@ -72,16 +73,3 @@ class Wire:
         # No digests of results: a rank that has just come knows none of the last.
         self._channel = Channel(HorovodTransport(self._prefix, group), every=0)
         return self._channel
-
-
-_LIVE: weakref.WeakKeyDictionary[Wire, str] = weakref.WeakKeyDictionary()
-
-
-def _own_prefix(wire: Wire, names: Sequence[str]) -> str:
-    """Alike on all ranks whose scripts make the same optimizers, and no other live wire's."""
-    digest = hashlib.blake2b("\n".join(names).encode(), digest_size=6).hexdigest()
-    n = 0
-    while (prefix := f"mpisign.optimizer.{digest}.{n}") in _LIVE.values():
-        n += 1
-    _LIVE[wire] = prefix
-    return prefix

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -54,7 +55,8 @@ class HorovodTransport(Transport):
     Copies parts both ways. Any other length than a part's is a WireError that names the rank: an
     alltoall tells the lengths that it received, rows of an allgather carry theirs in 8 bytes.
     HorovodInternalError (for elastic training) if an exchange failed. Notices go by the launcher's
-    key-value store, or by MPI where Horovod runs over it and mpi4py is installed.
+    key-value store, or by MPI where Horovod runs over it and mpi4py is installed; nowhere in
+    elastic jobs, where those of ranks that went would be read by ranks that come.
     """
 
     name = "horovod"
@@ -157,7 +159,7 @@ class HorovodTransport(Transport):
         return exchange
 
     def _mailbox(self) -> Mailbox | MPINotices | None:
-        if self.size == 1:
+        if self.size == 1 or os.environ.get("HOROVOD_ELASTIC") == "1":
             return None
         store = HTTPStore.of_launcher(f"{self._prefix}.notices")
         if store is not None:

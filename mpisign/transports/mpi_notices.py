@@ -44,6 +44,8 @@ class MPINotices:
         """Starts a message to each other rank. ValueError if it is longer than ``NOTICE``."""
         if len(notice) > NOTICE:
             raise ValueError(f"a notice holds at most {NOTICE} bytes, got {len(notice)}")
+        if MPI.Is_finalized():  # as Horovod does in a thread of its own, once a rank has left
+            return
         buffer = np.frombuffer(notice, dtype=np.uint8)
         own, size = self._comm.Get_rank(), self._comm.Get_size()
         for rank in (r % size for r in range(own + 1, own + size)):
@@ -56,6 +58,8 @@ class MPINotices:
 
         WireError, naming the rank, for a message longer than a notice.
         """
+        if MPI.Is_finalized():
+            return []
         if self._sends:
             self._forget_sent()
         came: list[tuple[int, bytes]] = []

@@ -206,7 +206,7 @@ class Queue:
         """Waits a little, at most ``seconds``; True if the exchange that was waited for is over."""
         head = self._live[0] if self.transport.ordered else handle
         assert head.pending is not None
-        if len(self._live) > 1 or not alone:
+        if (len(self._live) > 1 and not self.transport.ordered) or not alone:
             # Which one moves next is not known: look at all of them, often at first.
             idle = time.monotonic() - self._moved
             seconds = min(max(50e-6, idle / 16), 1e-3)

@@ -28,7 +28,18 @@ STEPS = ("none", "mpi-signum", "mpi-at-step-lion", "ddp-fp16", "horovod-unmodifi
 
 
 def launch(*more):
-    return mpirun(2, *BENCH, "--parameters", "5k", "--layers", "2", *more, env=NETLAB, check=False)
+    return mpirun(
+        2,
+        *BENCH,
+        "--parameters",
+        "5k",
+        "--layers",
+        "2",
+        *more,
+        env=NETLAB,
+        check=False,
+        timeout=240,
+    )
 
 
 @pytest.fixture(scope="module")

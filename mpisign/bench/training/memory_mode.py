@@ -52,11 +52,15 @@ def measure(
     told: list[tuple[Named, float, str, bool | None]] = []
     for way, lr in sorted(ways, key=lambda pair: pair[0].name != NONE):
         error, same = "", None
-        for parameters in (_SMALL, _SMALL, trainer.settings.parameters):
+        for parameters, counts in (
+            (_SMALL, False),
+            (_SMALL, False),
+            (trainer.settings.parameters, True),
+        ):
             begin(f"{way.name}, {coordinates(parameters)} parameters")
             try:
                 if not error:
-                    found[way.name], same = _of(trainer, way, lr, parameters)
+                    found[way.name], same = _of(trainer, way, lr, parameters, counts)
             except BenchError as wrong:
                 error = str(wrong)
             end()
@@ -90,10 +94,13 @@ def _row(
     )
 
 
-def _of(trainer: Trainer, way: Named, lr: float, parameters: int) -> tuple[_Peak, bool | None]:
+def _of(
+    trainer: Trainer, way: Named, lr: float, parameters: int, counts: bool
+) -> tuple[_Peak, bool | None]:
     _collect()
     before = _status("VmRSS")
-    tracemalloc.start()  # before the way is built: what it keeps from step to step counts
+    if counts:  # from here on: what the way keeps from step to step is in it
+        tracemalloc.start()
     try:
         with trainer.training(way, lr, 0, parameters) as training:
             feed = trainer.feed(0)

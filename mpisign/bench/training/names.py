@@ -17,7 +17,7 @@ COMPRESSORS = (
 
 OF_STEPS = (NONE, "mpi", "mpi-at-step", "horovod", "horovod-unmodified", "ddp", *PEERS)
 OF_ACCURACY = (BASE, "horovod", "ddp")
-OF_MEMORY = (NONE, *FRONTS)
+OF_MEMORY = (NONE, *FRONTS, "ddp-fp32", BASE)
 
 
 @dataclass(frozen=True)

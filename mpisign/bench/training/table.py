@@ -128,6 +128,8 @@ def footnotes(record: Record) -> list[str]:
             "ddp-powersgd: rank 1, from the third step on, error feedback, warm start; in one "
             "bucket, as in several torch's hook hangs on Gloo."
         )
+    if record.settings.mode == "memory" and any(name.startswith("ddp") for name in names):
+        told.append("DDP keeps every gradient twice, in its buckets too: 32 planes of resident.")
     apart = [row.way for row in record.rows if row.identical is False]
     if apart:
         told.append(f"ERROR: REPLICAS DIFFER after {', '.join(apart)}: its figures mean nothing.")

@@ -48,7 +48,8 @@ class GradientExchange:
 
     ``replicas``: False where ranks may begin with other parameters and options, which is warned of
     then. ``newcomers``: asked at the beginning of a step whether ranks may have counted other
-    numbers of steps; all go on from the largest.
+    numbers of steps; all go on from the largest. ``before``: of each bucket's collective, in the
+    same line.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class GradientExchange:
         optimizer: torch.optim.Optimizer | None = None,
         replicas: bool = True,
         newcomers: Callable[[], bool] = lambda: False,
+        before: Callable[[Line], Steps[None]] | None = None,
     ) -> None:
         policies.code(function, "algorithm", algorithm, policies.ALGORITHMS)
         if not isinstance(seed, int) or not 0 <= seed < 1 << 64:
@@ -81,6 +83,7 @@ class GradientExchange:
         self.optimizer = optimizer
         self._replicas = replicas
         self._newcomers = newcomers
+        self._before = before
         self._meeting = False
         rule = rule_for(function, skip, compressor)
         self.buckets = cut(function, self.members, compressor, rule, bucket_size)
@@ -207,6 +210,8 @@ class GradientExchange:
         reason: str,
         fresh: bool,
     ) -> Steps[None]:
+        if self._before is not None:
+            yield from self._before(line)
         if self._meeting:
             self.steps = yield from self._meet(line, bucket, fresh)
         kind = rounds.of(bucket.compressor)

@@ -40,11 +40,12 @@ class HorovodGradients:
         self._wire = Wire(optimizer.process_set, [m.name for m in members])
         self._exchange = GradientExchange(
             "step",
-            self._wire.begin,
+            self._wire.call,
             members,
             compressor,
             optimizer=optimizer,
             newcomers=lambda: self._wire.newcomers,
+            before=self._wire.roll_call,
             replicas=False,
             **options,
         )
@@ -68,6 +69,7 @@ class HorovodGradients:
         member.grad = grad
         if self._local is None:
             assert self._exchange is not None
+            self._wire.call()
             self._exchange.ready(member)
         return handle
 
@@ -123,7 +125,7 @@ class HorovodGradients:
                 return False
         exchange.flush(reason)
         exchange.finish()
-        self._wire.begun()
+        self._wire.ended(well=True)
         return True
 
     def _take(self, exchanged: bool) -> None:
@@ -149,6 +151,7 @@ class HorovodGradients:
         optimizer = self._optimizer
         optimizer._handles.clear()
         self._sending.clear()
+        self._wire.ended(well=False)
         for p in self._members:
             optimizer._allreduce_delay[p] = optimizer.backward_passes_per_step
 
@@ -161,6 +164,7 @@ class HorovodGradients:
                 self._exchange.finish()
             except Exception:  # noqa: S110 - what broke was told by what made this rank load
                 pass
+        self._wire.ended(well=False)
         for m in self._members.values():
             m.grad = None
 

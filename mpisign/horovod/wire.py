@@ -5,12 +5,18 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import horovod.torch as hvd
+import numpy as np
 
+from mpisign.collectives.agreement import name_ranks
+from mpisign.collectives.line import Line
 from mpisign.collectives.progress import Queue
 from mpisign.collectives.vote import Channel
 from mpisign.communicator import Communicator
+from mpisign.errors import CollectiveError
+from mpisign.transports.base import TAGS, Pending, Steps
 from mpisign.transports.horovod import HorovodTransport
 
 
@@ -38,26 +44,53 @@ class Wire:
         digest = hashlib.blake2b("\n".join(names).encode(), digest_size=6).hexdigest()
         self._prefix = f"mpisign.optimizer.{digest}"
         self._channel: Channel | None = None
+        self._asked: Pending | None = None
+        self._there: Any = np.zeros(0)  # 1 for each rank that has begun this step
         self.newcomers = True  # in this step: ranks may have counted different numbers of steps
         if not self._elastic:
             self._channel = Communicator(process_set).channel
 
-    def begin(self) -> Channel:
-        """The channel of the step that begins; nothing of this optimizer may be under way."""
-        channel = self._channel
-        if self._elastic:
-            channel = self._of_these_ranks()
+    def call(self) -> Channel:
+        """Begins a step, unless it has begun: asks who is there, and does not wait for answers.
+
+        By an allreduce, the one operation of Horovod's that ranks which have called ``hvd.join``
+        answer, with zeros; of an allgather or alltoall without them it crashes.
+        """
+        channel = self._of_these_ranks() if self._elastic else self._channel
         assert channel is not None
-        assert isinstance(channel.transport, HorovodTransport)
-        if channel.queue.broken is None:
+        transport = channel.transport
+        assert isinstance(transport, HorovodTransport)
+        if self._asked is None and channel.queue.broken is None:
             # The same few names in every step: Horovod remembers 1,024.
-            channel.transport.restart("")
-            channel.queue = Queue(channel.transport, channel.queue.timeout)
+            transport.restart("")
+            channel.queue = Queue(transport, channel.queue.timeout)
+            self._there = np.zeros(transport.size)
+            self._there[transport.rank] = 1
+            self._asked = transport.start_allreduce(self._there, TAGS)  # the tag after the last
         return channel
 
-    def begun(self) -> None:
-        """A step is over: from now on ranks count alike, unless others may come."""
-        self.newcomers = self._elastic
+    def roll_call(self, line: Line) -> Steps[None]:
+        """Waits for the answers; CollectiveError, the same on every rank, if some have joined."""
+        assert self._asked is not None
+        yield self._asked
+        joined = [self._ranks[r] for r in np.flatnonzero(self._there == 0)]
+        if joined:
+            raise CollectiveError(
+                f"step: {name_ranks(joined)} called hvd.join, which Horovod's alltoall cannot do "
+                "without. Use hvd.DistributedOptimizer with compression=Compression.sign (without "
+                "named_parameters), whose votes allow for joined ranks"
+            )
+
+    def ended(self, well: bool) -> None:
+        """A step is over: if well, from now on ranks count alike, unless others may come."""
+        self._asked = None
+        if well:
+            self.newcomers = self._elastic
+
+    @property
+    def _ranks(self) -> list[int]:
+        """Global ranks of the process set."""
+        return self._process_set.ranks or list(range(self._process_set.size()))
 
     @property
     def broken(self) -> bool:

@@ -455,6 +455,19 @@ def two_optimizers():
         same_everywhere(f"two optimizers: replicas {i}", digest(net.parameters()))
 
 
+def joins():
+    """A rank runs out of data: the others hear of it before anything breaks, and join as well."""
+    net = network()
+    optimizer = ours(net, compression=EXACT, bucket_size=100)
+    take(net, optimizer, 2)
+    if hvd.rank() != 1:
+        text = "rank 1 called hvd.join, which Horovod's alltoall cannot do without"
+        raises("a joined rank", CollectiveError, text, lambda: take(net, optimizer, 1))
+    hvd.join()
+    take(net, optimizer, 1, first=3)
+    same_everywhere("after joins: replicas", digest(net.parameters()))
+
+
 def main():
     pair = hvd.ProcessSet([0, 2]) if N > 2 else None
     hvd.init(process_sets=[pair] if pair else [])
@@ -463,7 +476,7 @@ def main():
     checks = [
         every_compressor, orders, groups, nobody_uses, clipping, assertions, doors, errors, states,
         broadcasts, sums, sparse, skips, handed_over, under_horovods, counters,
-        two_optimizers,
+        two_optimizers, joins,
     ]  # fmt: skip
     for function in checks:
         if not wanted or function.__name__ in wanted:

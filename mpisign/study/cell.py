@@ -54,6 +54,12 @@ class Cell:
         """For JSON; ``Cell(**d)`` makes it again."""
         return asdict(self)
 
+    def told(self) -> dict[str, Any]:
+        """The same without what is as by default, but for the seed; for a file of many."""
+        default = Cell(self.task, self.compressor, self.lr).as_dict()
+        always = ("task", "compressor", "lr", "seed")
+        return {k: v for k, v in self.as_dict().items() if k in always or v != default[k]}
+
     def hostile(self, rank: int) -> bool:
         """Whether ``rank`` is one of the last ``adversaries``."""
         return rank >= self.ranks - self.adversaries

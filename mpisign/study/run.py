@@ -126,7 +126,7 @@ def run_real(
 def _record(cell: Cell, result: dict[str, Any], version: str, ranks: str) -> dict[str, Any]:
     return {
         "key": cell.key,
-        "settings": cell.as_dict(),
+        "settings": cell.told(),
         "ranks": ranks,
         "version": version,
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

@@ -87,6 +87,11 @@ def text(value: Any) -> bool:
     return isinstance(value, str) and bool(value)
 
 
+def label(value: Any) -> bool:
+    """A name that a list by commas may hold."""
+    return text(value) and "," not in value
+
+
 def whole(low: int, high: int = 1 << 62) -> Check:
     """A whole number in [low, high]."""
     return lambda v: isinstance(v, int) and not isinstance(v, bool) and low <= v <= high

@@ -143,7 +143,7 @@ def _grid(f: Fields) -> Grid:
     if len(set(labels)) < len(labels):
         raise f.wrong("method", "a label of its own for each", labels)
     grid = Grid(
-        label=f.one("label", "a text", fields.text, task),
+        label=f.one("label", "a text without commas", fields.label, task),
         task=task,
         task_options=f.one("task_options", "a table", fields.table, {}),
         methods=methods,
@@ -167,7 +167,7 @@ def _method(f: Fields) -> Method:
     rates = f.many("lr", "a number above 0", fields.number(0))
     compressor = f.one("compressor", "a compressor's name, or none", fields.text)
     method = Method(
-        label=f.one("label", "a text", fields.text, compressor),
+        label=f.one("label", "a text without commas", fields.label, compressor),
         compressor=compressor,
         options=f.one("options", "a table", fields.table, {}),
         optimizer=f.one(

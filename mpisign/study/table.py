@@ -38,7 +38,7 @@ def tables(study: Study, summaries: Sequence[Summary]) -> list[Table]:
             made.append(_table(grid, own, f"{grid.label}: learning rate chosen", _rate))
         if any(s.records for s in own):
             title = f"{grid.label}: bits of a rank's message per step and coordinate"
-            made.append(_table(grid, own, title, _bits))
+            made.append(_alike(grid, own, title) or _table(grid, own, title, _bits))
     return made
 
 
@@ -54,6 +54,14 @@ def _table(grid: Grid, own: Sequence[Summary], title: str, told: Callable[[Summa
         flat = [[label, cell] for label, cell in zip(labels, *rows.values(), strict=True)]
         return Table(title, 1, ["method", ""], flat)
     return Table(title, len(axes), [*(_AXES[a] for a in axes), *labels], list(rows.values()))
+
+
+def _alike(grid: Grid, own: Sequence[Summary], title: str) -> Table | None:
+    """The bits in one row, if they are the same all over the grid."""
+    found = {m.label: {_bits(s) for s in own if s.group.method is m} - {""} for m in grid.methods}
+    if not varying(grid) or any(len(values) != 1 for values in found.values()):
+        return None
+    return Table(title, 0, list(found), [[value for (value,) in found.values()]])
 
 
 def varying(grid: Grid) -> list[str]:
@@ -74,7 +82,8 @@ def _metric(s: Summary) -> str:
     told = metric(s.group.grid.task).told
     parts = []
     if s.mean is not None:
-        parts.append(told(s.mean) if s.spread is None else f"{told(s.mean)} ± {told(s.spread)}")
+        spread = "" if s.spread is None else f" ± {told(s.spread, like=s.mean)}"
+        parts.append(f"{told(s.mean)}{spread}")
     if s.diverged:
         parts.append(f"{s.diverged} of {len(s.seeds)} diverged")
     if len(s.seeds) < len(s.group.grid.seeds):

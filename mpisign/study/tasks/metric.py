@@ -7,17 +7,17 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Metric:
-    """``percent``: a share in [0, 1], written as percent; else three digits."""
+    """``percent``: a share in [0, 1], written as percent."""
 
     name: str
     higher_is_better: bool
+    decimals: int
     percent: bool = False
 
-    def told(self, value: float) -> str:
-        """``value`` in the unit of the table, without the unit."""
-        if self.percent:
-            return f"{100 * value:.1f}"
-        return f"{value:.1f}" if 100 <= value < 1e4 else f"{value:.3g}"
+    def told(self, value: float, like: float | None = None) -> str:
+        """``value`` in the unit of the table, without the unit; as exact as ``like`` is told."""
+        large = abs(value if like is None else like) >= 100
+        return f"{100 * value if self.percent else value:.{0 if large else self.decimals}f}"
 
     @property
     def heading(self) -> str:
@@ -26,9 +26,9 @@ class Metric:
 
 
 _METRICS = {
-    "digits": Metric("test accuracy", higher_is_better=True, percent=True),
-    "quadratic": Metric("f at the end", higher_is_better=False),
-    "text": Metric("bits per character, held out", higher_is_better=False),
+    "digits": Metric("test accuracy", higher_is_better=True, decimals=1, percent=True),
+    "quadratic": Metric("f at the end", higher_is_better=False, decimals=1),
+    "text": Metric("bits per character, held out", higher_is_better=False, decimals=3),
 }
 
 

@@ -21,40 +21,26 @@ from mpisign.bench.training.trainer import Block, Trainer
 from mpisign.bench.wire.nodes import Nodes
 from mpisign.compressors.names import COMPRESSORS
 
-BENCH = [sys.executable, "-m", "mpisign.cli", "bench", "training"]
+MODES = ("step", "accuracy", "memory")
 NETLAB = {"NETLAB": "1", "NETLAB_INTERFACE": "lo", "NETLAB_RATE": "none", "NETLAB_NODE": "0"}
 HOROVOD = importlib.util.find_spec("horovod") is not None
 STEPS = ("none", "mpi-signum", "mpi-at-step-lion", "ddp-fp16", "horovod-unmodified-signum")
 
 
-def launch(*more):
-    return mpirun(
-        2,
-        *BENCH,
-        "--parameters",
-        "5k",
-        "--layers",
-        "2",
-        *more,
-        env=NETLAB,
-        check=False,
-        timeout=240,
-    )
-
-
 @pytest.fixture(scope="module")
-def steps(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("steps")
-    files = [f"--{k}={folder}/{k}.{e}" for k, e in (("json", "json"), ("plot", "png"))]
-    more = ["--ways", ",".join(STEPS), "--steps", "2", "--repeat", "3", "--warm-up", "1"]
-    done = launch(*more, f"--markdown={folder}/t.md", *files)
-    assert done.returncode == 0, done.stdout
-    return json.loads((folder / "json.json").read_text()), folder, done.stdout
+def modes(tmp_path_factory):
+    """All modes' documents by two ranks, as if in netlab, and what they printed."""
+    folder = tmp_path_factory.mktemp("training")
+    ways = [",".join(STEPS), "ddp-fp32,mpi-at-step", "mpi-at-step,ddp-fp32"]
+    program = [sys.executable, "tests/ranks/bench_training_modes.py", folder, *ways]
+    output = mpirun(2, *program, env=NETLAB, timeout=240).stdout
+    found = {m: json.loads((folder / f"{m}.json").read_text()) for m in MODES}
+    return found, folder, output
 
 
 @pytest.mark.mpi
-def test_steps_of_every_way(steps):
-    document, _, _ = steps
+def test_steps_of_every_way(modes):
+    document = modes[0]["step"]
     assert document["ranks"] == 2 and document["settings"]["mode"] == "step"
     units = (math.isqrt(76**2 + 4 * 5000) - 76) // 2 + 1
     assert document["parameters"] == units**2 + 76 * units + 10 >= 5000
@@ -74,9 +60,9 @@ def test_steps_of_every_way(steps):
 
 
 @pytest.mark.mpi
-def test_bytes_of_a_step(steps):
+def test_bytes_of_a_step(modes):
     """A rank sends a plane: half of it to the other rank's shard, half as result."""
-    document, _, _ = steps
+    document = modes[0]["step"]
     rows = {row["way"]: row for row in document["rows"]}
     plane = document["parameters"] / 8
     for name in ("mpi-signum", "mpi-at-step-lion"):
@@ -88,39 +74,34 @@ def test_bytes_of_a_step(steps):
 
 
 @pytest.mark.mpi
-def test_the_reports(steps):
-    document, folder, output = steps
-    assert (folder / "plot.png").read_bytes().startswith(b"\x89PNG")
-    assert "| way | step |" in (folder / "t.md").read_text()
+def test_the_reports(modes):
+    documents, folder, output = modes
+    for mode in MODES:
+        assert (folder / f"{mode}.png").read_bytes().startswith(b"\x89PNG")
+        page = (folder / f"page-{mode}.md").read_text()
+        assert "| way | " in page and page.count(f"<!-- mpisign bench training: {mode} -->") == 2
+        assert documents[mode]["command"].startswith("mpisign bench training --")
     table = output[output.index("parameters in 2 hidden layers") :]
+    table = table[: table.index("mode accuracy")]
     assert "x none" in table and "DIFFER" not in table and "x fp16: needs" in table
-    assert all(name in table for name in STEPS) and max(map(len, table.splitlines())) <= 100
-    assert document["command"].startswith("mpisign bench training --")
+    assert all(name in table for name in STEPS)
+    assert "steps to" in output and "DIFFER" not in output
 
 
 @pytest.mark.mpi
-def test_time_to_an_accuracy(tmp_path):
-    path = tmp_path / "a.json"
-    more = ["--ways", "ddp-fp32,mpi-at-step", "--accuracy", "0.6", "--seeds", "2", "--steps", "60"]
-    more += ["--every", "20", "--lr", "mpi-at-step-signum=3e-3", "--lr", "ddp-fp32=0.05"]
-    done = launch(*more, "--json", path, "--plot", tmp_path / "a.png")
-    assert done.returncode == 0, done.stdout
-    for row in json.loads(path.read_text())["rows"]:
+def test_time_to_an_accuracy(modes):
+    for row in modes[0]["accuracy"]["rows"]:
         assert not row["error"] and row["identical"] is True and len(row["runs"]) == 2
         for run in row["runs"]:
             assert [p["step"] for p in run["curve"]] == [20, 40, 60]
             seconds = [p["seconds"] for p in run["curve"]]
             assert 0 < seconds[0] < seconds[1] < seconds[2]
             assert run["curve"][-1]["accuracy"] > 0.6, "it does not learn"
-    assert "steps to" in done.stdout and "+-" in done.stdout
 
 
 @pytest.mark.mpi
-def test_memory(tmp_path):
-    path = tmp_path / "m.json"
-    done = launch("--memory", "--ways", "mpi-at-step,ddp-fp32", "--json", path)
-    assert done.returncode == 0, done.stdout
-    document = json.loads(path.read_text())
+def test_memory(modes):
+    document = modes[0]["memory"]
     none, ours, peer = document["rows"]
     d = document["parameters"]
     assert (none["way"], none["traced"], none["resident"]) == ("none", 0, 0)

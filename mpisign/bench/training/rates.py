@@ -1,4 +1,4 @@
-"""Learning rates of each way, found with --tune: docs/measurements.md."""
+"""Learning rates of each way; how they were found: docs/measurements.md."""
 
 from __future__ import annotations
 

@@ -103,6 +103,23 @@ def test_golden_values_of_many_ranks(size, hostile, golden):
     assert round(got, 1 if golden < 50 else None) == golden
 
 
+def test_recorded_results_hold_the_golden_values():
+    """What docs/studies.md tells of 27 ranks: seed 0 as in the spec, the others as NumPy's loop."""
+    records = results.read(ROOT / "docs" / "studies" / "adversaries.jsonl").values()
+    ends = {
+        (r["settings"].get("adversaries", 0), r["settings"]["seed"]): r["result"]["test"]
+        for r in records
+        if r["settings"]["task"] == "quadratic"
+        and r["settings"]["ranks"] == 27
+        and r["settings"].get("attack") != "random"
+    }
+    assert len(ends) == 15
+    for hostile, golden in ((0, 8.4), (4, 9.2), (9, 17.4), (12, 91), (13, 234)):
+        assert round(ends[hostile, 0], 1 if golden < 50 else None) == golden
+    assert all(6.85 < ends[0, seed] < 8.45 for seed in range(3))
+    assert [round(ends[13, seed]) for seed in range(3)] == [234, 236, 248]
+
+
 def grid(**changed):
     lines = {"label": '"g"', "task": '"digits"', "ranks": "[2]", "steps": "5", **changed}
     body = "\n".join(f"{k} = {v}" for k, v in lines.items() if v is not None)

@@ -43,6 +43,11 @@ def write(path: Path, study: Study, summaries: Sequence[Summary]) -> None:
     for axis, (title, grid, own) in zip(axes, panels, strict=False):
         _draw(axis, grid, own, looks)
         axis.set_title(title, fontsize=10, loc="left")
+    curves = [a for a, (_, g, _) in zip(axes, panels, strict=False) if _is_curve(g)]
+    if len({g.task for _, g, _ in panels if _is_curve(g)}) == 1:
+        limits = [limit for a in curves for limit in a.get_ylim()]
+        for axis in curves:
+            axis.set_ylim(min(limits), max(limits))
     for axis in axes[len(panels) :]:
         axis.set_axis_off()
     handles = {
@@ -92,7 +97,7 @@ def _draw(axis: Any, grid: Grid, own: Sequence[Summary], looks: dict[str, tuple[
         x, *values = zip(*sorted(points), strict=True)
         mean, low, high = ([scale * v for v in row] for row in values)
         axis.plot(x, mean, marker=marker, color=colour, label=method.label, markersize=5)
-        if grid.along in ("step", "sent"):
+        if _is_curve(grid):
             axis.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
         else:
             axis.vlines(x, low, high, color=colour, linewidth=1.2)
@@ -101,7 +106,7 @@ def _draw(axis: Any, grid: Grid, own: Sequence[Summary], looks: dict[str, tuple[
 
 def _points(grid: Grid, own: Sequence[Summary]) -> list[Point]:
     """Place on the horizontal axis, mean, lowest and highest metric."""
-    if grid.along in ("step", "sent"):
+    if _is_curve(grid):
         return [point for s in own for point in s.curve(grid.along)]
     points = []
     for s in own:
@@ -111,6 +116,10 @@ def _points(grid: Grid, own: Sequence[Summary]) -> list[Point]:
                 x = _alphas(grid).index(x)
             points.append((float(x), s.mean, min(s.values), max(s.values)))
     return points
+
+
+def _is_curve(grid: Grid) -> bool:
+    return grid.along in ("step", "sent")
 
 
 def _alphas(grid: Grid) -> list[float | None]:

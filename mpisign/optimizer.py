@@ -12,6 +12,7 @@ from mpisign import policies
 from mpisign.compressors import Compressor, resolve
 from mpisign.gradients.exchange import LIGHT, GradientExchange
 from mpisign.gradients.hooks import KEY, StepHooks
+from mpisign.gradients.local_steps import check_optimizer
 from mpisign.gradients.plan import BUCKET_SIZE
 from mpisign.gradients.skip import Rule
 from mpisign.rounds.member import Member
@@ -50,7 +51,10 @@ def DistributedOptimizer(
     start equal on all ranks: the first step checks that, and every step the optimizer's options.
 
     ``overlap``: gradients travel while ``backward()`` computes others. Then there is one
-    ``backward()`` a step, and nothing may touch gradients between it and ``step()``.
+    ``backward()`` a step, and nothing may touch gradients, or learning rates, between it and
+    ``step()``. Each such optimizer has a communicator of its own, unless ``comm`` is a
+    ``Communicator``, which no other optimizer with overlap may have then. What one rank finds wrong
+    after all is on its way raises there alone.
     ``bucket_size``: coordinates that travel together, default 2 Mi; without overlap votes and
     averages travel as one.
 
@@ -60,7 +64,7 @@ def DistributedOptimizer(
     Raises TypeError, ValueError for arguments that do not fit; ``step()`` raises what
     ``majority_vote`` raises, on every rank, before any parameter changes.
     """
-    from mpisign.communicator import channel_of
+    from mpisign.communicator import Communicator, channel_of
 
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise TypeError(
@@ -77,13 +81,17 @@ def DistributedOptimizer(
             "many times the learning rate: take momentum=0, signum has its own",
             stacklevel=2,
         )
-    if overlap and compressor.local_steps > 1:
-        raise ValueError(f"{_FUNCTION}: overlap must be False with local steps, got True")
+    if compressor.local_steps > 1:
+        check_optimizer(_FUNCTION, optimizer, overlap)
     members = [Member(name, p) for p, name in names.items()]
     whole = not overlap and compressor.aggregate in LIGHT
     if bucket_size is None and not whole:
         bucket_size = BUCKET_SIZE
-    channel = channel_of(_FUNCTION, comm)
+    if overlap and not isinstance(comm, Communicator):
+        # Of two optimizers the first bucket to fill up need not be the same on all ranks.
+        channel = Communicator(comm).channel
+    else:
+        channel = channel_of(_FUNCTION, comm)
     exchange = GradientExchange(
         "step",
         lambda: channel,
@@ -94,6 +102,7 @@ def DistributedOptimizer(
         seed=seed,
         bucket_size=bucket_size,
         optimizer=optimizer,
+        state=True,
     )
     setattr(optimizer, KEY, StepHooks(optimizer, exchange, overlap))
     return optimizer

@@ -346,18 +346,11 @@ def test_other_buckets_on_one_rank_end_in_an_error_on_all(monkeypatch):
 
 
 def test_local_steps_refuse_an_optimizer_with_state():
-    def run(comm):
-        p = torch.nn.Parameter(torch.zeros(3))
-        optimizer = torch.optim.Adam([p])
-        compression = mpisign.Compression.ef_sparsign(local_steps=2)
-        mpisign.DistributedOptimizer(optimizer, comm=comm, compression=compression)
-        p.grad = torch.ones(3)
-        optimizer.step()
-        p.grad = torch.ones(3)
-        with pytest.raises(CollectiveError, match="optimizer without state"):
-            optimizer.step()
-
-    threads.run(2, run)
+    p = torch.nn.Parameter(torch.zeros(3))
+    compression = mpisign.Compression.ef_sparsign(local_steps=2)
+    for optimizer in (torch.optim.Adam([p]), torch.optim.SGD([p], lr=1.0, momentum=0.9)):
+        with pytest.raises(ValueError, match="need torch.optim.SGD without momentum"):
+            mpisign.DistributedOptimizer(optimizer, compression=compression)
 
 
 @pytest.mark.parametrize("size", [1, 3])
@@ -427,3 +420,137 @@ def test_buckets_that_wait_for_earlier_ones_give_the_same(compression, overlap):
     assert all(same(many[0], other) for other in many)
     if compression == "ef_sign":
         assert same(many[0], threads.run(1 + 2, run, 2560)[0])
+
+
+# What an attacker found
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("compression", ["signum", "ef_sign", "none"])
+def test_a_gradient_that_a_rank_lacks_lies_in_memory_as_the_others_do(dtype, compression):
+    # torch rounds halves otherwise in a tensor of other strides.
+    def run(comm):
+        torch.manual_seed(0)
+        p = torch.nn.Parameter(
+            torch.randn(6, 5, 3, 3).to(dtype).contiguous(memory_format=torch.channels_last)
+        )
+        optimizer = torch.optim.SGD([p], lr=0.1, weight_decay=0.3)
+        mpisign.DistributedOptimizer(optimizer, comm=comm, compression=compression, skip=None)
+        for step in range(3):
+            generator = torch.Generator().manual_seed(10 * step + comm.rank)
+            grad = torch.randn(6, 5, 3, 3, generator=generator).to(dtype)
+            laid = grad.contiguous(memory_format=torch.channels_last) if comm.rank else grad
+            p.grad = None if step == comm.rank == 1 else laid
+            optimizer.step()
+            assert p.grad.stride() == p.stride()
+        return p.detach()
+
+    first, *others = threads.run(3, run)
+    assert all(torch.equal(first, other) for other in others)
+
+
+def test_a_step_that_raised_is_forgotten():
+    def run(comm):
+        p = torch.nn.Parameter(torch.zeros(30))
+        optimizer = torch.optim.SGD([p], lr=1.0)
+        mpisign.DistributedOptimizer(optimizer, comm=comm, compression="sign")
+
+        def fail(*_):
+            raise RuntimeError("boom")
+
+        hook = optimizer.register_step_pre_hook(fail)  # after the exchange
+        p.grad = torch.full((30,), 0.5)
+        with pytest.raises(RuntimeError, match="boom"):
+            optimizer.step()
+        hook.remove()
+        p.grad = torch.full((30,), 0.25 + comm.rank)
+        optimizer.step()
+        assert (p == -1).all()
+
+    threads.run(2, run)
+
+
+def test_with_overlap_a_changed_gradient_is_refused():
+    def run(comm):
+        ps = [torch.nn.Parameter(torch.zeros(30)) for _ in range(3)]
+        optimizer = torch.optim.SGD(ps, lr=1.0)
+        mpisign.DistributedOptimizer(
+            optimizer, comm=comm, compression="sign", overlap=True, bucket_size=30
+        )
+        sum(p.sum() for p in ps).backward()
+        torch.nn.utils.clip_grad_norm_(ps, 0.1)
+        with pytest.raises((RuntimeError, CollectiveError), match="between backward.. and step"):
+            optimizer.step()
+        assert all((p == 0).all() for p in ps)
+
+    threads.run(2, run)
+
+
+def test_votes_of_two_optimizers_with_overlap_never_mix():
+    def run(comm):
+        models = [[torch.nn.Parameter(torch.zeros(20))] for _ in range(2)]
+        optimizers = [torch.optim.SGD(ps, lr=1.0) for ps in models]
+        for optimizer in optimizers:
+            mpisign.DistributedOptimizer(optimizer, comm=comm, compression="sign", overlap=True)
+        (models[0][0].sum() - models[1][0].sum()).backward()
+        for optimizer in optimizers:
+            optimizer.step()
+        optimizers[0].zero_grad()
+        optimizers[1].zero_grad()
+        used = models[: 2 - comm.rank]  # rank 1 leaves the second out, and so starts it last
+        sum(p.sum() for ps in used for p in ps).backward()
+        for optimizer in optimizers:
+            optimizer.step()
+
+    with pytest.raises(CollectiveError, match="names, shapes or dtypes|has ended"):
+        threads.run(2, run)
+
+
+def test_groups_and_states_that_differ_are_an_error_on_all():
+    def groups(comm):
+        a, b, c = (torch.nn.Parameter(torch.zeros(3)) for _ in range(3))
+        cut = [[a, b], [c]] if comm.rank else [[a], [b, c]]
+        pairs = zip(cut, (0.1, 0.2), strict=True)
+        return [a, b, c], torch.optim.SGD([{"params": ps, "lr": lr} for ps, lr in pairs])
+
+    def states(comm):
+        p = torch.nn.Parameter(torch.zeros(3))
+        optimizer = torch.optim.Adam([p])
+        if comm.rank:
+            p.grad = torch.ones(3)
+            optimizer.step()
+            with torch.no_grad():
+                p.zero_()
+        return [p], optimizer
+
+    def run(comm, make):
+        ps, optimizer = make(comm)
+        mpisign.DistributedOptimizer(optimizer, comm=comm)
+        for p in ps:
+            p.grad = torch.ones(3)
+        with pytest.raises(CollectiveError, match="settings|replicas differ"):
+            optimizer.step()
+
+    for make in (groups, states):
+        threads.run(2, run, make)
+
+
+def test_gradients_and_parameters_that_do_not_fit_are_told_to_all():
+    def run(comm, what):
+        p, q = torch.nn.Parameter(torch.zeros(4, 4)), torch.nn.Parameter(torch.zeros(0))
+        optimizer = torch.optim.SGD([p, q], lr=1.0)
+        mpisign.DistributedOptimizer(optimizer, comm=comm, compression="ef_sign")
+        q.grad = torch.zeros(0)
+        p.grad = torch.ones(4, 4)
+        optimizer.step()  # a bucket of nothing is no error
+        if comm.rank and what == "view":
+            p.grad = torch.ones(()).expand(4, 4)
+        if comm.rank and what == "size":
+            p.data, p.grad = torch.zeros(5, 5), torch.ones(5, 5)
+        before = p.detach().clone()
+        with pytest.raises(CollectiveError, match="ranks 1-2: .*(expanded view|another size)"):
+            optimizer.step()
+        assert torch.equal(p, before)
+
+    for what in ("view", "size"):
+        threads.run(3, run, what)

@@ -83,6 +83,7 @@ class Channel:
         self.transport = transport
         self.queue = Queue(transport, timeout_of_environment() if timeout is None else timeout)
         self.votes = 0
+        self.exchanges = 0  # front ends that share this
         self.check_every = check_every() if every is None else every
         self.digest = bytes(32)
         self.nodes: list[list[int]] | None = None

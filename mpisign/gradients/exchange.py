@@ -21,7 +21,7 @@ from mpisign.errors import DisagreementError
 from mpisign.gradients import saved
 from mpisign.gradients.newcomers import meet
 from mpisign.gradients.plan import GradientBucket, cut
-from mpisign.gradients.settings import options_of, rates_of
+from mpisign.gradients.settings import options_of, rates_of, state_of
 from mpisign.gradients.shared import share
 from mpisign.gradients.skip import Rule, rule_for
 from mpisign.rounds.member import Member
@@ -46,6 +46,7 @@ class GradientExchange:
     ``bucket_size``: see ``skip.rule_for``, ``plan.cut``. ``optimizer``: whose learning rates the
     compressor hears of, and whose options must be alike on all ranks. ``function`` is for messages.
 
+    ``state``: what the optimizer itself keeps is compared too wherever parameters are.
     ``replicas``: False where ranks may begin with other parameters and options, which is warned of
     then. ``newcomers``: asked at the beginning of a step whether ranks may have counted other
     numbers of steps; all go on from the largest. ``before``: of each bucket's collective, in the
@@ -65,6 +66,7 @@ class GradientExchange:
         bucket_size: int | None = None,
         optimizer: torch.optim.Optimizer | None = None,
         replicas: bool = True,
+        state: bool = False,
         newcomers: Callable[[], bool] = lambda: False,
         before: Callable[[Line], Steps[None]] | None = None,
     ) -> None:
@@ -82,6 +84,7 @@ class GradientExchange:
         self.algorithm, self.seed = algorithm, seed
         self.optimizer = optimizer
         self._replicas = replicas
+        self._state_of = optimizer if state else None
         self._newcomers = newcomers
         self._before = before
         self._meeting = False
@@ -91,6 +94,7 @@ class GradientExchange:
         self._ready: set[int] = set()
         self._channel_of = channel
         self.channel: Channel | None = None
+        self._number = 0  # among those of the channel: their buckets must never meet
         self.steps = 0  # saved with the state: it keys the random bits
         self._fresh = True  # nobody has compared this rank's parameters with the others' yet
         self._handles: list[Handle] = []
@@ -110,6 +114,8 @@ class GradientExchange:
     def ready(self, member: Member) -> None:
         """``member.grad`` is this step's. Starts what can start, moves on what is in flight."""
         self._ready.add(id(member))
+        if member.grad is not None:
+            member.version = member.grad._version
         self._bucket_of[id(member)].waiting -= 1
         if self._handles:
             assert self.channel is not None
@@ -149,8 +155,21 @@ class GradientExchange:
             self._end()
         if errors:
             raise errors[0]
+        for m in self.members:
+            m.settle()
         self.steps += 1
         self._fresh = False
+
+    def drop(self) -> None:
+        """Ends what is on its way, with its errors: nobody waits for this step."""
+        if self._ready:
+            try:
+                self.flush()
+                self.finish()
+            except Exception:  # noqa: S110 - told by what made this rank drop the step
+                pass
+        for m in self.members:
+            m.grad = None
 
     def agree(self, channel: Channel, line: Line) -> Steps[Agreed]:
         """Headers alone, of the first bucket; raises what ranks disagree on."""
@@ -162,7 +181,10 @@ class GradientExchange:
     def channel_now(self) -> Channel:
         """The channel of this step, from now on."""
         channel = self._channel_of()
-        self._fresh = self._fresh or channel is not self.channel
+        if channel is not self.channel:
+            self._fresh = True
+            self._number = channel.exchanges
+            channel.exchanges += 1
         self.channel = channel
         return channel
 
@@ -235,11 +257,14 @@ class GradientExchange:
         agreed = yield from channel.headers(line, header, self.function, inline)
         assert this is not None  # or all have raised
         anywhere = yield from _present_anywhere(line, agreed, bucket.present)
-        if not anywhere.any():
+        if not anywhere.any() or not bucket.layout.length:
             return
         if agreed.fresh and bucket.compressor.shared:
             yield from share(line, bucket.members, bucket.compressor.shared)
         yield from this.steps(channel, line, agreed, number, anywhere)
+        for m in bucket.members:
+            if m.grad is not None:
+                m.version = m.grad._version
 
     def _header(
         self, channel: Channel, header: Header, bucket: GradientBucket, fresh: bool
@@ -248,14 +273,20 @@ class GradientExchange:
         for i, m in enumerate(bucket.members):
             bucket.present[i] = m.grad is not None
             m.rate = self._rates.get(m.parameter, 1.0)
+            if m.parameter.numel() != bucket.layout.lengths[i]:
+                raise ValueError(f"{m.name!r} has another size than when it was wrapped")
             if m.grad is not None:
                 arrays.view_floats(self.function, f"the gradient of {m.name!r}", m.grad)
+                if any(
+                    s == 0 and n > 1 for s, n in zip(m.grad.stride(), m.grad.shape, strict=True)
+                ):
+                    raise ValueError(f"the gradient of {m.name!r} is an expanded view: clone it")
         if fresh and bucket.index == 0 and self._replicas:
             channel.digest = self._parameters()
         return replace(
             header,
             step=self.steps,
-            tensor=bucket.tensor,
+            tensor=(bucket.tensor + self._number) % (1 << 64),
             length=bucket.layout.length,
             seed=bucket.seed(self.seed),
             algorithm=self.algorithm,
@@ -274,8 +305,13 @@ class GradientExchange:
     def _parameters(self) -> bytes:
         digest = ReplicaDigest("parameters")
         for m in sorted(self.members, key=lambda m: m.name):
-            flat = m.parameter.detach().cpu().contiguous().view(-1)
-            digest.update(flat.view(torch.uint8).numpy())
+            kept = [] if self._state_of is None else state_of(self._state_of, m.parameter)
+            for x in (m.parameter, *kept):
+                if isinstance(x, torch.Tensor):
+                    flat = x.detach().cpu().contiguous().view(-1)
+                    digest.update(flat.view(torch.uint8).numpy())
+                else:
+                    digest.update(repr(x).encode())
         return digest.field()
 
     def state_dict(self) -> dict[str, Any]:

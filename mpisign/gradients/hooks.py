@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from mpisign.gradients.local_steps import LocalSteps
 from mpisign.rounds.member import Member
 
 KEY = "mpisign"  # of the compressors' state in optimizer.state_dict()
+_HANDLE = "_mpisign_hook"  # of a parameter: it starts one exchange only
 
 
 class StepHooks:
@@ -29,12 +31,15 @@ class StepHooks:
         parameters = [p for g in optimizer.param_groups for p in g["params"]]
         self._ids = [id(p) for p in parameters]
         self._stepping = False
-        self._voted: list[tuple[int, int]] = []
+        self._voted: list[tuple[weakref.ref[torch.Tensor], int]] = []
         self._spoilt = ""
         if overlap:
             for m in exchange.members:
-                if m.parameter.requires_grad:
-                    m.parameter.register_post_accumulate_grad_hook(self._computed(m))
+                p: Any = m.parameter
+                if hasattr(p, _HANDLE):  # of an optimizer that this one replaces
+                    getattr(p, _HANDLE).remove()
+                if p.requires_grad:
+                    setattr(p, _HANDLE, p.register_post_accumulate_grad_hook(self._computed(m)))
         optimizer.register_step_pre_hook(self.before_step)
         optimizer.register_step_post_hook(self.after_step)
         optimizer.register_state_dict_post_hook(self.save)
@@ -56,25 +61,40 @@ class StepHooks:
     def before_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         """The step pre-hook."""
         # torch hooks the step of every class: a step that calls its base class's comes here twice.
-        if self._stepping and self._voted == self._versions():
+        if self._stepping and self._is_voted():
             return
+        self._stepping = False
         reason = self._spoilt or self._unfit(optimizer, (*args[1:], *kwargs.values()))
         self._spoilt = ""
-        for m in self.exchange.members:
+        try:
+            self._exchange(reason)
+        finally:
+            for m in self.exchange.members:
+                m.grad = None
+        grads = [m.parameter.grad for m in self.exchange.members]
+        self._voted = [(weakref.ref(g), g._version) for g in grads if g is not None]
+        self._stepping = True
+
+    def _exchange(self, reason: str) -> None:
+        """All gradients become their aggregates."""
+        members = self.exchange.members
+        for m in members:
             if not self.exchange.told(m):
                 m.grad = m.parameter.grad
-            elif m.grad is not m.parameter.grad:
-                reason = reason or f"the gradient of {m.name!r} was replaced before step()"
-        if self.local is None or self.local.take(self.exchange.steps, self._rank()):
-            self.exchange.flush(reason)
-            self.exchange.finish()
-        if reason:  # too late to tell the others
-            raise RuntimeError(f"step: {reason}")
-        for m in self.exchange.members:
-            if m.grad is not None and m.parameter.grad is None:
+            elif m.grad is not m.parameter.grad or m.changed():
+                reason = reason or (
+                    f"the gradient of {m.name!r} was changed between backward() and step(), while "
+                    "on its way: with overlap=True clip or scale before, or take overlap=False"
+                )
+        if self.local is not None and not self.local.take(self.exchange.steps, self._rank()):
+            if reason:
+                raise RuntimeError(f"step: {reason}")
+            return
+        self.exchange.flush(reason)
+        self.exchange.finish()
+        for m in members:
+            if m.grad is not None:
                 m.parameter.grad = m.grad
-            m.grad = None
-        self._stepping, self._voted = True, self._versions()
 
     def after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         """The step post-hook."""
@@ -83,9 +103,13 @@ class StepHooks:
     def _rank(self) -> int:
         return self.exchange.channel_now().transport.rank
 
-    def _versions(self) -> list[tuple[int, int]]:
-        grads = [m.parameter.grad for m in self.exchange.members]
-        return [(id(g), g._version) for g in grads if g is not None]
+    def _is_voted(self) -> bool:
+        """Whether the gradients are still what the last exchange made of them."""
+        grads = [g for m in self.exchange.members if (g := m.parameter.grad) is not None]
+        return len(grads) == len(self._voted) and all(
+            ref() is g and version == g._version
+            for g, (ref, version) in zip(grads, self._voted, strict=True)
+        )
 
     def _unfit(self, optimizer: Any, arguments: tuple[Any, ...]) -> str:
         """Why this rank cannot take part; it must say so where the others wait for it."""
@@ -98,7 +122,7 @@ class StepHooks:
             return "the optimizer's parameters are not those it had when it was wrapped"
         if getattr(optimizer, "grad_scale", None) is not None:
             return "torch.amp.GradScaler does not go with votes, which need no scale"
-        return "" if self.local is None else self.local.unfit(optimizer)
+        return ""
 
     def save(self, optimizer: Any, state_dict: dict[str, Any]) -> dict[str, Any]:
         """The state_dict post-hook."""
@@ -110,6 +134,7 @@ class StepHooks:
     def load(self, optimizer: Any, state_dict: dict[str, Any]) -> dict[str, Any]:
         """The load_state_dict pre-hook."""
         saved = state_dict.get(KEY, {"steps": 0, "state": {}})
+        self.exchange.drop()
         self.exchange.load_state_dict(saved)
         if self.local is not None:
             self.local.done = int(saved.get("local", 0))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
@@ -27,14 +26,6 @@ class LocalSteps:
         self._budget = budget
         self._seed = seed
         self.done = 0  # in this round
-
-    @staticmethod
-    def unfit(optimizer: torch.optim.Optimizer) -> str:
-        """Why the optimizer cannot take local steps, if so."""
-        states: Any = optimizer.state.values()
-        if any(isinstance(x, torch.Tensor) for state in states for x in state.values()):
-            return "local steps need an optimizer without state: torch.optim.SGD, momentum=0"
-        return ""
 
     @torch.no_grad()
     def take(self, step: int, rank: int) -> bool:
@@ -70,3 +61,15 @@ class LocalSteps:
             if total is not None:
                 m.target().copy_(total)
         return True
+
+
+def check_optimizer(function: str, optimizer: torch.optim.Optimizer, overlap: bool = False) -> None:
+    """ValueError for an optimizer whose own state would differ for ever after steps of one rank."""
+    plain = isinstance(optimizer, torch.optim.SGD)
+    if not plain or any(g["momentum"] for g in optimizer.param_groups):
+        raise ValueError(
+            f"{function}: local steps need torch.optim.SGD without momentum, "
+            f"got {type(optimizer).__name__}{' with momentum' if plain else ''}"
+        )
+    if overlap:
+        raise ValueError(f"{function}: overlap must be False with local steps, got True")

@@ -18,15 +18,25 @@ def rates_of(optimizer: torch.optim.Optimizer) -> dict[torch.Tensor, float]:
 def options_of(compressor: Compressor, optimizer: torch.optim.Optimizer | None) -> int:
     """64 bits of BLAKE2b: another learning rate on one rank would part the replicas."""
     groups = [] if optimizer is None else optimizer.param_groups
-    options = [sorted((k, _plain(v)) for k, v in g.items() if k != "params") for g in groups]
+    options = [sorted((k, _plain(k, v)) for k, v in g.items()) for g in groups]
     text = f"{compressor!r} {options!r}"
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
-def _plain(value: Any) -> str:
+def state_of(optimizer: torch.optim.Optimizer, p: torch.Tensor) -> list[Any]:
+    """What the optimizer keeps of a parameter, tensors and numbers, in the order of their names."""
+    state: dict[str, Any] = optimizer.state.get(p, {})
+    return [
+        state[key] for key in sorted(state) if isinstance(state[key], (torch.Tensor, int, float))
+    ]
+
+
+def _plain(key: str, value: Any) -> str:
     """An option as text that is the same on every rank; "" for what has no such text."""
+    if key == "params":
+        return str(len(value))
     if isinstance(value, torch.Tensor):
         return repr(value.tolist())
     if isinstance(value, (tuple, list)):
-        return f"[{','.join(_plain(v) for v in value)}]"
+        return f"[{','.join(_plain('', v) for v in value)}]"
     return repr(value) if isinstance(value, (bool, int, float, str, type(None))) else ""

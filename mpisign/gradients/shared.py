@@ -21,18 +21,19 @@ def share(line: Line, members: Sequence[Member], keys: Sequence[str]) -> Steps[N
     slots = [(m, key) for m in members for key in keys]
     held = np.array([key in m.state for m, key in slots], dtype=np.uint8)
     yield _broadcast(line, held)
-    slots = [slot for slot, there in zip(slots, held, strict=True) if there]
+    there = [slot for slot, has in zip(slots, held, strict=True) if has]
+    lengths = [m.parameter.numel() for m, _ in there]
+    flat = np.zeros(sum(lengths), dtype=np.float32)
+    parts = np.split(flat, np.cumsum(lengths)[:-1]) if there else []
+    if line.rank == 0:
+        for (m, key), part in zip(there, parts, strict=True):
+            part[...] = m.state[key].detach().cpu().reshape(-1).numpy()
+    yield _broadcast(line, flat.view(np.uint8))
     for m, key in slots:
-        flat = np.zeros(m.parameter.numel(), dtype=np.float32)
-        if line.rank == 0:
-            flat[...] = m.state[key].detach().cpu().reshape(-1).numpy()
-        yield _broadcast(line, flat.view(np.uint8))
-        tensor = torch.from_numpy(flat).view(m.parameter.shape)
+        m.state.pop(key, None)
+    for (m, key), part in zip(there, parts, strict=True):
+        tensor = torch.from_numpy(part.copy()).view(m.parameter.shape)
         m.state[key] = tensor.to(m.parameter.device)
-    for m in members:
-        for key in keys:
-            if (m, key) not in slots:
-                m.state.pop(key, None)
 
 
 def _broadcast(line: Line, data: Bytes) -> Pending:

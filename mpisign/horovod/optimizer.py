@@ -13,6 +13,7 @@ from horovod.torch.optimizer import DistributedOptimizer as _horovods
 from mpisign import policies
 from mpisign.compressors import Compressor, resolve
 from mpisign.compressors.uncompressed import Uncompressed
+from mpisign.gradients.local_steps import check_optimizer
 from mpisign.gradients.plan import BUCKET_SIZE
 from mpisign.gradients.skip import Rule
 from mpisign.horovod.gradients import HorovodGradients
@@ -138,6 +139,8 @@ def _check(optimizer: Any, compressor: Compressor, passes: int, op: Any, predivi
             f"{_FUNCTION}: local steps and elastic training do not go together: a rank that comes "
             "does not know how far a round has got; take local_steps=1"
         )
+    if compressor.local_steps > 1:
+        check_optimizer(_FUNCTION, optimizer)
     if compressor.unit == "sign" and any(g.get("momentum") for g in optimizer.param_groups):
         warnings.warn(
             f"{_FUNCTION}: the optimizer has a momentum of its own, which sums votes up to steps "

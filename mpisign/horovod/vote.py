@@ -89,7 +89,7 @@ class VoteCompression:
             tensor = tensor.detach().cpu()
         if tensor.device.type == "cpu":
             return c.pack([tensor], [state], out, [start], **keys)
-        voted = c.voted_on(tensor, state).detach().cpu()
+        voted = c.pre_sign(c.voted_on(tensor, state), place=8 * start, **keys).detach().cpu()
         out = out[..., start : start + planes.plane_bytes(tensor.numel())]
         _, _, nans = planes.pack_census(
             voted, zeros=c.zeros, nan=c.nan, offset=8 * start, out=out, **keys

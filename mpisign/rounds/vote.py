@@ -130,6 +130,7 @@ class VoteRound(Round):
         if first + votes.shape[1] == shape[1]:
             dense = torch.empty(grad.shape, dtype=grad.dtype, device=grad.device)
             grad.copy_(planes.unpack(_rows(whole), out=dense))
+            self.members[i].version = grad._version
             del self._parts[i]
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import pairwise
+from typing import Any
 
-import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
@@ -70,8 +71,13 @@ def _shard(cell: Cell, rank: int) -> tuple[data.Images, data.Labels]:
         raise data.DataError(f"digits: {len(labels)} images do not reach {cell.ranks} ranks")
     if cell.dirichlet is None:
         return images[rank :: cell.ranks][:length], labels[rank :: cell.ranks][:length]
-    part = np.asarray(dirichlet(labels, cell.ranks, cell.dirichlet, cell.seed)[rank])
+    part = _dealt(cell.ranks, cell.dirichlet, cell.seed)[rank]
     return images[part], labels[part]
+
+
+@lru_cache(maxsize=1)
+def _dealt(ranks: int, alpha: float, seed: int) -> list[npt.NDArray[Any]]:
+    return dirichlet(_digits().train_labels[:-_VALIDATION], ranks, alpha, seed)
 
 
 def perceptron(inputs: int, hidden: Sequence[int]) -> nn.Module:

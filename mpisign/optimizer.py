@@ -116,7 +116,13 @@ def _names(
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     if named_parameters is None:
         return {p: str(i) for i, p in enumerate(parameters)}
-    given = {p: name for name, p in named_parameters}
+    pairs = list(named_parameters)
+    if not all(isinstance(x, tuple) and len(x) == 2 and isinstance(x[0], str) for x in pairs):
+        raise TypeError(
+            f"{_FUNCTION}: named_parameters must hold (name, parameter) pairs as "
+            f"model.named_parameters() does, got {type(pairs[0]).__name__}"
+        )
+    given = {p: name for name, p in pairs}
     missing = sum(p not in given for p in parameters)
     if missing:
         raise ValueError(

@@ -101,7 +101,8 @@ def add_parser(commands: Any) -> None:
     add(
         "--lr",
         type=_rate,
-        help=f"of votes (default: {VOTE_LR}, or --fp32-lr where updates are of a gradient's size)",
+        help=f"of votes (default: {VOTE_LR}; where updates are of a gradient's size, --fp32-lr / "
+        "(1 - momentum): averages have SGD's momentum)",
     )
     add("--fp32-lr", type=_rate, default=d.fp32_lr, help="of averaging (default: %(default)s)")
     add("--momentum", type=_momentum, default=d.momentum, help="of all (default: %(default)s)")

@@ -88,7 +88,10 @@ def _check(headers: Sequence[Header], function: str) -> None:
         refused = "; ".join(f"{name_ranks(r)}: {reason}" for reason, r in reasons.items())
         raise CollectiveError(f"{function}: cannot go on because of {refused}")
     differences = []
-    said = {"tensor": "names, shapes or dtypes of the parameters", "settings": "optimizer settings"}
+    said = {
+        "tensor": "names, shapes or dtypes of the parameters",
+        "settings": "optimizer settings: learning rates, groups, what the compressor was given",
+    }
     if headers[0].operation == "compressed_mean":
         said["settings"] = "blocks of the states"
     for name in Header.AGREED:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -90,6 +91,13 @@ class GradientExchange:
         self._meeting = False
         rule = rule_for(function, skip, compressor)
         self.buckets = cut(function, self.members, compressor, rule, bucket_size)
+        if skip == "auto" and compressor.aggregate not in ("average", "halves"):
+            if self.buckets and all(b.compressor.aggregate == "halves" for b in self.buckets):
+                warnings.warn(
+                    f"{function}: nothing goes through {compressor!r}: all tensors are vectors or "
+                    "of up to 1,024 coordinates and travel in 16 bits; skip=None sends all alike",
+                    stacklevel=3,
+                )
         self._bucket_of = {id(m): b for b in self.buckets for m in b.members}
         self._ready: set[int] = set()
         self._channel_of = channel

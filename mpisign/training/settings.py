@@ -54,7 +54,8 @@ class Settings:
         """``lr``, or one that fits what the compressor's updates are the size of."""
         if self.lr is not None:
             return self.lr
-        return VOTE_LR if self.compressor().unit == "sign" else self.fp32_lr
+        # fp32 has a momentum that sums gradients up to so many times their size.
+        return VOTE_LR if self.compressor().unit == "sign" else self.fp32_lr / (1 - self.momentum)
 
     def loss_scale(self, rank: int, size: int) -> float:
         """1, or what the attack multiplies by if ``rank`` is one of the last ``adversaries``."""

@@ -71,9 +71,10 @@ def _add_run(actions: Any) -> None:
     add(
         "--jobs",
         metavar="N",
-        type=lambda text: numbers.number(text, 1, 4096, "processes"),
+        type=lambda text: numbers.number(text, 0, 4096, "processes"),
         default=os.cpu_count() or 1,
-        help="cells at a time, a process each (default: %(default)s, this machine's cores)",
+        help="cells at a time, a process each (default: %(default)s, this machine's cores); 0: in "
+        "this process, for a debugger",
     )
     add("--real", action="store_true", help="by the ranks that mpirun started, not simulated ones")
     parser.set_defaults(run=_run, action=_train, parser=parser)

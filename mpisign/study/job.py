@@ -8,12 +8,10 @@ from concurrent.futures import BrokenExecutor
 from pathlib import Path
 
 from mpisign.bench.errors import BenchError
-from mpisign.bench.files import write_between_marks
+from mpisign.bench.files import check_path, write_between_marks
 from mpisign.study import file, plan, plot, results, run, summary, table
 from mpisign.study.progress import Progress
-from mpisign.training import plot as matplotlib
-from mpisign.training import report
-from mpisign.training.errors import SettingsError
+from mpisign.training.errors import SettingsError, missing
 from mpisign.training.world import World, agreed, join
 
 
@@ -21,14 +19,14 @@ def simulated(args: argparse.Namespace) -> int:
     """Runs what is missing by simulated ranks; 0, or 1 if cells failed."""
     study = plan.selected(file.load(args.study), args.only, args.seeds)
     groups = plan.groups(study)
-    report.check()
+    _check_rich()
     _check_methods(groups)
     path = _path(args, study)
     with results.Results(path) as found:
-        missing = plan.missing(groups, found.records)
-        if not missing:
+        left = plan.missing(groups, found.records)
+        if not left:
             print(f"{path}: all {plan.total(groups)} cells are there", file=sys.stderr)
-        with Progress(plan.total(groups) - missing, plan.total(groups)) as progress:
+        with Progress(plan.total(groups) - left, plan.total(groups)) as progress:
             try:
                 failed = run.simulate(groups, found, args.jobs, progress)
             except BrokenExecutor as error:
@@ -53,7 +51,7 @@ def real(args: argparse.Namespace) -> int:
         _check_methods(plan.groups(study))
         if world.rank:
             return study, None
-        report.check()
+        _check_rich()
         return study, results.Results(_path(args, study)).__enter__()
 
     try:
@@ -89,7 +87,7 @@ def show(args: argparse.Namespace) -> int:
         print(file.source(args.study), end="")
         return 0
     study = plan.selected(file.load(args.study), args.only, args.seeds)
-    report.check()
+    _check_rich()
     path = _path(args, study)
     groups = plan.groups(study)
     found = summary.summaries(groups, results.read(path))
@@ -100,12 +98,11 @@ def show(args: argparse.Namespace) -> int:
     if args.table or not (args.plot or args.markdown):
         table.show(study, found)
     if args.plot:
-        matplotlib.check()
-        report.check_path("--plot", args.plot)
+        _check_path("--plot", args.plot)
         plot.write(args.plot, study, found)
         print(f"wrote {args.plot}", file=sys.stderr)
     if args.markdown:
-        report.check_path("--markdown", args.markdown)
+        _check_path("--markdown", args.markdown)
         text = table.markdown(study, found, f"mpisign study run {args.study}")
         try:
             write_between_marks(args.markdown, f"<!-- mpisign study {study.name} -->", text)
@@ -117,8 +114,22 @@ def show(args: argparse.Namespace) -> int:
 
 def _path(args: argparse.Namespace, study: file.Study) -> Path:
     path: Path = args.results or Path(f"{study.name}.jsonl")
-    report.check_path("--results", path)
+    _check_path("--results", path)
     return path
+
+
+def _check_path(option: str, path: Path) -> None:
+    try:
+        check_path(option, path)
+    except BenchError as error:
+        raise SettingsError(str(error)) from error
+
+
+def _check_rich() -> None:
+    try:
+        import rich  # noqa: F401
+    except ImportError as error:
+        raise missing("rich", error) from error
 
 
 def _check_methods(groups: list[plan.Group]) -> None:
@@ -134,6 +145,7 @@ def _check_methods(groups: list[plan.Group]) -> None:
         checked.add(where)
         try:
             train.compressor(cell)
-            train.optimizer(cell, tasks.build(cell, 0).named)
+            tasks.build(cell, 0)
+            train.check_optimizer(cell)
         except SettingsError as error:
             raise SettingsError(f"{where}: {error}") from error

@@ -40,11 +40,19 @@ def simulate(
 ) -> dict[str, str]:
     """Runs all cells that are due, ``jobs`` at a time; what went wrong, by the cells' keys.
 
-    A cell that fails is left out and the others go on. KeyboardInterrupt ends the workers. Raises
+    ``jobs`` 0: in this process, where an error goes through to the caller, or to a debugger. Else a
+    cell that fails is left out and the others go on. KeyboardInterrupt ends the workers. Raises
     BrokenExecutor if a worker was killed.
     """
     version = versions()
     failed: dict[str, str] = {}
+    if not jobs:
+        while cells := due(groups, results.records):
+            progress.began(cells[0])
+            record = _record(cells[0], _simulated(cells[0]), version, "simulated")
+            results.add(record)
+            progress.ended(cells[0], record)
+        return failed
     running: dict[Future[dict[str, Any]], Cell] = {}
     context = multiprocessing.get_context("spawn")  # a fork of what has threads is no rank
     with ProcessPoolExecutor(jobs, mp_context=context, initializer=_worker) as pool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import math
 from dataclasses import dataclass, field
 
@@ -52,14 +53,24 @@ def compressor(cell: Cell) -> Compressor:
         raise SettingsError(f"options of compressor {cell.compressor!r}: {error}") from error
 
 
-def optimizer(cell: Cell, named: Named) -> torch.optim.Optimizer:
-    """The torch optimizer of ``cell``; SettingsError for options that it does not know."""
+def check_optimizer(cell: Cell) -> None:
+    """Raises SettingsError for options that the optimizer does not know; makes none.
+
+    The first optimizer that a process makes loads torch's compiler: seconds.
+    """
     try:
-        return _OPTIMIZERS[cell.optimizer](  # type: ignore[no-any-return, operator]
-            [p for _, p in named], lr=cell.lr, **cell.optimizer_options
+        inspect.signature(_OPTIMIZERS[cell.optimizer]).bind(
+            [], lr=cell.lr, **cell.optimizer_options
         )
-    except (TypeError, ValueError) as error:
+    except TypeError as error:
         raise SettingsError(f"optimizer_options of {cell.optimizer!r}: {error}") from error
+
+
+def optimizer(cell: Cell, named: Named) -> torch.optim.Optimizer:
+    """The torch optimizer of ``cell``."""
+    return _OPTIMIZERS[cell.optimizer](  # type: ignore[no-any-return, operator]
+        [p for _, p in named], lr=cell.lr, **cell.optimizer_options
+    )
 
 
 def train(comm: mpisign.Communicator, cell: Cell) -> Trained:

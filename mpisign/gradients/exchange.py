@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import hashlib
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 
-from mpisign import arrays, policies, rounds
+from mpisign import policies, rounds
 from mpisign.collectives.agreement import Agreed
 from mpisign.collectives.header import Header
 from mpisign.collectives.line import Line
 from mpisign.collectives.progress import Handle
-from mpisign.collectives.vote import Channel, ReplicaDigest
+from mpisign.collectives.vote import Channel
 from mpisign.compressors.base import Compressor
 from mpisign.errors import DisagreementError
 from mpisign.gradients import saved
+from mpisign.gradients.alike import check_member, digest_of, present_anywhere
 from mpisign.gradients.newcomers import meet
-from mpisign.gradients.plan import GradientBucket, cut
-from mpisign.gradients.settings import options_of, rates_of, state_of
+from mpisign.gradients.plan import GradientBucket, cut, warn_of_halves
+from mpisign.gradients.settings import options_of, rates_of
 from mpisign.gradients.shared import share
 from mpisign.gradients.skip import Rule, rule_for
 from mpisign.rounds.member import Member
@@ -91,13 +90,8 @@ class GradientExchange:
         self._meeting = False
         rule = rule_for(function, skip, compressor)
         self.buckets = cut(function, self.members, compressor, rule, bucket_size)
-        if skip == "auto" and compressor.aggregate not in ("average", "halves"):
-            if self.buckets and all(b.compressor.aggregate == "halves" for b in self.buckets):
-                warnings.warn(
-                    f"{function}: nothing goes through {compressor!r}: all tensors are vectors or "
-                    "of up to 1,024 coordinates and travel in 16 bits; skip=None sends all alike",
-                    stacklevel=3,
-                )
+        if skip == "auto":
+            warn_of_halves(function, self.buckets, compressor)
         self._bucket_of = {id(m): b for b in self.buckets for m in b.members}
         self._ready: set[int] = set()
         self._channel_of = channel
@@ -264,7 +258,7 @@ class GradientExchange:
             header = header.refusal(reason.removeprefix(f"{self.function}: "))
         agreed = yield from channel.headers(line, header, self.function, inline)
         assert this is not None  # or all have raised
-        anywhere = yield from _present_anywhere(line, agreed, bucket.present)
+        anywhere = yield from present_anywhere(line, agreed, bucket.present)
         if not anywhere.any() or not bucket.layout.length:
             return
         if agreed.fresh and bucket.compressor.shared:
@@ -281,16 +275,9 @@ class GradientExchange:
         for i, m in enumerate(bucket.members):
             bucket.present[i] = m.grad is not None
             m.rate = self._rates.get(m.parameter, 1.0)
-            if m.parameter.numel() != bucket.layout.lengths[i]:
-                raise ValueError(f"{m.name!r} has another size than when it was wrapped")
-            if m.grad is not None:
-                arrays.view_floats(self.function, f"the gradient of {m.name!r}", m.grad)
-                if any(
-                    s == 0 and n > 1 for s, n in zip(m.grad.stride(), m.grad.shape, strict=True)
-                ):
-                    raise ValueError(f"the gradient of {m.name!r} is an expanded view: clone it")
+            check_member(self.function, m, bucket.layout.lengths[i])
         if fresh and bucket.index == 0 and self._replicas:
-            channel.digest = self._parameters()
+            channel.digest = digest_of(self.members, self._state_of)
         return replace(
             header,
             step=self.steps,
@@ -307,20 +294,8 @@ class GradientExchange:
         if not fresh or bucket.index or self._replicas:
             return (yield from meet(line, self.steps))
         options = options_of(bucket.compressor, self.optimizer)
-        parameters = int.from_bytes(self._parameters()[2:10], "little")
+        parameters = int.from_bytes(digest_of(self.members, self._state_of)[2:10], "little")
         return (yield from meet(line, self.steps, options, parameters))
-
-    def _parameters(self) -> bytes:
-        digest = ReplicaDigest("parameters")
-        for m in sorted(self.members, key=lambda m: m.name):
-            kept = [] if self._state_of is None else state_of(self._state_of, m.parameter)
-            for x in (m.parameter, *kept):
-                if isinstance(x, torch.Tensor):
-                    flat = x.detach().cpu().contiguous().view(-1)
-                    digest.update(flat.view(torch.uint8).numpy())
-                else:
-                    digest.update(repr(x).encode())
-        return digest.field()
 
     def state_dict(self) -> dict[str, Any]:
         """This rank's state: {"steps": n, "state": {name: {key: copy}}}; every rank has its own."""
@@ -330,12 +305,3 @@ class GradientExchange:
         """Continues from ``state_dict``; ValueError, and nothing changed, if it does not fit."""
         self.steps = saved.load(state, self.members)
         self._fresh = True
-
-
-def _present_anywhere(line: Line, agreed: Agreed, present: Any) -> Steps[Any]:
-    """The members that have a gradient on any rank: uint8 (members,)."""
-    if agreed.same_presence:
-        return present.copy()
-    rows = np.empty((line.size, len(present)), dtype=np.uint8)
-    yield line.allgather(present, rows)
-    return rows.max(axis=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -65,3 +66,16 @@ def cut(
     place = {id(m): i for i, m in enumerate(members)}
     order.sort(key=lambda pair: (not pair[1][0].parameter.requires_grad, place[id(pair[1][-1])]))
     return [GradientBucket(i, part, c) for i, (c, part) in enumerate(order)]
+
+
+def warn_of_halves(
+    function: str, buckets: Sequence[GradientBucket], compressor: Compressor
+) -> None:
+    """Warns of a model so small that nothing of it goes through ``compressor``."""
+    halves = [b.compressor.aggregate == "halves" for b in buckets]
+    if halves and all(halves) and compressor.aggregate != "halves":
+        warnings.warn(
+            f"{function}: nothing goes through {compressor!r}: all tensors are vectors or of up to "
+            "1,024 coordinates and travel in 16 bits; skip=None sends all alike",
+            stacklevel=4,
+        )

@@ -21,6 +21,7 @@ from mpisign.rounds.member import Member
 
 _IN_BUCKETS = ("mpi", "horovod", "ddp")
 _ONE_BUCKET = 1 << 20  # MB
+_OUR_BUCKET = 4  # MB: our hook starts when DDP's bucket is full (docs/torch.md)
 _POWERSGD_RANK = 1
 _PLAIN_STEPS = 2  # the fewest that torch's hook asks for, before it compresses
 
@@ -168,6 +169,8 @@ def _ddp(way: Named, training: Training, via: Via | None, seed: int) -> None:
         # One bucket: with several the hook starts allreduces in another order on each rank, and
         # hangs on Gloo. If it does so still, the timeout of a group of its own ends it.
         more = {"process_group": via.group("powersgd"), "bucket_cap_mb": _ONE_BUCKET}
+    if way.ours:
+        more = {"bucket_cap_mb": _OUR_BUCKET}
     ddp: Any = nn.parallel.DistributedDataParallel(training.net, **more)
     training.module = ddp
     if way.ours:

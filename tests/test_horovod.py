@@ -43,7 +43,12 @@ def show(output):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "controller, n, long",
-    [("mpi", 2, ""), ("gloo", 3, "long"), ("mpi", 4, "long")],
+    [
+        ("mpi", 2, ""),
+        ("gloo", 3, ""),
+        pytest.param("gloo", 3, "long", marks=pytest.mark.many),
+        ("mpi", 4, "long"),
+    ],
 )
 def test_votes(controller, n, long):
     """Values, orders, unused layers, operations, groups, process sets, states, replicas."""

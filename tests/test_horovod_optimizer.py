@@ -14,7 +14,11 @@ FEW = ["orders", "errors", "broadcasts", "sparse", "two_optimizers"]
 
 @pytest.mark.parametrize(
     "controller, n, checks",
-    [("mpi", 2, ["every_compressor", "under_horovods"]), ("mpi", 3, []), ("gloo", 2, FEW)],
+    [
+        pytest.param("mpi", 2, ["every_compressor", "under_horovods"], marks=pytest.mark.many),
+        ("mpi", 3, []),
+        ("gloo", 2, FEW),
+    ],
 )
 def test_what_users_rely_on(controller, n, checks):
     """Values, orders, errors, states, process sets, replicas: see the script."""

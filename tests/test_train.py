@@ -113,7 +113,11 @@ def test_one_of_four_reversed(honest, tmp_path):
 
 @pytest.mark.parametrize(
     ("hostile", "attack", "low", "high"),
-    [(3, "sign-flip", 0.6, 1.0), (3, "reverse", 0.6, 1.0), (4, "reverse", 0.0, 0.3)],
+    [
+        pytest.param(3, "sign-flip", 0.6, 1.0, marks=pytest.mark.many),
+        (3, "reverse", 0.6, 1.0),
+        (4, "reverse", 0.0, 0.3),
+    ],
 )
 def test_of_seven(hostile, attack, low, high, tmp_path):
     """The majority decides: three of seven do not stop it, four do."""

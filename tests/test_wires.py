@@ -36,6 +36,10 @@ WIRES = {
 }
 
 
+#: Ranks that are tested every time; the others with MPISIGN_TEST_ALL=1.
+USUAL = {"mpi": (1, 3, 5), "torch": (2, 3), "horovod-mpi": (2, 3), "horovod-gloo": (1, 3)}
+
+
 def start(wire, n, command, shared):
     launcher, module = WIRES[wire]
     pytest.importorskip(module, reason="not installed: run scripts/setup")
@@ -49,7 +53,7 @@ def start(wire, n, command, shared):
 @pytest.mark.parametrize(
     "wire, n",
     [
-        pytest.param(wire, n, marks=pytest.mark.many if n > 3 and wire != "mpi" else [])
+        pytest.param(wire, n, marks=[] if n in USUAL[wire] else pytest.mark.many)
         for wire in WIRES
         for n in (1, 2, 3, 4, 5)
     ],

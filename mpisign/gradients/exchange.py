@@ -30,6 +30,7 @@ from mpisign.transports.base import Steps
 #: Aggregates of which a bucket on its way holds little more than a plane.
 LIGHT = ("vote", "mean_of_signs", "average")
 _HEAVY = 2  # buckets of others at once
+_MANY = 1 << 20  # coordinates, from which on it is processors and links that ranks wait for
 _GRACE = 5.0  # seconds for the rest of a step whose first bucket ranks disagree on
 
 
@@ -187,6 +188,8 @@ class GradientExchange:
             self._fresh = True
             self._number = channel.exchanges
             channel.exchanges += 1
+            if sum(b.layout.length for b in self.buckets) >= _MANY:
+                channel.queue.patient = True
         self.channel = channel
         return channel
 

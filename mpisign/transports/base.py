@@ -61,6 +61,7 @@ class Transport(ABC):
     ``ordered``: exchanges match in the order in which they were started, whatever their tags, so
     that collectives must run one after another. ``device``: "cpu" or "cuda", where the memory of
     parts must lie. ``measurable``: False where the time that exchanges take means nothing.
+    ``sleeps``: whoever waits for an exchange sleeps until it is over, and does not ask for it.
     ``message``: bytes that travel well together. The default is what Open MPI and MPICH send over
     TCP without asking the receiver first, whose answer waits until its rank calls MPI again.
 
@@ -71,6 +72,7 @@ class Transport(ABC):
     ordered: ClassVar[bool] = False
     device: ClassVar[str] = "cpu"
     measurable: ClassVar[bool] = True
+    sleeps: bool = False
     message: int = 48 << 10
     rank: int
     size: int

@@ -63,6 +63,7 @@ class TorchTransport(Transport):
         assert group is not None
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
         self.backend, self._device = _backend(group)
+        self.sleeps = self.backend == "gloo"
         store = None if self.backend == "mpi" else _Store(group)
         self._group: Any = group
         if self.backend == "gloo" and store is not None:

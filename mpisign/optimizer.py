@@ -103,7 +103,9 @@ def DistributedOptimizer(
         bucket_size=bucket_size,
         optimizer=optimizer,
         state=True,
+        number=channel.exchanges if overlap else 0,
     )
+    channel.exchanges += overlap
     setattr(optimizer, KEY, StepHooks(optimizer, exchange, overlap))
     return optimizer
 

@@ -47,7 +47,8 @@ class GradientExchange:
     ``bucket_size``: see ``skip.rule_for``, ``plan.cut``. ``optimizer``: whose learning rates the
     compressor hears of, and whose options must be alike on all ranks. ``function`` is for messages.
 
-    ``state``: what the optimizer itself keeps is compared too wherever parameters are.
+    ``state``: what the optimizer itself keeps is compared too wherever parameters are. ``number``:
+    among the exchanges of a channel, whose buckets must never meet.
     ``replicas``: False where ranks may begin with other parameters and options, which is warned of
     then. ``newcomers``: asked at the beginning of a step whether ranks may have counted other
     numbers of steps; all go on from the largest. ``before``: of each bucket's collective, in the
@@ -68,6 +69,7 @@ class GradientExchange:
         optimizer: torch.optim.Optimizer | None = None,
         replicas: bool = True,
         state: bool = False,
+        number: int = 0,
         newcomers: Callable[[], bool] = lambda: False,
         before: Callable[[Line], Steps[None]] | None = None,
     ) -> None:
@@ -85,6 +87,7 @@ class GradientExchange:
         self.algorithm, self.seed = algorithm, seed
         self.optimizer = optimizer
         self._replicas = replicas
+        self._number = number
         self._state_of = optimizer if state else None
         self._newcomers = newcomers
         self._before = before
@@ -97,7 +100,6 @@ class GradientExchange:
         self._ready: set[int] = set()
         self._channel_of = channel
         self.channel: Channel | None = None
-        self._number = 0  # among those of the channel: their buckets must never meet
         self.steps = 0  # saved with the state: it keys the random bits
         self._fresh = True  # nobody has compared this rank's parameters with the others' yet
         self._handles: list[Handle] = []
@@ -186,8 +188,6 @@ class GradientExchange:
         channel = self._channel_of()
         if channel is not self.channel:
             self._fresh = True
-            self._number = channel.exchanges
-            channel.exchanges += 1
             if sum(b.layout.length for b in self.buckets) >= _MANY:
                 channel.queue.patient = True
         self.channel = channel

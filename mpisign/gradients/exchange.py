@@ -263,6 +263,9 @@ class GradientExchange:
         assert this is not None  # or all have raised
         anywhere = yield from present_anywhere(line, agreed, bucket.present)
         if not anywhere.any() or not bucket.layout.length:
+            for m, there in zip(bucket.members, anywhere, strict=True):
+                if there:
+                    m.target()  # of nothing, on all ranks
             return
         if agreed.fresh and bucket.compressor.shared:
             yield from share(line, bucket.members, bucket.compressor.shared)

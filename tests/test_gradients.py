@@ -554,3 +554,16 @@ def test_gradients_and_parameters_that_do_not_fit_are_told_to_all():
 
     for what in ("view", "size"):
         threads.run(3, run, what)
+
+
+def test_an_empty_tensor_has_a_gradient_on_all_ranks_if_on_any():
+    def run(comm):
+        p, q = torch.nn.Parameter(torch.zeros(0)), torch.nn.Parameter(torch.zeros(9))
+        optimizer = torch.optim.SGD([p, q], lr=1.0)
+        mpisign.DistributedOptimizer(optimizer, comm=comm, bucket_size=1)
+        p.grad = None if comm.rank else torch.zeros(0)
+        q.grad = torch.ones(9)
+        optimizer.step()
+        assert p.grad is not None and p.grad.shape == (0,)
+
+    threads.run(2, run)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -14,6 +13,7 @@ from mpisign.gradients.exchange import LIGHT, GradientExchange
 from mpisign.gradients.hooks import KEY, StepHooks
 from mpisign.gradients.local_steps import check_optimizer
 from mpisign.gradients.plan import BUCKET_SIZE
+from mpisign.gradients.settings import warn_of_momentum
 from mpisign.gradients.skip import Rule
 from mpisign.rounds.member import Member
 
@@ -75,12 +75,7 @@ def DistributedOptimizer(
         raise ValueError(f"{_FUNCTION}: the optimizer is a DistributedOptimizer already")
     compressor = resolve(_FUNCTION, compression)
     names = _names(optimizer, named_parameters)
-    if compressor.unit == "sign" and any(g.get("momentum") for g in optimizer.param_groups):
-        warnings.warn(
-            f"{_FUNCTION}: the optimizer has a momentum of its own, which sums votes up to steps "
-            "many times the learning rate: take momentum=0, signum has its own",
-            stacklevel=2,
-        )
+    warn_of_momentum(_FUNCTION, compressor, optimizer, stacklevel=2)
     if compressor.local_steps > 1:
         check_optimizer(_FUNCTION, optimizer, overlap)
     members = [Member(name, p) for p, name in names.items()]

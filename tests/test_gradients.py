@@ -567,3 +567,17 @@ def test_an_empty_tensor_has_a_gradient_on_all_ranks_if_on_any():
         assert p.grad is not None and p.grad.shape == (0,)
 
     threads.run(2, run)
+
+
+def test_a_model_whose_gradients_overlap_can_be_saved_whole():
+    def run(comm):
+        net = model()
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
+        mpisign.DistributedOptimizer(optimizer, net.named_parameters(), comm=comm, overlap=True)
+        train(net, optimizer, comm.rank, 1)
+        file = io.BytesIO()
+        torch.save(net, file)
+        copied = torch.load(io.BytesIO(file.getvalue()), weights_only=False)  # this test's own
+        assert same(copied.parameters(), net.parameters())
+
+    threads.run(2, run)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import threading
-import warnings
 import weakref
 from collections.abc import Iterable
 from typing import Any
@@ -17,6 +16,7 @@ from mpisign.compressors import Compressor, resolve
 from mpisign.ddp.group import Group
 from mpisign.gradients.exchange import GradientExchange
 from mpisign.gradients.plan import BUCKET_SIZE
+from mpisign.gradients.settings import warn_of_momentum
 from mpisign.gradients.skip import Rule
 from mpisign.rounds.member import Member
 
@@ -72,8 +72,8 @@ class MajorityVoteState:
         self.bucket_size = bucket_size
         self._names = None if named_parameters is None else _named(named_parameters)
         self._order: list[str] | None = None if self._names is None else list(self._names.values())
-        if optimizer is not None and self.compressor.unit == "sign":
-            _warn_of_momentum(optimizer)
+        if optimizer is not None:
+            warn_of_momentum(_FUNCTION, self.compressor, optimizer, stacklevel=2)
         self._start()
 
     def _start(self) -> None:
@@ -286,12 +286,3 @@ def _named(named_parameters: Iterable[tuple[str, torch.Tensor]]) -> dict[torch.T
     if len(set(names.values())) < len(names):
         raise ValueError(f"{_FUNCTION}: named_parameters must have distinct names")
     return names
-
-
-def _warn_of_momentum(optimizer: torch.optim.Optimizer) -> None:
-    if any(g.get("momentum") for g in optimizer.param_groups):
-        warnings.warn(
-            f"{_FUNCTION}: the optimizer has a momentum of its own, which sums votes up to steps "
-            "many times the learning rate: take momentum=0, signum has its own",
-            stacklevel=3,
-        )

@@ -6,13 +6,15 @@ import weakref
 from typing import Any
 
 import torch
+from torch.utils.weak import WeakIdKeyDictionary
 
 from mpisign.gradients.exchange import GradientExchange
 from mpisign.gradients.local_steps import LocalSteps
 from mpisign.rounds.member import Member
 
 KEY = "mpisign"  # of the compressors' state in optimizer.state_dict()
-_HANDLE = "_mpisign_hook"  # of a parameter: it starts one exchange only
+#: Of each parameter: it starts one exchange only. Not an attribute of it, which would be pickled.
+_HOOKS: Any = WeakIdKeyDictionary()
 
 
 class StepHooks:
@@ -22,7 +24,6 @@ class StepHooks:
         self, optimizer: torch.optim.Optimizer, exchange: GradientExchange, overlap: bool
     ) -> None:
         self.exchange = exchange
-        self.overlap = overlap
         self.local: LocalSteps | None = None
         c = exchange.compressor
         if c.local_steps > 1:
@@ -35,11 +36,11 @@ class StepHooks:
         self._spoilt = ""
         if overlap:
             for m in exchange.members:
-                p: Any = m.parameter
-                if hasattr(p, _HANDLE):  # of an optimizer that this one replaces
-                    getattr(p, _HANDLE).remove()
+                p = m.parameter
+                if p in _HOOKS:  # of an optimizer that this one replaces
+                    _HOOKS[p].remove()
                 if p.requires_grad:
-                    setattr(p, _HANDLE, p.register_post_accumulate_grad_hook(self._computed(m)))
+                    _HOOKS[p] = p.register_post_accumulate_grad_hook(self._computed(m))
         optimizer.register_step_pre_hook(self.before_step)
         optimizer.register_step_post_hook(self.after_step)
         optimizer.register_state_dict_post_hook(self.save)

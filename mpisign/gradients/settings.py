@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from typing import Any
 
 import torch
@@ -21,6 +22,18 @@ def options_of(compressor: Compressor, optimizer: torch.optim.Optimizer | None) 
     options = [sorted((k, _plain(k, v)) for k, v in g.items()) for g in groups]
     text = f"{compressor!r} {options!r}"
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+def warn_of_momentum(
+    function: str, compressor: Compressor, optimizer: torch.optim.Optimizer, stacklevel: int
+) -> None:
+    """Warns of SGD's momentum on top of votes. ``stacklevel``: seen from the caller."""
+    if compressor.unit == "sign" and any(g.get("momentum") for g in optimizer.param_groups):
+        warnings.warn(
+            f"{function}: the optimizer has a momentum of its own, which sums votes up to steps "
+            "many times the learning rate: take momentum=0, signum has its own",
+            stacklevel=stacklevel + 1,
+        )
 
 
 def state_of(optimizer: torch.optim.Optimizer, p: torch.Tensor) -> list[Any]:

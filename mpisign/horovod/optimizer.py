@@ -15,6 +15,7 @@ from mpisign.compressors import Compressor, resolve
 from mpisign.compressors.uncompressed import Uncompressed
 from mpisign.gradients.local_steps import check_optimizer
 from mpisign.gradients.plan import BUCKET_SIZE
+from mpisign.gradients.settings import warn_of_momentum
 from mpisign.gradients.skip import Rule
 from mpisign.horovod.gradients import HorovodGradients
 from mpisign.horovod.methods import METHODS
@@ -141,9 +142,4 @@ def _check(optimizer: Any, compressor: Compressor, passes: int, op: Any, predivi
         )
     if compressor.local_steps > 1:
         check_optimizer(_FUNCTION, optimizer)
-    if compressor.unit == "sign" and any(g.get("momentum") for g in optimizer.param_groups):
-        warnings.warn(
-            f"{_FUNCTION}: the optimizer has a momentum of its own, which sums votes up to steps "
-            "many times the learning rate: take momentum=0, signum has its own",
-            stacklevel=3,
-        )
+    warn_of_momentum(_FUNCTION, compressor, optimizer, stacklevel=3)

@@ -59,4 +59,3 @@ class Member:
             usual = torch.empty_like(self.parameter)
             if self.grad.stride() != usual.stride():
                 self.grad = usual.copy_(self.grad.detach())
-        self.version = self.grad._version

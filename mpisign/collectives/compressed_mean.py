@@ -14,7 +14,7 @@ from mpisign.collectives.line import Line
 from mpisign.collectives.majority_vote import check_settings
 from mpisign.collectives.pipeline import pipelined
 from mpisign.collectives.scaled_signs import ScaledSigns
-from mpisign.collectives.vote import Channel, ReplicaDigest
+from mpisign.collectives.vote import Channel
 from mpisign.communicator import channel_of
 from mpisign.errors import NaNError
 from mpisign.transports.base import Pending, Steps
@@ -159,8 +159,8 @@ def exchange(
     yield from told
     _refuse(agreed.function, bad.view("<u8")[:, 0].tolist())
     state.commit()
-    if channel.check_every and (number + 1) % channel.check_every == 0:
-        digest = ReplicaDigest("result", number)
+    digest = channel.due_digest(number)
+    if digest is not None:
         digest.update(wire.down)
         digest.update(wire.down_scales)
         channel.digest = digest.field()

@@ -95,6 +95,12 @@ class Channel:
         self.votes += 1
         return self.votes - 1
 
+    def due_digest(self, number: int) -> ReplicaDigest | None:
+        """What is to be fed the result of vote ``number``, if it is one of those compared."""
+        if not self.check_every or (number + 1) % self.check_every:
+            return None
+        return ReplicaDigest("result", number)
+
     def survey(self, given: Sequence[int] | None, wrong: Exception | None = None) -> None:
         """Finds the nodes (see ``find_nodes``) and measures what exchanges cost. Collective.
 
@@ -188,9 +194,8 @@ class Channel:
         this returns (though after ``ballot.unpack``).
         """
         ballot.weights = agreed.weights
-        digest = None
-        if self.check_every and (number + 1) % self.check_every == 0:
-            digest = ReplicaDigest("result", number)
+        digest = self.due_digest(number)
+        if digest is not None:
             ballot.unpack = _digested(ballot.unpack, digest)
         if inlined:
             _small_vote(ballot, agreed)

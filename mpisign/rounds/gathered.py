@@ -15,7 +15,7 @@ from mpisign.collectives.ballot import Planes
 from mpisign.collectives.gather_planes import decode_rows, gather_planes, gather_rows
 from mpisign.collectives.header import Header
 from mpisign.collectives.line import Line
-from mpisign.collectives.vote import Channel, ReplicaDigest
+from mpisign.collectives.vote import Channel
 from mpisign.compressors.base import State
 from mpisign.errors import WireError
 from mpisign.rounds.base import Round
@@ -48,9 +48,7 @@ class Gathered(Round):
             refuse_nans(agreed.function, nans)
         self._check(scales, stack)
         mine.commit()
-        digest = None
-        if channel.check_every and (number + 1) % channel.check_every == 0:
-            digest = ReplicaDigest("result", number)
+        digest = channel.due_digest(number)
         for i, s, t in zip(members, mine.ends, mine.ends[1:], strict=False):
             rows = stack[:, :, self.bucket.span(i)]
             grad = self._write(i, rows if rows.shape[1] == 2 else rows[:, 0], scales[:, s:t])

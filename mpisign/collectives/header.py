@@ -37,6 +37,9 @@ OPERATIONS = (
     "bucket_gathered_mean",
     "bucket_compressed_mean",
     "shard_vote",
+    "robust_aggregate",
+    "bucket_robust",
+    "bucket_detox",
 )
 DEVICES = ("cpu", "cuda")  # where the arrays are, which says the wire
 _AGREED = struct.Struct("<4sH6BHBx5Q")

@@ -1,0 +1,1 @@
+"""``mpisign bench detox``: a step of DETOX against plain robust rules."""

@@ -1,0 +1,1 @@
+"""``mpisign bench robust``: robust rules against ByzFL."""

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from mpisign.planes.distances import group_distances
 from mpisign.planes.error_feedback import pack_error_feedback
 from mpisign.planes.fused import pack_lion, pack_signum, pack_sparsign
 from mpisign.planes.mean import mean_of_counts, weighted_sum
@@ -25,6 +26,7 @@ __all__ = [
     "coded_bytes_bound",
     "decode",
     "encode",
+    "group_distances",
     "majority",
     "majority_census",
     "mean_of_counts",

@@ -20,13 +20,13 @@ from mpisign import policies
 from mpisign.after_backward import raise_after_backward
 from mpisign.collectives.vote import Channel
 from mpisign.communicator import channel_of
-from mpisign.compressors import Compressor, NoisySign, Sign, StochasticSign, resolve
+from mpisign.compressors import Compressor, Detox, NoisySign, Sign, StochasticSign, resolve
 from mpisign.ddp.group import Group
 from mpisign.fsdp_vote import FlatVote
 
 _FUNCTION = "MajorityVoteState"
 _HOOK = "majority_vote_hook"
-_STATELESS = (Sign, NoisySign, StochasticSign)
+_STATELESS = (Sign, NoisySign, StochasticSign)  # or Detox of one of these
 
 
 class MajorityVoteState:
@@ -34,7 +34,7 @@ class MajorityVoteState:
 
     ``process_group``: FSDP's, default all of ``init_process_group``; or whatever
     ``mpisign.Communicator`` takes, over the same ranks. ``compression``: "sign", "noisy_sign",
-    "stochastic_sign" or one of these Compressors: those with a momentum or a residual need
+    "stochastic_sign", one of these Compressors, or ``Compression.detox`` of one: those with a momentum or a residual need
     a rank's whole gradient from step to step, which FSDP exists to avoid. ``algorithm``: of
     NO_SHARD alone. ``seed``: of the random bits, which the number of calls keys too: keep
     ``state_dict()``, or a pickle (which lacks the process group), with the checkpoint.
@@ -53,7 +53,8 @@ class MajorityVoteState:
         timeout: float | None = None,
     ) -> None:
         self.compressor = resolve(_FUNCTION, compression)
-        if not isinstance(self.compressor, _STATELESS):
+        c = self.compressor
+        if not isinstance(c.inner if isinstance(c, Detox) else c, _STATELESS):
             raise ValueError(
                 f"{_FUNCTION}: compression must keep no state: 'sign', 'noisy_sign' or "
                 f"'stochastic_sign', got {compression!r}; mpisign.ddp takes the others"
@@ -157,7 +158,7 @@ def _vote(
     try:
         channel: Channel = channel_now()
         number = channel.next_step()
-        vote = FlatVote(_HOOK, channel.transport, state.compressor)
+        vote = FlatVote(_HOOK, channel, state.compressor)
         vote.begin(grad, output, algorithm=state.algorithm, seed=state.seed, step=step)
         channel.submit(_HOOK, lambda line: vote.steps(channel, line, number), step).wait()
     except Exception as error:

@@ -14,7 +14,7 @@ from mpisign.collectives.vote import Channel, small
 from mpisign.compressors import Compressor
 from mpisign.gradients.settings import options_of
 from mpisign.stats import stage
-from mpisign.transports.base import Steps, Transport
+from mpisign.transports.base import Steps
 
 
 class FlatVote:
@@ -24,9 +24,10 @@ class FlatVote:
     planes are packed and unpacked there; they alone cross to the host and back.
     """
 
-    def __init__(self, function: str, transport: Transport, compressor: Compressor) -> None:
+    def __init__(self, function: str, channel: Channel, compressor: Compressor) -> None:
         self._function = function
-        self._rank, self._size = transport.rank, transport.size
+        self._rank, self._size = channel.transport.rank, channel.transport.size
+        self._nodes = channel.nodes
         self._compressor = compressor
         self._header = Header("shard_vote")
         self._ballot: Ballot | None = None
@@ -62,6 +63,9 @@ class FlatVote:
             )
         bucket = Bucket([target.length] * parts)
         self._shard = self._rank * (bucket.nbytes // parts) if self._sharded else 0
+        groups, alike = c.groups_of(self._size, self._nodes), self._rank
+        if groups is not None:  # members that compute the same vote the same
+            alike = next(i for i, group in enumerate(groups) if self._rank in group)
         k = policies.planes_up(c.zeros, c.nan)
         rows = torch.zeros((k, bucket.nbytes), dtype=torch.uint8, device=grad.device)
         with stage("pack"):
@@ -72,7 +76,7 @@ class FlatVote:
                 bucket.offsets,
                 seed=seed,
                 step=step,
-                rank=self._rank,
+                rank=alike,
             )
             self._planes: Planes = rows.cpu().numpy()
         self._ballot = Ballot(
@@ -83,6 +87,7 @@ class FlatVote:
             step=step,
             pack=self._piece,
             unpack=self._unpack,
+            groups=groups,
         )
         self._header = Header(
             "shard_vote" if self._sharded else "bucket_vote",

@@ -27,6 +27,7 @@ def DistributedOptimizer(
     comm: Any = None,
     compression: str | Compressor = "signum",
     algorithm: policies.Algorithm = "auto",
+    byzantine_f: int = 0,
     seed: int = 0,
     skip: str | Rule | None = "auto",
     overlap: bool = False,
@@ -49,6 +50,9 @@ def DistributedOptimizer(
     signum: as its momentum stands); one without a gradient on any rank is left alone. The
     compressor's state is part of ``optimizer.state_dict()``, every rank's its own. Parameters must
     start equal on all ranks: the first step checks that, and every step the optimizer's options.
+
+    ``byzantine_f``: how many ranks may lie about tallies too, see ``mpisign.majority_vote``; for
+    compressors that vote.
 
     ``overlap``: gradients travel while ``backward()`` computes others. Then there is one
     ``backward()`` a step, and nothing may touch gradients, or learning rates, between it and
@@ -94,6 +98,7 @@ def DistributedOptimizer(
         compressor,
         skip=skip,
         algorithm=algorithm,
+        byzantine_f=byzantine_f,
         seed=seed,
         bucket_size=bucket_size,
         optimizer=optimizer,

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import threading
 import time
+import warnings
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
 _LOCK = threading.Lock()
 STAGES = ("pack", "exchange", "vote", "unpack")
+_ODD = 0.05  # of the coordinates: what rounding on a GPU never makes
+_UNLIKE = 0.25  # members of one group on the same batch, but for momentum from before a redraw
+_TALLIES = 16  # pieces, before anybody is warned
 
 
 @dataclass
@@ -25,10 +30,36 @@ class Stage:
 
 
 @dataclass
+class Distance:
+    """How far one rank's votes were from its group's, in what this process tallied.
+
+    ``coordinates`` were compared in ``tallies`` pieces of ballots; in ``differing`` of them both
+    voted and not alike. ``flagged``: the pieces in which the rank was the odd one out: away from
+    its group in over 5% of the coordinates, and more than twice as far as any other member.
+    """
+
+    tallies: int = 0
+    coordinates: int = 0
+    differing: int = 0
+    flagged: int = 0
+
+    @property
+    def share(self) -> float:
+        """``differing`` of ``coordinates``, from 0 to 1."""
+        return self.differing / max(1, self.coordinates)
+
+
+@dataclass
 class Stats:
-    """Totals of the process since its start or the last ``reset``."""
+    """Totals of the process since its start or the last ``reset``.
+
+    ``suspects``: by rank of the communicator, where ranks vote in groups (DETOX). A process sees
+    the shards that it tallies: with alltoall-vote those that it owns, with allgather-vote all.
+    """
 
     stages: dict[str, Stage] = field(default_factory=lambda: {s: Stage() for s in STAGES})
+    suspects: dict[int, Distance] = field(default_factory=dict)
+    _doubted: bool = False
 
     def add(
         self, stage: str, *, calls: int = 1, seconds: float = 0.0, sent: int = 0, received: int = 0
@@ -41,8 +72,58 @@ class Stats:
             s.sent += sent
             s.received += received
 
+    def add_distances(
+        self, groups: Sequence[Sequence[int]], coordinates: int, differing: Sequence[int]
+    ) -> None:
+        """Books one tally; ``differing``: a rank's each, in the groups' order.
+
+        Warns once where most ranks vote unlike their groups: they were given other batches.
+        """
+        least = _ODD * coordinates
+        with _LOCK:
+            first = 0
+            for group in groups:
+                own = differing[first : first + len(group)]
+                first += len(group)
+                second = sorted(own)[-2] if len(own) > 1 else 0
+                for rank, count in zip(group, own, strict=True):
+                    d = self.suspects.setdefault(rank, Distance())
+                    d.tallies += 1
+                    d.coordinates += coordinates
+                    d.differing += count
+                    d.flagged += len(own) > 2 and count > least and count > 2 * second
+            doubt = self._doubt() if not self._doubted else 0.0
+        if doubt:
+            self._doubted = True
+            warnings.warn(
+                f"most ranks' votes differ from their group's, in {doubt:.0%} of the coordinates: "
+                "do the members of a group get the same batches (mpisign.detox.GroupSampler), by "
+                "the groups that the compressor has?",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+
+    def _doubt(self) -> float:
+        """The median rank's share, if it is too large for members that compute the same."""
+        found = list(self.suspects.values())
+        if not found or min(d.tallies for d in found) < _TALLIES:
+            return 0.0
+        median = sorted(d.share for d in found)[len(found) // 2]
+        return median if median > _UNLIKE else 0.0
+
+    def suspects_table(self) -> str:
+        """``suspects`` as text, a row a rank."""
+        lines = [f"{'rank':<6}{'tallies':>10}{'coordinates':>16}{'differing':>12}{'flagged':>10}"]
+        for rank, d in sorted(self.suspects.items()):
+            told = f"{d.share:.2%}"
+            lines.append(f"{rank:<6}{d.tallies:>10}{d.coordinates:>16}{told:>12}{d.flagged:>10}")
+        return "\n".join(lines)
+
     def reset(self) -> None:
         """Sets every total to zero."""
+        with _LOCK:
+            self.suspects.clear()
+            self._doubted = False
         for name in self.stages:
             self.stages[name] = Stage()
 

@@ -15,6 +15,7 @@ def allgather_vote(line: Line, ballot: Ballot) -> Steps[None]:
     WireError, on the ranks that see it, if a plane's padding is not 0.
     """
     chunks, others = ballot.chunks(line.transport.message, 1), line.transport.others()
+    rows = ballot.rows(line.size)
     widest = max(b - a for a, b in chunks)
     stacks = [line.empty(line.size, ballot.k, widest) for _ in range(slots(len(chunks)))]
     result = line.empty(ballot.kd, widest)
@@ -22,9 +23,10 @@ def allgather_vote(line: Line, ballot: Ballot) -> Steps[None]:
     def send(i: int) -> Pending:
         a, b = chunks[i]
         stack = stacks[i % len(stacks)][..., : b - a]
-        ballot.pack(a, b, stack[line.rank])
-        sends = [(r, plane) for r in others for plane in stack[line.rank]]
-        return line.exchange(sends, [(r, plane) for r in others for plane in stack[r]])
+        own = stack[rows[line.rank]]
+        ballot.pack(a, b, own)
+        sends = [(r, plane) for r in others for plane in own]
+        return line.exchange(sends, [(r, plane) for r in others for plane in stack[rows[r]]])
 
     def tally(i: int) -> None:
         a, b = chunks[i]

@@ -20,6 +20,7 @@ def alltoall_vote(line: Line, ballot: Ballot) -> Steps[None]:
     Source: Bernstein et al. 2019, majority vote, with the parameter server sharded over the ranks.
     """
     p, rank, others = line.size, line.rank, line.transport.others()
+    rows = ballot.rows(p)
     chunks = ballot.chunks(line.transport.message, p)
     widest = max(b - a for a, b in chunks)
     shard = -(-widest // p)
@@ -37,9 +38,9 @@ def alltoall_vote(line: Line, ballot: Ballot) -> Steps[None]:
         planes = ballots[i % n][:, : b - a]
         ballot.pack(a, b, planes)
         stack = stacks[i % n][..., : mine.stop - mine.start]
-        stack[rank] = planes[:, mine]
+        stack[rows[rank]] = planes[:, mine]
         sends = [(r, plane[shards[i][r]]) for r in others for plane in planes]
-        return line.exchange(sends, [(r, plane) for r in others for plane in stack[r]])
+        return line.exchange(sends, [(r, plane) for r in others for plane in stack[rows[r]]])
 
     def down(i: int) -> Pending:
         (a, b), mine = chunks[i], shards[i][rank]

@@ -31,6 +31,11 @@ def choose(channel: Channel, size: int, ballot: Ballot, header: Header) -> Algor
     if header.byzantine_f and header.device != "cpu":
         raise CollectiveError(f"{header.operation}: byzantine_f needs arrays in host memory")
     name: str = header.algorithm
+    if ballot.groups is not None and name not in ("auto", "allgather", "alltoall"):
+        raise CollectiveError(
+            f"{header.operation}: groups vote by algorithm='auto', 'allgather' or 'alltoall', "
+            f"got {name!r}"
+        )
     f = header.byzantine_f
     if f:
         if name not in ("auto", "alltoall"):
@@ -69,7 +74,7 @@ def _cheapest(channel: Channel, size: int, ballot: Ballot) -> str:
         "allgather": costs.allgather(nbytes, k, node, size),
         "alltoall": costs.alltoall(nbytes, k, kd, node, size),
     }
-    if node > 1 and len(channel.nodes) > 1:
+    if node > 1 and len(channel.nodes) > 1 and ballot.groups is None:
         nodes = len(channel.nodes)
         seconds["hierarchical"] = costs.hierarchical(nbytes, k, kd, node, nodes)
     return min(seconds, key=seconds.__getitem__)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,9 @@ from mpisign.collectives.line import Line
 from mpisign.collectives.progress import Handle
 from mpisign.collectives.vote import Channel, small
 from mpisign.communicator import channel_of
+from mpisign.detox.assignment import Members, members_of
 from mpisign.stats import stage
-from mpisign.transports.base import Steps, Transport
+from mpisign.transports.base import Steps
 
 _FUNCTION = "majority_vote"
 
@@ -29,6 +31,7 @@ def majority_vote(
     ties: policies.Ties = policies.DEFAULT_TIES,
     weight: float = 1.0,
     byzantine_f: int = 0,
+    groups: Any = None,
     seed: int = 0,
     step: int | None = None,
     out: Any = None,
@@ -46,8 +49,10 @@ def majority_vote(
     between nodes: the same result), all of which give the majority of the ranks; "vote_of_votes"
     (majorities of nodes vote) does not: a persistent bias is published. zeros, nan, ties: see
     ``pack`` and ``majority``. ``weight``: this rank's, a non-negative number. ``byzantine_f``: how
-    many ranks may lie about tallies too (2 f + 1 owners tally each shard). ``seed`` and
-    ``step`` key the random bits; step defaults to the communicator's count of votes.
+    many ranks may lie about tallies too (2 f + 1 owners tally each shard). ``groups``: ranks that
+    vote among themselves first, then their majorities (DETOX): an odd number of ranks a group, a
+    ``mpisign.detox.Groups`` or a partition of the ranks. ``seed`` and ``step``
+    key the random bits; step defaults to the communicator's count of votes.
 
     Packing, exchange and tally of large arrays overlap; after an error ``out`` holds nothing of
     use. Raises, the same on every rank: DisagreementError (ranks differ in length, dtype, policy,
@@ -67,6 +72,7 @@ def majority_vote(
         ties=ties,
         weight=weight,
         byzantine_f=byzantine_f,
+        groups=groups,
         seed=seed,
         step=step,
     ).wait()
@@ -82,6 +88,7 @@ def majority_vote_async(
     ties: policies.Ties = policies.DEFAULT_TIES,
     weight: float = 1.0,
     byzantine_f: int = 0,
+    groups: Any = None,
     seed: int = 0,
     step: int | None = None,
     out: Any = None,
@@ -103,6 +110,7 @@ def majority_vote_async(
         ties=ties,
         weight=weight,
         byzantine_f=byzantine_f,
+        groups=groups,
         seed=seed,
         step=step,
     )
@@ -114,7 +122,7 @@ def _start(x: Any, comm: Any, out: Any, *, eager: bool, **settings: Any) -> Hand
     if settings["step"] is None:
         settings["step"] = number
     try:
-        vote = _Vote(x, out, eager, channel.transport, settings)
+        vote = _Vote(x, out, eager, channel, settings)
     except Exception as error:
         # The others are on their way into the collective: refuse there, not here.
         refusal = Header(_FUNCTION).refusal(str(error).removeprefix(f"{_FUNCTION}: "))
@@ -128,8 +136,10 @@ class _Vote:
     """One call's arguments, checked; packed whole if ``eager`` or small."""
 
     def __init__(
-        self, x: Any, out: Any, eager: bool, transport: Transport, settings: dict[str, Any]
+        self, x: Any, out: Any, eager: bool, channel: Channel, settings: dict[str, Any]
     ) -> None:
+        transport = channel.transport
+        groups = members_of(settings.pop("groups"), transport.size, channel.nodes)
         v = arrays.view_floats(_FUNCTION, "x", x)
         check_settings(_FUNCTION, settings)
         if out is None:
@@ -142,9 +152,11 @@ class _Vote:
             )
         self.out = out
         self._x, self._flat_out = x, out.reshape(-1)
-        self._how = {k: settings[k] for k in ("zeros", "nan", "seed", "step")} | {
-            "rank": transport.rank
-        }
+        rank = transport.rank  # of the random bits: one for all members of a group
+        if groups is not None:
+            rank = next(i for i, group in enumerate(groups) if rank in group)
+            settings["settings"] = _digest(groups)
+        self._how = {k: settings[k] for k in ("zeros", "nan", "seed", "step")} | {"rank": rank}
         self._nans: Any = 0
         self._like = None if v.device == "cpu" else v  # NumPy packs and unpacks for torch too
         device = v.device.partition(":")[0]
@@ -157,6 +169,7 @@ class _Vote:
             step=settings["step"],
             pack=self._pack_chunk,
             unpack=self._unpack_chunk,
+            groups=groups,
         )
         self._planes: Any = None
         whole = eager or settings["byzantine_f"] > 0  # then NaNs must be told in the header
@@ -205,6 +218,11 @@ class _Vote:
             planes.unpack(
                 result if len(result) == 2 else result[0], out=self._flat_out[8 * a : 8 * b]
             )
+
+
+def _digest(groups: Members) -> int:
+    """64 bits of BLAKE2b: ranks that know other groups count other ballots."""
+    return int.from_bytes(hashlib.blake2b(repr(groups).encode(), digest_size=8).digest(), "little")
 
 
 def check_settings(function: str, settings: dict[str, Any]) -> None:

@@ -105,7 +105,7 @@ class ReplicatedVote:
             stack, out, first = self.stacks[i], self.tallies[i], self.shards[s].start
             said = self._accusation(stack, first, self.commitments[:, s])
             if said is None:
-                self.ballot.tally(stack, first, out)
+                self.ballot.tally(self.ballot.by_rows(stack), first, out)
                 said = digest(*out)
             else:
                 out[...] = 0  # a hostile rank may ask for it

@@ -20,6 +20,7 @@ def shard_vote(line: Line, ballot: Ballot) -> Steps[None]:
     the sign plane, then of the mask plane. The pieces' exchanges overlap.
     """
     p, rank, others = line.size, line.rank, line.transport.others()
+    rows = ballot.rows(p)
     shard = ballot.nbytes // p
     count = len(ballot.chunks(line.transport.message, p))
     pieces = [(shard * i // count, shard * (i + 1) // count) for i in range(count)]
@@ -35,9 +36,9 @@ def shard_vote(line: Line, ballot: Ballot) -> Steps[None]:
         for r in range(p):
             ballot.pack(r * shard + a, r * shard + b, own[r])
         stack = stacks[i % n][..., : b - a]
-        stack[rank] = own[rank]
+        stack[rows[rank]] = own[rank]
         sends = [(r, plane) for r in others for plane in own[r]]
-        return line.exchange(sends, [(r, plane) for r in others for plane in stack[r]])
+        return line.exchange(sends, [(r, plane) for r in others for plane in stack[rows[r]]])
 
     def down(i: int) -> None:
         a, b = pieces[i]

@@ -28,7 +28,7 @@ from mpisign.collectives.header import (
 from mpisign.collectives.line import Line, Unbooked
 from mpisign.collectives.nodes import find_nodes
 from mpisign.collectives.progress import Handle, Queue, timeout_of_environment
-from mpisign.errors import WireError
+from mpisign.errors import CollectiveError, WireError
 from mpisign.transports.base import Steps, Transport
 
 
@@ -194,6 +194,8 @@ class Channel:
         this returns (though after ``ballot.unpack``).
         """
         ballot.weights = agreed.weights
+        if ballot.groups is not None and agreed.weights is not None:
+            raise CollectiveError(f"{agreed.function}: weight must be 1 on all ranks in groups")
         digest = self.due_digest(number)
         if digest is not None:
             ballot.unpack = _digested(ballot.unpack, digest)
@@ -226,6 +228,7 @@ def _small_vote(ballot: Ballot, agreed: Agreed) -> None:
     stack = agreed.rows[:, INLINE : INLINE + nbytes].reshape(
         len(agreed.rows), ballot.k, ballot.nbytes
     )
+    stack = ballot.by_rows(stack)
     ballot.check_padding(stack, 0)
     result = np.empty((ballot.kd, ballot.nbytes), dtype=np.uint8)
     ballot.tally(stack, 0, result)

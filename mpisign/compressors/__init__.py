@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from mpisign.compressors.base import Compressor, State
+from mpisign.compressors.detox import Detox
 from mpisign.compressors.ef_sign import EFSign
 from mpisign.compressors.ef_sparsign import EFSparsign
 from mpisign.compressors.lion import Lion, LionAvg
@@ -20,6 +21,7 @@ __all__ = [
     "QSGD",
     "Compression",
     "Compressor",
+    "Detox",
     "EFSign",
     "EFSparsign",
     "Halves",

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mpisign import planes, policies
+from mpisign.detox.assignment import Members
 
 if TYPE_CHECKING:
     import torch
@@ -26,7 +27,7 @@ class Compressor:
     "gathered_vote", "gathered_mean", "compressed_mean". ``scaled``: scales travel beside planes.
     ``shared``: keys of the state that are equal on all ranks, and that a rank which comes later
     must be given. ``unit``: what the optimizer is handed: "sign" (of size 1, whatever the
-    gradients') or "gradient".
+    gradients') or "gradient". ``whole``: all members travel in one bucket, whatever its size.
     """
 
     zeros: policies.Zeros = policies.DEFAULT_ZEROS
@@ -34,6 +35,7 @@ class Compressor:
     ties: policies.Ties = policies.DEFAULT_TIES
 
     aggregate: ClassVar[str] = "vote"
+    whole: ClassVar[bool] = False
     scaled: ClassVar[bool] = False
     shared: ClassVar[tuple[str, ...]] = ()
     unit: ClassVar[str] = "sign"
@@ -43,6 +45,14 @@ class Compressor:
         policies.code(name, "zeros", self.zeros, policies.ZEROS)
         policies.code(name, "nan", self.nan, policies.NAN)
         policies.code(name, "ties", self.ties, policies.TIES)
+
+    def groups_of(self, size: int, nodes: Sequence[Sequence[int]] | None) -> Members | None:
+        """The groups in which ``size`` ranks vote or compare gradients, None for no groups."""
+        return None
+
+    def abstaining(self) -> Compressor:
+        """This one, with zeros that abstain, and 0 where nobody votes."""
+        return replace(self, zeros="abstain", ties="zero")
 
     @property
     def local_steps(self) -> int:

@@ -6,6 +6,7 @@ import difflib
 from typing import Final
 
 from mpisign.compressors.base import Compressor
+from mpisign.compressors.detox import Detox
 from mpisign.compressors.ef_sign import EFSign
 from mpisign.compressors.ef_sparsign import EFSparsign
 from mpisign.compressors.lion import Lion, LionAvg
@@ -34,6 +35,7 @@ class Compression:
     stochastic_sign = StochasticSign
     terngrad = TernGrad
     qsgd = QSGD
+    detox = Detox
 
 
 #: Names to classes, in the order of the documentation.

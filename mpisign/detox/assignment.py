@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -37,7 +37,9 @@ def assign(
     if not isinstance(placement, str):
         return _explicit(size, placement)
     if not isinstance(redundancy, int) or redundancy < 1 or redundancy % 2 == 0:
-        raise ValueError(f"{_FUNCTION}: redundancy must be an odd number from 1, got {redundancy!r}")
+        raise ValueError(
+            f"{_FUNCTION}: redundancy must be an odd number from 1, got {redundancy!r}"
+        )
     if redundancy > size:
         raise ValueError(f"{_FUNCTION}: redundancy={redundancy} needs as many ranks, got {size}")
     if placement not in ("spread", "packed"):
@@ -57,6 +59,22 @@ def assign(
         order = [node[i] for node in shuffled for i in rng.permutation(len(node))]
         parts = [order[g::groups] for g in range(groups)]
     return tuple(tuple(sorted(part)) for part in parts)
+
+
+def members_of(
+    groups: Any, size: int, nodes: Sequence[Sequence[int]] | None = None
+) -> Members | None:
+    """What a front end was given as ``groups``: None, a redundancy, a ``Groups``, a partition."""
+    if groups is None:
+        return None
+    if isinstance(groups, int):
+        return assign(size, groups, "spread", nodes)
+    if not hasattr(groups, "members"):
+        return _explicit(size, groups)
+    if groups.size != size:
+        raise ValueError(f"{_FUNCTION}: groups must be of {size} ranks, got those of {groups.size}")
+    members: Members = groups.members
+    return members
 
 
 def _explicit(size: int, placement: Sequence[Sequence[int]]) -> Members:

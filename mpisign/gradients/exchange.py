@@ -43,6 +43,8 @@ class GradientExchange:
     members are ready and all buckets before it have started, so that collectives start in one order
     on all ranks, whatever the order of gradients; what is in flight moves on with every call.
 
+    ``byzantine_f``: of the votes, see ``majority_vote``.
+
     ``channel`` is asked at the beginning of each step: elastic training changes ranks. ``skip``,
     ``bucket_size``: see ``skip.rule_for``, ``plan.cut``. ``optimizer``: whose learning rates the
     compressor hears of, and whose options must be alike on all ranks. ``function`` is for messages.
@@ -64,6 +66,7 @@ class GradientExchange:
         *,
         skip: str | Rule | None = "auto",
         algorithm: policies.Algorithm = "auto",
+        byzantine_f: int = 0,
         seed: int = 0,
         bucket_size: int | None = None,
         optimizer: torch.optim.Optimizer | None = None,
@@ -76,6 +79,15 @@ class GradientExchange:
         policies.code(function, "algorithm", algorithm, policies.ALGORITHMS)
         if not isinstance(seed, int) or not 0 <= seed < 1 << 64:
             raise ValueError(f"{function}: seed must be in [0, 2**64), got {seed!r}")
+        if not isinstance(byzantine_f, int) or not 0 <= byzantine_f < 1 << 16:
+            raise ValueError(
+                f"{function}: byzantine_f must be a number from 0, got {byzantine_f!r}"
+            )
+        if byzantine_f and compressor.aggregate != "vote":
+            raise ValueError(
+                f"{function}: byzantine_f={byzantine_f} goes with compressors that vote, "
+                f"got {compressor!r}"
+            )
         if bucket_size is not None and (not isinstance(bucket_size, int) or bucket_size < 1):
             raise ValueError(
                 f"{function}: bucket_size must be a positive number of coordinates or None, "
@@ -84,7 +96,7 @@ class GradientExchange:
         self.function = function
         self.members = list(members)
         self.compressor = compressor
-        self.algorithm, self.seed = algorithm, seed
+        self.algorithm, self.byzantine_f, self.seed = algorithm, byzantine_f, seed
         self.optimizer = optimizer
         self._replicas = replicas
         self._number = number
@@ -245,6 +257,7 @@ class GradientExchange:
         header, this, inline = Header(kind.operation), None, None
         try:
             header = self._header(channel, header, bucket, fresh)
+            groups = bucket.compressor.groups_of(line.size, channel.nodes)
             this = kind(
                 bucket.layout,
                 bucket.members,
@@ -253,6 +266,7 @@ class GradientExchange:
                 step=self.steps,
                 rank=line.rank,
                 size=line.size,
+                groups=groups,
             )
             header, inline = this.begin(header, line.transport.message)
         except Exception as error:
@@ -291,6 +305,7 @@ class GradientExchange:
             length=bucket.layout.length,
             seed=bucket.seed(self.seed),
             algorithm=self.algorithm,
+            byzantine_f=self.byzantine_f if bucket.compressor.aggregate == "vote" else 0,
             settings=options_of(bucket.compressor, self.optimizer if self._replicas else None),
             presence=hashlib.blake2b(bucket.present.tobytes(), digest_size=16).digest(),
             fresh=fresh,

@@ -49,6 +49,8 @@ def cut(
     one bucket share a device. Those that need no gradient now lie in buckets of their own, behind
     all others, which need not wait for them.
     """
+    if compressor.whole:
+        bucket_size = None
     lanes: dict[Any, list[list[Member]]] = {}
     order: list[tuple[Compressor, list[Member]]] = []
     for m in members:

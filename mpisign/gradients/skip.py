@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Final, Literal
 
 from mpisign.compressors.base import Compressor
@@ -26,9 +25,10 @@ def rule_for(function: str, skip: str | Rule | None, compressor: Compressor) -> 
     "auto", for compressors that vote: embeddings, by their names, abstain where their gradient is
     zero, so that rows that nobody looked up stay as they are. For those that hand over something of
     a gradient's size: vectors (biases, norms) and tensors of up to 1,024 coordinates travel in 16
-    bits, which costs next to nothing and loses nothing. For averages: nothing.
+    bits, which costs next to nothing and loses nothing. For averages, and for what is
+    aggregated by a robust rule, which a mean beside it would lay open: nothing.
     """
-    if skip is None or compressor.aggregate in ("average", "halves"):
+    if skip is None or compressor.aggregate in ("average", "halves") or compressor.whole:
         return lambda name, p: None
     if skip == "auto":
         return _votes if compressor.unit == "sign" else _gradients
@@ -58,5 +58,4 @@ def variant(function: str, how: object, compressor: Compressor) -> Compressor:
         return Halves(nan=compressor.nan, signs=compressor.unit == "sign")
     if compressor.aggregate != "vote":  # those that do not vote abstain by themselves
         return compressor
-    assert {"zeros", "ties"} <= {f.name for f in fields(compressor)}
-    return replace(compressor, zeros="abstain", ties="zero")
+    return compressor.abstaining()

@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 import horovod.torch as hvd
 import torch
 
-from mpisign.compressors import COMPRESSORS, Compressor
+from mpisign.compressors import COMPRESSORS, Compressor, Detox
 from mpisign.gradients.skip import Rule
 from mpisign.horovod.bucket_vote import BucketVote
 from mpisign.horovod.counter_vote import CounterVote
@@ -16,6 +16,10 @@ from mpisign.horovod.vote import VoteCompression
 
 Named = Iterable[tuple[str, torch.Tensor]]
 _SUMS = ("vote", "gathered_vote")  # what counters can tell: how many voted for what
+
+
+def _counted(compressor: Compressor) -> bool:
+    return compressor.aggregate in _SUMS and not isinstance(compressor, Detox)
 
 
 class NamedOnly(VoteCompression):
@@ -28,7 +32,7 @@ class NamedOnly(VoteCompression):
     def compress(self, tensor: torch.Tensor) -> NoReturn:
         name = next(n for n, kind in COMPRESSORS.items() if type(self.compressor) is kind)
         raise TypeError(
-            f"Compression.{name}: what it sends is no vote that Horovod's allreduce could count. "
+            f"Compression.{name}: what it sends is no vote that Horovod's allreduce could count (groups are not, either). "
             f"Give it the parameters, Compression.{name}(model.named_parameters()), or use "
             "mpisign.horovod.DistributedOptimizer"
         )
@@ -46,7 +50,7 @@ def _build(
 ) -> VoteCompression:
     if named_parameters is not None:
         return BucketVote(compressor, named_parameters, skip=skip, **options)
-    if compressor.aggregate in _SUMS:
+    if _counted(compressor):
         return CounterVote(compressor, **options)
     return NamedOnly(compressor, **options)
 
@@ -60,7 +64,7 @@ class _AsItComes(CounterVote):
         self.__doc__ = kind.__doc__
 
     def compress(self, tensor: torch.Tensor) -> tuple[torch.Tensor, Any]:
-        if self.compressor.aggregate not in _SUMS:
+        if not _counted(self.compressor):
             NamedOnly(self.compressor).compress(tensor)
         return super().compress(tensor)
 
@@ -110,3 +114,4 @@ class Compression:
     stochastic_sign = _AsItComes(COMPRESSORS["stochastic_sign"])
     terngrad = _AsItComes(COMPRESSORS["terngrad"])
     qsgd = _AsItComes(COMPRESSORS["qsgd"])
+    detox = _AsItComes(COMPRESSORS["detox"])

@@ -17,6 +17,8 @@ _ROUNDS = {
     "mean_of_signs": ("mean_of_signs", "MeanOfSignsRound"),
     "gathered_vote": ("gathered", "GatheredVote"),
     "gathered_mean": ("gathered", "GatheredMean"),
+    "robust": ("robust", "RobustRound"),
+    "detox_robust": ("detox", "DetoxRound"),
     "compressed_mean": ("compressed_mean", "CompressedMeanRound"),
 }
 

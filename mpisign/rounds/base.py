@@ -14,6 +14,7 @@ from mpisign.collectives.header import Header
 from mpisign.collectives.line import Line
 from mpisign.collectives.vote import Channel
 from mpisign.compressors.base import Compressor
+from mpisign.detox.assignment import Members
 from mpisign.rounds.member import Member
 from mpisign.transports.base import Steps
 
@@ -22,7 +23,8 @@ class Round(ABC):
     """One bucket's way through one step on one rank: packed, exchanged, written into its members.
 
     ``bucket``: the layout of ``members``, in their order. ``seed``, ``step`` key the random bits
-    and are agreed; ``size``, ``rank``: of the line that ``steps`` will be given. What ``begin``
+    and are agreed; ``size``, ``rank``: of the line that ``steps`` will be given; ``groups``: of its
+    ranks, which ``compressor.groups_of`` gave, agreed too. What ``begin``
     raises is told to the other ranks as a refusal; ``steps`` raises on all ranks alike.
     """
 
@@ -38,12 +40,16 @@ class Round(ABC):
         step: int,
         rank: int,
         size: int,
+        groups: Members | None = None,
     ) -> None:
         self.bucket = bucket
         self.members = members
         self.compressor = compressor
         self.rank, self.size = rank, size
-        self.keys: dict[str, Any] = {"seed": seed, "step": step, "rank": rank}
+        self.groups = groups
+        # Members of a group that compute the same must vote the same where bits are random.
+        alike = rank if groups is None else next(i for i, g in enumerate(groups) if rank in g)
+        self.keys: dict[str, Any] = {"seed": seed, "step": step, "rank": alike}
 
     def begin(self, header: Header, message: int) -> tuple[Header, Planes | None]:
         """The header that this rank is to send, and planes that travel in it.

@@ -16,6 +16,7 @@ from mpisign.collectives.header import Header
 from mpisign.collectives.line import Line
 from mpisign.collectives.vote import Channel, small
 from mpisign.compressors.base import Compressor
+from mpisign.detox.assignment import Members
 from mpisign.rounds.base import Round
 from mpisign.rounds.member import Member
 from mpisign.stats import stage
@@ -39,8 +40,18 @@ class VoteRound(Round):
         step: int,
         rank: int,
         size: int,
+        groups: Members | None = None,
     ) -> None:
-        super().__init__(bucket, members, compressor, seed=seed, step=step, rank=rank, size=size)
+        super().__init__(
+            bucket,
+            members,
+            compressor,
+            seed=seed,
+            step=step,
+            rank=rank,
+            size=size,
+            groups=groups,
+        )
         self._packed = self._unpacked = 0
         self._inlined = False
         self._nans = 0
@@ -60,13 +71,14 @@ class VoteRound(Round):
             step=step,
             pack=self._pack,
             unpack=self._unpack,
+            groups=groups,
         )
 
     def begin(self, header: Header, message: int) -> tuple[Header, Planes | None]:
         header, _ = super().begin(header, message)
         if self._like is not None:
             header = replace(header, device=self._like.device.partition(":")[0])
-        if not self.ballot.short(message):
+        if not self.ballot.short(message) and not header.byzantine_f:
             return replace(header, late=True), None
         self._pack_until(self.bucket.nbytes)
         header = replace(header, nans=self._nans)

@@ -73,6 +73,8 @@ typedef struct {
                                      int threads);
     int64_t (*majority)(const mpisign_stack *stack, int64_t group, uint8_t *out_sign,
                         uint8_t *out_mask, int ties, const mpisign_random *rnd, int threads);
+    void (*group_distances)(const mpisign_stack *stack, int64_t group, int64_t *distances,
+                            int64_t stride, int threads);
     void (*tally)(const mpisign_stack *stack, int planes, uint8_t *negatives, uint8_t *positives,
                   int64_t plane_stride, int threads);
     void (*weighted_sum)(const mpisign_stack *stack, const float *weights, int64_t block,

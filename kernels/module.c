@@ -236,6 +236,32 @@ static PyObject *py_majority(PyObject *self, PyObject *args)
     return PyLong_FromLongLong(tied);
 }
 
+/* One line of counts for each thread, on cache lines of its own, added up to the first. */
+static PyObject *py_group_distances(PyObject *self, PyObject *args)
+{
+    (void)self;
+    u64 sign, mask;
+    long long row_stride, rows, length, group;
+    int threads;
+    if (!PyArg_ParseTuple(args, "KKLLLLi", &sign, &mask, &row_stride, &rows, &length, &group,
+                          &threads))
+        return NULL;
+    const mpisign_stack stack = {address(sign), address(mask), row_stride, rows, length, NULL};
+    const size_t stride = ((size_t)rows + 15) / 8 * 8;
+    int64_t *counts = calloc((size_t)threads * stride, sizeof *counts);
+    if (!counts)
+        return PyErr_NoMemory();
+    RUN(rows * length / 8, kernels->group_distances(&stack, group, counts, (int64_t)stride,
+                                                    threads));
+    for (int t = 1; t < threads; t++)
+        for (int64_t r = 0; r < rows; r++)
+            counts[r] += counts[(size_t)t * stride + (size_t)r];
+    PyObject *bytes = PyBytes_FromStringAndSize((const char *)counts,
+                                                (Py_ssize_t)rows * (Py_ssize_t)sizeof *counts);
+    free(counts);
+    return bytes;
+}
+
 static PyObject *py_tally(PyObject *self, PyObject *args)
 {
     (void)self;
@@ -379,6 +405,7 @@ static PyMethodDef methods[] = {
     {"pack_pieces", py_pack_pieces, METH_VARARGS, "Many contiguous arrays to planes, by a rule."},
     {"error_feedback", py_error_feedback, METH_VARARGS, "Scaled signs; the rest stays behind."},
     {"majority", py_majority, METH_VARARGS, "The majority of each coordinate."},
+    {"group_distances", py_group_distances, METH_VARARGS, "How far rows are from their group."},
     {"tally", py_tally, METH_VARARGS, "Count planes."},
     {"weighted_sum", py_weighted_sum, METH_VARARGS, "Weighted sum of signs, fp32."},
     {"unpack", py_unpack, METH_VARARGS, "Planes to floats."},

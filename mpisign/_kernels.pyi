@@ -81,6 +81,18 @@ def majority(
 ) -> int:
     """Returns coordinates that tied. ``weights``: uint32 (rows,) or 0; ``group``: rows, or 1."""
 
+def group_distances(
+    sign: int,
+    mask: int,
+    row_stride: int,
+    rows: int,
+    length: int,
+    group: int,
+    threads: int,
+    /,
+) -> bytes:
+    """Int64 native (rows,): bits that differ from the group's vote, where both voted."""
+
 def tally(
     sign: int,
     mask: int,

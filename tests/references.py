@@ -102,6 +102,13 @@ def majority(
     return bits_to_plane(result), bits_to_plane(mask)
 
 
+def group_distances(signs, masks=None, group=1, length=None):
+    """How many votes of each row differ from the majority of its group, where that has one."""
+    votes = votes_of(signs, masks, length).reshape(len(signs) // group, group, -1)
+    verdict = np.sign(votes.sum(axis=1, keepdims=True))
+    return (votes * verdict < 0).sum(axis=2).reshape(-1)
+
+
 def tally(signs, masks=None, weights=None, length=None, planes=32):
     """Count planes (planes, B) of the negative and of the positive votes, lowest bit first."""
     votes = votes_of(signs, masks, length)

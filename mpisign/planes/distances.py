@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from mpisign import threads
 from mpisign.planes import layout
-from mpisign.planes.vote import majority
 
 
 def group_distances(stack: Any, *, group: int, length: int | None = None) -> np.ndarray[Any, Any]:
@@ -18,20 +18,23 @@ def group_distances(stack: Any, *, group: int, length: int | None = None) -> np.
     for. A coordinate counts where the row votes and its group has a majority: not where the row
     abstains or the group ties. A row alone (``group=1``) is its own majority: all 0.
 
-    Raises TypeError, ValueError for arguments that do not fit.
+    Padding bits never count. Raises TypeError, ValueError for arguments that do not fit.
     """
-    _, shape, length = layout.stack_view("group_distances", stack, length)
-    rows = shape[0]
+    s, shape, length = layout.stack_view("group_distances", stack, length)
+    rows, nbytes = shape[0], shape[-1]
     if group < 1 or rows % group:
         raise ValueError(f"group_distances: group must divide the {rows} rows, got {group}")
-    stack = layout.stacked("group_distances", stack)
-    distances = np.zeros(rows, dtype=np.int64)
     if group == 1 or length == 0:
-        return distances
-    for first in range(0, rows, group):
-        members = stack[first : first + group]
-        vote, verdict = np.asarray(majority(members, length=length, ties="zero"))
-        for row, planes in enumerate(np.asarray(members), first):
-            sign, mask = planes if planes.ndim == 2 else (planes, verdict)
-            distances[row] = int(np.bitwise_count((sign ^ vote) & verdict & mask).sum())
-    return distances
+        return np.zeros(rows, dtype=np.int64)
+    counts = s.kernels.group_distances(
+        s.address,
+        *layout.strides_of(s, shape),
+        rows,
+        length,
+        group,
+        threads.for_work(rows * nbytes),
+    )
+    if isinstance(counts, bytes):
+        return np.frombuffer(counts, dtype=np.int64).copy()
+    on_host: np.ndarray[Any, Any] = counts.cpu().numpy() if s.is_torch else counts.get()
+    return on_host

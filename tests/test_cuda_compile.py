@@ -21,7 +21,7 @@ FILES = sorted(path.stem for path in sources.folder().glob("*.cu"))
 def names_in(file: str) -> set[str]:
     """The kernels that a source defines: each name is the first word of a macro's line."""
     text = (sources.folder() / f"{file}.cu").read_text()
-    macro = r"^(?:PACK|PACK_STRIDED|PIECES|FEEDBACK|MAJORITY|TALLY)\((\w+),"
+    macro = r"^(?:PACK|PACK_STRIDED|PIECES|FEEDBACK|MAJORITY|TALLY|DISTANCES)\((\w+),"
     found = set(re.findall(macro, text, re.MULTILINE))
     for names in re.findall(r"^(?:LONG_FEEDBACK|UNPACK)\(([\w, ]+), MPISIGN", text, re.MULTILINE):
         found |= set(names.split(", "))
@@ -71,6 +71,8 @@ def test_python_launches_only_kernels_that_exist():
         (kernels._MAJORITY_MASKED, "majority_masked_{}"),
         (kernels._GROUPED, "majority_grouped_{}"),
         (kernels._GROUPED, "majority_grouped_masked_{}"),
+        (kernels._DISTANCES, "distances_{}"),
+        (kernels._DISTANCES_MASKED, "distances_masked_{}"),
         (kernels._TALLY, "tally_{}"),
         (kernels._TALLY_MASKED, "tally_masked_{}"),
         (kernels._TALLY_WEIGHTED, "tally_weighted_{}"),

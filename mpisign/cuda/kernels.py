@@ -29,6 +29,8 @@ _THREADS = 256
 _MAJORITY = {1: 4, 2: 4, 3: 4, 4: 4, 5: 4, 7: 4, 13: 4}
 _MAJORITY_MASKED = {1: 4, 2: 2, 3: 2, 4: 2, 7: 2, 13: 2}
 _GROUPED = {4: 2, 13: 1}
+_DISTANCES = {2: 4, 4: 4, 13: 2}
+_DISTANCES_MASKED = {2: 4, 4: 2, 13: 1}
 _TALLY = {4: 4, 7: 4, 13: 2}
 _TALLY_MASKED = {4: 2, 7: 2, 13: 1}
 _TALLY_WEIGHTED = {16: 1, 31: 1}
@@ -195,6 +197,25 @@ class Kernels:
             self._launch("vote", name, length, 32 * words[planes], (*stack, *out))
         return census
 
+    def group_distances(
+        self,
+        sign: int,
+        mask: int,
+        row_stride: int,
+        rows: int,
+        length: int,
+        group: int,
+        threads: int = 0,
+    ) -> Any:
+        """Returns a device array int64 (rows,)."""
+        distances = self._launcher.zeros(rows)
+        words = _DISTANCES_MASKED if mask else _DISTANCES
+        planes = _at_least(words, group.bit_length(), "group_distances")
+        args = (sign, mask, row_stride, rows, length, group, _address(distances))
+        name = f"distances{'_masked' if mask else ''}_{planes}"
+        self._launch("distances", name, length, 32 * words[planes], args)
+        return distances
+
     def tally(
         self,
         sign: int,
@@ -287,10 +308,10 @@ class Kernels:
             self._launcher.launch(file, name, grid, _THREADS, 0, args)
 
 
-def _at_least(words: dict[int, int], planes: int) -> int:
+def _at_least(words: dict[int, int], planes: int, function: str = "majority") -> int:
     """The shortest counter of those compiled that has as many planes."""
     if planes > max(words):
-        raise ValueError(f"majority: groups must be at most {_MAX_ROWS}, of as many rows each")
+        raise ValueError(f"{function}: groups must be at most {_MAX_ROWS}, of as many rows each")
     return min(p for p in words if p >= planes)
 
 

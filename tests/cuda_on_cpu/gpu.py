@@ -76,3 +76,7 @@ class Gpu:
             policies.TIES.index(ties), random_of(offset, ref.TIE_STREAM),
         )  # fmt: skip
         return out.array, out_mask.array if ties == "zero" else None, int(tied.array[0])
+
+    def group_distances(self, stack, mask, length, group, odd=0):
+        planes = self.stack(stack, mask, odd)
+        return self.kernels.group_distances(*planes, len(stack), length, group).array

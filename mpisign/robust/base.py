@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal, Self
 import numpy as np
 
 from mpisign.robust import rows
-from mpisign.robust.stack import kept, like_rows, stacked
+from mpisign.robust.stack import like_rows, stacked
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 Random = np.random.Generator | np.random.RandomState
@@ -62,10 +62,12 @@ class Rule:
         if center is not None:
             X = X - like_rows(name, center, X)
         finite = rows.finite(X)
-        rule, X = (self, X) if finite.all() else (self.without(finite), X[kept(finite, X)])
+        rule, X = (
+            (self, X)
+            if finite.all()
+            else (self.without(finite), X[np.flatnonzero(finite).tolist()])
+        )
         squared = rule.measure(X)
-        if squared is not None and not np.isfinite(squared).all():
-            raise ValueError(f"{name}: squared distances between rows of X overflow float64")
         weights = rule.weights(squared, len(X), np.random.default_rng() if rng is None else rng)
         out = rule.reduce(X if weights is None else rows.mix(weights, X))
         return out if center is None else out + like_rows(name, center, X)
@@ -104,8 +106,8 @@ class Rule:
     def measure(self, X: Any) -> Floats | None:
         """What ``weights`` wants to know of X: float64 (n + 1, n + 1), or None.
 
-        Squared distances between the rows and, last, the origin; where ``needs`` is "norms" those to
-        the origin, and 0 elsewhere. X: finite rows. Adds up over shards of the columns.
+        Squared distances between the rows and, last, the origin; where ``needs`` is "norms" those
+        to the origin, and 0 elsewhere. X: finite rows. Adds up over shards of the columns.
         """
         if self.needs == "nothing":
             return None

@@ -46,12 +46,6 @@ def _stack(function: str, X: Sequence[Any]) -> Any:
     return cupy.stack(X)
 
 
-def kept(finite: np.ndarray[Any, np.dtype[np.bool_]], X: Any) -> Any:
-    """Indices of the finite rows, as X's framework takes them."""
-    indices = np.flatnonzero(finite)
-    return indices.tolist() if arrays.is_torch(X) else indices
-
-
 def like_rows(function: str, center: Any, X: Any) -> Any:
     """``center`` in X's dtype; ValueError unless it is of X's framework and has shape (d,)."""
     if arrays.is_torch(center) != arrays.is_torch(X) or tuple(center.shape) != (X.shape[1],):

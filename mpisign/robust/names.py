@@ -1,0 +1,58 @@
+"""Rules by name: "median", "krum", "nnm+krum"."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any, Final
+
+from mpisign.robust.base import Mixing, Rule
+from mpisign.robust.bulyan import Bulyan
+from mpisign.robust.centered_clipping import CenteredClipping
+from mpisign.robust.coordinate import Meamed, Mean, Median, TrMean
+from mpisign.robust.geometric_median import GeometricMedian
+from mpisign.robust.krum import Krum, MultiKrum
+from mpisign.robust.mixing import NNM, Bucketing, Clipping
+from mpisign.robust.pipeline import Pipeline
+
+#: Names to classes, in the order of the documentation.
+RULES: Final[dict[str, type[Rule]]] = {
+    "mean": Mean,
+    "median": Median,
+    "trimmed_mean": TrMean,
+    "meamed": Meamed,
+    "geometric_median": GeometricMedian,
+    "centered_clipping": CenteredClipping,
+    "krum": Krum,
+    "multi_krum": MultiKrum,
+    "bulyan": Bulyan,
+}
+
+#: What may stand before a rule, with "+".
+MIXINGS: Final[dict[str, type[Mixing]]] = {"nnm": NNM, "bucketing": Bucketing, "clipping": Clipping}
+
+
+def by_name(name: str, f: int = 0) -> Rule:
+    """A rule with its defaults and ``f``, where it has one: "krum", or "nnm+krum" for a pipeline.
+
+    "bucketing" takes s = 2, as Karimireddy et al. 2022 do: Bucketing's own default of 1, ByzFL's,
+    mixes nothing. Raises ValueError for other names, naming those that are known.
+    """
+    *before, last = name.split("+") if isinstance(name, str) else [name]
+    steps = [_made(MIXINGS, part, f, name) for part in before]
+    rule = _made(RULES, last, f, name)
+    return Pipeline(*steps, rule) if steps else rule
+
+
+def _made(known: dict[str, Any], part: Any, f: int, name: Any) -> Rule:
+    if part not in known:
+        near = difflib.get_close_matches(str(part), known, n=1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        raise ValueError(
+            f"by_name: name must be one of {', '.join(RULES)}, after any of "
+            f"{', '.join(f'{m}+' for m in MIXINGS)}, got {name!r}{hint}"
+        )
+    kind = known[part]
+    if kind is Bucketing:
+        return Bucketing(2)
+    made: Rule = kind(f) if kind.has_f else kind()
+    return made

@@ -1,0 +1,69 @@
+"""A rule behind one or more mixings: one rule."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Self
+
+from mpisign.robust.base import Floats, Mixing, Needs, Random, Rule
+from mpisign.robust.points import squared_mixed
+
+
+@dataclass(frozen=True, init=False)
+class Pipeline(Rule):
+    """``Pipeline(NNM(1), Krum(1))``: mixings in their order, then the rule.
+
+    The mixed rows are not made one after the other: matrices are multiplied, distances of mixed
+    rows follow from those of the rows, and the rows are read once to measure and once to mix.
+    A row that is not finite is left out first and lowers every f. Raises TypeError unless all but
+    the last are mixings and the last is a rule.
+    """
+
+    mixings: tuple[Mixing, ...]
+    rule: Rule
+
+    def __init__(self, *steps: Rule) -> None:
+        for step in steps[:-1]:
+            if not isinstance(step, Mixing):
+                raise TypeError(f"Pipeline: all but the last must be mixings, got {step!r}")
+        if not steps or not isinstance(steps[-1], Rule) or isinstance(steps[-1], Mixing):
+            raise TypeError(f"Pipeline: the last must be a rule, got {steps[-1:]!r}")
+        if steps[-1].center is not None:
+            raise ValueError("Pipeline: CenteredClipping must start from the origin here, got an m")
+        object.__setattr__(self, "mixings", tuple(steps[:-1]))
+        object.__setattr__(self, "rule", steps[-1])
+
+    @property
+    def needs(self) -> Needs:
+        steps = [step.needs for step in (*self.mixings, self.rule)]
+        if "distances" in steps or "norms" in steps[1:]:
+            return "distances"
+        return "norms" if "norms" in steps else "nothing"
+
+    def check(self, n: int) -> None:
+        for mixing in self.mixings:
+            mixing.check(n)
+            n = mixing.count(n)
+        self.rule.check(n)
+
+    def fewer(self, k: int) -> Self:
+        return type(self)(*(step.fewer(k) for step in (*self.mixings, self.rule)))
+
+    def weights(self, squared: Floats | None, n: int, rng: Random) -> Floats | None:
+        mixed: Floats | None = None
+        for i, mixing in enumerate(self.mixings):
+            weights = mixing.weights(squared, n, rng)
+            if weights is None:
+                continue
+            mixed = weights if mixed is None else weights @ mixed
+            n = len(weights)
+            if any(step.needs_distances for step in (*self.mixings[i + 1 :], self.rule)):
+                assert squared is not None
+                squared = squared_mixed(weights, squared)
+        weights = self.rule.weights(squared, n, rng)
+        if weights is None or mixed is None:
+            return mixed if weights is None else weights
+        return weights @ mixed
+
+    def reduce(self, Y: Any) -> Any:
+        return self.rule.reduce(Y)

@@ -1,0 +1,126 @@
+"""The interface of an attack: what a hostile rank sends, given what honest ranks would."""
+
+from __future__ import annotations
+
+import sys
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from mpisign import arrays
+
+Sees = Literal["honest", "own", "nothing"]
+_HALVES = ("float16", "bfloat16")
+
+
+class Attack(ABC):
+    """What hostile ranks do, as an object: ``attack(honest)`` is the vector that they send.
+
+    ``sees``: the rows that hostile ranks are given in a job: those of the honest ranks, their own
+    gradient as the only row, or none that matter. ``coordinatewise``: a coordinate of the result
+    depends on that coordinate of the rows alone, so that a job may take them piece by piece.
+    """
+
+    sees: ClassVar[Sees] = "honest"
+    coordinatewise: ClassVar[bool] = True
+
+    def __call__(self, honest: Any) -> Any:
+        """``honest`` (n, d), or a list of n vectors, to (d,) of the same framework and dtype.
+
+        NumPy and CuPy arrays and torch tensors of float32, float64, float16 or bfloat16; the last
+        two are computed in float32. Raises TypeError for others, ValueError for other shapes and
+        for as many rows as ``check`` refuses.
+        """
+        rows = stacked(self.name, honest)
+        self.check(len(rows))
+        return like(self.of(wide(rows)), rows)
+
+    @abstractmethod
+    def of(self, rows: Any) -> Any:
+        """The vector (d,), of ``rows`` (n, d) in float32 or float64."""
+
+    def check(self, n: int) -> None:  # noqa: B027
+        """Raises ValueError if nothing can be made of ``n`` rows."""
+
+    def reduce(self, rows: Any) -> Any:
+        """What ``finish`` needs of the rows (n, d), as rows of its own (k, d), d coordinates alike.
+
+        A job calls it for one piece of the coordinates after the other.
+        """
+        return self(rows)[None]
+
+    def finish(self, own: Any, reduced: Any) -> Any:
+        """What is sent (d,), of this rank's own gradient (d,) and all of ``reduced`` (k, d)."""
+        return reduced[0]
+
+    def batch(self, images: Any, labels: Any) -> tuple[Any, Any]:
+        """What a hostile rank learns from instead; by default the same."""
+        return images, labels
+
+    @property
+    def replaces(self) -> bool:
+        """Whether gradients are replaced at all; False where the data alone are false."""
+        return True
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        return type(self).__name__
+
+
+def stacked(function: str, rows: Any) -> Any:
+    """``rows`` as one array (n, d), n at least 1; TypeError, ValueError if they are none."""
+    if isinstance(rows, (list, tuple)):
+        if not rows:
+            raise ValueError(f"{function}: honest must have at least one row, got none")
+        views = [arrays.view_floats(function, "honest", row) for row in rows]
+        if len({(type(row), v.shape, v.dtype) for row, v in zip(rows, views, strict=True)}) > 1:
+            raise ValueError(
+                f"{function}: honest must have rows of one framework, shape and dtype, got "
+                + ", ".join(f"{v.dtype} {v.shape}" for v in views)
+            )
+        rows = _framework(rows[0]).stack(list(rows))
+    v = arrays.view_floats(function, "honest", rows)
+    if len(v.shape) != 2 or not v.shape[0]:
+        raise ValueError(f"{function}: honest must be of shape (n, d), n from 1, got {v.shape}")
+    return rows.detach() if v.is_torch else rows
+
+
+def wide(x: Any) -> Any:
+    """``x``, or float32 of what is narrower."""
+    if str(x.dtype).removeprefix("torch.") not in _HALVES:
+        return x
+    return x.float() if arrays.is_torch(x) else x.astype(np.float32)
+
+
+def like(x: Any, rows: Any) -> Any:
+    """``x`` in the dtype of ``rows``."""
+    return x.to(rows.dtype) if arrays.is_torch(rows) else x.astype(rows.dtype, copy=False)
+
+
+def filled(rows: Any, value: Any) -> Any:
+    """A vector (d,) of ``rows``' framework, dtype and device: ``value``, or NumPy's (d,) as is."""
+    if arrays.is_torch(rows):
+        import torch
+
+        if isinstance(value, np.ndarray):
+            return torch.from_numpy(value).to(device=rows.device, dtype=rows.dtype)
+        return torch.full_like(rows[0], value)
+    out = _framework(rows).empty_like(rows[0])
+    cupy = sys.modules.get("cupy")
+    if isinstance(value, np.ndarray) and cupy is not None and isinstance(rows, cupy.ndarray):
+        value = cupy.asarray(value)
+    out[...] = value
+    return out
+
+
+def variance(rows: Any) -> Any:
+    """Of each coordinate among ``rows`` (n, d), n at least 2, divided by n - 1."""
+    return rows.var(dim=0, correction=1) if arrays.is_torch(rows) else rows.var(axis=0, ddof=1)
+
+
+def _framework(x: Any) -> Any:
+    if isinstance(x, np.ndarray):
+        return np
+    return sys.modules["torch" if arrays.is_torch(x) else "cupy"]

@@ -1,0 +1,187 @@
+"""Adversaries: ranks of a real job that are hostile, for experiments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from mpisign.attacks.base import Attack
+from mpisign.attacks.names import by_name
+from mpisign.attacks.side_channel import honest_rows
+from mpisign.communicator import Communicator
+
+_FUNCTION = "Adversaries"
+_STREAM = 7  # of the generator's seed: no batch and no noise is drawn from it
+
+
+class Adversaries:
+    """Ranks ``hostile`` of ``comm`` follow ``attack``, all others do nothing but hand out.
+
+    ``attack``: a name of ``ATTACKS``, an ``Attack``, or any function of honest rows (n, d), NumPy,
+    to (d,), such as ByzFL's attacks. Same arguments on all ranks. ``seed``: of what is drawn.
+    ``momentum``: the beta of what honest ranks send, 0.9 with ``Signum()``: the attack then looks
+    at the honest ranks' momenta, m = beta m + (1 - beta) g, and makes its gradient such that the
+    hostile rank's own momentum is what it wants to send; 0: at gradients.
+
+    In DETOX's groups honest rows repeat. Gradients are changed between ``backward()`` and
+    ``step()``: not with ``overlap=True``, nor where torch's DDP averages them before.
+    Raises TypeError, ValueError for arguments that do not fit.
+    """
+
+    def __init__(
+        self,
+        attack: str | Attack | Callable[[Any], Any],
+        hostile: Sequence[int],
+        comm: Communicator,
+        *,
+        seed: int = 0,
+        momentum: float = 0.0,
+    ) -> None:
+        if not isinstance(comm, Communicator):
+            raise TypeError(f"{_FUNCTION}: comm must be a Communicator, got {type(comm).__name__}")
+        self.hostile = tuple(sorted(int(r) for r in hostile))
+        if len(set(self.hostile)) < len(self.hostile) or not set(self.hostile) <= set(
+            range(comm.size)
+        ):
+            raise ValueError(
+                f"{_FUNCTION}: hostile must be distinct ranks from 0 to {comm.size - 1}, "
+                f"got {list(hostile)}"
+            )
+        if not 0 <= momentum < 1:
+            raise ValueError(f"{_FUNCTION}: momentum must be in [0, 1), got {momentum!r}")
+        self.attack = _attack(attack, len(self.hostile), [seed, comm.rank, _STREAM])
+        self.honest = tuple(r for r in range(comm.size) if r not in self.hostile)
+        self._looks = bool(self.hostile) and self.attack.replaces and self.attack.sees == "honest"
+        if self._looks:
+            if not self.honest:
+                raise ValueError(
+                    f"{_FUNCTION}: {self.attack.name} looks at honest ranks, of which hostile "
+                    f"leaves none of {comm.size}"
+                )
+            self.attack.check(len(self.honest))
+        self.comm, self.momentum = comm, momentum
+        self._momenta: Any = None  # of the honest ranks (n, d), on hostile ranks
+        self._sent: Any = None  # the own momentum (d,)
+
+    @property
+    def here(self) -> bool:
+        """Whether this rank is hostile."""
+        return self.comm.rank in self.hostile
+
+    def batch(self, images: Any, labels: Any) -> tuple[Any, Any]:
+        """What this rank learns from in this step: what it is given, unless the attack is on data.
+
+        NumPy arrays or torch tensors (n, ...) and (n,). No communication.
+        """
+        return self.attack.batch(images, labels) if self.here else (images, labels)
+
+    @torch.no_grad()
+    def gradients(self, parameters: Iterable[torch.Tensor]) -> None:
+        """Replaces hostile ranks' gradients. Collective: between backward() and step(), all ranks.
+
+        ``parameters``: the same on all ranks, of any float dtype and device; a missing gradient
+        counts as zeros, and is made on a hostile rank that has something else to say.
+        Where the attack looks at honest ranks, they send theirs to the hostile ranks, to nobody
+        else: 4 d bytes (8 d with float64 parameters), booked in no statistics. Raises
+        DisagreementError if ranks differ in d or in who is hostile, and what exchanges raise.
+        """
+        if not self.hostile or not self.attack.replaces:
+            return
+        trained = [p for p in parameters if p.requires_grad]
+        if self._looks:
+            own = _flat(trained)
+            reduced = honest_rows(
+                self.comm,
+                self.hostile,
+                own,
+                self._reduce if self.here else None,
+                pieces=self.attack.coordinatewise,
+                about=f"{self.attack!r} {self.momentum}",
+            )
+            if self.here:
+                _write(self._compensated(self.attack.finish(own, reduced)), trained)
+        elif self.here:
+            own = _flat(trained)
+            _write(self.attack(own[None]), trained)
+
+    def _reduce(self, rows: Any, first: int, length: int) -> Any:
+        """Rows (n, b) from coordinate ``first`` of ``length`` on, as gradients or as momenta."""
+        if self.momentum:
+            if self._momenta is None or self._momenta.shape[1] != length:
+                self._momenta = np.zeros((len(rows), length), dtype=rows.dtype)
+            m = self._momenta[:, first : first + rows.shape[1]]
+            m *= self.momentum
+            m += rows * (1 - self.momentum)
+            rows = m
+        return self.attack.reduce(rows)
+
+    def _compensated(self, wanted: Any) -> Any:
+        """The gradient by which the own momentum becomes ``wanted``."""
+        if not self.momentum:
+            return wanted
+        if self._sent is None or self._sent.shape != wanted.shape:
+            self._sent = np.zeros_like(wanted)
+        gradient = (wanted - self.momentum * self._sent) / (1 - self.momentum)
+        self._sent = wanted
+        return gradient
+
+
+def _attack(attack: Any, f: int, seed: Sequence[int]) -> Attack:
+    if isinstance(attack, str):
+        return by_name(attack, f, seed)
+    if isinstance(attack, Attack):
+        return attack
+    if not callable(attack):
+        raise TypeError(
+            f"{_FUNCTION}: attack must be a name, an Attack or a function of honest rows, "
+            f"got {type(attack).__name__}"
+        )
+    return _Foreign(attack)
+
+
+@dataclass(frozen=True, repr=False)
+class _Foreign(Attack):
+    """A function of honest rows that is no ``Attack``."""
+
+    function: Callable[[Any], Any]
+    coordinatewise: ClassVar[bool] = False
+
+    def of(self, rows: Any) -> Any:
+        return np.asarray(self.function(rows))
+
+    def __repr__(self) -> str:
+        return f"{type(self.function).__module__}.{type(self.function).__qualname__}"
+
+    @property
+    def name(self) -> str:
+        return repr(self)
+
+
+def _flat(parameters: Sequence[torch.Tensor]) -> Any:
+    """All gradients in a row, NumPy float32, or float64 if a parameter is of it."""
+    double = any(p.dtype == torch.float64 for p in parameters)
+    flat = np.zeros(sum(p.numel() for p in parameters), dtype="float64" if double else "float32")
+    at = 0
+    for p in parameters:
+        if p.grad is not None:
+            part = torch.from_numpy(flat[at : at + p.numel()])
+            part.view(p.shape).copy_(p.grad)
+        at += p.numel()
+    return flat
+
+
+def _write(vector: Any, parameters: Sequence[torch.Tensor]) -> None:
+    at = 0
+    for p in parameters:
+        part = torch.from_numpy(np.ascontiguousarray(vector[at : at + p.numel()])).view(p.shape)
+        at += p.numel()
+        if p.grad is None:
+            # A parameter that nobody has a gradient for is left alone by the vote.
+            if not part.any():
+                continue
+            p.grad = torch.empty_like(p)
+        p.grad.copy_(part)

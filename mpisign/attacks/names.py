@@ -1,0 +1,41 @@
+"""Attacks by the names that ``--attack``, studies and ``Adversaries`` take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from mpisign.attacks.base import Attack
+from mpisign.attacks.blind import Constant, Gaussian, Inf, Random
+from mpisign.attacks.labels import LabelFlipping
+from mpisign.attacks.mimic import Mimic
+from mpisign.attacks.near_ties import NearTies
+from mpisign.attacks.of_the_mean import (
+    ALittleIsEnough,
+    InnerProductManipulation,
+    Reversed,
+    SignFlipping,
+)
+
+#: What makes an attack of the number of hostile ranks and a seed.
+Factory = Callable[[int, int | Sequence[int]], Attack]
+
+ATTACKS: dict[str, Factory] = {
+    "sign-flip": lambda f, seed: SignFlipping(),
+    "reverse": lambda f, seed: Reversed(),
+    "constant": lambda f, seed: Constant(),
+    "random": lambda f, seed: Random(seed=seed),
+    "gaussian": lambda f, seed: Gaussian(seed=seed),
+    "alie": lambda f, seed: ALittleIsEnough(),
+    "ipm": lambda f, seed: InnerProductManipulation(),
+    "mimic": lambda f, seed: Mimic(),
+    "inf": lambda f, seed: Inf(),
+    "omniscient": lambda f, seed: NearTies(f),
+    "label-flip": lambda f, seed: LabelFlipping(),
+}
+
+
+def by_name(name: str, f: int = 0, seed: int | Sequence[int] = 0) -> Attack:
+    """The attack of that name, by ``f`` hostile ranks; ValueError if there is none."""
+    if name not in ATTACKS:
+        raise ValueError(f"attack must be one of {', '.join(ATTACKS)}, got {name!r}")
+    return ATTACKS[name](f, seed)

@@ -1,0 +1,88 @@
+"""What hostile ranks are told of the others' gradients: no part of any vote, in no statistics."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from mpisign.collectives.line import Line, Unbooked
+from mpisign.communicator import Communicator
+from mpisign.errors import DisagreementError, WireError
+from mpisign.transports.base import Steps
+
+_FUNCTION = "Adversaries.gradients"
+_MAGIC = 0x4D50_4953_4144_5631  # "MPISADV1"
+_FIELDS = ("magic", "length", "bytes a coordinate", "attack and hostile ranks")
+_PIECE = 1 << 20  # bytes of a row that are on their way, or kept, at once
+
+#: ``reduce(rows, first, length)``: rows (n, b), from coordinate ``first`` on, to (k, b) to keep.
+Reduce = Callable[[Any, int, int], Any]
+
+
+def honest_rows(
+    comm: Communicator,
+    hostile: Sequence[int],
+    own: Any,
+    reduce: Reduce | None,
+    *,
+    pieces: bool = True,
+    about: str = "",
+) -> Any:
+    """What ``reduce`` makes of the honest ranks' ``own`` on hostile ranks, None on others.
+
+    Collective. ``own``: flat float32 or float64, equally long on all ranks. ``reduce``: given on
+    hostile ranks alone; called for one piece of the coordinates after the other, or for all at
+    once without ``pieces``, so that no more than (n, piece) is held. ``about``: compared.
+
+    Wire: to all, 32 bytes (magic, length, bytes a coordinate, 8 of BLAKE2b over ``about`` and the
+    hostile ranks); then, piece by piece, coordinates from each honest rank to each hostile one.
+    Raises, on all ranks, DisagreementError if these differ; WireError if what came is none of this.
+    """
+    honest = [r for r in range(comm.size) if r not in hostile]
+    told = hashlib.blake2b(f"{about} {list(hostile)}".encode(), digest_size=8).digest()
+    head = np.array(
+        [_MAGIC, len(own), own.itemsize, int.from_bytes(told, "little", signed=True)], dtype="<i8"
+    )
+
+    def steps(line: Line) -> Steps[Any]:
+        line = Unbooked(line.transport, line.tag)
+        heads = np.empty((line.size, head.nbytes), dtype=np.uint8)
+        yield line.allgather(head.view(np.uint8), heads)
+        _check(heads.view("<i8"))
+        length: int = len(own)
+        result: Any = None
+        step = _PIECE // own.itemsize if pieces else max(1, length)
+        for first in range(0, max(1, length), step):
+            b = min(step, length - first)
+            if reduce is None:
+                part = own[first : first + b].view(np.uint8)
+                yield line.exchange([(r, part) for r in hostile], [])
+                continue
+            rows = np.empty((len(honest), b), dtype=own.dtype)
+            recvs = [(r, rows[i].view(np.uint8)) for i, r in enumerate(honest)]
+            yield line.exchange([], recvs)
+            kept = reduce(rows, first, length)
+            if result is None:
+                result = np.empty((len(kept), length), dtype=kept.dtype)
+            result[:, first : first + b] = kept
+        return result
+
+    return comm.channel.submit(_FUNCTION, steps).wait()
+
+
+def _check(heads: Any) -> None:
+    """The same answer on every rank that was told the same."""
+    strange = [r for r, row in enumerate(heads) if row[0] != _MAGIC]
+    if strange:
+        raise WireError(f"rank {strange[0]} sent no header of this side channel")
+    for i, field in enumerate(_FIELDS):
+        values = heads[:, i].tolist()
+        if len(set(values)) > 1:
+            other = next(r for r, v in enumerate(values) if v != values[0])
+            raise DisagreementError(
+                f"{_FUNCTION}: ranks differ in {field}: {values[0]} on rank 0, "
+                f"{values[other]} on rank {other}"
+            )

@@ -27,10 +27,8 @@ def worst_case(size: int, redundancy: int, hostile: Sequence[int]) -> Members:
     for n in sizes:
         take = min(n // 2 + 1, len(bad))
         groups.append([bad.pop(0) for _ in range(take)])
+    pool = [*good, *bad]  # more hostile ranks than that own everything: the rest fills up
     for n, group in zip(sizes, groups, strict=True):
-        rest = [*good, *bad]  # more hostile ranks than that own everything: they fill up
-        fill = rest[: n - len(group)]
-        group += fill
-        good = [rank for rank in good if rank not in fill]
-        bad = [rank for rank in bad if rank not in fill]
+        while len(group) < n:
+            group.append(pool.pop(0))
     return tuple(tuple(sorted(group)) for group in groups)

@@ -34,8 +34,9 @@ class MajorityVoteState:
 
     ``process_group``: FSDP's, default all of ``init_process_group``; or whatever
     ``mpisign.Communicator`` takes, over the same ranks. ``compression``: "sign", "noisy_sign",
-    "stochastic_sign", one of these Compressors, or ``Compression.detox`` of one: those with a momentum or a residual need
-    a rank's whole gradient from step to step, which FSDP exists to avoid. ``algorithm``: of
+    "stochastic_sign", one of these Compressors, or ``Compression.detox`` of one: those with a
+    momentum or a residual need a rank's whole gradient from step to step, which FSDP exists to
+    avoid. ``algorithm``: of
     NO_SHARD alone. ``seed``: of the random bits, which the number of calls keys too: keep
     ``state_dict()``, or a pickle (which lacks the process group), with the checkpoint.
     ``timeout``: seconds that ranks wait for each other, default ``MPISIGN_TIMEOUT``.

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 _LOCK = threading.Lock()
 STAGES = ("pack", "exchange", "vote", "unpack")
 _ODD = 0.05  # of the coordinates: what rounding on a GPU never makes
-_UNLIKE = 0.25  # members of one group on the same batch, but for momentum from before a redraw
+_UNLIKE = 0.15  # of three that vote at random 0.25; on one batch 0, after a redraw less than this
 _TALLIES = 16  # pieces, before anybody is warned
 
 

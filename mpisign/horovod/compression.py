@@ -32,7 +32,8 @@ class NamedOnly(VoteCompression):
     def compress(self, tensor: torch.Tensor) -> NoReturn:
         name = next(n for n, kind in COMPRESSORS.items() if type(self.compressor) is kind)
         raise TypeError(
-            f"Compression.{name}: what it sends is no vote that Horovod's allreduce could count (groups are not, either). "
+            f"Compression.{name}: what it sends is no vote that Horovod's allreduce could count, "
+            "or is counted in groups. "
             f"Give it the parameters, Compression.{name}(model.named_parameters()), or use "
             "mpisign.horovod.DistributedOptimizer"
         )

@@ -254,6 +254,9 @@ def test_the_plain_ways_compute_what_the_kernels_do():
     for n in (4, 15):
         vote = planes.majority(stack[:n], length=length, ties="positive")
         assert same(plain.majority(np, stack[:n], length), vote)
+    for group in (3, 5):
+        counted = planes.group_distances(stack, group=group, length=length)
+        assert same(plain.group_distances(np, stack, group, length), counted)
     both = stock.planes(length, 4, 2)
     vote = planes.majority(both, length=length, ties="positive")
     assert same(plain.majority_masked(np, both, length), vote)

@@ -107,6 +107,13 @@ def majority_grouped(xp: Any, stack: Any, group: int, length: int) -> Any:
     return majority(xp, xp.stack(groups), length)
 
 
+def group_distances(xp: Any, stack: Any, group: int, length: int) -> Any:
+    """Every row's bits beside those of its group's majority, in bytes."""
+    rows = [xp.unpackbits(row, bitorder="little")[:length] for row in stack]
+    votes = [sum(rows[at : at + group]) > group // 2 for at in range(0, len(rows), group)]
+    return [int((row != votes[r // group]).sum()) for r, row in enumerate(rows)]
+
+
 def signs(xp: Any, plane: Any, length: int, dtype: str, scale: float = 1.0) -> Any:
     """unpackbits and where."""
     one = xp.dtype(dtype).type(scale)

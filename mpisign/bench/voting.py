@@ -33,7 +33,9 @@ def cases(xp: Any) -> Iterator[Case]:
     for n in (4, 16):
         yield _masked(xp, n)
     yield _weighted(xp, 16)
-    yield _grouped(xp, 15, 3)
+    for n, group in ((9, 3), (15, 3), (15, 5), (45, 3)):
+        yield _grouped(xp, n, group)
+        yield _group_distances(xp, n, group)
     for n in (4, 16):
         yield _tally(xp, n)
     yield _weighted_sum(xp, 4)
@@ -105,6 +107,19 @@ def _grouped(xp: Any, n: int, group: int) -> Case:
         return Calls(ours, ways)
 
     return Case("majority", f"groups of {group}", "read", n * _BIT, _BIT, build, n=n)
+
+
+def _group_distances(xp: Any, n: int, group: int) -> Case:
+    def build(stock: Stock, length: int) -> Calls:
+        stack = stock.planes(length, n)
+        ours = partial(planes.group_distances, stack, group=group, length=length)
+        ways = {"a byte a coordinate": partial(plain.group_distances, xp, stack, group, length)}
+        return Calls(ours, ways if n < 16 else {})
+
+    what = f"groups of {group}"
+    return Case(
+        "group_distances", what, "read", n * _BIT, 0, build, n=n, main=(n, group) == (15, 3)
+    )
 
 
 def _tally(xp: Any, n: int) -> Case:

@@ -12,8 +12,8 @@ from mpisign.cli import numbers
 
 KERNELS = (
     "pack", "pack_many", "pack_signum", "pack_lion", "pack_error_feedback", "pack_sparsign",
-    "majority", "tally", "weighted_sum", "mean_of_counts", "unpack", "unpack_add", "update",
-    "encode", "decode", "calls",
+    "majority", "group_distances", "tally", "weighted_sum", "mean_of_counts", "unpack",
+    "unpack_add", "update", "encode", "decode", "calls",
 )  # fmt: skip
 _SIZES = {"cpu": "1k,32k,1M,25.6M", "cuda": "1M,2^28"}
 

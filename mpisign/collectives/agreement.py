@@ -94,6 +94,8 @@ def _check(headers: Sequence[Header], function: str) -> None:
     }
     if headers[0].operation == "compressed_mean":
         said["settings"] = "blocks of the states"
+    if headers[0].operation == "robust_aggregate":
+        said["settings"] = "the rules"
     if headers[0].operation == "majority_vote":
         said["settings"] = "the groups that vote"
     for name in Header.AGREED:

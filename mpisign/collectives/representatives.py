@@ -1,0 +1,240 @@
+"""One row of each group of ranks: what most of its members hold, sent by one of them, checked."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mpisign.collectives.agreement import name_ranks, refuse_nans
+from mpisign.collectives.echo import DIGEST, digest, echo
+from mpisign.collectives.line import Line
+from mpisign.collectives.robust_aggregate import infinite
+from mpisign.collectives.robust_shards import Flags, Reduction, Shards
+from mpisign.collectives.sketch import WIDTH, agreement, sketch
+from mpisign.errors import WireError
+from mpisign.robust.base import Rule
+from mpisign.stats import stage
+from mpisign.transports.base import Bytes, Steps
+
+_COUNT = 8  # bytes
+
+
+def detox_rows(
+    line: Line,
+    flat: Any,
+    groups: Sequence[Sequence[int]],
+    rule: Rule,
+    rng: np.random.Generator,
+    out: Any,
+    *,
+    function: str,
+    turn: int = 0,
+    tolerance: float = 0.0,
+    nan: str = "abstain",
+) -> Steps[None]:
+    """``rule`` of one ``flat`` of each group to ``out``, float32 (d,): DETOX after its headers.
+
+    ``groups``: a partition of the ranks, the same on all; the rule's rows are the groups, of which
+    ``rule.f`` may be hostile. ``turn``: which member speaks, such as the number of the step.
+    ``tolerance``: 0 where members compute the same bits; else rows of a group are alike if their
+    distance is at most that times their norm, as sketches estimate it.
+
+    Wire: to all, 8 bytes, how many coordinates are not finite, and the 32-byte digests of this
+    rank's p shards (``Shards``), to which it commits; their echo (``echo``); with a tolerance, 256
+    bytes of sketch for each shard, to all, and their echo. The sketches' seed is the digest of all
+    commitments: nobody knows it who has not committed. More than half of a group's members that are
+    alike are its majority; a group that has none, or one that is not finite, is left out. Shard s
+    of it goes to rank s from rank s itself where that is of the majority, else from member
+    (s + turn) mod m of its m. An owner to whom comes what was not committed to asks the next
+    (r - 1) / 2 of the majority, a byte to each, one of which is honest if most of the group are.
+    Then as ``robust_rows``, from distances on. Receives about 4 q d / p + 4 d bytes, q groups, and
+    (p - 1) (64 p + 41), with a tolerance (p - 1) (288 p) more.
+
+    WireError, on all ranks, names ranks that told others different things. RuntimeWarning, on the
+    owner, those who sent other data than they committed to: the result is right. Where no member
+    sends what fits the group is left out, of this shard or, if the rule measures, of all. Trusts
+    owners as ``robust_rows`` does. Source: Rajput et al. 2019, DETOX, section 3.
+    """
+    if not flat.size:
+        return
+    of = Representatives(line, flat, groups, turn, tolerance, function)
+    yield from of.commit()
+    if nan == "raise":
+        refuse_nans(function, of.infinite.tolist())
+    if tolerance:
+        yield from of.compare()
+    of.decide()
+    rows = yield from of.fetch()
+    names = [f"the group of {name_ranks(sorted(g))}" for g in groups]
+    reduction = Reduction(
+        line,
+        of.shards,
+        rule,
+        rng,
+        out,
+        of.lost,
+        function=function,
+        name=lambda g: names[g],
+        why="no group has a majority that agrees on finite values",
+    )
+    own = of.shards.whole(line.rank).start
+    pieces = [of.shards.piece(line.rank, i) for i in range(of.shards.pieces)]
+    yield from reduction.steps(
+        [rows[:, at.start - own : at.stop - own] for at in pieces], lambda i: None
+    )
+
+
+@dataclass
+class Representatives:
+    """One rank's part, step by step. ``majorities``: of each group, the members that are alike."""
+
+    line: Line
+    flat: Any
+    groups: Sequence[Sequence[int]]
+    turn: int
+    tolerance: float
+    function: str
+
+    def __post_init__(self) -> None:
+        p = self.line.size
+        self.shards = Shards(self.flat.size, p)
+        self._parts = [self.shards.whole(r) for r in range(p)]
+        self._told = np.zeros((p, _COUNT + p * DIGEST), dtype=np.uint8)
+        self._sketches: Any = None
+        self._seed = b""
+        self._group_of = {r: g for g, members in enumerate(self.groups) for r in members}
+        self.majorities: list[list[int]] = []
+        self.lost: Flags = np.zeros(len(self.groups), dtype=bool)
+
+    @property
+    def infinite(self) -> Any:
+        """By rank, how many coordinates it said are not finite."""
+        return np.ascontiguousarray(self._told[:, :_COUNT]).view("<u8")[:, 0]
+
+    def commit(self) -> Steps[None]:
+        """What each rank holds, as digests of its shards; the same ones told to all."""
+        own = self._told[self.line.rank]
+        with stage("pack"):
+            own[:_COUNT] = np.array([infinite(self.flat)], "<u8").view(np.uint8)
+            for s, part in enumerate(self._parts):
+                own[_COUNT + s * DIGEST :][:DIGEST] = digest(self.flat[part].view(np.uint8))
+        yield self.line.allgather(own.copy(), self._told)
+        yield from self._echo(self._told, "commitments")
+
+    def compare(self) -> Steps[None]:
+        """Sketches by a seed that follows from all commitments."""
+        p = self.line.size
+        self._seed = digest(self._told).tobytes()
+        self._sketches = np.zeros((p, p, WIDTH), dtype="<f4")
+        mine = self._sketches[self.line.rank]
+        with stage("pack"):
+            for s, part in enumerate(self._parts):
+                mine[s] = sketch(self.flat[part], self._seed, s)
+        rows = self._sketches.reshape(p, -1).view(np.uint8)
+        yield self.line.allgather(rows[self.line.rank].copy(), rows)
+        yield from self._echo(rows, "sketches")
+
+    def decide(self) -> None:
+        """Each group's majority, the same on all ranks."""
+        for g, members in enumerate(self.groups):
+            of = sorted(members)
+            if self._sketches is None:
+                said = [self._told[r].tobytes() for r in of]
+                alike = np.array([[a == b for b in said] for a in said])
+            else:
+                alike = agreement(self._sketches[of], self.tolerance)
+            alike &= self.infinite[of] == 0
+            most = 2 * alike.sum(axis=1) > len(of)
+            self.majorities.append([r for r, m in zip(of, most, strict=True) if m])
+            self.lost[g] = not most.any()
+
+    def fetch(self) -> Steps[Any]:
+        """This rank's shard of every group's row: float32 (q, w), NaN where nobody sent it."""
+        line, rank, others = self.line, self.line.rank, self.line.transport.others()
+        mine = self._parts[rank]
+        rows = np.full((len(self.groups), mine.stop - mine.start), np.nan, dtype="<f4")
+        home = self._group_of[rank]
+        came: dict[int, int] = {}
+        for g in np.flatnonzero(~self.lost).tolist():
+            came[g] = self._speaker(g, rank)
+            if came[g] == rank:
+                rows[g] = self.flat[mine]
+                del came[g]
+        sends = [] if self.lost[home] else [o for o in others if self._speaker(home, o) == rank]
+        yield line.exchange(
+            [(o, self._bytes(o)) for o in sends],
+            [(r, rows[g].view(np.uint8)) for g, r in came.items()],
+        )
+        liars = [g for g, r in came.items() if not self._fits(rows[g], r)]
+        yield from self._ask(rows, {g: came[g] for g in liars})
+        return rows
+
+    def _ask(self, rows: Any, liars: dict[int, int]) -> Steps[None]:
+        """The next of the majority for what did not fit; ``liars``: who sent it, by group."""
+        line, rank, others = self.line, self.line.rank, self.line.transport.others()
+        asked = np.zeros((line.size, 1), dtype=np.uint8)
+        wanted = np.zeros((line.size, 1), dtype=np.uint8)
+        sources: list[tuple[int, int, Any]] = []
+        for g, liar in liars.items():
+            rows[g] = np.nan
+            majority = self.majorities[g]
+            at = majority.index(liar)
+            following = majority[at + 1 :] + majority[:at]
+            for r in following[: (len(self.groups[g]) - 1) // 2]:
+                asked[r] = 1
+                sources.append((g, r, np.empty_like(rows[g])))
+        yield line.exchange([(o, asked[o]) for o in others], [(r, wanted[r]) for r in others])
+        yield line.exchange(
+            [(o, self._bytes(o)) for o in others if wanted[o, 0]],
+            [(r, row.view(np.uint8)) for _, r, row in sources],
+        )
+        told = set(liars.values())
+        found: set[int] = set()
+        for g, r, row in sources:
+            if not self._fits(row, r):
+                told.add(r)
+            elif g not in found:
+                found.add(g)
+                rows[g] = row
+        if told:
+            left = [name_ranks(sorted(self.groups[g])) for g in liars if g not in found]
+            also = f"; nobody else of {' and '.join(left)} had it: left out" if left else ""
+            warnings.warn(
+                f"{self.function}: {name_ranks(sorted(told))} sent other data than committed to; "
+                f"rank {rank} asked the next of the group{also}",
+                RuntimeWarning,
+                2,
+            )
+
+    def _speaker(self, g: int, owner: int) -> int:
+        """Who sends a group's shard to its owner."""
+        majority = self.majorities[g]
+        return owner if owner in majority else majority[(owner + self.turn) % len(majority)]
+
+    def _fits(self, row: Any, sender: int) -> bool:
+        """Whether ``row`` is what ``sender`` committed to, as this rank's shard."""
+        rank = self.line.rank
+        with stage("vote"):
+            committed = self._told[sender, _COUNT + rank * DIGEST :][:DIGEST]
+            if (digest(row.view(np.uint8)) != committed).any():
+                return False
+            if self._sketches is None:
+                return True
+            said = self._sketches[sender, rank]
+            return sketch(row, self._seed, rank).tobytes() == said.tobytes()
+
+    def _bytes(self, owner: int) -> Bytes:
+        part: Bytes = self.flat[self._parts[owner]].view(np.uint8)
+        return part
+
+    def _echo(self, rows: Bytes, what: str) -> Steps[None]:
+        told = yield from echo(self.line, rows, self.line.size)  # all must have been told the same
+        if not all(told.trusted):
+            raise WireError(
+                f"ranks were told different {what}: {name_ranks(told.suspects)} sent them, or lied "
+                "about what came"
+            )

@@ -1,0 +1,216 @@
+"""Robust rules on shards: rank r reduces coordinates of shard r, and no rank holds all rows."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mpisign import arrays
+from mpisign.collectives.line import Line
+from mpisign.collectives.pipeline import pipelined
+from mpisign.errors import CollectiveError, NaNError, WireError
+from mpisign.robust import rows
+from mpisign.robust.base import Rule
+from mpisign.stats import stage
+from mpisign.transports.base import Pending, Steps
+
+Flags = np.ndarray[Any, np.dtype[np.bool_]]
+
+_PIECE = 1 << 16  # coordinates of a shard that travel together, at least
+_PIECES = 16
+
+
+class Shards:
+    """``length`` coordinates in ``size`` shards of ``pieces`` pieces each: alike on all ranks.
+
+    Shard r is [d r // p, d (r + 1) // p), piece i of its w coordinates [w i // n, w (i + 1) // n).
+    """
+
+    def __init__(self, length: int, size: int) -> None:
+        self.length, self.size = length, size
+        self.pieces = max(1, min(_PIECES, length // size // _PIECE))
+
+    def whole(self, rank: int) -> slice:
+        """The coordinates of a rank's shard."""
+        return slice(self.length * rank // self.size, self.length * (rank + 1) // self.size)
+
+    def piece(self, rank: int, i: int) -> slice:
+        """Those of one piece of it."""
+        shard, n = self.whole(rank), self.pieces
+        a, w = shard.start, shard.stop - shard.start
+        return slice(a + w * i // n, a + w * (i + 1) // n)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is left to do to a piece. ``weights``: float64 (m, n), None: ``kept`` are not mixed."""
+
+    rule: Rule
+    kept: Any
+    weights: Any
+
+
+class Reduction:
+    """An owner's part in one rule on n rows that lie in shards.
+
+    ``out``: float32 or float64 (d,), written to whole. ``rng`` is copied, never drawn from: the
+    same on all ranks. ``name`` of a row, for messages, such as "rank 3"; ``why`` none would be left.
+
+    Wire: where the rule measures, all n (n + 1) / 2 partial squared distances of the shard (rows i
+    < j, the origin last; norms alone where those are enough), float64, to all; [i, origin] is
+    infinite where row i is not finite here. Then this rank's shard of the result, to all, in
+    pieces.
+    """
+
+    def __init__(
+        self,
+        line: Line,
+        shards: Shards,
+        rule: Rule,
+        rng: np.random.Generator,
+        out: Any,
+        lost: Flags,
+        *,
+        function: str,
+        name: Callable[[int], str],
+        why: str = "not one is finite",
+    ) -> None:
+        self._line, self._shards, self._rule, self._rng = line, shards, rule, rng
+        self._out, self._lost = out, lost
+        self._function, self._name, self._why = function, name, why
+        n = self._n = len(lost)
+        self._partial = np.zeros((n + 1, n + 1))
+        self._here = ~lost  # rows that are finite in this shard
+        self._told: set[int] = set()
+        if rule.needs == "norms":
+            self._pairs: Any = (np.arange(n), np.full(n, n))
+        else:
+            self._pairs = np.triu_indices(n + 1, 1)
+        center = rule.center
+        self._center = None if center is None else arrays.host(center).astype(out.dtype)
+        self._plan: _Plan | None = None
+
+    def steps(self, pieces: Sequence[Any], send: Callable[[int], Pending | None]) -> Steps[None]:
+        """The rule on ``pieces`` (n, w) of this rank's shard, which ``send(i)`` has come.
+
+        Rows that are lost are never read. ``pieces`` are not kept as they are.
+        """
+        n = self._shards.pieces
+        if not self._rule.needs_distances:
+            self._plan = self._planned(self._lost, None)
+            yield from pipelined(n, send, lambda i: self._reduce(i, pieces[i]), _nothing)
+            return
+        yield from pipelined(n, send, lambda i: self._measure(i, pieces[i]))
+        yield from self._agree()
+        yield from pipelined(n, lambda i: self._reduce(i, pieces[i]), _nothing)
+
+    def _measure(self, i: int, x: Any) -> None:
+        with stage("vote"):
+            self._center_on(i, x)
+            x[self._lost] = 0
+            if not x.shape[1]:
+                return
+            self._here &= rows.finite(x)
+            x[~self._here] = 0
+            measured = self._rule.measure(x)
+            assert measured is not None
+            self._partial += measured
+
+    def _agree(self) -> Steps[None]:
+        """Everybody's partial distances, added up in the order of ranks."""
+        n = self._n
+        self._partial[:n, n][~(self._here | self._lost)] = np.inf
+        table = np.empty((self._line.size, len(self._pairs[0])), dtype="<f8")
+        mine = self._partial[self._pairs].astype("<f8")
+        yield self._line.allgather(mine.view(np.uint8), table.view(np.uint8))
+        may = self._pairs[1] == n  # be infinite
+        total = np.zeros(table.shape[1])
+        for rank, row in enumerate(table):
+            if not ((row >= 0) & (may | np.isfinite(row))).all():
+                raise WireError(f"rank {rank} sent a squared distance that is no number from 0")
+            total += row
+        squared = np.zeros((n + 1, n + 1))
+        squared[self._pairs] = total
+        squared += squared.T
+        lost = self._lost | np.isinf(squared[:n, n])
+        squared[np.isinf(squared)] = 0
+        if not np.isfinite(total[~may]).all():
+            raise CollectiveError(f"{self._function}: squared distances between rows overflow")
+        self._plan = self._planned(lost, squared)
+
+    def _planned(self, lost: Flags, squared: Any) -> _Plan:
+        """The rule for the rows that are left; the same, or the same error, on all ranks."""
+        n, kept = self._n, np.flatnonzero(~lost)
+        if not kept.size:
+            raise NaNError(f"{self._function}: none of {n} rows is left: {self._why}")
+        rule = self._rule.fewer(n - kept.size)
+        try:
+            rule.check(kept.size)
+        except ValueError as error:
+            text = f"{self._function}: {n - kept.size} of {n} rows were left out, and {error}"
+            raise CollectiveError(text) from None
+        if squared is not None:
+            squared = squared[np.ix_([*kept, n], [*kept, n])]
+        weights = rule.weights(squared, kept.size, copy.deepcopy(self._rng))
+        if weights is not None:
+            full = np.zeros((len(weights), n))
+            full[:, kept] = weights
+            weights = full
+        return _Plan(rule, slice(None) if kept.size == n else kept, weights)
+
+    def _reduce(self, i: int, x: Any) -> Pending:
+        own = self._shards.piece(self._line.rank, i)
+        with stage("vote"):
+            if own.stop > own.start:
+                if not self._rule.needs_distances:
+                    self._center_on(i, x)
+                plan = self._plan_for(x)
+                y = x[plan.kept] if plan.weights is None else rows.mix(plan.weights, x)
+                result = plan.rule.reduce(y)
+                if self._center is not None:
+                    result = result + self._center[own]
+                self._out[own] = result
+        sent = self._out[own].view(np.uint8)
+        parts = [self._out[self._shards.piece(r, i)].view(np.uint8) for r in range(self._line.size)]
+        return self._line.allgather(sent, parts)
+
+    def _plan_for(self, x: Any) -> _Plan:
+        """The plan, without the rows of those who said that they were finite and lied.
+
+        A rule that measures hears of them from all owners; else this is a matter of this shard,
+        whose coordinates are its owner's to decide anyway.
+        """
+        assert self._plan is not None
+        if self._rule.needs_distances:
+            return self._plan
+        lied = ~(rows.finite(x) | self._lost)
+        if not lied.any():
+            return self._plan
+        names = ", ".join(
+            self._name(r) for r in np.flatnonzero(lied).tolist() if r not in self._told
+        )
+        self._told |= set(np.flatnonzero(lied).tolist())
+        if names:
+            warnings.warn(
+                f"{self._function}: {names} sent what is not finite, and had said that it was: "
+                "left out",
+                RuntimeWarning,
+                2,
+            )
+        try:
+            return self._planned(self._lost | lied, None)
+        except CollectiveError as error:  # on this rank alone
+            raise WireError(str(error).removeprefix(f"{self._function}: ")) from None
+
+    def _center_on(self, i: int, x: Any) -> None:
+        if self._center is not None:
+            x -= self._center[self._shards.piece(self._line.rank, i)]
+
+
+def _nothing(i: int) -> None:
+    """The end of a pipeline."""

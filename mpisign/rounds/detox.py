@@ -1,0 +1,46 @@
+"""DETOX in full precision: what most of a group hold, and a robust rule over the groups."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import numpy as np
+
+from mpisign.collectives.agreement import Agreed
+from mpisign.collectives.line import Line
+from mpisign.collectives.representatives import detox_rows
+from mpisign.robust.base import Rule
+from mpisign.rounds.robust import RobustRound
+from mpisign.transports.base import Steps
+
+
+class DetoxRound(RobustRound):
+    """``Robust.rule`` over one vector of each group, which most of its members hold bit for bit.
+
+    Members must be given the same batches, and compute the same bits of them (or about the same,
+    under ``Robust.tolerance``): the same threads, kernels and momenta. A rank that was elsewhere
+    when groups were drawn anew brings other momenta with it. Wire: as ``detox_rows``.
+    """
+
+    operation: ClassVar[str] = "bucket_detox"
+
+    def _rows(self) -> int:
+        assert self.groups is not None
+        return len(self.groups)
+
+    def _reduce(
+        self, agreed: Agreed, line: Line, flat: Any, rule: Rule, rng: np.random.Generator, out: Any
+    ) -> Steps[None]:
+        assert self.groups is not None
+        yield from detox_rows(
+            line,
+            flat,
+            self.groups,
+            rule,
+            rng,
+            out,
+            function=agreed.function,
+            turn=self.keys["step"],
+            tolerance=self._robust.tolerance,
+            nan=agreed.header.nan,
+        )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from mpisign.attacks.backdoor import Backdoor, ProjectedBackdoor, ReplacementBackdoor
 from mpisign.attacks.base import Attack
 from mpisign.attacks.blind import Constant, Gaussian, Inf, Random
 from mpisign.attacks.labels import LabelFlipping
@@ -29,6 +30,7 @@ __all__ = [
     "ALittleIsEnough",
     "Adversaries",
     "Attack",
+    "Backdoor",
     "Constant",
     "Factory",
     "Gaussian",
@@ -37,7 +39,9 @@ __all__ = [
     "LabelFlipping",
     "Mimic",
     "NearTies",
+    "ProjectedBackdoor",
     "Random",
+    "ReplacementBackdoor",
     "Reversed",
     "SignFlipping",
     "by_name",

@@ -20,10 +20,12 @@ class Attack(ABC):
     ``sees``: the rows that hostile ranks are given in a job: those of the honest ranks, their own
     gradient as the only row, or none that matter. ``coordinatewise``: a coordinate of the result
     depends on that coordinate of the rows alone, so that a job may take them piece by piece.
+    ``momenta``: in a job the rows may be the honest ranks' momenta instead of their gradients.
     """
 
     sees: ClassVar[Sees] = "honest"
     coordinatewise: ClassVar[bool] = True
+    momenta: ClassVar[bool] = True
 
     def __call__(self, honest: Any) -> Any:
         """``honest`` (n, d), or a list of n vectors, to (d,) of the same framework and dtype.
@@ -50,8 +52,8 @@ class Attack(ABC):
         """
         return self(rows)[None]
 
-    def finish(self, own: Any, reduced: Any) -> Any:
-        """What is sent (d,), of this rank's own gradient (d,) and all of ``reduced`` (k, d)."""
+    def finish(self, own: Any, reduced: Any, n: int) -> Any:
+        """What is sent (d,), of the own gradient (d,) and ``reduced`` (k, d) of ``n`` rows."""
         return reduced[0]
 
     def batch(self, images: Any, labels: Any) -> tuple[Any, Any]:

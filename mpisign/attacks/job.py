@@ -63,7 +63,8 @@ class Adversaries:
                     f"leaves none of {comm.size}"
                 )
             self.attack.check(len(self.honest))
-        self.comm, self.momentum = comm, momentum
+        self.comm = comm
+        self.momentum = momentum if self.attack.momenta else 0.0
         self._momenta: Any = None  # of the honest ranks (n, d), on hostile ranks
         self._sent: Any = None  # the own momentum (d,)
 
@@ -103,7 +104,8 @@ class Adversaries:
                 about=f"{self.attack!r} {self.momentum}",
             )
             if self.here:
-                _write(self._compensated(self.attack.finish(own, reduced)), trained)
+                sent = self.attack.finish(own, reduced, len(self.honest))
+                _write(self._compensated(sent), trained)
         elif self.here:
             own = _flat(trained)
             _write(self.attack(own[None]), trained)

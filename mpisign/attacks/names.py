@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from mpisign.attacks.backdoor import Backdoor, ProjectedBackdoor, ReplacementBackdoor
 from mpisign.attacks.base import Attack
 from mpisign.attacks.blind import Constant, Gaussian, Inf, Random
 from mpisign.attacks.labels import LabelFlipping
@@ -31,6 +32,9 @@ ATTACKS: dict[str, Factory] = {
     "inf": lambda f, seed: Inf(),
     "omniscient": lambda f, seed: NearTies(f),
     "label-flip": lambda f, seed: LabelFlipping(),
+    "backdoor": lambda f, seed: Backdoor(f, seed=seed),
+    "backdoor-projected": lambda f, seed: ProjectedBackdoor(f, seed=seed),
+    "backdoor-replacement": lambda f, seed: ReplacementBackdoor(f, seed=seed),
 }
 
 

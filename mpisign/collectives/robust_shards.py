@@ -59,7 +59,7 @@ class Reduction:
     """An owner's part in one rule on n rows that lie in shards.
 
     ``out``: float32 or float64 (d,), written to whole. ``rng`` is copied, never drawn from: the
-    same on all ranks. ``name`` of a row, for messages, such as "rank 3"; ``why`` none would be left.
+    same on all ranks. ``name`` of a row, for messages, such as "rank 3"; ``why`` none may be left.
 
     Wire: where the rule measures, all n (n + 1) / 2 partial squared distances of the shard (rows i
     < j, the origin last; norms alone where those are enough), float64, to all; [i, origin] is
@@ -191,10 +191,9 @@ class Reduction:
         lied = ~(rows.finite(x) | self._lost)
         if not lied.any():
             return self._plan
-        names = ", ".join(
-            self._name(r) for r in np.flatnonzero(lied).tolist() if r not in self._told
-        )
-        self._told |= set(np.flatnonzero(lied).tolist())
+        new = [r for r in np.flatnonzero(lied).tolist() if r not in self._told]
+        self._told.update(new)
+        names = ", ".join(self._name(r) for r in new)
         if names:
             warnings.warn(
                 f"{self._function}: {names} sent what is not finite, and had said that it was: "

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -20,11 +21,13 @@ from mpisign.bench.results import Timing
 from mpisign.bench.wire import gradient, nodes, traffic
 from mpisign.bench.wire.goals import goals
 from mpisign.bench.wire.gradient import Gradient
+from mpisign.bench.wire.ours import IN_GROUPS, Votes
 from mpisign.bench.wire.results import Row
 from mpisign.bench.wire.watchdog import Watchdog
 from mpisign.bench.wire.way import KINDS, WrongResultError, check_signs
 from mpisign.cli.bench_collectives import ALGORITHMS
 from mpisign.cli.bench_collectives import KINDS as NAMED
+from mpisign.transports import threads
 
 BENCH = [sys.executable, "-m", "mpisign.cli", "bench", "collectives"]
 RATE = 10**4  # bits per second: any limit is then longer than the latency of a message
@@ -314,6 +317,43 @@ def test_goals_are_told_where_they_apply():
     rows = [row("vote auto", n, times_faster_than_fp32=0.7) for n in (1000, 10_000, 10**6, 10**7)]
     found = [(g.size, g.met) for g in goals(rows, nodes.Nodes((0, 0, 0, 0)))]
     assert found == [(1000, True), (10**6, False), (10**7, False)]
+
+
+def test_goals_of_votes_in_groups_hold_over_any_wire():
+    rows = [
+        row("vote alltoall", 10**6, counted_sent=100.0, counted_received=100.0),
+        row(IN_GROUPS, 10**6, counted_sent=105.0, counted_received=107.0),
+    ]
+    rows += [replace(r, via="torch", counted_sent=None, sent=9.0, received=9.0) for r in rows]
+    rows[3] = replace(rows[3], time=Timing(1.2, 1.2, 1.2, 3))
+    found = list(goals(rows, nodes.Nodes((0, 1, 2, 3, 4, 5), rate=1e9)))
+    assert [(g.got, g.met) for g in found] == [
+        (1.06, False), (1.0, True), (1.0, True), (1.2, False),
+    ]  # fmt: skip
+    assert "over torch: time / alltoall's" in found[3].what
+    assert list(goals(rows, nodes.Nodes((0, 1, 2, 3, 4, 5)))) == []
+
+
+def test_votes_in_groups_are_checked_against_the_groups():
+    here = nodes.Nodes((0, 0, 0, 1, 1, 1))
+
+    def rank(comm):
+        votes = Votes(lambda: comm, here)
+        (way,) = [w for w in votes.ways(("alltoall",)) if w.label == IN_GROUPS]
+        g = Gradient(5000, (5000,), comm.rank, comm.size)
+        running = way.start(g)
+        running.call()
+        running.check()
+        result = running.result().tobytes()
+        g.out *= -1
+        with pytest.raises(WrongResultError, match="not the majority of the groups"):
+            running.check()
+        return result
+
+    assert len(set(threads.run(6, rank))) == 1
+    for ranks in (3, 4):
+        ways = Votes(None, nodes.Nodes((0,) * ranks)).ways(ALGORITHMS)
+        assert IN_GROUPS not in {way.label for way in ways}
 
 
 def test_nodes():

@@ -9,6 +9,7 @@ from typing import Any
 
 from mpisign.bench.table import coordinates
 from mpisign.bench.wire.nodes import Nodes
+from mpisign.bench.wire.ours import IN_GROUPS
 from mpisign.bench.wire.results import Row
 
 _GIGABIT = 125e6  # bytes per second
@@ -37,7 +38,7 @@ class Goal:
 
 
 def goals(rows: list[Row], nodes: Nodes) -> Iterator[Goal]:
-    """Those of MPI's rows, which goals speak of."""
+    """Those of MPI's rows, which most goals speak of; of DETOX's over any wire."""
     votes = {
         (row.size, row.way): row
         for row in rows
@@ -59,12 +60,34 @@ def goals(rows: list[Row], nodes: Nodes) -> Iterator[Goal]:
     if nodes.count == 2 and nodes.most == 4:
         for size in sorted({row.size for row in rows}):
             yield from _fewer_bytes(votes, size)
+    if nodes.rate is not None:
+        yield from _in_groups(rows)
     if nodes.count == 1 and nodes.rate is None and len(nodes.of) == 4:
         for size in sorted({row.size for row in rows}):
             wanted = ">= 3" if size >= 10**6 else ">= 0.667" if size == 1000 else ""
             if wanted:
                 what = "times faster than fp32"
                 yield from goal(size, "vote auto", "times_faster_than_fp32", what, wanted)
+
+
+def _in_groups(rows: list[Row]) -> Iterator[Goal]:
+    """DETOX on signs beside the plain vote of the same size and wire."""
+    plain = {(r.size, r.via): r for r in rows if r.way == "vote alltoall"}
+    for row in rows:
+        beside = plain.get((row.size, row.via))
+        if row.way != IN_GROUPS or beside is None or not (row.time and beside.time):
+            continue
+        what = f"{IN_GROUPS} over {row.via}"
+        yield Goal(f"{what}: bytes / alltoall's", row.size, _moved(row) / _moved(beside), "<= 1.05")
+        slower = row.time.median / beside.time.median
+        yield Goal(f"{what}: time / alltoall's", row.size, slower, "<= 1.15")
+
+
+def _moved(row: Row) -> float:
+    """Bytes both ways: those on the link where they are counted."""
+    if row.counted_sent is not None and row.counted_received is not None:
+        return row.counted_sent + row.counted_received
+    return (row.sent or 0.0) + (row.received or 0.0)
 
 
 def _fewer_bytes(votes: dict[tuple[int, str], Row], size: int) -> Iterator[Goal]:

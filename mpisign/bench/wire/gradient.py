@@ -55,7 +55,7 @@ class Gradient:
     def __init__(self, length: int, lengths: Sequence[int], rank: int, size: int) -> None:
         self.length, self.rank, self.size = length, rank, size
         self.lengths = tuple(lengths)
-        self.values = _values(length, rank)
+        self.values = values_of(length, rank)
         self.out = np.empty_like(self.values)
         self._ends = tuple(itertools.accumulate(lengths))
 
@@ -68,14 +68,15 @@ class Gradient:
     def all_ranks(self) -> Floats:
         """The first ``CHECKED`` coordinates of every rank's values: (size, n)."""
         n = min(self.length, CHECKED)
-        return np.stack([_values(n, rank) for rank in range(self.size)])
+        return np.stack([values_of(n, rank) for rank in range(self.size)])
 
     def forget(self) -> None:
         """Frees what only checks need."""
         self.__dict__.pop("all_ranks", None)
 
 
-def _values(length: int, rank: int) -> Floats:
+def values_of(length: int, rank: int) -> Floats:
+    """What ``rank`` has: (length,), its first coordinates the same at any length."""
     values = np.random.default_rng(1000 + rank).standard_normal(length, dtype=np.float32)
     values[values == 0] = 1.0
     return values

@@ -11,12 +11,16 @@ import numpy as np
 
 from mpisign.bench.errors import BenchError
 from mpisign.bench.wire import traffic
-from mpisign.bench.wire.gradient import CHECKED, Floats, Gradient, sign_sums
+from mpisign.bench.wire.gradient import CHECKED, Floats, Gradient, sign_sums, values_of
 from mpisign.bench.wire.nodes import Nodes
 from mpisign.bench.wire.way import Running, Way, WrongResultError, check_signs
+from mpisign.detox.assignment import assign
 
 _PIECES = 4  # of a gradient of one tensor, for the row of votes in flight
 _PIECES_FROM = 100_000  # coordinates
+#: Ranks of a group, and the row of votes in groups: where there are two groups of so many, or more.
+GROUP = 3
+IN_GROUPS = f"vote alltoall, DETOX {GROUP}"
 
 
 class Votes:
@@ -36,6 +40,18 @@ class Votes:
             label = f"vote {algorithm.replace('_', ' ')}".replace("vote vote", "vote")
             start = partial(self._blocking, algorithm)
             yield Way(label, "vote", algorithm, traffic.VOTES[algorithm], start, booked=True)
+            size = len(self._nodes.of)
+            if algorithm == "alltoall" and size > GROUP and size % GROUP == 0:
+                yield Way(
+                    IN_GROUPS,
+                    "vote",
+                    algorithm,
+                    traffic.VOTES[algorithm],
+                    self._in_groups,
+                    booked=True,
+                    notes=f"DETOX {GROUP}: groups of {GROUP} ranks, which have one gradient, vote "
+                    "first, then the groups; every rank's distance to its group's vote is counted.",
+                )
         if "auto" in algorithms:
             yield Way(
                 "vote auto, async",
@@ -88,6 +104,29 @@ class Votes:
                 raise WrongResultError("wrong: not NumPy's vote with ties='positive'")
 
         return Running(lambda: vote(gradient.out), check, result=lambda: gradient.out)
+
+    def _in_groups(self, gradient: Gradient) -> Running:
+        comm = self.communicator()
+        blocks = [
+            [rank for rank, node in enumerate(self._nodes.of) if node == k]
+            for k in range(self._nodes.count)
+        ]
+        groups = assign(gradient.size, GROUP, "spread", blocks)
+        heads = [group[0] for group in groups]
+        mine = next(group[0] for group in groups if gradient.rank in group)
+        values = values_of(gradient.length, mine)
+
+        def call() -> None:
+            with self._or_broken():
+                comm.majority_vote(values, algorithm="alltoall", groups=groups, out=gradient.out)
+
+        def check() -> None:
+            sums = sign_sums(gradient.all_ranks[heads])
+            got = gradient.out[: len(sums)]
+            if (np.sign(got) != np.sign(sums))[sums != 0].any() or not (np.abs(got) == 1).all():
+                raise WrongResultError("wrong: not the majority of the groups")
+
+        return Running(call, check, result=lambda: gradient.out)
 
     def _in_flight(self, gradient: Gradient) -> Running:
         comm = self.communicator()

@@ -82,7 +82,8 @@ def cases(n, f):
     yield Meamed(f), lambda X: ref.meamed(X, f)
     yield Krum(f), lambda X: ref.krum(X, f)
     yield Krum(f, squared=False), lambda X: ref.krum(X, f, squared=False)
-    yield Krum(f, neighbours="n-f-2"), lambda X: ref.krum(X, f, neighbours=2)
+    if not f or n > 2 * f + 2:
+        yield Krum(f, neighbours="n-f-2"), lambda X: ref.krum(X, f, neighbours=2)
     yield MultiKrum(f), lambda X: ref.multi_krum(X, f)
     m = max(n - 2 * f - 2, 1)
     yield MultiKrum(f, m), lambda X: ref.multi_krum(X, f, m)
@@ -191,7 +192,12 @@ def test_centered_clipping_goes_on_from_the_last_result():
     assert rule == CenteredClipping(L=2, tau=4.0) and "m=" not in repr(rule)
     of_torch = CenteredClipping(m=torch.from_numpy(m), L=2, tau=4.0)(torch.from_numpy(X))
     np.testing.assert_allclose(of_torch.numpy(), rule(X), rtol=1e-12)
-    assert Median().after(m) == Median()
+    mixed, rule = Pipeline(NNM(1), rule), rule
+    behind = mixed.after(v)(X)
+    np.testing.assert_allclose(behind, ref.centered_clipping(ref.nnm(X, 1), m, 2, 4.0), rtol=1e-11)
+    assert mixed.after(v) == mixed and mixed.after(v) is not mixed
+    for fixed in (Median(), Pipeline(NNM(1), Median()), Pipeline(Clipping(), CenteredClipping())):
+        assert fixed.after(m) is fixed
     with pytest.raises(ValueError, match=r"CenteredClipping: m must be a vector \(3,\)"):
         rule(DOCUMENTED)
     with pytest.raises(ValueError, match="of X's framework"):

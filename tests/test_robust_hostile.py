@@ -39,7 +39,9 @@ def rules(n, f):
     yield from [Mean(), Median(), GeometricMedian(), CenteredClipping(L=1, tau=2)]
     yield from [CenteredClipping(L=4, tau=2), Clipping(), Bucketing(2)]
     yield from [kind(f) for kind in of_f if kind is not Bulyan or not f or n >= 4 * f + 3]
-    yield from [Krum(f, "n-f-2", False), MultiKrum(f, 1, "n-f-2")]
+    yield from [Krum(f, squared=False), MultiKrum(f, 1)]
+    if not f or n > 2 * f + 2:
+        yield from [Krum(f, "n-f-2", False), MultiKrum(f, 1, "n-f-2")]
     yield from [Pipeline(NNM(f), rule) for rule in (Median(), TrMean(f), Krum(f))]
     yield from [Pipeline(NNM(f), rule) for rule in (GeometricMedian(), CenteredClipping(L=2))]
     yield from [Pipeline(Clipping(), rule) for rule in (Median(), Krum(f), GeometricMedian())]
@@ -169,6 +171,7 @@ def test_rows_close_together_far_from_the_origin_are_told_apart():
 
 ERRORS = [
     (lambda: Krum(2)(np.ones((4, 3))), ValueError, r"Krum: 2 f must be below n, got f=2, n=4"),
+    (lambda: Krum(1, "n-f-2")(np.ones((4, 3))), ValueError, r"Krum: 2 f \+ 2 must be below n for"),
     (lambda: TrMean(1)(np.ones((2, 3))), ValueError, r"TrMean: 2 f must be below n, got f=1, n=2"),
     (lambda: Bulyan(1)(np.ones((6, 3))), ValueError, r"Bulyan: n must be at least 4 f \+ 3, got"),
     (lambda: NNM(3)(np.ones((3, 3))), ValueError, r"NNM: f must be below n, got f=3, n=3"),
@@ -199,7 +202,7 @@ ERRORS = [
     (lambda: Pipeline(Krum(1), Median()), TypeError, "Pipeline: all but the last must be mixings"),
     (lambda: Pipeline(NNM(1)), TypeError, "Pipeline: the last must be a rule"),
     (lambda: Pipeline(), TypeError, "Pipeline: the last must be a rule"),
-    (lambda: Pipeline(NNM(1), CenteredClipping(np.ones(2))), ValueError, "start from the origin"),
+    (lambda: Pipeline(Clipping(), CenteredClipping(np.ones(2))), ValueError, "behind Clipping"),
     (lambda: robust.by_name("krumm"), ValueError, r"by_name: name .* \(did you mean 'krum'\?\)"),
     (lambda: robust.by_name("nnm"), ValueError, "by_name: name must be one of mean, median, "),
     (lambda: robust.by_name("median+krum"), ValueError, r"after any of nnm\+, bucketing\+"),

@@ -135,6 +135,9 @@ class Rule:
 class Mixing(Rule):
     """What prepares rows for a rule: ``mixing(X)``, (n, d) -> (m, d); not a rule by itself."""
 
+    #: Whether rows that are all moved by one vector are mixed as before, and moved by it.
+    moves_along: ClassVar[bool] = True
+
     def count(self, n: int) -> int:
         """How many rows it makes of n."""
         return n

@@ -17,10 +17,11 @@ Neighbours = Literal["n-f-1", "n-f-2"]
 class Krum(Rule):
     """The row with the smallest score: sum of squared distances to its nearest neighbours.
 
-    f below n/2; the proof asks for 2 f + 2 < n. Of equal scores the first row's counts.
-    ``neighbours``: how many others a score sums, "n-f-1" as in ByzFL (default), "n-f-2" as
-    published; never fewer than one. ``squared=False``: distances are summed, not their squares, as
-    in some implementations.
+    ``neighbours``: how many others a score sums, "n-f-1" as in ByzFL (default) or "n-f-2" as
+    published. 2 f must be below n, published 2 f + 2 (for f > 0): f hostile rows in one place have
+    f - 1 neighbours at no distance, and a score must reach beyond them. ``squared=False``:
+    distances are summed, not their squares, as in some implementations. Of equal scores the first
+    row's counts.
 
     Source: Blanchard et al. 2017, Machine learning with adversaries, section 4.
     """
@@ -37,6 +38,10 @@ class Krum(Rule):
     @property
     def needs(self) -> Needs:
         return "distances"
+
+    def check(self, n: int) -> None:
+        super().check(n)
+        check_published(self, self.f, self.neighbours, n)
 
     def weights(self, squared: Floats | None, n: int, rng: Random) -> Floats | None:
         assert squared is not None
@@ -71,6 +76,10 @@ class MultiKrum(Rule):
     def needs(self) -> Needs:
         return "distances"
 
+    def check(self, n: int) -> None:
+        super().check(n)
+        check_published(self, self.f, self.neighbours, n)
+
     def weights(self, squared: Floats | None, n: int, rng: Random) -> Floats | None:
         assert squared is not None
         best = n - self.f if self.m is None else min(self.m, n - self.f)
@@ -83,6 +92,15 @@ def check_neighbours(rule: object, neighbours: object) -> None:
     if neighbours not in ("n-f-1", "n-f-2"):
         raise ValueError(
             f"{type(rule).__name__}: neighbours must be 'n-f-1' or 'n-f-2', got {neighbours!r}"
+        )
+
+
+def check_published(rule: object, f: int, neighbours: Neighbours, n: int) -> None:
+    """ValueError unless n rows are enough for the neighbours that are counted."""
+    if neighbours == "n-f-2" and f and 2 * f + 2 >= n:
+        raise ValueError(
+            f"{type(rule).__name__}: 2 f + 2 must be below n for neighbours='n-f-2', "
+            f"got f={f}, n={n}"
         )
 
 

@@ -81,6 +81,7 @@ class Clipping(Mixing):
     The rows handed in stay as they are; ByzFL's are overwritten.
     """
 
+    moves_along: ClassVar[bool] = False
     c: float = 2.0
 
     def __post_init__(self) -> None:

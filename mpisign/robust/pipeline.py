@@ -15,8 +15,11 @@ class Pipeline(Rule):
 
     The mixed rows are not made one after the other: matrices are multiplied, distances of mixed
     rows follow from those of the rows, and the rows are read once to measure and once to mix.
-    A row that is not finite is left out first and lowers every f. Raises TypeError unless all but
-    the last are mixings and the last is a rule.
+    A row that is not finite is left out first and lowers every f.
+
+    ``after``: CenteredClipping goes on from the last result behind NNM and Bucketing. Behind
+    Clipping, which is around the origin, it starts from there each time, and an m is a ValueError.
+    TypeError unless all but the last are mixings and the last is a rule.
     """
 
     mixings: tuple[Mixing, ...]
@@ -28,10 +31,10 @@ class Pipeline(Rule):
                 raise TypeError(f"Pipeline: all but the last must be mixings, got {step!r}")
         if not steps or not isinstance(steps[-1], Rule) or isinstance(steps[-1], Mixing):
             raise TypeError(f"Pipeline: the last must be a rule, got {steps[-1:]!r}")
-        if steps[-1].center is not None:
-            raise ValueError("Pipeline: CenteredClipping must start from the origin here, got an m")
         object.__setattr__(self, "mixings", tuple(steps[:-1]))
         object.__setattr__(self, "rule", steps[-1])
+        if self.center is not None and not self._moves_along():
+            raise ValueError("Pipeline: CenteredClipping must have no m behind Clipping, got one")
 
     @property
     def needs(self) -> Needs:
@@ -39,6 +42,16 @@ class Pipeline(Rule):
         if "distances" in steps or "norms" in steps[1:]:
             return "distances"
         return "norms" if "norms" in steps else "nothing"
+
+    @property
+    def center(self) -> Any:
+        return self.rule.center
+
+    def after(self, result: Any) -> Self:
+        rule = self.rule.after(result)
+        if rule is self.rule or not self._moves_along():
+            return self
+        return type(self)(*self.mixings, rule)
 
     def check(self, n: int) -> None:
         for mixing in self.mixings:
@@ -67,3 +80,6 @@ class Pipeline(Rule):
 
     def reduce(self, Y: Any) -> Any:
         return self.rule.reduce(Y)
+
+    def _moves_along(self) -> bool:
+        return all(mixing.moves_along for mixing in self.mixings)

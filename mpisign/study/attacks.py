@@ -1,22 +1,58 @@
-"""What hostile ranks make of their gradients, before anything is compressed."""
+"""What hostile ranks make of their batches and gradients, before anything is compressed."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
 
-from mpisign.training.settings import ATTACKS
+import mpisign
+from mpisign.attacks import Adversaries
+from mpisign.compressors import Compressor
+from mpisign.compressors.detox import Detox
+from mpisign.study.cell import Cell
+from mpisign.study.tasks.base import Task
 
+#: What a gradient is multiplied by.
+_FACTORS = {"sign-flip": -1.0, "reverse": -100.0}
+#: The attacks of this file: results of before ``mpisign.attacks`` are of their bits.
+OWN = (*_FACTORS, "random")
 _STREAM = 7  # of the generator's seed: no batch and no noise is drawn from it
+
+Spoil = Callable[[Iterable[torch.Tensor]], None]
+
+
+def hostile(
+    cell: Cell, comm: mpisign.Communicator, task: Task, compressor: Compressor
+) -> Spoil | None:
+    """What to call with all parameters after each ``backward()``, or None; may spoil batches too.
+
+    Collective where the attack looks at honest ranks' gradients; of a compressor with momentum it
+    looks at their momenta.
+    """
+    if cell.attack is None:
+        return None
+    if cell.attack in OWN:
+        own = cell.hostile(comm.rank)
+        return Attack(cell.attack, cell.seed, comm.rank) if own else None
+    sends = compressor.inner if isinstance(compressor, Detox) else compressor
+    adversaries = Adversaries(
+        cell.attack,
+        [*filter(cell.hostile, range(cell.ranks))],
+        comm,
+        seed=cell.seed,
+        momentum=getattr(sends, "momentum", 0.0),
+    )
+    task.spoil = adversaries.batch
+    return adversaries.gradients
 
 
 class Attack:
     """One hostile rank. "sign-flip": -g; "reverse": -100 g; "random": Gaussian, as long as g."""
 
     def __init__(self, name: str, seed: int, rank: int) -> None:
-        self._factor = ATTACKS.get(name)  # type: ignore[call-overload]
+        self._factor = _FACTORS.get(name)
         self._rng = np.random.default_rng([seed, rank, _STREAM])
 
     @torch.no_grad()

@@ -9,10 +9,28 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
+from mpisign import attacks
+
 SCHEDULES = ("constant", "cosine")
-ATTACKS = ("sign-flip", "reverse", "random")
+ATTACKS = tuple(attacks.ATTACKS)
+#: The compressor with groups, whose members get one batch.
+GROUPED = "detox"
+#: How hostile ranks come to be where they are among groups: drawn anew in every epoch, drawn once,
+#: or as bad as can be.
+PLACEMENTS = ("random", "once", "worst")
 #: What tells cells of one method apart, beside rate and seed.
-AXES = ("ranks", "batch_size", "dirichlet", "adversaries", "attack")
+AXES = (
+    "ranks",
+    "batch_size",
+    "dirichlet",
+    "adversaries",
+    "attack",
+    "placement",
+    "lying_owners",
+    "byzantine_f",
+)
+#: Fields that came later, absent from what is hashed while they are as before they came.
+_LATER = {"placement": None, "lying_owners": 0, "byzantine_f": 0}
 
 
 @dataclass(frozen=True)
@@ -21,7 +39,9 @@ class Cell:
 
     ``dirichlet``: the concentration of labels over ranks, None for shuffled data. The last
     ``adversaries`` ranks are hostile. ``seed`` makes model, shards, batches, attacks, random bits.
-    ``skip``: as of ``mpisign.DistributedOptimizer``, "none" or "auto".
+    ``skip``: as of ``mpisign.DistributedOptimizer``, "none" or "auto"; ``byzantine_f`` too.
+    ``placement``: of compressor "detox" alone, None: "random". The last ``lying_owners`` ranks vote
+    honestly and tell the opposite of what they tallied.
     """
 
     task: str
@@ -43,6 +63,9 @@ class Cell:
     warmup: float = 0.0
     evaluations: int = 6
     skip: str = "none"
+    placement: str | None = None
+    lying_owners: int = 0
+    byzantine_f: int = 0
 
     @cached_property
     def key(self) -> str:
@@ -52,13 +75,14 @@ class Cell:
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON; ``Cell(**d)`` makes it again."""
-        return asdict(self)
+        table = asdict(self)
+        return {k: v for k, v in table.items() if k not in _LATER or v != _LATER[k]}
 
     def told(self) -> dict[str, Any]:
         """The same without what is as by default, but for the seed; for a file of many."""
         default = Cell(self.task, self.compressor, self.lr).as_dict()
         always = ("task", "compressor", "lr", "seed")
-        return {k: v for k, v in self.as_dict().items() if k in always or v != default[k]}
+        return {k: v for k, v in self.as_dict().items() if k in always or v != default.get(k)}
 
     def hostile(self, rank: int) -> bool:
         """Whether ``rank`` is one of the last ``adversaries``."""

@@ -36,7 +36,7 @@ class CodeLength:
 
     def unpacked(self, compressor: Compressor, lengths: list[int]) -> None:
         """Books a step of a compressor whose messages are no planes that ``pack`` makes."""
-        if compressor.aggregate == "average":
+        if compressor.aggregate in ("average", "robust", "detox_robust"):
             self.bits += _FP32 * sum(lengths)
         elif compressor.aggregate == "compressed_mean":
             n = sum(lengths)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mpisign.study import fields
-from mpisign.study.cell import ATTACKS, AXES, SCHEDULES
+from mpisign.study.cell import ATTACKS, AXES, PLACEMENTS, SCHEDULES
 from mpisign.study.fields import Fields
 from mpisign.training.errors import SettingsError
 
@@ -23,7 +23,10 @@ _SHUFFLED = "none"
 
 @dataclass(frozen=True)
 class Method:
-    """A compressor, the optimizer that it hands votes or means to, and the rates to choose from."""
+    """A compressor, the optimizer that it hands votes or means to, and the rates to choose from.
+
+    ``batch_size``: in place of the grid's.
+    """
 
     label: str
     compressor: str
@@ -32,11 +35,12 @@ class Method:
     optimizer_options: dict[str, Any]
     lr: tuple[float, ...]
     skip: str
+    batch_size: int | None
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Every method at every point of ranks x batch_size x dirichlet x adversaries x attack.
+    """Every method at every point of ranks x batch_size x dirichlet x adversaries x attack x ...
 
     Rates are chosen on ``tune_seeds``, by what the task validates with; what is told is of
     ``seeds`` alone.
@@ -131,6 +135,11 @@ def _grid(f: Fields) -> Grid:
         "dirichlet": f.many("dirichlet", f"a number above 0, or {_SHUFFLED!r}", _alpha, _SHUFFLED),
         "adversaries": f.many("adversaries", f"{whole} 0", fields.whole(0), [0]),
         "attack": f.many("attack", f"one of {attacks}", fields.among(ATTACKS), ATTACKS[0]),
+        "placement": f.many(
+            "placement", f"one of {', '.join(PLACEMENTS)}", fields.among(PLACEMENTS), PLACEMENTS[0]
+        ),
+        "lying_owners": f.many("lying_owners", f"{whole} 0", fields.whole(0), [0]),
+        "byzantine_f": f.many("byzantine_f", f"{whole} 0", fields.whole(0), [0]),
     }
     axes["dirichlet"] = tuple(None if a == _SHUFFLED else float(a) for a in axes["dirichlet"])
     assert tuple(axes) == AXES
@@ -176,6 +185,7 @@ def _method(f: Fields) -> Method:
         optimizer_options=f.one("optimizer_options", "a table", fields.table, {}),
         lr=tuple(float(r) for r in rates),
         skip=f.one("skip", f"one of {', '.join(SKIPS)}", fields.among(SKIPS), "none"),
+        batch_size=f.one("batch_size", "a whole number from 1", fields.whole(1), None),
     )
     f.done()
     return method

@@ -136,16 +136,18 @@ def _check_methods(groups: list[plan.Group]) -> None:
     """Raises SettingsError for a compressor, an optimizer or a task that cannot be made."""
     from mpisign.study import tasks, train
 
-    checked: set[str] = set()
+    checked: dict[str, set[int]] = {}
     for group in groups:
         cell = group.told(group.method.lr[0])[0]
         where = f"{group.grid.label}, {group.method.label}"
-        if where in checked:
+        known = checked.setdefault(where, set())
+        if cell.adversaries in known:
             continue
-        checked.add(where)
         try:
             train.compressor(cell)
-            tasks.build(cell, 0)
-            train.check_optimizer(cell)
+            if not known:
+                tasks.build(cell, 0, train.groups_of(cell, 0))
+                train.check_optimizer(cell)
+            known.add(cell.adversaries)
         except SettingsError as error:
             raise SettingsError(f"{where}: {error}") from error

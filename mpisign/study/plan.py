@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from mpisign.study.cell import Cell
+from mpisign.study.cell import GROUPED, Cell
 from mpisign.study.file import Grid, Method, Study
 from mpisign.study.tasks import metric
 from mpisign.training.errors import SettingsError
@@ -53,6 +53,11 @@ class Group:
         return {min(self.method.lr): "lowest", max(self.method.lr): "highest"}.get(lr, "")
 
     def _cell(self, lr: float, seed: int) -> Cell:
+        point = dict(self.point)
+        if self.method.compressor != GROUPED:  # one cell for all placements
+            point["placement"] = None
+        if self.method.batch_size is not None:
+            point["batch_size"] = self.method.batch_size
         return Cell(
             task=self.grid.task,
             task_options=self.grid.task_options,
@@ -68,7 +73,7 @@ class Group:
             warmup=self.grid.warmup,
             evaluations=self.grid.evaluations,
             skip=self.method.skip,
-            **self.point,
+            **point,
         )
 
 
@@ -91,13 +96,13 @@ def groups(study: Study) -> list[Group]:
 
 
 def points(grid: Grid) -> Iterator[dict[str, Any]]:
-    """All combinations of the axes; without adversaries there is one attack: none."""
+    """All combinations of the axes; without adversaries there is one attack and placement: none."""
     for values in itertools.product(*grid.axes.values()):
         point = dict(zip(grid.axes, values, strict=True))
         if point["adversaries"] == 0:
-            if point["attack"] != grid.axes["attack"][0]:
+            if any(point[axis] != grid.axes[axis][0] for axis in ("attack", "placement")):
                 continue
-            point["attack"] = None
+            point["attack"] = point["placement"] = None
         yield point
 
 
@@ -115,18 +120,18 @@ def due(groups: Sequence[Group], records: Mapping[str, Record]) -> list[Cell]:
 
 def missing(groups: Sequence[Group], records: Mapping[str, Record]) -> int:
     """How many of ``total`` are not in ``records``."""
-    there = 0
-    for group in groups:
-        cells = [c for of in group.tuning.values() for c in of]
-        lr = group.rate(records)
-        cells += [] if lr is None else group.told(lr)
-        there += sum(c.key in records for c in cells)
-    return total(groups) - there
+    tuning = {c.key for g in groups for of in g.tuning.values() for c in of}
+    rates = [(g, g.rate(records)) for g in groups]
+    told = {c.key for g, lr in rates if lr is not None for c in g.told(lr)}
+    return total(groups) - len(tuning & records.keys()) - len(told & records.keys())
 
 
 def total(groups: Sequence[Group]) -> int:
-    """How many cells there are in all, if no two groups share one."""
-    return sum(sum(map(len, g.tuning.values())) + len(g.grid.seeds) for g in groups)
+    """How many cells there are in all; groups share those that differ in placement alone."""
+    tuning = {c.key for g in groups for of in g.tuning.values() for c in of}
+    # Any rate will do for counting: groups that share cells choose the same.
+    told = {c.key for g in groups for c in g.told(g.method.lr[0])}
+    return len(tuning) + len(told)
 
 
 def selected(study: Study, only: Sequence[str] = (), seeds: Sequence[int] = ()) -> Study:

@@ -55,6 +55,7 @@ def _result(
         "sent": round(sent / steps, 1),
         "bits": round(bits / steps / first.parameters, 4),
         "curve": first.curve,
+        **first.more,
         "digest": digests[0],
         "seconds": round(seconds, 2),
     }

@@ -6,16 +6,17 @@ import hashlib
 import inspect
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
 import mpisign
-from mpisign.compressors import COMPRESSORS, Compressor
 from mpisign.errors import NaNError
 from mpisign.study import tasks
-from mpisign.study.attacks import Attack
+from mpisign.study.attacks import hostile
 from mpisign.study.cell import Cell
 from mpisign.study.code_length import CodeLength
+from mpisign.study.compression import compressor, groups_of
 from mpisign.study.tasks.base import Named, Task
 from mpisign.training.errors import SettingsError
 
@@ -27,8 +28,8 @@ class Trained:
     """What one rank ended with. ``bits``: its messages' code length over all steps.
 
     Only rank 0 evaluates. ``curve``: step, metric on the test part, mean training loss of rank 0
-    since the last point. ``diverged``: the step at which gradients or parameters were no longer
-    finite.
+    since the last point. ``more``: of ``Task.more``. ``diverged``: the step at which gradients or
+    parameters were no longer finite.
     """
 
     parameters: int
@@ -39,18 +40,7 @@ class Trained:
     test: float | None = None
     diverged: int | None = None
     curve: list[tuple[int, float | None, float | None]] = field(default_factory=list)
-
-
-def compressor(cell: Cell) -> Compressor:
-    """What ``compression=`` takes; SettingsError for a name or options that no compressor has."""
-    make = COMPRESSORS.get(cell.compressor)
-    if make is None:
-        known = ", ".join(COMPRESSORS)
-        raise SettingsError(f"compressor: expected one of {known}, got {cell.compressor!r}")
-    try:
-        return make(**cell.compressor_options)
-    except (TypeError, ValueError) as error:
-        raise SettingsError(f"options of compressor {cell.compressor!r}: {error}") from error
+    more: dict[str, Any] = field(default_factory=dict)
 
 
 def check_optimizer(cell: Cell) -> None:
@@ -75,7 +65,8 @@ def optimizer(cell: Cell, named: Named) -> torch.optim.Optimizer:
 
 def train(comm: mpisign.Communicator, cell: Cell) -> Trained:
     """Trains this rank's replica to the end, or until it diverges. Collective."""
-    task, sends = tasks.build(cell, comm.rank), compressor(cell)
+    groups = groups_of(cell, comm.rank)
+    task, sends = tasks.build(cell, comm.rank, groups), compressor(cell, groups)
     length = CodeLength()
     stepping = mpisign.DistributedOptimizer(
         optimizer(cell, task.named),
@@ -83,11 +74,10 @@ def train(comm: mpisign.Communicator, cell: Cell) -> Trained:
         comm=comm,
         compression=length.of(sends),
         seed=cell.seed,
+        byzantine_f=cell.byzantine_f,
         skip=None if cell.skip == "none" else cell.skip,
     )
-    attack = None
-    if cell.attack is not None and cell.hostile(comm.rank):
-        attack = Attack(cell.attack, cell.seed, comm.rank)
+    spoil = hostile(cell, comm, task, sends)
     lengths = [p.numel() for _, p in task.named]
     # Within a round of local steps ranks hold parameters of their own: it ends, then is looked at.
     steps = max(1, task.steps // sends.local_steps) * sends.local_steps
@@ -99,8 +89,8 @@ def train(comm: mpisign.Communicator, cell: Cell) -> Trained:
             group["lr"] = cell.rate(step, steps)
         stepping.zero_grad()
         loss, since = loss + task.backward(step), since + 1
-        if attack is not None:
-            attack(p for _, p in task.named)
+        if spoil is not None:
+            spoil(p for _, p in task.named)
         try:
             stepping.step()
         except NaNError:  # the same on all ranks
@@ -114,6 +104,8 @@ def train(comm: mpisign.Communicator, cell: Cell) -> Trained:
             if comm.rank == 0:
                 _evaluate(trained, task, step + 1, float(loss) / since)
             loss, since = torch.zeros(()), 0
+    if comm.rank == 0 and trained.diverged is None:
+        trained.more = task.more()
     trained.bits, trained.digest = length.bits, digest(task.named)
     return trained
 

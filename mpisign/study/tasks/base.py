@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -15,6 +17,8 @@ class Task(ABC):
     #: Replicas start equal: names and tensors, in one order on all ranks.
     named: Named
     steps: int
+    #: What becomes of a batch, images and labels, NumPy, before it is learned from.
+    spoil: Callable[[Any, Any], tuple[Any, Any]] | None = None
 
     @abstractmethod
     def backward(self, step: int) -> torch.Tensor:
@@ -23,3 +27,7 @@ class Task(ABC):
     @abstractmethod
     def evaluate(self) -> tuple[float, float]:
         """The metric on what rates are chosen by, and on what is told."""
+
+    def more(self) -> dict[str, Any]:
+        """What else is told of the end, by name: figures, or lists of them."""
+        return {}

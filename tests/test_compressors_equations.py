@@ -298,7 +298,7 @@ def test_terngrad_and_qsgd_are_unbiased(c):
 def test_every_name_has_a_compressor():
     names = (
         "none sign signum lion lion_avg ef_sign onebit sparsign ef_sparsign noisy_sign "
-        "stochastic_sign terngrad qsgd detox"
+        "stochastic_sign terngrad qsgd robust detox"
     ).split()
     assert list(compressors.COMPRESSORS) == names and mpisign.Compression is Compression
     for name in names:

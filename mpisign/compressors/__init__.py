@@ -10,6 +10,7 @@ from mpisign.compressors.lion import Lion, LionAvg
 from mpisign.compressors.names import COMPRESSORS, Compression, resolve
 from mpisign.compressors.noisy import NoisySign, StochasticSign
 from mpisign.compressors.onebit import OneBit
+from mpisign.compressors.robust import Robust
 from mpisign.compressors.sign import Sign
 from mpisign.compressors.signum import Signum
 from mpisign.compressors.sparsign import Sparsign
@@ -29,6 +30,7 @@ __all__ = [
     "LionAvg",
     "NoisySign",
     "OneBit",
+    "Robust",
     "Sign",
     "Signum",
     "Sparsign",

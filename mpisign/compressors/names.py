@@ -12,6 +12,7 @@ from mpisign.compressors.ef_sparsign import EFSparsign
 from mpisign.compressors.lion import Lion, LionAvg
 from mpisign.compressors.noisy import NoisySign, StochasticSign
 from mpisign.compressors.onebit import OneBit
+from mpisign.compressors.robust import Robust
 from mpisign.compressors.sign import Sign
 from mpisign.compressors.signum import Signum
 from mpisign.compressors.sparsign import Sparsign
@@ -35,6 +36,7 @@ class Compression:
     stochastic_sign = StochasticSign
     terngrad = TernGrad
     qsgd = QSGD
+    robust = Robust
     detox = Detox
 
 

@@ -115,4 +115,5 @@ class Compression:
     stochastic_sign = _AsItComes(COMPRESSORS["stochastic_sign"])
     terngrad = _AsItComes(COMPRESSORS["terngrad"])
     qsgd = _AsItComes(COMPRESSORS["qsgd"])
+    robust = _AsItComes(COMPRESSORS["robust"])
     detox = _AsItComes(COMPRESSORS["detox"])

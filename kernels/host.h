@@ -50,6 +50,23 @@ typedef struct {
     int64_t length;
 } mpisign_counts;
 
+/* Rows of floats, each contiguous. */
+typedef struct {
+    const char *data;
+    int64_t stride; /* in bytes, from row to row */
+    int64_t rows, length;
+    int dtype;
+} mpisign_rows;
+
+/* Weighted sums of rows: row i has coefficients ends[i - 1] to ends[i] - 1, none of them 0. */
+typedef struct {
+    int64_t rows;
+    const int64_t *ends;
+    const int64_t *columns;
+    const double *values;
+    const uint8_t *used; /* 1 for rows of x with a coefficient anywhere */
+} mpisign_mixture;
+
 /* Coordinates that planes are coded at a time (golomb.c), and what may be wrong with a message. */
 enum { MPISIGN_SPARSE_BLOCK = 1 << 17 };
 enum {
@@ -93,6 +110,13 @@ typedef struct {
                              uint8_t *out);
     int64_t (*decode_sparse)(const uint8_t *data, int64_t size, int64_t length, uint8_t *sign,
                              uint8_t *mask);
+    void (*rows_finite)(const mpisign_rows *x, uint8_t *finite, int threads);
+    int (*rows_distances)(const mpisign_rows *x, int norms, double *out, uint8_t *finite,
+                          int threads);
+    int (*rows_mix)(const mpisign_rows *x, const mpisign_mixture *m, char *out, uint8_t *finite,
+                    int threads);
+    int (*rows_order)(const mpisign_rows *x, int64_t low, int64_t high, int64_t nearest, char *out,
+                      uint8_t *finite, int threads);
 } mpisign_kernels;
 
 #if defined(MPISIGN_X86_UNITS)

@@ -395,6 +395,77 @@ static PyObject *py_decode_sparse(PyObject *self, PyObject *args)
     return PyLong_FromLongLong(wrong);
 }
 
+#define ROWS "(KLLLi)"
+#define INTO_ROWS(x, data) &(data), &(x).stride, &(x).rows, &(x).length, &(x).dtype
+
+static PyObject *none_or_no_memory(int status)
+{
+    if (status < 0)
+        return PyErr_NoMemory();
+    Py_RETURN_NONE;
+}
+
+static PyObject *py_rows_finite(PyObject *self, PyObject *args)
+{
+    (void)self;
+    u64 data, finite;
+    mpisign_rows x;
+    int threads;
+    if (!PyArg_ParseTuple(args, ROWS "Ki", INTO_ROWS(x, data), &finite, &threads))
+        return NULL;
+    x.data = address(data);
+    RUN(x.rows * x.length, kernels->rows_finite(&x, address(finite), threads));
+    Py_RETURN_NONE;
+}
+
+static PyObject *py_rows_distances(PyObject *self, PyObject *args)
+{
+    (void)self;
+    u64 data, out, finite;
+    mpisign_rows x;
+    int norms, threads, status;
+    if (!PyArg_ParseTuple(args, ROWS "iKKi", INTO_ROWS(x, data), &norms, &out, &finite, &threads))
+        return NULL;
+    x.data = address(data);
+    RUN(x.rows * x.length,
+        status = kernels->rows_distances(&x, norms, address(out), address(finite), threads));
+    return none_or_no_memory(status);
+}
+
+static PyObject *py_rows_mix(PyObject *self, PyObject *args)
+{
+    (void)self;
+    u64 data, ends, columns, values, used, out, finite;
+    long long rows;
+    mpisign_rows x;
+    int threads, status;
+    if (!PyArg_ParseTuple(args, ROWS "(LKKKK)KKi", INTO_ROWS(x, data), &rows, &ends, &columns,
+                          &values, &used, &out, &finite, &threads))
+        return NULL;
+    x.data = address(data);
+    const mpisign_mixture m = {rows, address(ends), address(columns), address(values),
+                               address(used)};
+    RUN(x.rows * x.length,
+        status = kernels->rows_mix(&x, &m, address(out), address(finite), threads));
+    return none_or_no_memory(status);
+}
+
+static PyObject *py_rows_order(PyObject *self, PyObject *args)
+{
+    (void)self;
+    u64 data, out, finite;
+    long long low, high, nearest;
+    mpisign_rows x;
+    int threads, status;
+    if (!PyArg_ParseTuple(args, ROWS "LLLKKi", INTO_ROWS(x, data), &low, &high, &nearest, &out,
+                          &finite, &threads))
+        return NULL;
+    x.data = address(data);
+    RUN(x.rows * x.length, status = kernels->rows_order(&x, low, high, nearest, address(out),
+                                                        address(finite), threads));
+    return none_or_no_memory(status);
+}
+
 /* What each takes is in mpisign/_kernels.pyi. */
 static PyMethodDef methods[] = {
     {"isa", py_isa, METH_NOARGS, "The instruction set in use."},
@@ -415,6 +486,10 @@ static PyMethodDef methods[] = {
     {"decode_counts", py_decode_counts, METH_VARARGS, "Summed counters to their majority."},
     {"encode_sparse", py_encode_sparse, METH_VARARGS, "Sparse planes to a short message."},
     {"decode_sparse", py_decode_sparse, METH_VARARGS, "A message from anywhere to planes."},
+    {"rows_finite", py_rows_finite, METH_VARARGS, "Which rows of floats are finite."},
+    {"rows_distances", py_rows_distances, METH_VARARGS, "Squared distances or norms of rows."},
+    {"rows_mix", py_rows_mix, METH_VARARGS, "Weighted sums of rows of floats."},
+    {"rows_order", py_rows_order, METH_VARARGS, "Means of order statistics of each column."},
     {NULL, NULL, 0, NULL},
 };
 

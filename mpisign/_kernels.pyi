@@ -165,3 +165,28 @@ def encode_sparse(sign: int, mask: int, length: int, out: int, /) -> int:
 
 def decode_sparse(data: int, size: int, length: int, sign: int, mask: int, /) -> int:
     """Returns 0, or -1 to -5 (kernels/host.h) for what is wrong with the message."""
+
+#: Address, bytes from row to row, rows, coordinates, dtype.
+Rows = tuple[int, int, int, int, int]
+
+def rows_finite(rows: Rows, finite: int, threads: int, /) -> None:
+    """``finite``: uint8 (rows,), 1 where all is finite (fp64: below 2^480), as of all that follow."""
+
+def rows_distances(rows: Rows, norms: int, out: int, finite: int, threads: int, /) -> None:
+    """Squared: out fp64, of the pairs (0, 1) (0, 2) ... (n - 1, origin), or of ``norms`` (rows,)."""
+
+def rows_mix(
+    rows: Rows,
+    mixture: tuple[int, int, int, int, int],
+    out: int,
+    finite: int,
+    threads: int,
+    /,
+) -> None:
+    """``mixture``: sums, and the addresses of int64 ends (sums,), int64 columns and fp64 values of
+    what is not 0, uint8 (rows,) of the rows that are used. out: (sums, coordinates)."""
+
+def rows_order(
+    rows: Rows, low: int, high: int, nearest: int, out: int, finite: int, threads: int, /
+) -> None:
+    """The mean of order statistics [low, high), or of the ``nearest`` values to the median."""

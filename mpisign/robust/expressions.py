@@ -45,6 +45,15 @@ def squared_distances(x: Any) -> np.ndarray[Any, Any]:
     return out + out.T
 
 
+def squared_norms(x: Any) -> np.ndarray[Any, Any]:
+    """float64 (n,) in host memory: see ``rows.squared_norms``."""
+    out = np.zeros(len(x))
+    for _, block in _blocks(x):
+        wide = _as(block, "float64")
+        out += arrays.host((wide * wide).sum(1))
+    return out
+
+
 def mix(a: np.ndarray[Any, Any], x: Any, out: Any) -> None:
     """a (m, n) times x to ``out``: see ``rows.mix``."""
     used = np.flatnonzero(a.any(axis=0))

@@ -1,8 +1,14 @@
 """What every robust rule is made of, on rows (n, d), one a rank: flags, distances, mixtures, order.
 
 NumPy and CuPy arrays and torch tensors (CPU, CUDA) of float32, float64, float16 or bfloat16. Sums
-are float64, whatever the rows are; what comes out has the rows' dtype. Results do not depend on
-the number of threads. Nothing here looks for rows that are not finite but ``finite``.
+are float64, whatever the rows are; what comes out has the rows' dtype. Host memory is read once, by
+the host kernels (kernels/rows.c, row_distances.c, row_mix.c, robust.c), whose bits depend neither
+on the number of threads nor on the instruction set; rows may be any distance apart, but rows that
+are not contiguous are copied. On a device: ``expressions``.
+
+All but ``finite`` expect rows that are finite, but survive others: ``flags``, a NumPy bool (n,),
+is filled with what ``finite`` would tell of the rows that were read, which costs nothing beside the
+reading. So a rule may first compute, and look at them then.
 """
 
 from __future__ import annotations
@@ -11,37 +17,66 @@ from typing import Any
 
 import numpy as np
 
-from mpisign import arrays
+from mpisign import _kernels, arrays, threads
 from mpisign.robust import expressions
 
+Flags = np.ndarray[Any, np.dtype[np.bool_]]
+Floats = np.ndarray[Any, np.dtype[np.float64]]
 
-def finite(X: Any) -> np.ndarray[Any, Any]:
+
+def finite(X: Any) -> Flags:
     """Which rows are all finite: NumPy bool (n,).
 
     Of float64 also: all below 2^480, so that no squared distance overflows. Raises TypeError,
     ValueError if ``X`` is no (n, d) array of floats.
     """
-    _view("finite", X)
-    return expressions.finite(X)
+    x = _view("finite", X)
+    flags = np.ones(x.shape[0], dtype=bool)
+    if x.device != "cpu":
+        return expressions.finite(X)
+    place, _owner = _place(x)
+    _kernels.rows_finite(place, arrays.address(flags), threads.for_work(x.length))
+    return flags
 
 
-def squared_distances(X: Any) -> np.ndarray[Any, Any]:
+def squared_distances(X: Any, *, flags: Flags | None = None) -> Floats:
     """Squared Euclidean distances: NumPy float64 (n + 1, n + 1), row n being the origin.
 
     So [i, n] is the squared norm of row i. Sums of squared differences in float64, never |a|^2 +
     |b|^2 - 2 a b, which cancels. Symmetric, 0 on the diagonal. Parts over columns add up to the
-    whole. Errors: as ``finite``'s.
+    whole. Errors: as ``finite``'s, and ValueError for ``flags`` that do not fit.
     """
-    _view("squared_distances", X)
-    return expressions.squared_distances(X)
+    x = _view("squared_distances", X)
+    flags = _flags("squared_distances", flags, x)
+    if x.device != "cpu":
+        flags[:] = expressions.finite(X)
+        return expressions.squared_distances(X)
+    n = x.shape[0]
+    pairs = _distances(x, 0, n * (n + 1) // 2, flags)
+    out = np.zeros((n + 1, n + 1))
+    upper = np.triu_indices(n + 1, 1)
+    out[upper] = pairs
+    out.T[upper] = pairs
+    return out
 
 
-def mix(A: Any, X: Any) -> Any:
+def squared_norms(X: Any, *, flags: Flags | None = None) -> Floats:
+    """Squared Euclidean norms: NumPy float64 (n,), the last column of ``squared_distances``."""
+    x = _view("squared_norms", X)
+    flags = _flags("squared_norms", flags, x)
+    if x.device != "cpu":
+        flags[:] = expressions.finite(X)
+        return expressions.squared_norms(X)
+    return _distances(x, 1, x.shape[0], flags)
+
+
+def mix(A: Any, X: Any, *, flags: Flags | None = None) -> Any:
     """Weighted sums of rows, A X: (m, d), framework, device and dtype of ``X``.
 
     ``A``: (m, n), finite, taken as float64 in host memory. A row of ``X`` whose coefficients are
-    all 0 is not read, so that nothing in it matters. Products and sums are float64, rounded once.
-    Raises TypeError, ValueError for arguments that do not fit.
+    all 0 is not read, so that nothing in it matters (its flag is True). Products and sums are
+    float64, in the order of the rows, rounded to the dtype at the end. Raises TypeError, ValueError
+    for arguments that do not fit.
     """
     x = _view("mix", X)
     a = np.ascontiguousarray(arrays.host(A) if hasattr(A, "shape") else A, dtype=np.float64)
@@ -49,17 +84,32 @@ def mix(A: Any, X: Any) -> Any:
         raise ValueError(f"mix: A must have shape (m, {x.shape[0]}), got {a.shape}")
     if not np.isfinite(a).all():
         raise ValueError("mix: A must be finite, got NaN or infinity")
+    flags = _flags("mix", flags, x)
     out = arrays.empty((a.shape[0], x.shape[1]), x.dtype, like=x)
-    expressions.mix(a, X, out)
+    used = a.any(axis=0)
+    if x.device != "cpu":
+        flags[:] = True
+        flags[used] = expressions.finite(X)[used]
+        expressions.mix(a, X, out)
+        return out
+    place, _owner = _place(x)
+    row, column = map(np.ascontiguousarray, np.nonzero(a))
+    parts = (np.cumsum(np.bincount(row, minlength=len(a))), column, a[row, column], used)
+    _kernels.rows_mix(
+        place,
+        (len(a), *map(arrays.address, parts)),
+        arrays.address(out),
+        arrays.address(flags),
+        threads.for_work(len(row) * x.shape[1]),
+    )
     return out
 
 
-def sorted_mean(X: Any, low: int, high: int) -> Any:
+def sorted_mean(X: Any, low: int, high: int, *, flags: Flags | None = None) -> Any:
     """The mean of each coordinate's order statistics low to high - 1 (from 0): (d,) like ``X``.
 
     The median is the middle one, or the middle two; a trimmed mean leaves f out at either end.
-    Rows must be finite. A zero comes out as +0.0. Raises TypeError, ValueError for arguments that
-    do not fit.
+    A zero comes out as +0.0. Raises TypeError, ValueError for arguments that do not fit.
     """
     x = _view("sorted_mean", X)
     n = x.shape[0]
@@ -68,23 +118,50 @@ def sorted_mean(X: Any, low: int, high: int) -> Any:
             f"sorted_mean: low and high must be 0 <= low < high <= {n} rows, got {low} and {high}"
         )
     out = arrays.empty((x.shape[1],), x.dtype, like=x)
-    expressions.sorted_mean(X, low, high, out)
+    flags = _flags("sorted_mean", flags, x)
+    if x.device != "cpu":
+        flags[:] = expressions.finite(X)
+        expressions.sorted_mean(X, low, high, out)
+        return out
+    _order(x, (low, high, 0), out, flags)
     return out
 
 
-def nearest_to_median(X: Any, k: int) -> Any:
+def nearest_to_median(X: Any, k: int, *, flags: Flags | None = None) -> Any:
     """The mean of the k values of each coordinate nearest to its median: (d,) like ``X``.
 
     The median of an even number is the mean of the middle two. Of two values equally near the
-    lower one is taken. Rows must be finite. A zero comes out as +0.0. Raises TypeError, ValueError
-    for arguments that do not fit.
+    lower one is taken. A zero comes out as +0.0. Raises TypeError, ValueError for arguments that do
+    not fit. The second half of Bulyan (El Mhamdi 2018); Meamed (Xie 2018).
     """
     x = _view("nearest_to_median", X)
     if not 1 <= k <= x.shape[0]:
         raise ValueError(f"nearest_to_median: k must be 1 to {x.shape[0]} rows, got {k}")
     out = arrays.empty((x.shape[1],), x.dtype, like=x)
-    expressions.nearest_to_median(X, k, out)
+    flags = _flags("nearest_to_median", flags, x)
+    if x.device != "cpu":
+        flags[:] = expressions.finite(X)
+        expressions.nearest_to_median(X, k, out)
+        return out
+    _order(x, (0, 0, k), out, flags)
     return out
+
+
+def _distances(x: arrays.View, norms: int, pairs: int, flags: Flags) -> Floats:
+    out = np.zeros(pairs)
+    place, _owner = _place(x)
+    amount = pairs * x.shape[1]
+    _kernels.rows_distances(
+        place, norms, arrays.address(out), arrays.address(flags), threads.for_work(amount)
+    )
+    return out
+
+
+def _order(x: arrays.View, which: tuple[int, int, int], out: Any, flags: Flags) -> None:
+    place, _owner = _place(x)
+    _kernels.rows_order(
+        place, *which, arrays.address(out), arrays.address(flags), threads.for_work(x.length)
+    )
 
 
 def _view(function: str, x: Any) -> arrays.View:
@@ -92,3 +169,28 @@ def _view(function: str, x: Any) -> arrays.View:
     if len(v.shape) != 2:
         raise ValueError(f"{function}: X must have shape (n, d), got {v.shape}")
     return v
+
+
+def _flags(function: str, flags: Flags | None, x: arrays.View) -> Flags:
+    n = x.shape[0]
+    if flags is None:
+        return np.ones(n, dtype=bool)
+    if flags.dtype != np.bool_ or flags.shape != (n,) or not flags.flags.c_contiguous:
+        raise ValueError(
+            f"{function}: flags must be contiguous bool ({n},), got {flags.dtype} {flags.shape}"
+        )
+    return flags
+
+
+def _place(x: arrays.View) -> tuple[tuple[int, int, int, int, int], Any]:
+    """Where rows in host memory are (address, bytes between them, n, d, dtype); and their owner."""
+    n, d = x.shape
+    stride, item = x.strides
+    owner, address = x.owner, x.address
+    if d > 1 and item != arrays.itemsize(x.dtype):
+        if x.is_torch:
+            owner = x.owner.detach().contiguous()
+        else:
+            owner = np.ascontiguousarray(x.owner)
+        address, stride = arrays.address(owner), d * arrays.itemsize(x.dtype)
+    return (address, stride, n, d, arrays.FLOAT_CODES[x.dtype]), owner

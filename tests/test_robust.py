@@ -70,6 +70,9 @@ def test_bucketing_of_the_documented_vector():
     halves = [[2.5, 3.5, 4.5], [4, 5, 6], [5.5, 6.5, 7.5]]
     rest = [[7, 8, 9], [4, 5, 6], [1, 2, 3]]
     assert out.tolist() in [[h, r] for h, r in zip(halves, rest, strict=True)]
+    rng = np.random.default_rng(5)
+    drawn = {str(Bucketing(2)(DOCUMENTED, rng=rng)) for _ in range(40)}
+    assert len(drawn) == 3  # a generator moves on
     once = Bucketing(2)(DOCUMENTED, rng=np.random.default_rng(5))
     assert np.array_equal(once, Bucketing(2)(DOCUMENTED, rng=np.random.default_rng(5)))
 

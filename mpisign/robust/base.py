@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, Self
@@ -12,6 +13,7 @@ from mpisign.robust import rows
 from mpisign.robust.stack import like_rows, stacked
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
+Flags = np.ndarray[Any, np.dtype[np.bool_]]
 Random = np.random.Generator | np.random.RandomState
 Needs = Literal["nothing", "norms", "distances"]
 
@@ -61,16 +63,42 @@ class Rule:
         center = self.center
         if center is not None:
             X = X - like_rows(name, center, X)
-        finite = rows.finite(X)
-        rule, X = (
-            (self, X)
-            if finite.all()
-            else (self.without(finite), X[np.flatnonzero(finite).tolist()])
-        )
-        squared = rule.measure(X)
-        weights = rule.weights(squared, len(X), np.random.default_rng() if rng is None else rng)
-        out = rule.reduce(X if weights is None else rows.mix(weights, X))
+        rng = np.random.default_rng() if rng is None else rng
+        flags = np.ones(len(X), dtype=bool)
+        squared = self.measure(X, flags=flags)
+        if squared is None:
+            # As a rule all rows are finite: another pass to look would cost as much as the result.
+            before = copy.deepcopy(rng)
+            out = self._finish(X, None, rng, flags=flags)
+            if not flags.all():
+                out = self._of_finite(X, None, flags, before)
+        else:
+            out = self._of_finite(X, squared, flags, rng)
         return out if center is None else out + like_rows(name, center, X)
+
+    def _of_finite(self, X: Any, squared: Floats | None, finite: Flags, rng: Random) -> Any:
+        """The result of the finite rows alone, what was measured of all being known."""
+        if finite.all():
+            return self._finish(X, squared, rng)
+        rule, kept = self.without(finite), np.flatnonzero(finite)
+        if squared is None:
+            return rule._finish(X[kept.tolist()], None, rng)
+        among = np.append(kept, len(X))
+        weights = rule.weights(squared[np.ix_(among, among)], len(kept), rng)
+        if weights is None:
+            return rule.reduce(X[kept.tolist()])
+        # A row without weight is never read: the others need no copy.
+        wide = np.zeros((len(weights), len(X)))
+        wide[:, kept] = weights
+        return rule.reduce(rows.mix(wide, X))
+
+    def _finish(
+        self, X: Any, squared: Floats | None, rng: Random, *, flags: Flags | None = None
+    ) -> Any:
+        weights = self.weights(squared, len(X), rng)
+        if weights is None:
+            return self.reduce(X, flags=flags)
+        return self.reduce(rows.mix(weights, X, flags=flags))
 
     def check(self, n: int) -> None:
         """ValueError if the rule cannot deal with n rows; asked before any row is left out.
@@ -89,7 +117,7 @@ class Rule:
             return self
         return replace(self, f=max(getattr(self, "f", 0) - k, 0))  # type: ignore[call-arg]
 
-    def without(self, finite: np.ndarray[Any, np.dtype[np.bool_]]) -> Self:
+    def without(self, finite: Flags) -> Self:
         """``fewer``, by the rows that are not ``finite``; ValueError if there are no others."""
         left = int(finite.sum())
         if not left:
@@ -103,19 +131,19 @@ class Rule:
         """The rule for the next call, given this one's result: itself, but for CenteredClipping."""
         return self
 
-    def measure(self, X: Any) -> Floats | None:
+    def measure(self, X: Any, *, flags: Flags | None = None) -> Floats | None:
         """What ``weights`` wants to know of X: float64 (n + 1, n + 1), or None.
 
         Squared distances between the rows and, last, the origin; where ``needs`` is "norms" those
-        to the origin, and 0 elsewhere. X: finite rows. Adds up over shards of the columns.
+        to the origin, and 0 elsewhere. Of rows that are not finite: anything; ``flags``, bool (n,),
+        is told which are. Adds up over shards of the columns.
         """
         if self.needs == "nothing":
             return None
         if self.needs == "distances":
-            return rows.squared_distances(X)
+            return rows.squared_distances(X, flags=flags)
         norms = np.zeros((len(X) + 1, len(X) + 1))
-        for i in range(len(X)):
-            norms[i, -1] = norms[-1, i] = rows.squared_distances(X[i : i + 1])[0, 1]
+        norms[-1, :-1] = norms[:-1, -1] = rows.squared_norms(X, flags=flags)
         return norms
 
     def weights(self, squared: Floats | None, n: int, rng: Random) -> Floats | None:
@@ -126,9 +154,14 @@ class Rule:
         """
         return None
 
-    def reduce(self, Y: Any) -> Any:
-        """One vector (d,) of the mixed rows (m, d), by coordinate; by default their mean."""
-        return Y[0] if len(Y) == 1 else rows.mix(np.full((1, len(Y)), 1 / len(Y)), Y)[0]
+    def reduce(self, Y: Any, *, flags: Flags | None = None) -> Any:
+        """One vector (d,) of the mixed rows (m, d), by coordinate; by default their mean.
+
+        ``flags``, bool (m,), is told which rows are finite, where the rule mixes none.
+        """
+        if len(Y) == 1 and flags is None:
+            return Y[0]
+        return rows.mix(np.full((1, len(Y)), 1 / len(Y)), Y, flags=flags)[0]
 
 
 @dataclass(frozen=True)
@@ -142,6 +175,8 @@ class Mixing(Rule):
         """How many rows it makes of n."""
         return n
 
-    def reduce(self, Y: Any) -> Any:
+    def reduce(self, Y: Any, *, flags: Flags | None = None) -> Any:
         """The mixed rows themselves."""
+        if flags is not None:
+            flags[:] = rows.finite(Y)
         return Y

@@ -9,7 +9,7 @@ import numpy as np
 
 from mpisign.robust import rows
 from mpisign.robust.arguments import check_f
-from mpisign.robust.base import Floats, Needs, Random, Rule
+from mpisign.robust.base import Flags, Floats, Needs, Random, Rule
 from mpisign.robust.krum import Krum, Neighbours, check_neighbours, scores
 
 
@@ -59,7 +59,7 @@ class Bulyan(Rule):
         weights[np.arange(len(chosen)), np.sort(chosen)] = 1.0
         return weights
 
-    def reduce(self, Y: Any) -> Any:
+    def reduce(self, Y: Any, *, flags: Flags | None = None) -> Any:
         if not self.f:
-            return super().reduce(Y)
-        return rows.nearest_to_median(Y, len(Y) - 2 * self.f)
+            return super().reduce(Y, flags=flags)
+        return rows.nearest_to_median(Y, len(Y) - 2 * self.f, flags=flags)

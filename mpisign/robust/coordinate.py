@@ -9,7 +9,7 @@ import numpy as np
 
 from mpisign.robust import rows
 from mpisign.robust.arguments import check_f
-from mpisign.robust.base import Floats, Random, Rule
+from mpisign.robust.base import Flags, Floats, Random, Rule
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,9 @@ class Median(Rule):
     both frameworks (numpy.median, torch.quantile; torch.median would take the lower of the two).
     """
 
-    def reduce(self, Y: Any) -> Any:
+    def reduce(self, Y: Any, *, flags: Flags | None = None) -> Any:
         n = len(Y)
-        return rows.sorted_mean(Y, (n - 1) // 2, n // 2 + 1)
+        return rows.sorted_mean(Y, (n - 1) // 2, n // 2 + 1, flags=flags)
 
 
 @dataclass(frozen=True)
@@ -54,10 +54,10 @@ class TrMean(Rule):
     def weights(self, squared: Floats | None, n: int, rng: Random) -> Floats | None:
         return None if self.f else np.full((1, n), 1 / n)
 
-    def reduce(self, Y: Any) -> Any:
+    def reduce(self, Y: Any, *, flags: Flags | None = None) -> Any:
         if not self.f:
-            return super().reduce(Y)
-        return rows.sorted_mean(Y, self.f, len(Y) - self.f)
+            return super().reduce(Y, flags=flags)
+        return rows.sorted_mean(Y, self.f, len(Y) - self.f, flags=flags)
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Meamed(Rule):
     def weights(self, squared: Floats | None, n: int, rng: Random) -> Floats | None:
         return None if self.f else np.full((1, n), 1 / n)
 
-    def reduce(self, Y: Any) -> Any:
+    def reduce(self, Y: Any, *, flags: Flags | None = None) -> Any:
         if not self.f:
-            return super().reduce(Y)
-        return rows.nearest_to_median(Y, len(Y) - self.f)
+            return super().reduce(Y, flags=flags)
+        return rows.nearest_to_median(Y, len(Y) - self.f, flags=flags)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Self
 
-from mpisign.robust.base import Floats, Mixing, Needs, Random, Rule
+from mpisign.robust.base import Flags, Floats, Mixing, Needs, Random, Rule
 from mpisign.robust.points import squared_mixed
 
 
@@ -78,8 +78,8 @@ class Pipeline(Rule):
             return mixed if weights is None else weights
         return weights @ mixed
 
-    def reduce(self, Y: Any) -> Any:
-        return self.rule.reduce(Y)
+    def reduce(self, Y: Any, *, flags: Flags | None = None) -> Any:
+        return self.rule.reduce(Y, flags=flags)
 
     def _moves_along(self) -> bool:
         return all(mixing.moves_along for mixing in self.mixings)

@@ -46,7 +46,7 @@ class Bulyan(Rule):
             raise ValueError(f"Bulyan: n must be at least 4 f + 3, got f={self.f}, n={n}")
 
     def weights(self, squared: Floats | None, n: int, rng: Random) -> Floats | None:
-        if squared is None:
+        if squared is None or not self.f:
             return np.full((1, n), 1 / n)
         krum = Krum(self.f, self.neighbours, self.squared)
         left = np.arange(n)

@@ -36,9 +36,10 @@ def inner_products(squared: Floats) -> Floats:
 def squared_between(points: Floats, others: Floats, products: Floats) -> Floats:
     """Squared distances (m, l) between points (m, k) and others (l, k), rows of coefficients."""
     apart = np.empty((len(points), len(others)))
+    seen, from_here = others @ products, points @ products
     for i, point in enumerate(points):
-        u = others - point
-        apart[i] = np.einsum("li,li->l", u @ products, u)
+        # Coefficients that two points share cancel before they meet what may be large.
+        apart[i] = np.einsum("lk,lk->l", others - point, seen - from_here[i])
     return np.maximum(apart, 0.0)
 
 

@@ -79,6 +79,7 @@ def detox_rows(
         of.lost,
         function=function,
         name=lambda g: names[g],
+        told=of.unmet,
         why="no group has a majority that agrees on finite values",
     )
     own = of.shards.whole(line.rank).start
@@ -108,6 +109,7 @@ class Representatives:
         self._seed = b""
         self._group_of = {r: g for g, members in enumerate(self.groups) for r in members}
         self.majorities: list[list[int]] = []
+        self.unmet: set[int] = set()  # groups of whose row nobody sent what was committed to
         self.lost: Flags = np.zeros(len(self.groups), dtype=bool)
 
     @property
@@ -201,7 +203,8 @@ class Representatives:
                 found.add(g)
                 rows[g] = row
         if told:
-            left = [name_ranks(sorted(self.groups[g])) for g in liars if g not in found]
+            self.unmet = set(liars) - found
+            left = [name_ranks(sorted(self.groups[g])) for g in sorted(self.unmet)]
             also = f"; nobody else of {' and '.join(left)} had it: left out" if left else ""
             warnings.warn(
                 f"{self.function}: {name_ranks(sorted(told))} sent other data than committed to; "

@@ -59,7 +59,8 @@ class Reduction:
     """An owner's part in one rule on n rows that lie in shards.
 
     ``out``: float32 or float64 (d,), written to whole. ``rng`` is copied, never drawn from: the
-    same on all ranks. ``name`` of a row, for messages, such as "rank 3"; ``why`` none may be left.
+    same on all ranks. ``name`` of a row, for messages, such as "rank 3"; ``why`` none may be left;
+    ``told``: rows of which a warning is out.
 
     Wire: where the rule measures, all n (n + 1) / 2 partial squared distances of the shard (rows i
     < j, the origin last; norms alone where those are enough), float64, to all; [i, origin] is
@@ -79,6 +80,7 @@ class Reduction:
         function: str,
         name: Callable[[int], str],
         why: str = "not one is finite",
+        told: set[int] | None = None,
     ) -> None:
         self._line, self._shards, self._rule, self._rng = line, shards, rule, rng
         self._out, self._lost = out, lost
@@ -86,7 +88,7 @@ class Reduction:
         n = self._n = len(lost)
         self._partial = np.zeros((n + 1, n + 1))
         self._here = ~lost  # rows that are finite in this shard
-        self._told: set[int] = set()
+        self._told: set[int] = told or set()
         if rule.needs == "norms":
             self._pairs: Any = (np.arange(n), np.full(n, n))
         else:
@@ -113,18 +115,20 @@ class Reduction:
         with stage("vote"):
             self._center_on(i, x)
             x[self._lost] = 0
-            if not x.shape[1]:
-                return
-            self._here &= rows.finite(x)
-            x[~self._here] = 0
-            measured = self._rule.measure(x)
-            assert measured is not None
-            self._partial += measured
+            flags = np.ones(self._n, dtype=bool)
+            if x.shape[1]:
+                with np.errstate(invalid="ignore", over="ignore"):
+                    measured = self._rule.measure(x, flags=flags)
+                assert measured is not None
+                self._partial += measured
+            self._here &= flags
 
     def _agree(self) -> Steps[None]:
         """Everybody's partial distances, added up in the order of ranks."""
         n = self._n
-        self._partial[:n, n][~(self._here | self._lost)] = np.inf
+        away = ~self._here
+        self._partial[:n][away] = self._partial[:, :n][:, away] = 0
+        self._partial[:n, n][away & ~self._lost] = np.inf
         table = np.empty((self._line.size, len(self._pairs[0])), dtype="<f8")
         mine = self._partial[self._pairs].astype("<f8")
         yield self._line.allgather(mine.view(np.uint8), table.view(np.uint8))
@@ -169,9 +173,10 @@ class Reduction:
             if own.stop > own.start:
                 if not self._rule.needs_distances:
                     self._center_on(i, x)
-                plan = self._plan_for(x)
-                y = x[plan.kept] if plan.weights is None else rows.mix(plan.weights, x)
-                result = plan.rule.reduce(y)
+                assert self._plan is not None
+                result, finite = self._apply(self._plan, x)
+                if not (finite | self._rule.needs_distances).all():
+                    result, _ = self._apply(self._without(~finite), x)
                 if self._center is not None:
                     result = result + self._center[own]
                 self._out[own] = result
@@ -179,18 +184,23 @@ class Reduction:
         parts = [self._out[self._shards.piece(r, i)].view(np.uint8) for r in range(self._line.size)]
         return self._line.allgather(sent, parts)
 
-    def _plan_for(self, x: Any) -> _Plan:
-        """The plan, without the rows of those who said that they were finite and lied.
+    def _apply(self, plan: _Plan, x: Any) -> tuple[Any, Flags]:
+        """The result of a piece, and which of the rows that it was made of are finite."""
+        flags = np.ones(self._n, dtype=bool)
+        if plan.weights is not None:
+            return plan.rule.reduce(rows.mix(plan.weights, x, flags=flags)), flags
+        y = x[plan.kept]
+        of = np.ones(len(y), dtype=bool)
+        result = plan.rule.reduce(y, flags=of)
+        flags[plan.kept] = of
+        return result, flags
 
-        A rule that measures hears of them from all owners; else this is a matter of this shard,
-        whose coordinates are its owner's to decide anyway.
+    def _without(self, lied: Flags) -> _Plan:
+        """The plan without the rows of those who said that they were finite, and lied.
+
+        Of a rule that measures all owners hear of them; else this is a matter of this shard, whose
+        coordinates are its owner's to decide anyway.
         """
-        assert self._plan is not None
-        if self._rule.needs_distances:
-            return self._plan
-        lied = ~(rows.finite(x) | self._lost)
-        if not lied.any():
-            return self._plan
         new = [r for r in np.flatnonzero(lied).tolist() if r not in self._told]
         self._told.update(new)
         names = ", ".join(self._name(r) for r in new)

@@ -1,1 +1,1 @@
-"""``mpisign bench detox``: a step of DETOX against plain robust rules."""
+"""``mpisign bench detox``: a step of DETOX beside plain robust rules, as ranks become more."""

@@ -249,3 +249,35 @@ def test_byzantine_f_in_the_optimizer(size):
     assert all(torch.equal(p, plain[0]) for p in robust)
     with pytest.raises(ValueError, match="byzantine_f=1 goes with compressors that vote"):
         threads.run(1, lambda c: train(c, "ef_sign", lambda: alone, byzantine_f=1))
+
+
+@pytest.mark.parametrize("size", [45, 64])
+def test_as_many_ranks_as_a_cluster(size):
+    """45 in 15 groups of 3; 64 in 21, one of them of 4."""
+    rows = ballots(size, 2001)
+    expected = voted(np.sign(rows), assign(size))
+
+    def run(comm):
+        return comm.majority_vote(rows[comm.rank], groups=3, algorithm="alltoall", **EXACT)
+
+    for got in threads.run(size, run):
+        np.testing.assert_array_equal(got, expected)
+
+
+@pytest.mark.parametrize("size", [3, 4, 9])
+def test_shards_of_fsdp_vote_in_groups(size):
+    """The reduce-scatter of a vote: each rank its own shard of the vote of groups."""
+    fsdp = pytest.importorskip("mpisign.fsdp")
+    inner = Sign(zeros="abstain", ties="zero")
+    n = 41
+    rows = ballots(size, n * size)
+    expected = voted(np.sign(rows), assign(size))
+
+    def run(comm):
+        state = fsdp.MajorityVoteState(comm, Compression.detox(inner=inner))
+        out = torch.empty(n)
+        fsdp.majority_vote_hook(state, torch.from_numpy(rows[comm.rank].copy()), out)
+        return out.numpy()
+
+    for rank, got in enumerate(threads.run(size, run)):
+        np.testing.assert_array_equal(got, expected[n * rank : n * (rank + 1)])

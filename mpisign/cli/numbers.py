@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+from typing import Any
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
 
@@ -44,3 +45,24 @@ def names(text: str, known: tuple[str, ...]) -> tuple[str, ...]:
         if name not in known:
             raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(known)}")
     return found
+
+
+def bounded(text: str, kind: type, low: float, high: float, what: str) -> Any:
+    """A number of ``kind`` in [low, high); ``what`` it is, for the error."""
+    try:
+        value = kind(text)
+    except ValueError:
+        value = None
+    if value is None or not low <= value < high:
+        raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
+    return value
+
+
+def positive(text: str) -> Any:
+    """A whole number from 1."""
+    return bounded(text, int, 1, 1 << 62, "a positive number")
+
+
+def count(text: str) -> Any:
+    """A whole number from 0."""
+    return bounded(text, int, 0, 1 << 62, "a number from 0")

@@ -9,26 +9,24 @@ from pathlib import Path
 from typing import Any
 
 from mpisign import launcher, policies
-from mpisign.cli import guard
+from mpisign.cli import guard, numbers, train_hostile
 from mpisign.compressors import COMPRESSORS
 from mpisign.training.errors import missing
-from mpisign.training.settings import ATTACKS, VOTE_LR, Settings
+from mpisign.training.settings import VOTE_LR, Settings
+from mpisign.training.ways import WAYS
 
-_NAMES = (
-    "mpi-fp32",
-    "mpi-vote",
-    "torch-fp32",
-    "torch-vote",
-    "horovod-fp32",
-    "horovod-counters",
-    "horovod-planes",
-)
+_NAMES = tuple(WAYS)
+
+_OTHERWISE = ("none", "detox", "robust")  # the ways that average, --detox, --rule
 
 _DESCRIPTION = """\
 Train one classifier several ways on the same data and compare: accuracy, bytes, time.
 
 Each rank learns from its own shard. fp32 averages gradients, 32 bits a coordinate; a vote sends
-the sign of each rank's momentum, 1 bit, and every rank moves with the majority."""
+the sign of each rank's momentum, 1 bit, and every rank moves with the majority.
+
+Ranks can be made hostile (--adversaries, --attack), and held off: by the vote itself, by groups
+that compute the same and filter each other (--detox), by robust rules on full gradients (--rule)."""
 
 _EPILOG = """\
 ways (--ways takes any of them; --via mpi, torch or horovod those of one transport):
@@ -46,6 +44,13 @@ examples:
   mpirun -n 4 mpisign train --via all --plot curves.png    every way, and a picture
   mpirun -n 4 mpisign train --adversaries 1                one rank of four sends -100 g
   mpirun -n 7 mpisign train --adversaries 3 --attack sign-flip
+  mpirun -n 9 mpisign train --adversaries 2 --attack alie --detox 3
+                                                           groups of 3 get the same batches: who
+                                                           is hostile is seen, and told
+  mpirun -n 9 mpisign train --adversaries 2 --attack alie --detox 3 --placement worst
+                                                           both in one group
+  mpirun -n 9 mpisign train --adversaries 2 --attack ipm --rule multi_krum
+  mpirun -n 9 mpisign train --adversaries 2 --attack ipm --rule median --detox 3
   mpirun --mca pml ob1 --mca btl tcp,self -n 4 mpisign train    bytes measured on the wire too
   horovodrun -np 4 --gloo mpisign train                    through Horovod, without MPI
   torchrun --nproc-per-node 4 --no-python mpisign train        through torch.distributed, on Gloo
@@ -59,8 +64,8 @@ the table:
   times fewer      than the fp32 row of the same transport
   on wire          what the kernel counted on the loopback device, per rank, headers and all; only
                    where all traffic is TCP on one machine (Gloo, or btl tcp,self)
-  time             gradient, exchange and update, without evaluation; then its stages on this side
-                   of the transport (what Horovod's own thread exchanges is not told)"""
+  time             gradient, exchange and update, without evaluation and attacks; then its stages on
+                   this side of the transport (what Horovod's own thread exchanges is not told)"""
 
 
 def add_parser(commands: Any) -> None:
@@ -70,7 +75,7 @@ def add_parser(commands: Any) -> None:
         "train",
         help="train a classifier by fp32 averaging and by majority vote, and compare",
         description=_DESCRIPTION,
-        epilog=_EPILOG,
+        epilog=f"{_EPILOG}\n\n{train_hostile.epilog()}",
     )
     add = parser.add_argument
     add(
@@ -86,14 +91,17 @@ def add_parser(commands: Any) -> None:
         help="Fashion-MNIST (IDX, gzipped or not) or CIFAR-10 (binary or Python version) "
         "in DIR (default: scikit-learn's digits)",
     )
-    add("--epochs", type=_positive, help=f"passes over the data (default: {d.epochs})")
-    add("--steps", type=_positive, help="steps, instead of --epochs")
+    add("--epochs", type=numbers.positive, help=f"passes over the data (default: {d.epochs})")
+    add("--steps", type=numbers.positive, help="steps, instead of --epochs")
     add(
-        "--batch-size", type=_positive, default=d.batch_size, help="per rank (default: %(default)s)"
+        "--batch-size",
+        type=numbers.positive,
+        default=d.batch_size,
+        help="per rank (default: %(default)s)",
     )
     add(
         "--compression",
-        choices=tuple(n for n in COMPRESSORS if n != "none"),
+        choices=tuple(n for n in COMPRESSORS if n not in _OTHERWISE),
         default=d.compression,
         metavar="NAME",
         help="what the ways that vote send: %(choices)s (default: %(default)s)",
@@ -125,19 +133,7 @@ def add_parser(commands: Any) -> None:
         default=d.algorithm,
         help="of mpi-vote and torch-vote (default: %(default)s)",
     )
-    add(
-        "--adversaries",
-        metavar="K",
-        type=_count,
-        default=0,
-        help="make the last K ranks hostile (default: %(default)s)",
-    )
-    add(
-        "--attack",
-        choices=tuple(ATTACKS),
-        default=d.attack,
-        help="what they send: -g or -100 g (default: %(default)s)",
-    )
+    train_hostile.add_options(parser)
     add("--json", metavar="FILE", type=Path, help="write everything measured to FILE")
     add("--plot", metavar="FILE.png", type=Path, help="draw the training curves into FILE")
     parser.set_defaults(run=run)
@@ -173,10 +169,16 @@ def _chosen(args: argparse.Namespace) -> tuple[tuple[str, ...], str]:
 
     own = "torch" if started_by_torch() else "horovod" if started_by_gloo() else "mpi"
     via = args.via or own
+    names = tuple(n for n in _NAMES if via == "all" or n.startswith(via))
+    notes = []
     if via == "all" and importlib.util.find_spec("horovod") is None:
-        left = tuple(n for n in _NAMES if not n.startswith("horovod"))
-        return left, "Horovod is not installed: its ways are left out"
-    return tuple(n for n in _NAMES if via == "all" or n.startswith(via)), ""
+        names = tuple(n for n in names if not n.startswith("horovod"))
+        notes.append("Horovod is not installed: its ways are left out")
+    asked = Settings(detox=args.detox, rule=args.rule, byzantine_f=args.byzantine_f)
+    for name in names:
+        if lacking := WAYS[name].lacks(asked):
+            notes.append(f"{name} does not go with {lacking}: left out")
+    return tuple(n for n in names if not WAYS[n].lacks(asked)), "\n".join(notes)
 
 
 def _ways(text: str) -> tuple[str, ...]:
@@ -187,31 +189,13 @@ def _ways(text: str) -> tuple[str, ...]:
     return tuple(n for n in _NAMES if n in names)
 
 
-def _number(text: str, kind: type, low: float, high: float, what: str) -> Any:
-    try:
-        value = kind(text)
-    except ValueError:
-        value = None
-    if value is None or not low <= value < high:
-        raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
-    return value
-
-
-def _positive(text: str) -> Any:
-    return _number(text, int, 1, 1 << 62, "a positive number")
-
-
-def _count(text: str) -> Any:
-    return _number(text, int, 0, 1 << 62, "a number from 0")
-
-
 def _seed(text: str) -> Any:
-    return _number(text, int, 0, 1 << 63, "a number from 0 to 2**63 - 1")
+    return numbers.bounded(text, int, 0, 1 << 63, "a number from 0 to 2**63 - 1")
 
 
 def _rate(text: str) -> Any:
-    return _number(text, float, 0.0, float("inf"), "a learning rate")
+    return numbers.bounded(text, float, 0.0, float("inf"), "a learning rate")
 
 
 def _momentum(text: str) -> Any:
-    return _number(text, float, 0.0, 1.0, "a number from 0 to below 1")
+    return numbers.bounded(text, float, 0.0, 1.0, "a number from 0 to below 1")

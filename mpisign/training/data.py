@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from mpisign.training.errors import DataError, missing
+
+if TYPE_CHECKING:
+    from mpisign.detox import GroupSampler
 
 Images = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]
@@ -91,3 +95,21 @@ def batches(
         for start in range(0, len(labels) - batch_size + 1, batch_size):
             chosen = order[start : start + batch_size]
             yield images[chosen], labels[chosen]
+
+
+def group_batches(
+    dataset: Dataset, sampler: GroupSampler, batch_size: int
+) -> Iterator[tuple[Images, Labels]]:
+    """Endless batches of the training images, the same for all members of a group.
+
+    Sets the sampler's epoch, and with it the groups', when the first batch of one is asked for.
+    """
+    batch_size = min(batch_size, len(sampler))
+    epoch = 0
+    while True:
+        sampler.set_epoch(epoch)
+        chosen = np.fromiter(sampler, dtype=np.int64, count=len(sampler))
+        for start in range(0, len(chosen) - batch_size + 1, batch_size):
+            batch = chosen[start : start + batch_size]
+            yield dataset.train_images[batch], dataset.train_labels[batch]
+        epoch += 1

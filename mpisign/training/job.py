@@ -7,8 +7,9 @@ import time
 
 import torch
 
+import mpisign
 from mpisign.errors import LauncherError
-from mpisign.training import data, loop, plot, report
+from mpisign.training import check, data, loop, plot, report
 from mpisign.training.errors import SettingsError
 from mpisign.training.progress import Progress
 from mpisign.training.settings import Settings
@@ -45,6 +46,9 @@ def run(settings: Settings, note: str = "") -> int:
     if first and note:
         print(note, flush=True)
     results = []
+    comm = None
+    if settings.detox is not None or settings.adversaries:
+        comm = mpisign.Communicator(world.kind)
     for way in ways:
         if way.via == "horovod":
             try:
@@ -56,10 +60,12 @@ def run(settings: Settings, note: str = "") -> int:
         with Progress(
             way.label_of(settings), loop.steps_of(settings, dataset, world.size), first
         ) as progress:
-            results.append(loop.train(way, dataset, settings, world, progress))
+            results.append(loop.train(way, dataset, settings, world, progress, comm))
     if first:
         _report(results, settings, world, dataset.name)
     world.barrier()
+    if comm is not None:
+        comm.free()
     stop_horovod()
     stop_torch()
     return 0
@@ -67,11 +73,7 @@ def run(settings: Settings, note: str = "") -> int:
 
 def _prepare(settings: Settings, world: World) -> data.Dataset:
     """Everything that may turn out to be unusable, before anything is trained."""
-    if settings.adversaries >= world.size and settings.adversaries:
-        raise SettingsError(
-            f"--adversaries must be below the number of ranks, "
-            f"got {settings.adversaries} of {world.size}"
-        )
+    check.check(settings, world.size)
     if world.rank == 0:
         report.check()
         report.check_path("--json", settings.json)

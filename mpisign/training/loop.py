@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,11 +14,15 @@ from torch import nn
 
 import mpisign
 from mpisign.errors import CollectiveError
-from mpisign.training import data, model, wire
+from mpisign.training import data, model, suspects, wire
+from mpisign.training.attacked import Attacked
 from mpisign.training.progress import Progress
 from mpisign.training.settings import Settings
 from mpisign.training.ways import Way
 from mpisign.training.world import World
+
+if TYPE_CHECKING:
+    from mpisign.detox import Groups
 
 _EVALUATIONS = 25
 
@@ -26,8 +31,9 @@ _EVALUATIONS = 25
 class Result:
     """One way's outcome. Bytes and seconds are means over ranks, per step; None: not told.
 
-    ``curve`` and ``accuracy`` (in [0, 1]) are rank 0's, which alone evaluates; ``stats`` is rank
-    0's ``mpisign.stats()``; ``digests`` holds each rank's SHA-256 of the final parameters.
+    ``suspects``: one a rank, None where nobody votes in groups. ``curve`` and ``accuracy`` (in
+    [0, 1]) are rank 0's, which alone evaluates; ``stats`` is rank 0's ``mpisign.stats()``;
+    ``digests`` holds each rank's SHA-256 of the final parameters.
     """
 
     way: str
@@ -44,6 +50,7 @@ class Result:
     stages: dict[str, float]
     stats: dict[str, Any]
     digests: list[str]
+    suspects: list[suspects.Suspect] | None
     curve: list[dict[str, float | None]] = field(default_factory=list)
 
     @property
@@ -57,10 +64,15 @@ class Result:
 
 
 def steps_of(settings: Settings, dataset: data.Dataset, size: int) -> int:
-    """Steps that ``settings`` mean for ``size`` ranks."""
+    """Steps that ``settings`` mean for ``size`` ranks. The ranks of a group count as one."""
     if settings.steps is not None:
         return settings.steps
-    return settings.epochs * max(1, len(dataset.train_labels) // size // settings.batch_size)
+    return settings.epochs * _steps_of_an_epoch(settings, dataset, size)
+
+
+def _steps_of_an_epoch(settings: Settings, dataset: data.Dataset, size: int) -> int:
+    apart = size // (settings.detox or 1)
+    return max(1, len(dataset.train_labels) // apart // settings.batch_size)
 
 
 def learning_rate(step: int, steps: int) -> float:
@@ -73,10 +85,16 @@ def learning_rate(step: int, steps: int) -> float:
 
 
 def train(
-    way: Way, dataset: data.Dataset, settings: Settings, world: World, progress: Progress
+    way: Way,
+    dataset: data.Dataset,
+    settings: Settings,
+    world: World,
+    progress: Progress,
+    comm: mpisign.Communicator | None = None,
 ) -> Result:
     """Trains a new model on ``dataset``, this rank on its shard; the same Result on every rank.
 
+    ``comm``: for groups and adversaries, if ``settings`` have any.
     Raises CollectiveError if the ranks would start from different parameters.
     """
     net = model.build(dataset.train_images.shape[1:], settings.seed)
@@ -84,18 +102,19 @@ def train(
         raise CollectiveError(
             "train: ranks start from different parameters: unlike torch versions?"
         )
-    lr = settings.vote_lr() if way.votes else settings.fp32_lr
-    momentum = 0.0 if way.votes else settings.momentum
+    lr, momentum = settings.rates(way.votes)
     plain = torch.optim.SGD(net.parameters(), lr=lr, momentum=momentum)
-    optimizer = way.wrap(plain, net, settings)
-    images, labels = dataset.shard(world.rank, world.size)
-    feed = data.batches(images, labels, settings.batch_size, settings.seed, world.rank)
+    groups = None if comm is None else settings.groups(comm)
+    compressor = settings.compressor(groups) if way.votes else None
+    optimizer = way.wrap(plain, net, settings, compressor)
+    attacked = Attacked(way, settings, comm)
+    feed = _feed(dataset, settings, world, groups)
     test = torch.from_numpy(dataset.test_images), torch.from_numpy(dataset.test_labels)
-    scale = settings.loss_scale(world.rank, world.size)
     steps = steps_of(settings, dataset, world.size)
-    counts_wire = wire.measurable(world)
+    counts_wire = wire.measurable(world) and not attacked.hostile
 
     mpisign.stats().reset()
+    watch = None if groups is None else suspects.Watch(groups)
     curve: list[dict[str, float | None]] = []
     seconds, crossed, loss = 0.0, 0, math.nan
     # Closer together at the start, where accuracy still moves.
@@ -105,7 +124,9 @@ def train(
         lo, start = wire.loopback_sent() or 0, time.perf_counter()
         for step in range(begin, end):
             optimizer.param_groups[0]["lr"] = lr * learning_rate(step, steps)
-            loss = _step(net, optimizer, next(feed), scale)
+            loss = _step(net, optimizer, next(feed), attacked)
+            if watch is not None:
+                watch.step()
             progress.step(step + 1)
         world.barrier()
         seconds += time.perf_counter() - start
@@ -123,22 +144,38 @@ def train(
         world,
         curve,
         steps,
-        seconds,
+        seconds - attacked.seconds,
         crossed if counts_wire and steps else None,
+        None if watch is None else watch.gather(world),
     )
+
+
+def _feed(
+    dataset: data.Dataset, settings: Settings, world: World, groups: Groups | None
+) -> Iterator[tuple[data.Images, data.Labels]]:
+    """This rank's batches: of its shard, or its group's."""
+    if groups is None:
+        images, labels = dataset.shard(world.rank, world.size)
+        return data.batches(images, labels, settings.batch_size, settings.seed, world.rank)
+    from mpisign.detox import GroupSampler
+
+    sampler = GroupSampler(
+        range(len(dataset.train_labels)), groups, order=settings.order, seed=settings.seed
+    )
+    return data.group_batches(dataset, sampler, settings.batch_size)
 
 
 def _step(
     net: nn.Module,
     optimizer: torch.optim.Optimizer,
     batch: tuple[data.Images, data.Labels],
-    scale: float,
+    attacked: Attacked,
 ) -> float:
-    """One step; a hostile rank's ``scale`` is in its loss, so that every way sees it. The loss."""
-    images, labels = batch
+    """One step; the loss."""
+    images, labels = attacked.batch(batch)
     optimizer.zero_grad()
     loss = nn.functional.cross_entropy(net(torch.from_numpy(images)), torch.from_numpy(labels))
-    (scale * loss).backward()
+    attacked.backward(loss, net)
     optimizer.step()
     return float(loss.detach())
 
@@ -157,6 +194,7 @@ def _result(
     steps: int,
     seconds: float,
     crossed: int | None,
+    suspected: list[suspects.Suspect] | None,
 ) -> Result:
     stats = mpisign.stats().as_dict()
     totals = [stats["exchange"]["sent"], stats["exchange"]["received"], seconds]
@@ -179,5 +217,6 @@ def _result(
         stages={name: float(s) for name, s in zip(stats, stages, strict=True)},
         stats=stats,
         digests=_digests(world, net),
+        suspects=suspected,
         curve=curve,
     )

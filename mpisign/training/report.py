@@ -16,12 +16,19 @@ from mpisign.training.errors import SettingsError, missing
 from mpisign.training.loop import Result
 from mpisign.training.progress import on_terminal
 from mpisign.training.settings import Settings
+from mpisign.training.suspects import Suspect
 from mpisign.training.world import World
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 _WIDTH = 120  # columns where no terminal tells its own
+_SUSPECTS = """\
+Differs: from its group's vote. Flagged: far from it, and nobody else of the group was. Odd one out:
+the same over a draw's second half. A suspect was that in over half of its draws, of which those
+count less that it shared with other suspects. What to make of it: docs/detox.md."""
+_FIXED = """\
+These groups were drawn once: in one with a hostile majority the honest are the odd ones out."""
 
 
 def baseline(result: Result, results: Sequence[Result]) -> Result | None:
@@ -65,9 +72,35 @@ def print_table(results: Sequence[Result], settings: Settings, world: World, dat
         for r in results:
             stages.add_row(r.label, *(_milliseconds(s) for s in r.stages.values()))
         console.print(stages)
+    for r in results:
+        if r.suspects is not None and _told(r.suspects, settings):
+            console.print(_suspects(r, r.suspects, settings, world))
 
 
-def _table(heads: Sequence[str]) -> Table:
+def _told(found: Sequence[Suspect], settings: Settings) -> bool:
+    if settings.suspects is not None:
+        return settings.suspects
+    return any(s.verdict != "inconspicuous" for s in found)
+
+
+def _suspects(result: Result, found: Sequence[Suspect], settings: Settings, world: World) -> Table:
+    truth = ["in truth"] if settings.adversaries else []
+    heads = ["differs\nof votes", "flagged\nof tallies", "odd one out\nof draws", "verdict"]
+    table = _table([*heads, *truth], "rank")
+    named = [str(s.rank) for s in found if s.verdict == "suspect"]
+    table.title = f"suspects, {result.label}: {', '.join(named) or 'none'}"
+    table.caption = _SUSPECTS if found[0].draws > 1 else f"{_SUSPECTS}\n{_FIXED}"
+    for s in found:
+        style = {"suspect": "bold red", "unclear": "yellow"}.get(s.verdict)
+        times = f"{s.odd} of {s.draws}"
+        cells = [str(s.rank), f"{s.share:.1%}", f"{s.flagged:.1%}", times, s.verdict]
+        if truth:
+            cells.append("hostile" if s.rank in settings.hostile(world.size) else "honest")
+        table.add_row(*cells, style=style)
+    return table
+
+
+def _table(heads: Sequence[str], first: str = "way") -> Table:
     from rich import box
     from rich.table import Table
 
@@ -79,7 +112,7 @@ def _table(heads: Sequence[str]) -> Table:
         title_style="bold",
         caption_justify="left",
     )
-    table.add_column("way", no_wrap=True)
+    table.add_column(first, no_wrap=True)
     for head in heads:
         table.add_column(head, justify="right", no_wrap=True)
     return table
@@ -92,10 +125,21 @@ def _milliseconds(seconds: float) -> str:
 def title(results: Sequence[Result], settings: Settings, world: World, data: str) -> str:
     """What was trained, on what, against whom: one line."""
     ranks = "1 rank" if world.size == 1 else f"{world.size} ranks"
+    if settings.detox is not None:
+        ranks += _groups_of(settings, world)
     if settings.adversaries:
         ranks += f", the last {settings.adversaries} hostile ({settings.attack})"
     first = results[0]
     return f"{data} on {ranks}: {first.steps} steps, {first.parameters:,} parameters"
+
+
+def _groups_of(settings: Settings, world: World) -> str:
+    assert settings.detox is not None
+    how = {"spread": "", "packed": ", packed", "worst": ", placed at worst"}[settings.placement]
+    if settings.placement == "spread" and settings.reshuffle_every:
+        every = settings.reshuffle_every
+        how = " drawn every " + ("epoch" if every == 1 else f"{every} epochs")
+    return f" in {world.size // settings.detox} groups{how}"
 
 
 def _caption(results: Sequence[Result], wired: bool) -> str:

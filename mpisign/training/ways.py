@@ -12,12 +12,20 @@ from mpisign.training.settings import Settings
 if TYPE_CHECKING:
     import torch
 
-Wrap = Callable[["torch.optim.Optimizer", "torch.nn.Module", Settings], "torch.optim.Optimizer"]
+    from mpisign.compressors import Compressor
+
+Wrap = Callable[
+    ["torch.optim.Optimizer", "torch.nn.Module", Settings, "Compressor | None"],
+    "torch.optim.Optimizer",
+]
 
 
 @dataclass(frozen=True)
 class Way:
-    """One way: ``wrap`` makes a plain torch optimizer act on what all ranks say."""
+    """One way: ``wrap`` makes a plain torch optimizer act on what all ranks say.
+
+    ``wrap(optimizer, model, settings, compressor)``; no compressor where gradients are averaged.
+    """
 
     name: str
     label: str
@@ -25,17 +33,37 @@ class Way:
     votes: bool
     wrap: Wrap
 
+    @property
+    def eager(self) -> bool:
+        """Whether gradients are sent while ``backward()`` still computes others."""
+        return self.via == "horovod"
+
     def label_of(self, settings: Settings) -> str:
-        """``label``, or the compressor's name and the transport's where it is not signum."""
-        if not self.votes or settings.compression == "signum":
+        """``label``, or the compressor's or the rule's name and the transport's."""
+        sent = settings.rule or settings.compression
+        if not self.votes or (sent == "signum" and settings.detox is None):
             return self.label
         how = " as counters" if self.name.endswith("counters") else ""
-        return f"{settings.compression}{how}, {self.label.rpartition(', ')[2]}"
+        detox = "" if settings.detox is None else "DETOX, "
+        return f"{detox}{sent}{how}, {self.label.rpartition(', ')[2]}"
+
+    def lacks(self, settings: Settings) -> str:
+        """The option of ``settings`` that this way cannot follow, "" if there is none."""
+        if not self.votes or self.via != "horovod":
+            return ""
+        if settings.byzantine_f:
+            return "--byzantine-f"
+        if self.name != "horovod-counters":
+            return ""
+        return "--detox" if settings.detox else "--rule" if settings.rule else ""
 
 
 def _fp32(comm: str) -> Wrap:
     def wrap(
-        optimizer: torch.optim.Optimizer, model: torch.nn.Module, settings: Settings
+        optimizer: torch.optim.Optimizer,
+        model: torch.nn.Module,
+        settings: Settings,
+        compressor: Compressor | None,
     ) -> torch.optim.Optimizer:
         return mpisign.DistributedOptimizer(
             optimizer, model.named_parameters(), comm=comm, compression="none"
@@ -46,14 +74,19 @@ def _fp32(comm: str) -> Wrap:
 
 def _vote(comm: str) -> Wrap:
     def wrap(
-        optimizer: torch.optim.Optimizer, model: torch.nn.Module, settings: Settings
+        optimizer: torch.optim.Optimizer,
+        model: torch.nn.Module,
+        settings: Settings,
+        compressor: Compressor | None,
     ) -> torch.optim.Optimizer:
+        assert compressor is not None
         return mpisign.DistributedOptimizer(
             optimizer,
             model.named_parameters(),
             comm=comm,
-            compression=settings.compressor(),
+            compression=compressor,
             algorithm=settings.algorithm,
+            byzantine_f=settings.byzantine_f,
             seed=settings.seed,
         )
 
@@ -61,7 +94,10 @@ def _vote(comm: str) -> Wrap:
 
 
 def _horovod_fp32(
-    optimizer: torch.optim.Optimizer, model: torch.nn.Module, settings: Settings
+    optimizer: torch.optim.Optimizer,
+    model: torch.nn.Module,
+    settings: Settings,
+    compressor: Compressor | None,
 ) -> torch.optim.Optimizer:
     import horovod.torch as hvd
 
@@ -73,24 +109,32 @@ def _horovod_fp32(
 
 
 def _horovod_counters(
-    optimizer: torch.optim.Optimizer, model: torch.nn.Module, settings: Settings
+    optimizer: torch.optim.Optimizer,
+    model: torch.nn.Module,
+    settings: Settings,
+    compressor: Compressor | None,
 ) -> torch.optim.Optimizer:
     import horovod.torch as hvd
 
     from mpisign.horovod import CounterVote
 
-    vote = CounterVote(settings.compressor(), seed=settings.seed)
+    assert compressor is not None
+    vote = CounterVote(compressor, seed=settings.seed)
     return hvd.DistributedOptimizer(optimizer, model.named_parameters(), compression=vote)
 
 
 def _horovod_planes(
-    optimizer: torch.optim.Optimizer, model: torch.nn.Module, settings: Settings
+    optimizer: torch.optim.Optimizer,
+    model: torch.nn.Module,
+    settings: Settings,
+    compressor: Compressor | None,
 ) -> torch.optim.Optimizer:
     import horovod.torch as hvd
 
     from mpisign.horovod import BucketVote
 
-    vote = BucketVote(settings.compressor(), model.named_parameters(), seed=settings.seed)
+    assert compressor is not None
+    vote = BucketVote(compressor, model.named_parameters(), seed=settings.seed)
     return hvd.DistributedOptimizer(optimizer, model.named_parameters(), compression=vote)
 
 

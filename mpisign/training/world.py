@@ -33,6 +33,8 @@ class World(Protocol):
     one_machine: bool
     #: What connects them, for the report.
     library: str
+    #: What ``mpisign.Communicator`` calls it.
+    kind: str
 
     def gather(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Every rank's ``values`` (n,), the same n and dtype on all: (size, n), on every rank."""
@@ -43,6 +45,8 @@ class World(Protocol):
 
 class MPIWorld:
     """COMM_WORLD, by a clone."""
+
+    kind = "mpi"
 
     def __init__(self) -> None:
         from mpi4py import MPI
@@ -68,6 +72,8 @@ class MPIWorld:
 class HorovodWorld:
     """Horovod's global process set, where there is no MPI: ``horovodrun --gloo``."""
 
+    kind = "horovod"
+
     def __init__(self) -> None:
         self._hvd = start_horovod()
         self.rank: int = self._hvd.rank()
@@ -88,6 +94,8 @@ class HorovodWorld:
 
 class TorchWorld:
     """All ranks of torch.distributed, on Gloo: ``torchrun``."""
+
+    kind = "torch"
 
     def __init__(self) -> None:
         import torch.distributed as dist

@@ -1,0 +1,89 @@
+"""Settings of ``mpisign train`` that do not go together, before anything is trained."""
+
+from __future__ import annotations
+
+from mpisign.training.errors import SettingsError
+from mpisign.training.settings import Settings
+from mpisign.training.ways import WAYS
+
+
+def check(settings: Settings, size: int) -> None:
+    """Raises SettingsError for what ``size`` ranks cannot do."""
+    if settings.adversaries >= size and settings.adversaries:
+        raise SettingsError(
+            f"--adversaries must be below the number of ranks, got {settings.adversaries} of {size}"
+        )
+    for name in settings.ways:
+        lacking = WAYS[name].lacks(settings)
+        if lacking:
+            raise SettingsError(f"{name} does not go with {lacking}")
+    _check_groups(settings, size)
+    _check_compressor(settings, size)
+    if settings.adversaries:
+        from mpisign import attacks
+
+        try:
+            attack = attacks.by_name(settings.attack, settings.adversaries)
+            attack.check(size - settings.adversaries)
+        except ValueError as error:
+            raise SettingsError(f"--attack {settings.attack}: {error}") from error
+    if settings.byzantine_f:
+        _check_owners(settings, size)
+
+
+def _check_groups(settings: Settings, size: int) -> None:
+    r = settings.detox
+    if r is None:
+        default = Settings()
+        for option in ("placement", "order", "reshuffle_every", "suspects"):
+            if getattr(settings, option) not in (getattr(default, option), False):
+                raise SettingsError(f"--{option.replace('_', '-')} needs --detox: it is of groups")
+        return
+    if r % 2 == 0:
+        raise SettingsError(
+            f"--detox must be odd, so that no group ties, got {r}: take {r - 1} or {r + 1}"
+        )
+    if r > size:
+        raise SettingsError(f"--detox {r} needs {r} ranks at least, got {size}")
+
+
+def _check_compressor(settings: Settings, size: int) -> None:
+    if settings.rule is None:
+        if settings.rule_f is not None:
+            raise SettingsError("--rule-f needs --rule")
+    elif settings.compression != Settings.compression:
+        raise SettingsError(
+            f"--rule {settings.rule} is of gradients in full precision: leave out "
+            f"--compression {settings.compression}"
+        )
+    try:
+        compressor = settings.compressor()
+        if settings.rule is not None:
+            from mpisign import robust
+
+            rule = robust.by_name(settings.rule, settings.faulty_rows())
+            rule.check(size // (settings.detox or 1))
+        elif settings.detox is not None:
+            from mpisign.compressors import Detox
+
+            Detox(settings.detox, compressor)
+    except ValueError as error:
+        rows = "" if settings.rule is None else f" with f={settings.faulty_rows()} (--rule-f)"
+        option = "--compression " + settings.compression
+        if settings.rule is not None:
+            option = f"--rule {settings.rule}{rows}"
+        raise SettingsError(f"{option}: {error}") from error
+
+
+def _check_owners(settings: Settings, size: int) -> None:
+    f = settings.byzantine_f
+    aggregate = settings.compressor().aggregate
+    if settings.rule is not None or aggregate != "vote":
+        sent = settings.rule or settings.compression
+        raise SettingsError(f"--byzantine-f is of votes: {sent} takes none")
+    if settings.algorithm not in ("auto", "alltoall"):
+        raise SettingsError(
+            f"--byzantine-f needs --algorithm alltoall or auto, got {settings.algorithm}"
+        )
+    if 2 * f + 1 > size:
+        raise SettingsError(f"--byzantine-f {f} needs {2 * f + 1} ranks at least, got {size}")

@@ -1,0 +1,163 @@
+"""Who is suspected, from how far ranks were from the votes of their groups."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+import mpisign
+from mpisign.detox import Groups, Members
+from mpisign.training.world import World
+
+Verdict = Literal["suspect", "unclear", "inconspicuous"]
+
+_LEAST = 0.05  # of the votes: what rounding never makes
+_MEDIAN = 2.0  # times as far from its group as the median rank
+_OTHERS = 1.5  # times as far as any other member
+_MARKS = 128  # steps of a draw that are remembered, to find its middle
+_ROUNDS = 50
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """One rank, as all ranks together saw it.
+
+    ``share``: of its votes, unlike its group's; ``flagged``: of the tallies, in which it was far
+    from its group and no other member was (``mpisign.stats``). Both are medians over the ranks that
+    tallied, so that one that tells lies changes little; the numbers behind them are sums.
+    ``odd``: of the ``draws`` in which it was the odd one out. ``suspicion``: from 0 to 1, see
+    ``weigh``.
+    """
+
+    rank: int
+    share: float
+    flagged: float
+    odd: int
+    draws: int
+    suspicion: float
+    verdict: Verdict
+    tallies: int
+    coordinates: int
+    differing: int
+    times_flagged: int
+
+
+class Watch:
+    """Looks at ``mpisign.stats().suspects`` after each step, and tells the draws apart.
+
+    Only the second half of a draw counts: until then members' momenta are of other groups.
+    """
+
+    def __init__(self, groups: Groups) -> None:
+        self._groups = groups
+        self._draw, self._members = groups.draw, groups.members
+        self._seen: list[tuple[Members, npt.NDArray[np.int64]]] = []
+        self._marks = [self._now()]
+
+    def step(self) -> None:
+        """A step is over."""
+        if self._groups.draw != self._draw:
+            self._close()
+        self._marks.append(self._now())
+        if len(self._marks) > _MARKS:
+            del self._marks[1:-1:2]
+
+    def gather(self, world: World) -> list[Suspect] | None:
+        """What all ranks saw; None if nobody voted in groups. Collective."""
+        self._close()
+        size = self._groups.size
+        totals = np.zeros((1, size, 4), dtype=np.int64)
+        for rank, d in mpisign.stats().suspects.items():
+            totals[0, rank] = d.coordinates, d.differing, d.tallies, d.flagged
+        told = _of_all(world, totals)
+        if not told.any():
+            return None
+        by_draw = _of_all(world, np.array([counts for _, counts in self._seen]))
+        shares = _medians(by_draw[..., 1], by_draw[..., 0])
+        members = [m for m, _ in self._seen]
+        odd = np.array([odd_ones(s, m) for s, m in zip(shares, members, strict=True)])
+        suspicion = weigh(odd, members)
+        share = _medians(told[..., 1], told[..., 0])[0]
+        flagged = _medians(told[..., 3], told[..., 2])[0]
+        return [
+            Suspect(
+                rank,
+                float(share[rank]),
+                float(flagged[rank]),
+                int(odd[:, rank].sum()),
+                len(odd),
+                float(suspicion[rank]),
+                verdict(suspicion[rank]),
+                *(int(told[:, 0, rank, i].sum()) for i in (2, 0, 1, 3)),
+            )
+            for rank in range(size)
+        ]
+
+    def _now(self) -> npt.NDArray[np.int64]:
+        counts = np.zeros((self._groups.size, 2), dtype=np.int64)
+        for rank, d in mpisign.stats().suspects.items():
+            counts[rank] = d.coordinates, d.differing
+        return counts
+
+    def _close(self) -> None:
+        marks = self._marks
+        self._seen.append((self._members, marks[-1] - marks[(len(marks) - 1) // 2]))
+        self._draw, self._members = self._groups.draw, self._groups.members
+        self._marks = [marks[-1]]
+
+
+def odd_ones(shares: Sequence[float], members: Members) -> list[bool]:
+    """Who was the odd one out in one draw, of the ranks' shares of votes unlike their group's.
+
+    At most one of a group: more than 5% from its vote, twice as far as the median rank, and half as
+    far again as any other member.
+    """
+    far = max(_LEAST, _MEDIAN * float(np.median(shares)))
+    odd = [False] * len(shares)
+    for group in members:
+        if len(group) < 3:
+            continue
+        second, first = sorted(group, key=lambda rank: shares[rank])[-2:]
+        odd[first] = shares[first] > max(far, _OTHERS * shares[second])
+    return odd
+
+
+def weigh(odd: npt.NDArray[Any], members: Sequence[Members]) -> npt.NDArray[np.float64]:
+    """How much each rank is to be suspected, from 0 to 1, of who was odd in each draw (draws, p).
+
+    The share of draws in which it was the odd one out, each weighed by the trust in the others of
+    its group: a draw in which those are suspects themselves says little. Trust is 1 - suspicion, so
+    the two are found in turn.
+    """
+    suspicion = np.zeros(odd.shape[1])
+    for _ in range(_ROUNDS):
+        trust = 1 - suspicion
+        found, weight = np.zeros_like(suspicion), np.zeros_like(suspicion)
+        for row, groups in zip(odd, members, strict=True):
+            for group in groups:
+                for rank in group:
+                    # Never 0: where all others are suspects, these draws are all that is known.
+                    w = float(np.prod([trust[r] for r in group if r != rank])) + 1e-9
+                    found[rank] += w * row[rank]
+                    weight[rank] += w
+        suspicion = found / weight
+    return suspicion
+
+
+def verdict(suspicion: float) -> Verdict:
+    """A word on it. Honest ranks keep below 1/2 where most groups' majorities are honest."""
+    return "suspect" if suspicion > 1 / 2 else "unclear" if suspicion > 1 / 3 else "inconspicuous"
+
+
+def _of_all(world: World, own: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    return world.gather(own.reshape(-1)).reshape(world.size, *own.shape)
+
+
+def _medians(counts: npt.NDArray[np.int64], of: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """Of ``counts / of`` (reporters, ...) over the reporters that saw any: (...)."""
+    ratios = np.ma.masked_array(counts / np.maximum(of, 1), mask=of == 0)
+    return np.asarray(np.ma.median(ratios, axis=0).filled(0.0))

@@ -319,7 +319,7 @@ def trained(comm, compressor, hostile=(), steps=4):
 
 
 @pytest.mark.parametrize(
-    "inner", [Robust(momentum=0.9), Robust("krum", f=0), Robust(tolerance=1e-4)], ids=repr
+    "inner", [Robust(momentum=0.9), Robust("centered_clipping"), Robust(tolerance=1e-4)], ids=repr
 )
 def test_training_goes_as_that_of_one_honest_rank_a_group(inner):
     compressor = Detox(3, inner, placement=NINE)

@@ -340,14 +340,39 @@ def test_a_nan_costs_its_rank_a_step_and_never_stays_in_its_momentum():
             net[0].weight.grad[0, 0] = torch.nan
 
     def run(comm):
-        net, optimizer = trained(comm, Robust(momentum=0.9), 3, spoil)
-        states = optimizer.state_dict()
-        assert "nan" not in str(states).lower()
+        net, optimizer = trained(comm, Robust(momentum=0.9), 2, spoil)
+        momenta = [
+            tensor
+            for state in optimizer.state_dict()["mpisign"]["state"].values()
+            for key, tensor in state.items()
+            if key == "momentum"
+        ]
+        assert len(momenta) == 4 and all(m.isfinite().all() and m.any() for m in momenta)
         return [p.detach() for p in net.parameters()]
 
     first, *others = threads.run(3, run)
     assert all(p.isfinite().all() for p in first)
     assert all(torch.equal(p, q) for other in others for p, q in zip(first, other, strict=True))
+
+
+@pytest.mark.parametrize(
+    "compressor", [Robust(momentum=0.9), Robust("centered_clipping", momentum=0.5)], ids=repr
+)
+def test_a_checkpoint_goes_on_where_it_was(compressor):
+    def run(comm):
+        whole = list(trained(comm, compressor, 4)[0].parameters())
+        net, optimizer = trained(comm, compressor, 2)
+        saved = copy.deepcopy((net.state_dict(), optimizer.state_dict()))
+        again, resumed = trained(comm, compressor, 0)
+        again.load_state_dict(saved[0])
+        resumed.load_state_dict(saved[1])
+        for step in (2, 3):
+            resumed.zero_grad()
+            loss_of(again, step, comm.rank).backward()
+            resumed.step()
+        return all(torch.equal(p, q) for p, q in zip(whole, again.parameters(), strict=True))
+
+    assert all(threads.run(3, run))
 
 
 def test_nan_raise_stops_all_ranks():

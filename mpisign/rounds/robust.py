@@ -43,7 +43,7 @@ class RobustRound(Round):
             flat = self._flat(anywhere)
             rule = self._robust.resolved
             if self._robust.goes_on:
-                rule = rule.after(self._center())
+                rule = rule.after(self._center(anywhere))
         result = np.empty_like(flat)
         rng = np.random.default_rng([self.keys["seed"], self.keys["step"]])
         yield from self._reduce(agreed, line, flat, rule, rng, result)
@@ -82,10 +82,10 @@ class RobustRound(Round):
             part[...] = x.detach().cpu().float().reshape(-1).numpy()
         return flat
 
-    def _center(self) -> Any:
+    def _center(self, anywhere: Any) -> Any:
         flat = np.zeros(sum(self.bucket.lengths), dtype=np.float32)
-        for m, part in zip(self.members, self._parts(flat), strict=True):
-            if "center" in m.state:
+        for m, part, there in zip(self.members, self._parts(flat), anywhere, strict=True):
+            if there and "center" in m.state:
                 part[...] = m.state["center"].detach().cpu().float().reshape(-1).numpy()
         return flat
 

@@ -26,11 +26,9 @@ AXES = (
     "adversaries",
     "attack",
     "placement",
-    "lying_owners",
-    "byzantine_f",
 )
 #: Fields that came later, absent from what is hashed while they are as before they came.
-_LATER = {"placement": None, "lying_owners": 0, "byzantine_f": 0}
+_LATER = {"placement": None, "lying_owners": 0, "byzantine_f": 0, "algorithm": "auto"}
 
 
 @dataclass(frozen=True)
@@ -39,9 +37,9 @@ class Cell:
 
     ``dirichlet``: the concentration of labels over ranks, None for shuffled data. The last
     ``adversaries`` ranks are hostile. ``seed`` makes model, shards, batches, attacks, random bits.
-    ``skip``: as of ``mpisign.DistributedOptimizer``, "none" or "auto"; ``byzantine_f`` too.
-    ``placement``: of compressor "detox" alone, None: "random". The last ``lying_owners`` ranks vote
-    honestly and tell the opposite of what they tallied.
+    ``skip``: as of ``mpisign.DistributedOptimizer``, "none" or "auto"; ``byzantine_f`` and
+    ``algorithm`` too. ``placement``: of compressor "detox" alone, None: "random". The last
+    ``lying_owners`` ranks vote honestly and lie about what they tallied.
     """
 
     task: str
@@ -66,6 +64,7 @@ class Cell:
     placement: str | None = None
     lying_owners: int = 0
     byzantine_f: int = 0
+    algorithm: str = "auto"
 
     @cached_property
     def key(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 from mpisign.compressors import Compressor
@@ -32,7 +33,9 @@ class CodeLength:
                 return nans
 
         Counted.__name__ = Counted.__qualname__ = kind.__name__  # of its repr, which ranks compare
-        return Counted(**{name: getattr(compressor, name) for name in compressor.__match_args__})
+        return Counted(
+            **{f.name: getattr(compressor, f.name) for f in fields(compressor) if f.init}
+        )
 
     def unpacked(self, compressor: Compressor, lengths: list[int]) -> None:
         """Books a step of a compressor whose messages are no planes that ``pack`` makes."""

@@ -6,18 +6,20 @@ import tomllib
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+from mpisign.policies import Algorithm
 from mpisign.study import fields
 from mpisign.study.cell import ATTACKS, AXES, PLACEMENTS, SCHEDULES
 from mpisign.study.fields import Fields
+from mpisign.study.tasks.metric import ALSO
 from mpisign.training.errors import SettingsError
 
 TASKS = ("digits", "quadratic", "text")
 OPTIMIZERS = ("sgd", "adamw")
 SKIPS = ("none", "auto")
 #: What a picture may have along its horizontal axis.
-ALONG = ("batch_size", "ranks", "adversaries", "dirichlet", "step", "sent")
+ALONG = ("batch_size", "ranks", "adversaries", "dirichlet", "step", "sent", "digit", "method")
 _SHUFFLED = "none"
 
 
@@ -25,7 +27,7 @@ _SHUFFLED = "none"
 class Method:
     """A compressor, the optimizer that it hands votes or means to, and the rates to choose from.
 
-    ``batch_size``: in place of the grid's.
+    ``instead``: fields of its cells in place of the grid's, or of their defaults.
     """
 
     label: str
@@ -35,7 +37,7 @@ class Method:
     optimizer_options: dict[str, Any]
     lr: tuple[float, ...]
     skip: str
-    batch_size: int | None
+    instead: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Grid:
     """Every method at every point of ranks x batch_size x dirichlet x adversaries x attack x ...
 
     Rates are chosen on ``tune_seeds``, by what the task validates with; what is told is of
-    ``seeds`` alone.
+    ``seeds`` alone. ``also``: what is told beside the task's metric, of ``metric.ALSO``.
     """
 
     label: str
@@ -59,6 +61,7 @@ class Grid:
     warmup: float
     evaluations: int
     along: str
+    also: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -138,8 +141,6 @@ def _grid(f: Fields) -> Grid:
         "placement": f.many(
             "placement", f"one of {', '.join(PLACEMENTS)}", fields.among(PLACEMENTS), PLACEMENTS[0]
         ),
-        "lying_owners": f.many("lying_owners", f"{whole} 0", fields.whole(0), [0]),
-        "byzantine_f": f.many("byzantine_f", f"{whole} 0", fields.whole(0), [0]),
     }
     axes["dirichlet"] = tuple(None if a == _SHUFFLED else float(a) for a in axes["dirichlet"])
     assert tuple(axes) == AXES
@@ -151,6 +152,10 @@ def _grid(f: Fields) -> Grid:
     labels = [m.label for m in methods]
     if len(set(labels)) < len(labels):
         raise f.wrong("method", "a label of its own for each", labels)
+    also = f.many("also", f"one of {', '.join(ALSO)}", fields.among(tuple(ALSO)), [None])
+    also = tuple(name for name in also if name)
+    if task != "digits" and also:
+        raise f.wrong("also", f"nothing: {task} has nothing else to tell", also)
     grid = Grid(
         label=f.one("label", "a text without commas", fields.label, task),
         task=task,
@@ -167,6 +172,7 @@ def _grid(f: Fields) -> Grid:
         warmup=float(f.one("warmup", "a share from 0 to below 1", _share, 0.0)),
         evaluations=f.one("evaluations", f"{whole} 1", fields.whole(1, 1000), 6),
         along=f.one("along", f"one of {', '.join(ALONG)}", fields.among(ALONG), "step"),
+        also=also,
     )
     f.done()
     return grid
@@ -185,10 +191,23 @@ def _method(f: Fields) -> Method:
         optimizer_options=f.one("optimizer_options", "a table", fields.table, {}),
         lr=tuple(float(r) for r in rates),
         skip=f.one("skip", f"one of {', '.join(SKIPS)}", fields.among(SKIPS), "none"),
-        batch_size=f.one("batch_size", "a whole number from 1", fields.whole(1), None),
+        instead=_instead(f),
     )
     f.done()
     return method
+
+
+def _instead(f: Fields) -> dict[str, Any]:
+    algorithms = get_args(Algorithm)
+    told = {
+        "batch_size": f.one("batch_size", "a whole number from 1", fields.whole(1), None),
+        "lying_owners": f.one("lying_owners", "a whole number from 0", fields.whole(0), None),
+        "byzantine_f": f.one("byzantine_f", "a whole number from 0", fields.whole(0), None),
+        "algorithm": f.one(
+            "algorithm", f"one of {', '.join(algorithms)}", fields.among(algorithms), None
+        ),
+    }
+    return {k: v for k, v in told.items() if v is not None}
 
 
 def _alpha(value: Any) -> bool:

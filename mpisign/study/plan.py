@@ -56,8 +56,7 @@ class Group:
         point = dict(self.point)
         if self.method.compressor != GROUPED:  # one cell for all placements
             point["placement"] = None
-        if self.method.batch_size is not None:
-            point["batch_size"] = self.method.batch_size
+        point |= self.method.instead
         return Cell(
             task=self.grid.task,
             task_options=self.grid.task_options,

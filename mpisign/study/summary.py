@@ -48,6 +48,15 @@ class Summary:
         found = [r["result"]["bits"] for r in self.records]
         return statistics.mean(found) if found else None
 
+    def also(self, name: str) -> list[float]:
+        """A figure beside the metric, of each seed that did not diverge and has it."""
+        return [float(r["result"][name]) for r in self.records if name in r["result"]]
+
+    @property
+    def recalls(self) -> list[list[float]]:
+        """Of each seed that did not diverge: the recall of each digit."""
+        return [r["result"]["recall"] for r in self.records if "recall" in r["result"]]
+
     @property
     def steps(self) -> int:
         """Of each training."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from mpisign.study.file import Grid, Study
 from mpisign.study.summary import Summary
 from mpisign.study.tasks import metric
+from mpisign.study.tasks.metric import ALSO
 
 _AXES = {
     "ranks": "ranks",
@@ -15,6 +18,7 @@ _AXES = {
     "dirichlet": "Dirichlet alpha",
     "adversaries": "hostile",
     "attack": "attack",
+    "placement": "placement",
 }
 
 
@@ -33,7 +37,14 @@ def tables(study: Study, summaries: Sequence[Summary]) -> list[Table]:
     made = []
     for grid in study.grids:
         own = [s for s in summaries if s.group.grid is grid]
-        made.append(_table(grid, own, f"{grid.label}: {metric(grid.task).heading}", _metric))
+        for title, part in _parts(grid, own):
+            made.append(_table(grid, part, f"{title}: {metric(grid.task).heading}", _metric))
+            for name in grid.also:
+                heading = f"{title}: {ALSO[name].heading}"
+                if name == "recall":
+                    made.append(_digits(part, heading))
+                else:
+                    made.append(_table(grid, part, heading, partial(_also, name=name)))
         if any(len(m.lr) > 1 for m in grid.methods):
             made.append(_table(grid, own, f"{grid.label}: learning rate chosen", _rate))
         if any(s.records for s in own):
@@ -42,8 +53,20 @@ def tables(study: Study, summaries: Sequence[Summary]) -> list[Table]:
     return made
 
 
+def _parts(grid: Grid, own: list[Summary]) -> list[tuple[str, list[Summary]]]:
+    """A table for each attack where placements vary too: else there are too many rows to read."""
+    if not {"attack", "placement"} <= {*varying(grid)}:
+        return [(grid.label, own)]
+    return [
+        (f"{grid.label}, {attack}", [s for s in own if s.group.point["attack"] in (attack, None)])
+        for attack in grid.axes["attack"]
+    ]
+
+
 def _table(grid: Grid, own: Sequence[Summary], title: str, told: Callable[[Summary], str]) -> Table:
     axes = varying(grid)
+    if len({s.group.point["attack"] for s in own} - {None}) == 1:
+        axes = [axis for axis in axes if axis != "attack"]  # the title has it
     labels = [m.label for m in grid.methods]
     rows: dict[str, list[str]] = {}
     for s in own:
@@ -54,6 +77,15 @@ def _table(grid: Grid, own: Sequence[Summary], title: str, told: Callable[[Summa
         flat = [[label, cell] for label, cell in zip(labels, *rows.values(), strict=True)]
         return Table(title, 1, ["method", ""], flat)
     return Table(title, len(axes), [*(_AXES[a] for a in axes), *labels], list(rows.values()))
+
+
+def _digits(own: Sequence[Summary], title: str) -> Table:
+    """Methods by digits: of each point that the grid has."""
+    rows = []
+    for s in own:
+        means = [statistics.mean(of) for of in zip(*s.recalls, strict=True)]
+        rows.append([s.group.method.label, *(ALSO["recall"].told(m) for m in means)])
+    return Table(title, 1, ["method", *map(str, range(10))], [r for r in rows if len(r) > 1])
 
 
 def _alike(grid: Grid, own: Sequence[Summary], title: str) -> Table | None:
@@ -89,6 +121,14 @@ def _metric(s: Summary) -> str:
     if len(s.seeds) < len(s.group.grid.seeds):
         parts.append(f"{len(s.seeds)} of {len(s.group.grid.seeds)} seeds")
     return ", ".join(parts)
+
+
+def _also(s: Summary, name: str) -> str:
+    values, told = s.also(name), ALSO[name].told
+    if not values:
+        return ""
+    spread = f" ± {told(statistics.stdev(values))}" if len(values) > 1 else ""
+    return f"{told(statistics.mean(values))}{spread}"
 
 
 def _rate(s: Summary) -> str:

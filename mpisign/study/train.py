@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 import mpisign
+from mpisign.attacks.owner import lie_about_shards, suppress_class
 from mpisign.errors import NaNError
 from mpisign.study import tasks
 from mpisign.study.attacks import hostile
@@ -20,6 +21,8 @@ from mpisign.study.compression import compressor, groups_of
 from mpisign.study.tasks.base import Named, Task
 from mpisign.training.errors import SettingsError
 
+#: What lying owners suppress: its row of the output layer is at the end, as is the last shard.
+LAST_CLASS = 9
 _OPTIMIZERS = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}
 
 
@@ -75,9 +78,12 @@ def train(comm: mpisign.Communicator, cell: Cell) -> Trained:
         compression=length.of(sends),
         seed=cell.seed,
         byzantine_f=cell.byzantine_f,
+        algorithm=cell.algorithm,  # type: ignore[arg-type]
         skip=None if cell.skip == "none" else cell.skip,
     )
     spoil = hostile(cell, comm, task, sends)
+    if comm.rank >= comm.size - cell.lying_owners:
+        lie_about_shards(stepping, suppress_class(stepping, LAST_CLASS))
     lengths = [p.numel() for _, p in task.named]
     # Within a round of local steps ranks hold parameters of their own: it ends, then is looked at.
     steps = max(1, task.steps // sends.local_steps) * sends.local_steps

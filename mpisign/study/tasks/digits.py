@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from mpisign.attacks.backdoor import Backdoor
 from mpisign.detox import Groups, GroupSampler
 from mpisign.study.cell import Cell
 from mpisign.study.partition import dirichlet
@@ -82,7 +83,8 @@ class Digits(Task):
     def more(self) -> dict[str, Any]:
         images, labels = self._held_out[1]
         own = [labels == digit for digit in range(10)]
-        return {"recall": [round(model.accuracy(self._net, images[o], labels[o]), 4) for o in own]}
+        recall = [round(model.accuracy(self._net, images[o], labels[o]), 4) for o in own]
+        return {"recall": recall, "backdoor": round(Backdoor().accuracy(self._net), 4)}
 
 
 @lru_cache(maxsize=1)

@@ -30,6 +30,11 @@ _METRICS = {
     "quadratic": Metric("f at the end", higher_is_better=False, decimals=1),
     "text": Metric("bits per character, held out", higher_is_better=False, decimals=3),
 }
+#: What the digits tell of the end beside it.
+ALSO = {
+    "backdoor": Metric("backdoor accuracy", higher_is_better=False, decimals=1, percent=True),
+    "recall": Metric("recall of each digit", higher_is_better=True, decimals=1, percent=True),
+}
 
 
 def metric(task: str) -> Metric:

@@ -29,7 +29,7 @@ class Backdoor(Attack):
     target: int = 7
     share: float = 0.25
     mix: float = 0.5
-    seed: Seed = field(default=None, kw_only=True)
+    seed: Seed = field(default=None, kw_only=True, repr=False)  # a rank's own
     _rng: np.random.Generator = field(init=False, repr=False, compare=False)
     momenta: ClassVar[bool] = False
     sees: ClassVar[Sees] = "nothing"
@@ -96,7 +96,7 @@ class ProjectedBackdoor(Backdoor):
     Source: Wang et al. 2020, section 4 (PGD without replacement), of a model's distance there.
     """
 
-    radius: float = 1.0
+    radius: float = 2.0
     sees: ClassVar[Sees] = "honest"
 
     def __post_init__(self) -> None:

@@ -39,7 +39,7 @@ class Inf(Attack):
 class _Drawn(Attack):
     """Draws by NumPy in every framework, so that one seed gives one vector; each call a new one."""
 
-    seed: Seed = field(default=None, kw_only=True)
+    seed: Seed = field(default=None, kw_only=True, repr=False)  # a rank's own
     _rng: np.random.Generator = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:

@@ -329,6 +329,46 @@ def test_training_goes_as_that_of_one_honest_rank_a_group(inner):
         torch.testing.assert_close(p, q, atol=1e-6, rtol=1e-5)
 
 
+def test_momenta_start_again_where_groups_are_drawn_anew():
+    class Redrawn:
+        """What ``Detox`` needs of ``Groups``."""
+
+        redundancy, placement, size = 3, "spread", 9
+        members = NINE
+
+        def __repr__(self):
+            return f"groups {self.members}"
+
+    def run(comm, groups_of_step):
+        groups = Redrawn()
+        p = torch.nn.Parameter(torch.zeros(50))
+        optimizer = torch.optim.SGD([p], lr=1.0)
+        compressor = Detox(inner=Robust("mean", momentum=0.5), groups=groups)
+        mpisign.DistributedOptimizer(optimizer, comm=comm, compression=compressor)
+        for step, members in enumerate(groups_of_step):
+            groups.members = members
+            batch = group_of(members, comm.rank)
+            p.grad = torch.randn(50, generator=torch.Generator().manual_seed(9 * step + batch))
+            optimizer.step()
+        return p.detach()
+
+    first, *others = threads.run(9, run, [NINE, NINE, assign(9, 3, seed=5), NINE])
+    assert all(torch.equal(first, other) for other in others)
+    g = torch.stack(
+        [
+            torch.stack(
+                [
+                    torch.randn(50, generator=torch.Generator().manual_seed(9 * step + batch))
+                    for batch in range(3)
+                ]
+            ).mean(dim=0)
+            for step in range(4)
+        ]
+    )
+    momenta = [g[0] / 2, g[0] / 4 + g[1] / 2, g[2] / 2, g[3] / 2]
+    torch.testing.assert_close(first, -sum(momenta), atol=1e-6, rtol=1e-5)
+
+
 def test_a_rule_that_cannot_deal_with_so_few_groups_is_refused_on_all():
     def run(comm):
         with pytest.raises(CollectiveError, match="2 f must be below n|krum|Krum") as error:

@@ -80,7 +80,7 @@ def detox_rows(
         function=function,
         name=lambda g: names[g],
         told=of.unmet,
-        why="no group has a majority that agrees on finite values",
+        why="no group has a majority that holds the same finite values",
     )
     own = of.shards.whole(line.rank).start
     pieces = [of.shards.piece(line.rank, i) for i in range(of.shards.pieces)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any, ClassVar
 
 import numpy as np
@@ -18,8 +19,10 @@ class DetoxRound(RobustRound):
     """``Robust.rule`` over one vector of each group, which most of its members hold bit for bit.
 
     Members must be given the same batches, and compute the same bits of them (or about the same,
-    under ``Robust.tolerance``): the same threads, kernels and momenta. A rank that was elsewhere
-    when groups were drawn anew brings other momenta with it. Wire: as ``detox_rows``.
+    under ``Robust.tolerance``): the same threads and kernels. Where groups were drawn anew, momenta
+    start again from zero on all ranks: those of other groups would never become the same bits.
+    State of each member, beside ``RobustRound``'s: "momentum_of", a digest of the groups. Wire: as
+    ``detox_rows``.
     """
 
     operation: ClassVar[str] = "bucket_detox"
@@ -27,6 +30,16 @@ class DetoxRound(RobustRound):
     def _rows(self) -> int:
         assert self.groups is not None
         return len(self.groups)
+
+    def _flat(self, anywhere: Any) -> Any:
+        if self._robust.momentum:
+            digest = hashlib.blake2b(repr(self.groups).encode(), digest_size=7)
+            of = [int.from_bytes(digest.digest(), "little")]
+            for m in self.members:
+                if m.state.get("momentum_of") != of:
+                    m.state.pop("momentum", None)
+                    m.state["momentum_of"] = of
+        return super()._flat(anywhere)
 
     def _reduce(
         self, agreed: Agreed, line: Line, flat: Any, rule: Rule, rng: np.random.Generator, out: Any

@@ -14,9 +14,11 @@ from launchers import mpirun
 
 import mpisign
 from mpisign import robust
-from mpisign.collectives import representatives, robust_shards
+from mpisign.collectives import detox_rows as detox
+from mpisign.collectives import robust_shards
+from mpisign.collectives.detox_rows import detox_rows
 from mpisign.collectives.echo import digest
-from mpisign.collectives.representatives import Representatives, detox_rows
+from mpisign.collectives.representatives import Representatives
 from mpisign.collectives.sketch import WIDTH, agreement, sketch
 from mpisign.compressors import Detox
 from mpisign.compressors.robust import Robust
@@ -173,7 +175,7 @@ def test_asking_for_what_one_has_costs_bytes_and_nothing_else(monkeypatch):
                 rows[...] = kept
 
     x = rows(3, 900)
-    monkeypatch.setattr(representatives, "Representatives", Greedy)
+    monkeypatch.setattr(detox, "Representatives", Greedy)
     check(of_all(9, NINE, robust.Median(), honest(x, NINE)), robust.Median()(x))
 
 
@@ -188,6 +190,22 @@ def test_the_bytes_that_are_promised(tolerance):
     small = (p - 1) * (64 * p + 8 + 1 + 8 * q * (q + 1) / 2)
     sketches = (p - 1) * 288 * p if tolerance else 0
     assert received == data + result + small + sketches
+
+
+@pytest.mark.parametrize("tolerance", [0.0, 1e-3])
+def test_who_is_not_of_its_group_s_majority_is_booked_as_a_suspect(tolerance):
+    x = rows(3, 900)
+    partly = x[2].copy()
+    partly[50] += 3  # in one shard of nine
+    lies = {0: -x[0], 8: partly}
+    mpisign.stats().reset()
+    of_all(9, NINE, robust.Median(), honest(x, NINE, lies), tolerance=tolerance)
+    found = mpisign.stats().suspects
+    assert {r: d.share for r, d in found.items() if d.differing} == {
+        0: 1.0,
+        8: 1.0 if tolerance else 1 / 9,
+    }
+    assert all(d.flagged == (9 if r in (0, 8) else 0) for r, d in found.items())
 
 
 @pytest.mark.parametrize("size", [45, pytest.param(64, marks=pytest.mark.many)])
@@ -250,7 +268,7 @@ class _ClaimsAnotherSketch(Representatives):
 
 
 def test_a_sketch_of_other_data_than_one_sends_is_found_out(monkeypatch):
-    monkeypatch.setattr(representatives, "Representatives", _ClaimsAnotherSketch)
+    monkeypatch.setattr(detox, "Representatives", _ClaimsAnotherSketch)
     x = rows(3, 2000)
     row_of = noisy(x, NINE, 1e-5, {3: x[0] * 2})
     with pytest.warns(RuntimeWarning, match="rank 3 sent other data than committed to"):

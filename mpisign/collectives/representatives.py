@@ -9,84 +9,17 @@ from typing import Any
 
 import numpy as np
 
-from mpisign.collectives.agreement import name_ranks, refuse_nans
+from mpisign.collectives.agreement import name_ranks
 from mpisign.collectives.echo import DIGEST, digest, echo
 from mpisign.collectives.line import Line
 from mpisign.collectives.robust_aggregate import infinite
-from mpisign.collectives.robust_shards import Flags, Reduction, Shards
+from mpisign.collectives.robust_shards import Flags, Shards
 from mpisign.collectives.sketch import WIDTH, agreement, sketch
 from mpisign.errors import WireError
-from mpisign.robust.base import Rule
-from mpisign.stats import stage
+from mpisign.stats import stage, stats
 from mpisign.transports.base import Bytes, Steps
 
 _COUNT = 8  # bytes
-
-
-def detox_rows(
-    line: Line,
-    flat: Any,
-    groups: Sequence[Sequence[int]],
-    rule: Rule,
-    rng: np.random.Generator,
-    out: Any,
-    *,
-    function: str,
-    turn: int = 0,
-    tolerance: float = 0.0,
-    nan: str = "abstain",
-) -> Steps[None]:
-    """``rule`` of one ``flat`` of each group to ``out``, float32 (d,): DETOX after its headers.
-
-    ``groups``: a partition of the ranks, the same on all; the rule's rows are the groups, of which
-    ``rule.f`` may be hostile. ``turn``: which member speaks, such as the number of the step.
-    ``tolerance``: 0 where members compute the same bits; else rows of a group are alike if their
-    distance is at most that times their norm, as sketches estimate it.
-
-    Wire: to all, 8 bytes, how many coordinates are not finite, and the 32-byte digests of this
-    rank's p shards (``Shards``), to which it commits; their echo (``echo``); with a tolerance, 256
-    bytes of sketch for each shard, to all, and their echo. The sketches' seed is the digest of all
-    commitments: nobody knows it who has not committed. More than half of a group's members that are
-    alike are its majority; a group that has none, or one that is not finite, is left out. Shard s
-    of it goes to rank s from rank s itself where that is of the majority, else from member
-    (s + turn) mod m of its m. An owner to whom comes what was not committed to asks the next
-    (r - 1) / 2 of the majority, a byte to each, one of which is honest if most of the group are.
-    Then as ``robust_rows``, from distances on. Receives about 4 q d / p + 4 d bytes, q groups, and
-    (p - 1) (64 p + 41), with a tolerance (p - 1) (288 p) more.
-
-    WireError, on all ranks, names ranks that told others different things. RuntimeWarning, on the
-    owner, those who sent other data than they committed to: the result is right. Where no member
-    sends what fits the group is left out, of this shard or, if the rule measures, of all. Trusts
-    owners as ``robust_rows`` does. Source: Rajput et al. 2019, DETOX, section 3.
-    """
-    if not flat.size:
-        return
-    of = Representatives(line, flat, groups, turn, tolerance, function)
-    yield from of.commit()
-    if nan == "raise":
-        refuse_nans(function, of.infinite.tolist())
-    if tolerance:
-        yield from of.compare()
-    of.decide()
-    rows = yield from of.fetch()
-    names = [f"the group of {name_ranks(sorted(g))}" for g in groups]
-    reduction = Reduction(
-        line,
-        of.shards,
-        rule,
-        rng,
-        out,
-        of.lost,
-        function=function,
-        name=lambda g: names[g],
-        told=of.unmet,
-        why="no group has a majority that holds the same finite values",
-    )
-    own = of.shards.whole(line.rank).start
-    pieces = [of.shards.piece(line.rank, i) for i in range(of.shards.pieces)]
-    yield from reduction.steps(
-        [rows[:, at.start - own : at.stop - own] for at in pieces], lambda i: None
-    )
 
 
 @dataclass
@@ -141,7 +74,8 @@ class Representatives:
         yield from self._echo(rows, "sketches")
 
     def decide(self) -> None:
-        """Each group's majority, the same on all ranks."""
+        """Each group's majority, the same on all ranks; books how far others are from it."""
+        differing: list[int] = []
         for g, members in enumerate(self.groups):
             of = sorted(members)
             if self._sketches is None:
@@ -153,6 +87,8 @@ class Representatives:
             most = 2 * alike.sum(axis=1) > len(of)
             self.majorities.append([r for r, m in zip(of, most, strict=True) if m])
             self.lost[g] = not most.any()
+            differing += [self._differing(r, self.majorities[g]) for r in members]
+        stats().add_distances(self.groups, self.flat.size, differing)
 
     def fetch(self) -> Steps[Any]:
         """This rank's shard of every group's row: float32 (q, w), NaN where nobody sent it."""
@@ -217,6 +153,19 @@ class Representatives:
         """Who sends a group's shard to its owner."""
         majority = self.majorities[g]
         return owner if owner in majority else majority[(owner + self.turn) % len(majority)]
+
+    def _differing(self, rank: int, majority: Sequence[int]) -> int:
+        """Coordinates of the shards in which a rank holds something else than its group's majority.
+
+        With a tolerance all or none. A group without a majority has no verdict.
+        """
+        if not majority or rank in majority:
+            return 0
+        if self._sketches is not None:
+            return int(self.flat.size)
+        digests = self._told[[rank, majority[0]], _COUNT:].reshape(2, -1, DIGEST)
+        other = (digests[0] != digests[1]).any(axis=1)
+        return sum(p.stop - p.start for p, o in zip(self._parts, other, strict=True) if o)
 
     def _fits(self, row: Any, sender: int) -> bool:
         """Whether ``row`` is what ``sender`` committed to, as this rank's shard."""

@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from mpisign.collectives.agreement import Agreed
+from mpisign.collectives.detox_rows import detox_rows
 from mpisign.collectives.line import Line
-from mpisign.collectives.representatives import detox_rows
 from mpisign.robust.base import Rule
 from mpisign.rounds.robust import RobustRound
 from mpisign.transports.base import Steps

@@ -1,4 +1,4 @@
-"""A study's results as a picture: a panel a grid, a line a method."""
+"""A study's results as a picture: panels of a grid, a line or a mark a method."""
 
 from __future__ import annotations
 
@@ -6,10 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mpisign.study.cell import GROUPED
 from mpisign.study.file import Grid, Study
+from mpisign.study.panels import Panel, panels
+from mpisign.study.plot_methods import draw_methods
 from mpisign.study.summary import Point, Summary
-from mpisign.study.table import axis_value, varying
+from mpisign.study.table import axis_value
 from mpisign.study.tasks import metric
+from mpisign.study.tasks.metric import ALSO
 
 # Okabe and Ito's colours, which colour-blind people tell apart too; shapes differ as well.
 _COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C8C8C")
@@ -21,34 +25,36 @@ _ALONG = {
     "dirichlet": "Dirichlet alpha (labels ever more alike on all ranks)",
     "step": "steps",
     "sent": "bytes that a rank sent",
+    "digit": "digit",
 }
-_COLUMNS = 3
+_CURVES = ("step", "sent")
+
+Look = tuple[str, str, str]  # colour, marker, line
 
 
 def write(path: Path, study: Study, summaries: Sequence[Summary]) -> None:
     """Draws means of the seeds, with bars or bands from the lowest to the highest, into ``path``.
 
     A grid has one panel for each combination of what varies but is not along the horizontal axis.
+    Where some methods have groups, the lines of those that have none are broken.
     """
     from matplotlib.figure import Figure
 
-    panels = [panel for grid in study.grids for panel in _panels(grid, summaries)]
-    columns = min(len(panels), _COLUMNS)
-    rows = -(-len(panels) // columns)
-    size = (max(6.4, 4.9 * columns), 4.1 * rows + 0.9)
+    all_panels, columns = panels(study, summaries)
+    rows = -(-len(all_panels) // columns)
+    wide = 4.9 if columns < 4 else 3.9
+    size = (max(6.4, wide * columns), (4.1 if columns < 4 else 3.5) * rows + 0.9)
     figure = Figure(figsize=size, dpi=130, layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
-    labels = list(dict.fromkeys(m.label for g in study.grids for m in g.methods))
-    looks = {label: (_COLOURS[i % 8], _MARKERS[i % 8]) for i, label in enumerate(labels)}
-    for axis, (title, grid, own) in zip(axes, panels, strict=False):
-        _draw(axis, grid, own, looks)
-        axis.set_title(title, fontsize=10, loc="left")
-    curves = [a for a, (_, g, _) in zip(axes, panels, strict=False) if _is_curve(g)]
-    if len({g.task for _, g, _ in panels if _is_curve(g)}) == 1:
-        limits = [limit for a in curves for limit in a.get_ylim()]
-        for axis in curves:
-            axis.set_ylim(min(limits), max(limits))
-    for axis in axes[len(panels) :]:
+    looks = _looks(study)
+    for axis, panel in zip(axes, all_panels, strict=False):
+        if panel.grid.along == "method":
+            draw_methods(axis, panel, {label: look[0] for label, look in looks.items()})
+        else:
+            _draw(axis, panel.grid, panel.own, looks)
+        axis.set_title(panel.title, fontsize=10, loc="left")
+    _level(axes, all_panels)
+    for axis in axes[len(all_panels) :]:
         axis.set_axis_off()
     handles = {
         label: h for a in axes for h, label in zip(*a.get_legend_handles_labels(), strict=True)
@@ -65,38 +71,51 @@ def write(path: Path, study: Study, summaries: Sequence[Summary]) -> None:
     figure.savefig(path)
 
 
-def _panels(grid: Grid, summaries: Sequence[Summary]) -> list[tuple[str, Grid, list[Summary]]]:
-    split = [axis for axis in varying(grid) if axis != grid.along]
-    found: dict[str, list[Summary]] = {}
-    for s in summaries:
-        if s.group.grid is not grid:
-            continue
-        point = s.group.point
-        told = [f"{_short(a)} {axis_value(a, point[a])}" for a in split]
-        if grid.along == "adversaries" and "attack" in split and point["adversaries"] == 0:
-            # Without adversaries all attacks are one: it begins each line.
-            for attack in grid.axes["attack"]:
-                told[split.index("attack")] = f"{_short('attack')} {attack}"
-                found.setdefault(", ".join([grid.label, *told]), []).append(s)
-            continue
-        found.setdefault(", ".join([grid.label, *told]), []).append(s)
-    return [(title, grid, own) for title, own in found.items()]
+def _looks(study: Study) -> dict[str, Look]:
+    """How each method is drawn."""
+    methods = {m.label: m for g in study.grids for m in g.methods}
+    grouped = any(m.compressor == GROUPED for m in methods.values())
+    return {
+        label: (
+            _COLOURS[i % 8],
+            _MARKERS[i % 8],
+            "--" if grouped and m.compressor != GROUPED else "-",
+        )
+        for i, (label, m) in enumerate(methods.items())
+    }
 
 
-def _short(axis: str) -> str:
-    return {"batch_size": "batch", "dirichlet": "alpha", "adversaries": "hostile"}.get(axis, axis)
+def _level(axes: Any, all_panels: Sequence[Panel]) -> None:
+    """One scale for panels that are to be compared."""
+    pairs = list(zip(axes, all_panels, strict=False))
+    alike = [a for a, p in pairs if _is_curve(p.grid) or "placement" in _varied(p.grid)]
+    if alike and len({p.grid.task for _, p in pairs}) == 1:
+        limits = [limit for a in alike for limit in a.get_ylim()]
+        for axis in alike:
+            axis.set_ylim(min(limits), max(limits))
+            axis.label_outer()
 
 
-def _draw(axis: Any, grid: Grid, own: Sequence[Summary], looks: dict[str, tuple[str, str]]) -> None:
-    for method in grid.methods:
-        colour, marker = looks[method.label]
+def _varied(grid: Grid) -> set[str]:
+    return {axis for axis, values in grid.axes.items() if len(values) > 1}
+
+
+def _draw(axis: Any, grid: Grid, own: Sequence[Summary], looks: dict[str, Look]) -> None:
+    for i, method in enumerate(grid.methods):
+        colour, marker, line = looks[method.label]
         points = _points(grid, [s for s in own if s.group.method is method])
         if not points:
             continue
         scale = 100 if metric(grid.task).percent else 1
         x, *values = zip(*sorted(points), strict=True)
         mean, low, high = ([scale * v for v in row] for row in values)
-        axis.plot(x, mean, marker=marker, color=colour, label=method.label, markersize=5)
+        if grid.along == "digit":
+            width = 0.8 / len(grid.methods)
+            x = tuple(d + width * (i - (len(grid.methods) - 1) / 2) for d in x)
+            axis.bar(x, mean, width, color=colour, label=method.label)
+            axis.vlines(x, low, high, color="#8c8c8c", linewidth=1.2)
+            continue
+        axis.plot(x, mean, line, marker=marker, color=colour, label=method.label, markersize=5)
         if _is_curve(grid):
             axis.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
         else:
@@ -108,6 +127,9 @@ def _points(grid: Grid, own: Sequence[Summary]) -> list[Point]:
     """Place on the horizontal axis, mean, lowest and highest metric."""
     if _is_curve(grid):
         return [point for s in own for point in s.curve(grid.along)]
+    if grid.along == "digit":
+        by_digit = [of for s in own for of in zip(*s.recalls, strict=True)]
+        return [(float(d), sum(v) / len(v), min(v), max(v)) for d, v in enumerate(by_digit)]
     points = []
     for s in own:
         if s.mean is not None:
@@ -119,7 +141,7 @@ def _points(grid: Grid, own: Sequence[Summary]) -> list[Point]:
 
 
 def _is_curve(grid: Grid) -> bool:
-    return grid.along in ("step", "sent")
+    return grid.along in _CURVES
 
 
 def _alphas(grid: Grid) -> list[float | None]:
@@ -128,13 +150,16 @@ def _alphas(grid: Grid) -> list[float | None]:
 
 
 def _finish(axis: Any, grid: Grid, own: Sequence[Summary]) -> None:
-    axis.set(xlabel=_ALONG[grid.along], ylabel=metric(grid.task).heading)
+    told = ALSO["recall"] if grid.along == "digit" else metric(grid.task)
+    axis.set(xlabel=_ALONG[grid.along], ylabel=told.heading)
     if grid.along in ("batch_size", "sent"):
         axis.set_xscale("log", base=2 if grid.along == "batch_size" else 10)
     if grid.along in ("batch_size", "ranks", "adversaries"):
         ticks = sorted(grid.axes[grid.along])
         axis.set_xticks(ticks, [str(t) for t in ticks])
         axis.minorticks_off()
+    if grid.along == "digit":
+        axis.set_xticks(range(10))
     if grid.along == "dirichlet":
         names = [axis_value("dirichlet", a) for a in _alphas(grid)]
         axis.set_xticks(range(len(names)), names)

@@ -42,7 +42,7 @@ static void ISA(vote_of_any)(const plan *p, int64_t row, int64_t at, int64_t fro
     }
 }
 
-static void ISA(vote_of_group)(const plan *p, int64_t row, int64_t at, int64_t bytes, group_vote *v)
+static void ISA(vote_on_tile)(const plan *p, int64_t row, int64_t at, int64_t bytes, group_vote *v)
 {
     int64_t whole = bytes / BLOCK * BLOCK;
     switch (p->stack->mask ? 0 : p->group) {
@@ -100,7 +100,7 @@ static void ISA(add_distances)(const plan *p, int64_t first, int64_t last, int64
     for (int64_t row = 0; row < s->rows; row += p->group) {
         for (int64_t at = first; at < last; at += VOTE_TILE) {
             const int64_t bytes = last - at < VOTE_TILE ? last - at : VOTE_TILE;
-            ISA(vote_of_group)(p, row, at, bytes, &v);
+            ISA(vote_on_tile)(p, row, at, bytes, &v);
             for (int64_t r = row; r < row + p->group; r++) {
                 const int64_t from = r * s->row_stride + at;
                 distances[r] += s->mask

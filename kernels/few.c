@@ -1,6 +1,7 @@
 /* Votes and tallies of up to sixteen rows: the bit-sliced counters never leave the registers. */
 
-/* What is counted, known when it is compiled. group: 1, or rows of a group. */
+/* What is counted, known when it is compiled. group: 1, or rows of a group; of groups, `rows` only tells
+ * whether they are an even number. */
 typedef struct {
     int rows, masked, group;
 } shape;
@@ -22,19 +23,37 @@ MPISIGN_FN int bit_length(int n)
     return 32 - __builtin_clz((unsigned)n);
 }
 
-/* Groups of an odd number of rows that all vote: none ties, and up to sixteen of them are rows. */
+/* What a group of an odd number of rows that all vote says: it never ties. */
+MPISIGN_FN lanes vote_of_group(const mpisign_stack *s, int group, int64_t row, int64_t at)
+{
+    lanes counter[5], more, none;
+    count_few(s, group, row, at, SIGNS, counter);
+    compare_constant(counter, bit_length(group), (unsigned)(group / 2), &more, &none);
+    return more;
+}
+
+/* Up to sixteen such groups, two at a time. */
 MPISIGN_FN void compare_groups(const mpisign_stack *s, int group, int64_t at, lanes *more,
                                lanes *tie)
 {
-    lanes counter[5], winners[AT_ONCE], none;
+    lanes counter[5];
     const int groups = (int)s->rows / group;
-    for (int g = 0; g < AT_ONCE; g++)
-        winners[g] = zero_lanes();
-    for (int g = 0; g < groups; g++) {
-        count_few(s, group, (int64_t)g * group, at, SIGNS, counter);
-        compare_constant(counter, bit_length(group), (unsigned)(group / 2), &winners[g], &none);
+    MPISIGN_UNROLL
+    for (int k = 0; k < 5; k++)
+        counter[k] = zero_lanes();
+    for (int g = 0; g < groups; g += 2) {
+        lanes carry, second = zero_lanes();
+        const lanes first = vote_of_group(s, group, (int64_t)g * group, at);
+        if (g + 1 < groups)
+            second = vote_of_group(s, group, (int64_t)(g + 1) * group, at);
+        FULL_ADD(carry, counter[0], counter[0], first, second);
+        MPISIGN_UNROLL
+        for (int k = 1; k < 5; k++) {
+            const lanes both = counter[k] & carry;
+            counter[k] ^= carry;
+            carry = both;
+        }
     }
-    count_rows(counter, winners, AT_ONCE);
     compare_constant(counter, 5, (unsigned)(groups / 2), more, tie);
     if (groups % 2)
         *tie = zero_lanes();
@@ -59,7 +78,7 @@ MPISIGN_FN void compare_few(const mpisign_stack *s, shape k, int64_t at, lanes *
 MPISIGN_FN void vote_shape(const mpisign_stack *s, shape k, int64_t at, int64_t batches,
                            const mpisign_random *rnd, verdict *v)
 {
-    const int may_tie = k.masked || k.group > 1 || k.rows % 2 == 0;
+    const int may_tie = k.masked || k.rows % 2 == 0;
     const int draw = may_tie && v->ties == MPISIGN_TIES_RANDOM;
     const philox_keys keys = keys_of(rnd);
     uint64_t block = (rnd->byte_offset + (uint64_t)at) >> 4;
@@ -96,7 +115,12 @@ static void ISA(vote_batches)(const mpisign_stack *s, int64_t group, int64_t at,
                               const mpisign_random *rnd, verdict *v)
 {
 #define GROUPED(r)                                                                                 \
-    case r: vote_shape(s, (shape){0, 0, r}, at, batches, rnd, v); return;
+    case r:                                                                                        \
+        if (s->rows / r % 2)                                                                       \
+            vote_shape(s, (shape){1, 0, r}, at, batches, rnd, v);                                  \
+        else                                                                                       \
+            vote_shape(s, (shape){2, 0, r}, at, batches, rnd, v);                                  \
+        return;
 #define MASKED(n)                                                                                  \
     case n: vote_shape(s, (shape){n, 1, 1}, at, batches, rnd, v); return;
 #define PLAIN(n)                                                                                   \

@@ -116,10 +116,8 @@ typedef struct {
             for (int r = 0; r < SORTED_TOGETHER; r++)                                              \
                 p[r] = none;                                                                       \
             for (int r = 0; r < rows; r++) {                                                       \
-                ISA(look_at_row)(x, row + r, at, count, finite);                                   \
+                ISA(look_at_row)(x, row + r, at, count, 2 * o->width, finite);                     \
                 p[r] = ROW(x, row + r, at, count, tile + (row + r) * width);                       \
-                if (at + count < x->length)                                                        \
-                    fetch_row(x, row + r, at + count, o->width);                                   \
             }                                                                                      \
             ISA(sort_rows_##NAME)(p, rows, width, tile + row * width);                             \
         }                                                                                          \

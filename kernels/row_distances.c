@@ -72,10 +72,8 @@ static ALONE void ISA(distances_of_chunk)(const mpisign_rows *x, const pairwise 
         const int64_t count = last - at < k->width ? last - at : k->width;
         const int64_t whole = (count + SUMS - 1) / SUMS * SUMS;
         for (int64_t row = 0; row < n; row++) {
+            ISA(look_at_row)(x, row, at, count, 2 * k->width, finite);
             ISA(row_fp64)(x, row, at, count, tile + row * k->width);
-            ISA(look_at_row)(x, row, at, count, finite);
-            if (at + count < x->length)
-                fetch_row(x, row, at + count, k->width);
         }
         if (k->norms)
             add_all_squares(origin, tile, n, k->width, whole, sums);

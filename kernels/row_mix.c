@@ -1,99 +1,140 @@
-/* Weighted sums of rows, in fp64 and in the order of the rows; coefficients of 0 are not there.
+/* Weighted sums of rows, in fp64 and in the order of the rows; coefficients of 0 are not there, and
+ * coefficients that are all equal multiply the sum.
  *
  * One or two sums are added up from the rows where they are; more, from a tile of the rows that are
  * needed, as fp64 in the first-level cache.
  */
 #include "wide.h"
 
-enum { MIX_TOGETHER = 8, MIX_STRETCH = 1024, MIX_DIRECT = 2 };
+enum { MIX_TOGETHER = 8, MIX_STRETCH = 256, MIX_DIRECT = 2 };
 
-/* sums = a[0] p[0] + ... (sums += where it does not begin), for k rows. */
-MPISIGN_FN void add_weighted(int fp64, int k, const char *const *p, const double *a, int begins,
+/* One sum of rows, of those that are at `data` + row * `stride`, of which the bytes `ahead` are fetched. */
+typedef struct {
+    const char *data;
+    int64_t stride;
+    const int64_t *columns;
+    const double *values;
+    int64_t n, ahead;
+    int weighted; /* else all values are the same */
+} mixed;
+
+/* sums = w[0] p[0] + ... (sums += where it does not begin), for k rows from number j on. */
+MPISIGN_FN void add_weighted(int fp64, int weighted, int k, const mixed *m, int64_t j,
                              int64_t count, double *sums)
 {
+    enum { MOST_PARTS = 16 / WIDE };
+    const int line = fp64 ? 8 : 16, parts = line / WIDE, begins = j == 0;
+    const int64_t ahead = m->ahead;
+    const char *p[MIX_TOGETHER];
+    double w[MIX_TOGETHER];
     int64_t i = 0;
-    for (; i + WIDE <= count; i += WIDE) {
-        wide s = begins ? (wide){0} : load_wide(sums + i);
+    for (int r = 0; r < k; r++) {
+        p[r] = m->data + m->columns[j + r] * m->stride;
+        w[r] = m->values[j + r];
+    }
+    for (; i + line <= count; i += line) {
+        wide s[MOST_PARTS];
         MPISIGN_UNROLL
-        for (int j = 0; j < k; j++) {
-            const wide x = fp64 ? load_wide((const double *)p[j] + i)
-                                : widen((const float *)p[j] + i);
-            const wide t = x * a[j];
-            s = begins && j == 0 ? t : s + t;
+        for (int part = 0; part < parts; part++)
+            s[part] = begins ? (wide){0} : load_wide(sums + i + part * WIDE);
+        MPISIGN_UNROLL
+        for (int r = 0; r < k; r++) {
+            const char *from = p[r] + i * (fp64 ? 8 : 4);
+            PREFETCH_L2(from + ahead);
+            MPISIGN_UNROLL
+            for (int part = 0; part < parts; part++) {
+                wide x = fp64 ? load_wide((const double *)from + part * WIDE)
+                              : widen((const float *)from + part * WIDE);
+                x = weighted ? x * w[r] : x;
+                s[part] = begins && r == 0 ? x : s[part] + x;
+            }
         }
-        store_wide(sums + i, s);
+        MPISIGN_UNROLL
+        for (int part = 0; part < parts; part++)
+            store_wide(sums + i + part * WIDE, s[part]);
     }
     for (; i < count; i++) {
         double s = begins ? 0 : sums[i];
-        for (int j = 0; j < k; j++) {
+        for (int r = 0; r < k; r++) {
             double x;
             if (fp64) {
-                memcpy(&x, p[j] + 8 * i, sizeof x);
+                memcpy(&x, p[r] + 8 * i, sizeof x);
             } else {
                 float narrow;
-                memcpy(&narrow, p[j] + 4 * i, sizeof narrow);
+                memcpy(&narrow, p[r] + 4 * i, sizeof narrow);
                 x = (double)narrow;
             }
-            const double t = x * a[j];
-            s = begins && j == 0 ? t : s + t;
+            x = weighted ? x * w[r] : x;
+            s = begins && r == 0 ? x : s + x;
         }
         sums[i] = s;
     }
 }
 
-MPISIGN_FN void add_some(int fp64, int k, const char *const *p, const double *a, int begins,
-                         int64_t count, double *sums)
+MPISIGN_FN void add_all(int fp64, int weighted, const mixed *m, int64_t count, double *sums)
 {
-    switch (k) {
-    case 8: add_weighted(fp64, 8, p, a, begins, count, sums); break;
-    case 4: add_weighted(fp64, 4, p, a, begins, count, sums); break;
-    case 2: add_weighted(fp64, 2, p, a, begins, count, sums); break;
-    default: add_weighted(fp64, 1, p, a, begins, count, sums); break;
-    }
+    int64_t j = 0;
+    for (; j + 8 <= m->n; j += 8)
+        add_weighted(fp64, weighted, 8, m, j, count, sums);
+    for (; j + 2 <= m->n; j += 2)
+        add_weighted(fp64, weighted, 2, m, j, count, sums);
+    if (j < m->n)
+        add_weighted(fp64, weighted, 1, m, j, count, sums);
 }
 
-/* One sum of `count` coordinates; row r of the sources is at `data` + r * stride. */
-static void ISA(mix_row)(int fp64, const char *data, int64_t stride, const mpisign_mixture *m,
-                         int64_t row, int64_t count, double *sums)
+static void ISA(mix_row)(int fp64, const mixed *m, int64_t count, double *sums)
 {
-    const int64_t first = row ? m->ends[row - 1] : 0, last = m->ends[row];
-    if (first == last)
+    if (m->n == 0)
         memset(sums, 0, (size_t)count * sizeof *sums);
-    for (int64_t j = first; j < last;) {
-        const char *p[MIX_TOGETHER];
-        const int64_t left = last - j;
-        const int k = left >= 8 ? 8 : left >= 4 ? 4 : left >= 2 ? 2 : 1;
-        for (int i = 0; i < k; i++)
-            p[i] = data + m->columns[j + i] * stride;
-        if (fp64)
-            add_some(1, k, p, m->values + j, j == first, count, sums);
-        else
-            add_some(0, k, p, m->values + j, j == first, count, sums);
-        j += k;
-    }
+    if (fp64 && m->weighted)
+        add_all(1, 1, m, count, sums);
+    else if (fp64)
+        add_all(1, 0, m, count, sums);
+    else if (m->weighted)
+        add_all(0, 1, m, count, sums);
+    else
+        add_all(0, 0, m, count, sums);
+    if (m->n && !m->weighted)
+        for (int64_t i = 0; i < count; i++)
+            sums[i] *= m->values[0];
+}
+
+MPISIGN_FN int are_equal(const double *values, int64_t n)
+{
+    for (int64_t i = 1; i < n; i++)
+        if (values[i] != values[0])
+            return 0;
+    return 1;
 }
 
 static ALONE void ISA(mix_stretch)(const mpisign_rows *x, const mpisign_mixture *m, int direct,
                                    int64_t at, int64_t count, double *tile, int64_t width,
                                    char *out, uint8_t *finite)
 {
-    const int64_t size = item_size(x->dtype);
+    const int64_t size = item_size(x->dtype), ahead = 2 * width;
+    /* A sum of fp32 that is finite tells that all were, if nothing is left out of it. */
+    const int look_later = direct && m->rows == 1 && x->dtype == MPISIGN_FP32;
     double sums[MIX_STRETCH];
-    for (int64_t row = 0; row < x->rows; row++) {
+    for (int64_t row = 0; row < x->rows && !look_later; row++) {
         if (!m->used[row])
             continue;
+        ISA(look_at_row)(x, row, at, count, ahead, finite);
         if (!direct)
             ISA(row_fp64)(x, row, at, count, tile + row * width);
-        ISA(look_at_row)(x, row, at, count, finite);
-        if (at + count < x->length)
-            fetch_row(x, row, at + count, width);
     }
     for (int64_t row = 0; row < m->rows; row++) {
-        if (direct)
-            ISA(mix_row)(x->dtype == MPISIGN_FP64, row_at(x, 0, at), x->stride, m, row, count,
-                         sums);
-        else
-            ISA(mix_row)(1, (const char *)tile, width * 8, m, row, count, sums);
+        const int64_t first = row ? m->ends[row - 1] : 0, n = m->ends[row] - first;
+        mixed one = {(const char *)tile, width * 8, m->columns + first, m->values + first, n, 0,
+                     !are_equal(m->values + first, n)};
+        if (direct) {
+            one.data = row_at(x, 0, at);
+            one.stride = x->stride;
+            one.ahead = look_later ? ahead * size : 0;
+        }
+        ISA(mix_row)(!direct || x->dtype == MPISIGN_FP64, &one, count, sums);
+        if (look_later && any_odd64((const char *)sums, count, 0x0010000000000000u, 0))
+            for (int64_t i = 0; i < n; i++)
+                ISA(look_at_row)(x, one.columns[i], at, count, 0, finite);
         for (int64_t i = count; i < padded(count); i++)
             sums[i] = 0;
         ISA(give_back)(sums, count, x->dtype, out + (row * x->length + at) * size);

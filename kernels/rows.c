@@ -9,27 +9,35 @@
 enum { PIECE = 64 };
 #define LARGEST_FP64 0x5df0000000000000ull /* 2^480 */
 
+/* `ahead`: bytes from what is read to what is fetched into the second-level cache, or 0. */
 #define DEFINE_ANY_ODD(BITS)                                                                       \
-    MPISIGN_FN int any_odd##BITS(const char *data, int64_t count, uint##BITS##_t carry)            \
+    MPISIGN_FN int any_odd##BITS(const char *data, int64_t count, uint##BITS##_t carry,            \
+                                 int64_t ahead)                                                    \
     {                                                                                              \
         typedef uint##BITS##_t word;                                                               \
         typedef word vector __attribute__((vector_size(BLOCK)));                                   \
-        enum { PER = BLOCK * 8 / BITS };                                                           \
+        enum { LINE_ITEMS = 64 / sizeof(word) };                                                   \
         const word magnitude = (word)((word)~(word)0 >> 1);                                        \
         vector odd = {0};                                                                          \
         word any = 0;                                                                              \
         int64_t i = 0;                                                                             \
-        for (; i + PER <= count; i += PER) {                                                       \
-            vector x;                                                                              \
-            memcpy(&x, data + i * (int64_t)sizeof(word), BLOCK);                                   \
-            odd |= (x & magnitude) + carry;                                                        \
+        for (; i + LINE_ITEMS <= count; i += LINE_ITEMS) {                                         \
+            const char *line = data + i * (int64_t)sizeof(word);                                   \
+            if (ahead)                                                                             \
+                PREFETCH_L2(line + ahead);                                                         \
+            MPISIGN_UNROLL                                                                         \
+            for (int k = 0; k < 64; k += BLOCK) {                                                  \
+                vector x;                                                                          \
+                memcpy(&x, line + k, BLOCK);                                                       \
+                odd |= (x & magnitude) + carry;                                                    \
+            }                                                                                      \
         }                                                                                          \
         for (; i < count; i++) {                                                                   \
             word x;                                                                                \
             memcpy(&x, data + i * (int64_t)sizeof x, sizeof x);                                    \
             any |= (word)((word)(x & magnitude) + carry);                                          \
         }                                                                                          \
-        for (int k = 0; k < PER; k++)                                                              \
+        for (int k = 0; k < (int)(BLOCK / sizeof(word)); k++)                                      \
             any |= odd[k];                                                                         \
         return any >> (BITS - 1);                                                                  \
     }
@@ -42,17 +50,19 @@ MPISIGN_FN const char *row_at(const mpisign_rows *x, int64_t row, int64_t at)
     return x->data + row * x->stride + at * item_size(x->dtype);
 }
 
-/* Clears the row's flag if one of these coordinates is not finite; other threads may clear it too. */
+/* Clears the row's flag if one of these coordinates is not finite; other threads may clear it too.
+ * Reading for the first time what is read tile by tile, it fetches what comes `ahead` of it. */
 static void ISA(look_at_row)(const mpisign_rows *x, int64_t row, int64_t at, int64_t count,
-                             uint8_t *finite)
+                             int64_t ahead, uint8_t *finite)
 {
     const char *data = row_at(x, row, at);
     int odd;
+    ahead *= item_size(x->dtype);
     switch (x->dtype) {
-    case MPISIGN_FP32: odd = any_odd32(data, count, 0x00800000u); break;
-    case MPISIGN_FP16: odd = any_odd16(data, count, 0x0400u); break;
-    case MPISIGN_BF16: odd = any_odd16(data, count, 0x0080u); break;
-    default: odd = any_odd64(data, count, (1ull << 63) - LARGEST_FP64);
+    case MPISIGN_FP32: odd = any_odd32(data, count, 0x00800000u, ahead); break;
+    case MPISIGN_FP16: odd = any_odd16(data, count, 0x0400u, ahead); break;
+    case MPISIGN_BF16: odd = any_odd16(data, count, 0x0080u, ahead); break;
+    default: odd = any_odd64(data, count, (1ull << 63) - LARGEST_FP64, ahead);
     }
     if (odd)
         __atomic_store_n(finite + row, 0, __ATOMIC_RELAXED);
@@ -66,7 +76,7 @@ static void ISA(rows_finite)(const mpisign_rows *x, uint8_t *finite, int threads
 #pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
     for (int64_t k = 0; k < x->rows * stretches; k++) {
         const int64_t at = k % stretches * STRETCH, left = x->length - at;
-        ISA(look_at_row)(x, k / stretches, at, left < STRETCH ? left : STRETCH, finite);
+        ISA(look_at_row)(x, k / stretches, at, left < STRETCH ? left : STRETCH, 0, finite);
     }
 }
 
@@ -125,23 +135,18 @@ static void ISA(give_back)(const double *sums, int64_t count, int dtype, char *o
         memcpy(out, sums, (size_t)(count * size));
         return;
     }
-    for (int64_t i = 0; i < count; i += PIECE) {
-        const size_t bytes = (size_t)((count - i < PIECE ? count - i : PIECE) * size);
+    for (int64_t i = 0; i < count; i += PIECE, out += PIECE * size) {
         float narrow[PIECE];
         uint16_t halves[PIECE];
         for (int k = 0; k < PIECE; k++)
             narrow[k] = (float)sums[i + k];
+        if (dtype == MPISIGN_FP32 && count - i >= PIECE) {
+            memcpy(out, narrow, sizeof narrow);
+            continue;
+        }
         if (dtype != MPISIGN_FP32)
             ISA(narrow64)(dtype, narrow, halves);
-        memcpy(out + i * size, dtype == MPISIGN_FP32 ? (void *)narrow : halves, bytes);
+        memcpy(out, dtype == MPISIGN_FP32 ? (void *)narrow : halves,
+               (size_t)((count - i < PIECE ? count - i : PIECE) * size));
     }
-}
-
-/* The next piece of a row that is read tile by tile: other rows come in between. */
-MPISIGN_FN void fetch_row(const mpisign_rows *x, int64_t row, int64_t at, int64_t count)
-{
-    const int64_t size = item_size(x->dtype), left = x->length - at;
-    const char *from = row_at(x, row, at);
-    for (int64_t i = 0; i < (left < count ? left : count) * size; i += 64)
-        PREFETCH_L2(from + i);
 }

@@ -60,9 +60,13 @@ def expected_pairs(x):
 def expected_mix(a, x):
     out = np.zeros((len(a), x.shape[1]))
     for i, weights in enumerate(a):
-        for place, j in enumerate(np.flatnonzero(weights)):
-            product = x[j].astype(np.float64) * weights[j]
+        used = np.flatnonzero(weights)
+        equal = len(set(weights[used])) == 1
+        for place, j in enumerate(used):
+            product = x[j].astype(np.float64) * (1 if equal else weights[j])
             out[i] = out[i] + product if place else product
+        if equal:
+            out[i] *= weights[used[0]]
     return rounded(out, x.dtype)
 
 
@@ -99,6 +103,8 @@ def check_all(x, n_weights=3):
     for m in {1, n_weights}:
         a = np.random.default_rng([n, m]).standard_normal((m, n))
         a[np.random.default_rng([m, n]).random((m, n)) < 0.3] = 0
+        assert same(_numpy(rows.mix(a, x)), expected_mix(a, host))
+        a[:] = (a != 0) / 3
         assert same(_numpy(rows.mix(a, x)), expected_mix(a, host))
     for low, high in {((n - 1) // 2, n // 2 + 1), (0, n), (n // 4, n - n // 4), (n - 1, n)}:
         result = rows.sorted_mean(x, low, high)

@@ -75,8 +75,8 @@ def mix(A: Any, X: Any, *, flags: Flags | None = None) -> Any:
 
     ``A``: (m, n), finite, taken as float64 in host memory. A row of ``X`` whose coefficients are
     all 0 is not read, so that nothing in it matters (its flag is True). Products and sums are
-    float64, in the order of the rows, rounded to the dtype at the end. Raises TypeError, ValueError
-    for arguments that do not fit.
+    float64, in the order of the rows, rounded to the dtype at the end; coefficients that are all
+    equal multiply the sum. Raises TypeError, ValueError for arguments that do not fit.
     """
     x = _view("mix", X)
     a = np.ascontiguousarray(arrays.host(A) if hasattr(A, "shape") else A, dtype=np.float64)
@@ -94,10 +94,16 @@ def mix(A: Any, X: Any, *, flags: Flags | None = None) -> Any:
         return out
     place, _owner = _place(x)
     row, column = map(np.ascontiguousarray, np.nonzero(a))
-    parts = (np.cumsum(np.bincount(row, minlength=len(a))), column, a[row, column], used)
+    ends, values = np.cumsum(np.bincount(row, minlength=len(a))), a[row, column]
     _kernels.rows_mix(
         place,
-        (len(a), *map(arrays.address, parts)),
+        (
+            len(a),
+            arrays.address(ends),
+            arrays.address(column),
+            arrays.address(values),
+            arrays.address(used),
+        ),
         arrays.address(out),
         arrays.address(flags),
         threads.for_work(len(row) * x.shape[1]),

@@ -11,6 +11,7 @@ import types
 import numpy as np
 import pytest
 import torch
+from launchers import mpirun
 
 import mpisign
 from mpisign import attacks
@@ -393,3 +394,14 @@ def test_the_module_says_what_it_has():
     assert set(attacks.__all__) <= {*dir(attacks), "Adversaries"}
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         attacks.nothing  # noqa: B018
+
+
+def test_over_mpi_on_3_ranks():
+    mpirun(
+        3,
+        sys.executable,
+        *("-m", "mpi4py", "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"),
+        "tests/ranks/test_attacks_in_a_job.py",
+        timeout=180,
+        env={"MPISIGN_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
+    )

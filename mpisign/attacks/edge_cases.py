@@ -38,8 +38,8 @@ def edge_cases(source: int = 1, share: float = 0.25) -> EdgeCases:
     """The ``share`` of all images of digit ``source`` that are farthest from their mean image.
 
     Euclidean distance of pixels in [0, 1], over the training and the test part together; equally
-    far ones in the dataset's order. Of ones: 45 of 182, thin with a flag and no foot, where the
-    others are thick strokes; 32 are in the training part, 13 in the test part. No randomness.
+    far ones in the dataset's order. Of ones: 45 of 182, thin with a flag or a slanted foot, where
+    the others are upright strokes; 32 are in the training part, 13 in the test part. No randomness.
     DataError without scikit-learn, ValueError for no digit or a share that is not in (0, 1).
     """
     from mpisign.training import data

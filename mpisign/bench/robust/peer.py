@@ -47,7 +47,7 @@ def aggregators() -> Any:
 def rule(module: Any, name: str, f: int) -> Callable[[Any], Any] | None:
     """ByzFL's rule, or chain of rules, of a name of ``mpisign.robust``; None if it has none."""
     parts = name.split("+")
-    if any(part not in _NAMES for part in parts):
+    if any(not hasattr(module, _NAMES.get(part, "")) for part in parts):
         return None
     steps = [_made(module, part, f) for part in parts]
 

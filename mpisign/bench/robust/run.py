@@ -27,6 +27,7 @@ from mpisign.bench.stock import torch_there
 from mpisign.bench.table import text
 
 MARK = "<!-- mpisign bench robust -->"
+FROM_MEMORY = 1 << 20  # bytes of rows: less is measured in the caches
 _WIDTH = 100
 
 
@@ -134,9 +135,9 @@ def _check(s: Settings) -> None:
 
 def _measure(record: Record, byzfl: Any) -> None:
     s = record.settings
-    host = Host(warm=False)
     nbytes = s.rows * s.size * np.dtype(s.dtype).itemsize
-    sets = min(64, host.copies(nbytes, max(s.size, host.small)))
+    host = Host(warm=nbytes < FROM_MEMORY)
+    sets = host.copies(nbytes, max(s.size, host.small))
     rows = measure.made(s.rows, s.size, s.dtype, sets)
     with Progress(len(s.rules) * len(s.frameworks)) as progress:
         for framework in s.frameworks:

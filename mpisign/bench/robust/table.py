@@ -67,7 +67,8 @@ def footnotes(record: Record) -> list[str]:
         "loads take to read the rows once, in turns with it, by the time; times: how many times "
         f"longer ByzFL takes; goal: {TIMES:g} times, or the memory's limit: {AT_LIMIT:g} of the "
         "speed of plain loads; differs by: the largest difference of the results, by the largest "
-        "magnitude (empty: drawn at random otherwise). Rows come from memory, not from the caches.",
+        "magnitude (empty: drawn at random otherwise). Calls take turns in copies of the rows, "
+        "which so come from memory (below 1 MiB from the caches).",
     ]
     if record.peer is None:
         told.append(f"ByzFL is not installed: {peer.HINT}.")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import statistics
+from dataclasses import replace
 
 import pytest
 from launchers import ROOT
@@ -71,10 +72,10 @@ def test_the_flat_vote_fades_under_six_of_fifteen():
 
 def test_one_lying_owner_takes_a_digit_and_replicated_owners_give_it_back():
     honest, lies, watched = (
-        trained(of_study("lying-owner", label))
+        trained(replace(of_study("lying-owner", label), steps=60, evaluations=1))
         for label in ("honest owners", "one lies", "one lies: byzantine_f=1")
     )
-    assert honest["recall"][DIGIT] > 0.8 > 0.1 > lies["recall"][DIGIT]
+    assert honest["recall"][DIGIT] > 0.7 > 0.1 > lies["recall"][DIGIT]
     assert lies["test"] < honest["test"] - 0.03
     assert watched["digest"] == honest["digest"], "not a bit of the lie may reach the model"
 

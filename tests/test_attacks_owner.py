@@ -109,14 +109,18 @@ def test_the_opposite_is_told_of_the_own_shard_alone(size):
         assert np.array_equal(a[first:], -b[first:])
 
 
-@pytest.mark.parametrize("size", [3, 5, 9])
-def test_byzantine_f_undoes_it_and_names_who_lied(size):
+@pytest.mark.parametrize(("size", "groups"), [(3, None), (5, None), (9, None), (9, 3)])
+def test_byzantine_f_undoes_it_and_names_who_lied(size, groups):
     rows = np.random.default_rng(size).normal(size=(size, 999)).astype("float32")
+    if groups is not None:
+        rows = rows.repeat(groups, axis=0)[:size]
+        groups = [range(r, r + groups) for r in range(0, size, groups)]
 
     def job(comm, liar):
         if comm.rank == liar:
             lie_about_shards(comm)
-        return comm.majority_vote(rows[comm.rank], algorithm="alltoall", byzantine_f=1, step=0)
+        how = {"algorithm": "alltoall", "byzantine_f": 1, "groups": groups}
+        return comm.majority_vote(rows[comm.rank], step=0, **how)
 
     true = run(size, job, None, timeout=20.0)
     with warnings.catch_warnings(record=True) as caught:

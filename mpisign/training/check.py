@@ -34,10 +34,11 @@ def check(settings: Settings, size: int) -> None:
 def _check_groups(settings: Settings, size: int) -> None:
     r = settings.detox
     if r is None:
-        default = Settings()
-        for option in ("placement", "order", "reshuffle_every", "suspects"):
-            if getattr(settings, option) not in (getattr(default, option), False):
+        for option in ("placement", "order", "reshuffle_every"):
+            if getattr(settings, option) != getattr(Settings, option):
                 raise SettingsError(f"--{option.replace('_', '-')} needs --detox: it is of groups")
+        if settings.suspects:
+            raise SettingsError("--suspects needs --detox: ranks are compared in groups")
         return
     if r % 2 == 0:
         raise SettingsError(

@@ -114,7 +114,9 @@ def train(
     counts_wire = wire.measurable(world) and not attacked.hostile
 
     mpisign.stats().reset()
-    watch = None if groups is None else suspects.Watch(groups)
+    watch = None
+    if groups is not None:
+        watch = suspects.Watch(groups, carried=settings.rank_momentum > 0)
     curve: list[dict[str, float | None]] = []
     seconds, crossed, loss = 0.0, 0, math.nan
     # Closer together at the start, where accuracy still moves.

@@ -75,6 +75,7 @@ def print_table(results: Sequence[Result], settings: Settings, world: World, dat
     for r in results:
         if r.suspects is not None and _told(r.suspects, settings):
             console.print(_suspects(r, r.suspects, settings, world))
+            console.print(_SUSPECTS if r.suspects[0].draws > 1 else f"{_SUSPECTS}\n{_FIXED}")
 
 
 def _told(found: Sequence[Suspect], settings: Settings) -> bool:
@@ -89,7 +90,6 @@ def _suspects(result: Result, found: Sequence[Suspect], settings: Settings, worl
     table = _table([*heads, *truth], "rank")
     named = [str(s.rank) for s in found if s.verdict == "suspect"]
     table.title = f"suspects, {result.label}: {', '.join(named) or 'none'}"
-    table.caption = _SUSPECTS if found[0].draws > 1 else f"{_SUSPECTS}\n{_FIXED}"
     for s in found:
         style = {"suspect": "bold red", "unclear": "yellow"}.get(s.verdict)
         times = f"{s.odd} of {s.draws}"

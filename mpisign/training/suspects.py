@@ -15,7 +15,8 @@ from mpisign.training.world import World
 
 Verdict = Literal["suspect", "unclear", "inconspicuous"]
 
-_LEAST = 0.05  # of the votes: what rounding never makes
+_ROUNDING = 0.05  # of the votes: more than rounding makes
+_CARRIED = 0.15  # of the votes: more than momenta of another group make, half a draw later
 _MEDIAN = 2.0  # times as far from its group as the median rank
 _OTHERS = 1.5  # times as far as any other member
 _MARKS = 128  # steps of a draw that are remembered, to find its middle
@@ -49,11 +50,13 @@ class Suspect:
 class Watch:
     """Looks at ``mpisign.stats().suspects`` after each step, and tells the draws apart.
 
-    Only the second half of a draw counts: until then members' momenta are of other groups.
+    Only the second half of a draw counts: until then members' votes are of momenta that they
+    carried over from other groups. ``carried``: they have such momenta.
     """
 
-    def __init__(self, groups: Groups) -> None:
+    def __init__(self, groups: Groups, *, carried: bool) -> None:
         self._groups = groups
+        self._least = _CARRIED if carried and groups.reshuffle_every else _ROUNDING
         self._draw, self._members = groups.draw, groups.members
         self._seen: list[tuple[Members, npt.NDArray[np.int64]]] = []
         self._marks = [self._now()]
@@ -79,7 +82,7 @@ class Watch:
         by_draw = _of_all(world, np.array([counts for _, counts in self._seen]))
         shares = _medians(by_draw[..., 1], by_draw[..., 0])
         members = [m for m, _ in self._seen]
-        odd = np.array([odd_ones(s, m) for s, m in zip(shares, members, strict=True)])
+        odd = np.array([odd_ones(s, m, self._least) for s, m in zip(shares, members, strict=True)])
         suspicion = weigh(odd, members)
         share = _medians(told[..., 1], told[..., 0])[0]
         flagged = _medians(told[..., 3], told[..., 2])[0]
@@ -110,13 +113,13 @@ class Watch:
         self._marks = [marks[-1]]
 
 
-def odd_ones(shares: Sequence[float], members: Members) -> list[bool]:
+def odd_ones(shares: Sequence[float], members: Members, least: float = _ROUNDING) -> list[bool]:
     """Who was the odd one out in one draw, of the ranks' shares of votes unlike their group's.
 
-    At most one of a group: more than 5% from its vote, twice as far as the median rank, and half as
-    far again as any other member.
+    At most one of a group: further from its vote than ``least``, than twice the median rank, and
+    than half as far again as any other member.
     """
-    far = max(_LEAST, _MEDIAN * float(np.median(shares)))
+    far = max(least, _MEDIAN * float(np.median(shares)))
     odd = [False] * len(shares)
     for group in members:
         if len(group) < 3:
@@ -129,9 +132,9 @@ def odd_ones(shares: Sequence[float], members: Members) -> list[bool]:
 def weigh(odd: npt.NDArray[Any], members: Sequence[Members]) -> npt.NDArray[np.float64]:
     """How much each rank is to be suspected, from 0 to 1, of who was odd in each draw (draws, p).
 
-    The share of draws in which it was the odd one out, each weighed by the trust in the others of
-    its group: a draw in which those are suspects themselves says little. Trust is 1 - suspicion, so
-    the two are found in turn.
+    The share of its draws in which it was the odd one out, each weighed by the trust in those of
+    its group that it differed from, or agreed with: what suspects say of each other, and of the
+    honest among them, counts little. Trust is 1 - suspicion, so the two are found in turn.
     """
     suspicion = np.zeros(odd.shape[1])
     for _ in range(_ROUNDS):
@@ -140,8 +143,9 @@ def weigh(odd: npt.NDArray[Any], members: Sequence[Members]) -> npt.NDArray[np.f
         for row, groups in zip(odd, members, strict=True):
             for group in groups:
                 for rank in group:
+                    others = [trust[r] for r in group if r != rank and not row[r]]
                     # Never 0: where all others are suspects, these draws are all that is known.
-                    w = float(np.prod([trust[r] for r in group if r != rank])) + 1e-9
+                    w = float(np.prod(others)) + 1e-9
                     found[rank] += w * row[rank]
                     weight[rank] += w
         suspicion = found / weight

@@ -26,7 +26,8 @@ Each rank learns from its own shard. fp32 averages gradients, 32 bits a coordina
 the sign of each rank's momentum, 1 bit, and every rank moves with the majority.
 
 Ranks can be made hostile (--adversaries, --attack), and held off: by the vote itself, by groups
-that compute the same and filter each other (--detox), by robust rules on full gradients (--rule)."""
+that compute the same and filter each other (--detox), by robust rules on whole gradients
+(--rule)."""
 
 _EPILOG = """\
 ways (--ways takes any of them; --via mpi, torch or horovod those of one transport):

@@ -26,7 +26,7 @@ _WIDTH = 120  # columns where no terminal tells its own
 _SUSPECTS = """\
 Differs: from its group's vote. Flagged: far from it, and nobody else of the group was. Odd one out:
 the same over a draw's second half. A suspect was that in over half of its draws, of which those
-count less that it shared with other suspects. What to make of it: docs/detox.md."""
+count less that it shared with other suspects. What can be trusted of it: docs/detox.md."""
 _FIXED = """\
 These groups were drawn once: in one with a hostile majority the honest are the odd ones out."""
 

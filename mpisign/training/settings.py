@@ -18,9 +18,6 @@ PLACEMENTS: tuple[Placement, ...] = ("spread", "packed", "worst")
 Order = Literal["random", "flipflop"]
 ORDERS: tuple[Order, ...] = ("random", "flipflop")
 
-#: What a hostile rank of a study multiplies its gradient by.
-ATTACKS: dict[str, float] = {"sign-flip": -1.0, "reverse": -100.0}
-
 #: The learning rate of votes, unless told.
 VOTE_LR = 2e-3
 
@@ -100,7 +97,7 @@ class Settings:
     def rank_momentum(self) -> float:
         """The momentum that ranks put on gradients before they send them."""
         if self.rule is not None:
-            # Members of a group are compared bit for bit, and after a draw their momenta differ.
+            # In groups momenta would start from zero after every draw.
             return self.momentum if self.detox is None else 0.0
         return self.momentum if self.compression == "signum" else 0.0
 

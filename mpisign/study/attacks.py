@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 import mpisign
-from mpisign.attacks import Adversaries
+from mpisign.attacks import Adversaries, by_name
 from mpisign.compressors import Compressor
 from mpisign.compressors.detox import Detox
 from mpisign.study.cell import Cell
@@ -29,7 +29,8 @@ def hostile(
     """What to call with all parameters after each ``backward()``, or None; may spoil batches too.
 
     Collective where the attack looks at honest ranks' gradients; of a compressor with momentum it
-    looks at their momenta.
+    looks at their momenta. What hostile ranks draw they draw alike: of one batch they make the same
+    poisoned one, and own a group in which they are the most.
     """
     if cell.attack is None:
         return None
@@ -38,10 +39,9 @@ def hostile(
         return Attack(cell.attack, cell.seed, comm.rank) if own else None
     sends = compressor.inner if isinstance(compressor, Detox) else compressor
     adversaries = Adversaries(
-        cell.attack,
+        by_name(cell.attack, cell.adversaries, [cell.seed, _STREAM]),
         [*filter(cell.hostile, range(cell.ranks))],
         comm,
-        seed=cell.seed,
         momentum=getattr(sends, "momentum", 0.0),
     )
     task.spoil = adversaries.batch

@@ -30,7 +30,7 @@ def draw_methods(axis: Any, panel: Panel, colours: Mapping[str, str]) -> None:
     axis.set(xlim=(-4, 104), ylim=(-0.7, len(labels) - 0.4))
     told = [f"round: {metric(grid.task).name}"]
     told += [f"cross: {ALSO[name].name}" for name in grid.also if name != "recall"]
-    axis.set_xlabel(f"{', '.join(told)}, %")
+    axis.set_xlabel(f"{', '.join(told)}, hollow: no hostile rank; %")
     axis.grid(True, axis="x", color="#dddddd", linewidth=0.7)
     axis.spines[["top", "right"]].set_visible(False)
     axis.set_axisbelow(True)

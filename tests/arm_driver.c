@@ -85,6 +85,37 @@ int main(void)
         const mpisign_stack stack = {rows[0][0], rows[0][1], (int64_t)sizeof rows[0], ROWS, length, NULL};
         k->weighted_sum(&stack, weights, length, 1.5f, 0.125f, (float *)out, 1);
         digest("weighted_sum", length, out, (size_t)length * 4);
+        for (int i = 0; i < MOST; i++) { /* rows of floats, of both types */
+            momentum[i] = (double)((int64_t)draw() >> 40) * 0x1p-12;
+            ((float *)grad)[i] = (float)momentum[i];
+        }
+        for (int64_t n = 3; n <= ROWS; n += 7)
+            for (int fp64 = 0; fp64 < 2; fp64++) {
+                const int64_t d = length / n, size = fp64 ? 8 : 4, ends[2] = {n, n + 2};
+                const mpisign_rows x = {fp64 ? (char *)momentum : (char *)grad, d * size, n, d,
+                                        fp64 ? MPISIGN_FP64 : MPISIGN_FP32};
+                int64_t columns[ROWS + 2];
+                double values[ROWS + 2];
+                uint8_t used[ROWS], finite[ROWS];
+                for (int64_t i = 0; i < n + 2; i++) {
+                    columns[i] = i % n;
+                    values[i] = (double)(i + 1) * 0.3;
+                    used[i % n] = 1;
+                }
+                const mpisign_mixture m = {2, ends, columns, values, used};
+                k->rows_finite(&x, finite, 1);
+                digest("rows_finite", length, finite, (size_t)n);
+                k->rows_distances(&x, 0, out, finite, 1);
+                digest("rows_distances", length, out, (size_t)(n * (n + 1) / 2) * 8);
+                k->rows_distances(&x, 1, out, finite, 1);
+                digest("rows_norms", length, out, (size_t)n * 8);
+                k->rows_mix(&x, &m, (char *)out, finite, 1);
+                digest("rows_mix", length, out, (size_t)(2 * d * size));
+                k->rows_order(&x, n / 4, n - n / 4, 0, (char *)out, finite, 1);
+                digest("rows_order", length, out, (size_t)(d * size));
+                k->rows_order(&x, 0, 0, n / 2 + 1, (char *)out, finite, 1);
+                digest("rows_nearest", length, out, (size_t)(d * size));
+            }
         for (int r = 0; r < 8; r++) { /* ever sparser */
             for (size_t b = 0; b < bytes; b++)
                 rows[0][1][b] &= r ? rows[r][1][b] : 0xff;

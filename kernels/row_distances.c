@@ -7,8 +7,9 @@
  */
 #include "wide.h"
 
-enum { CHUNKS = 64, CHUNK_LEAST = 8192, SUMS = 8, TOGETHER_ROWS = 4, TILE_BYTES = 24 << 10 };
+enum { CHUNKS = 64, CHUNK_LEAST = 8192, SUMS = 8, TOGETHER_ROWS = 4, TILE_BYTES = 24 << 10, NORMS_AHEAD = 2048 };
 enum { SUM_PARTS = SUMS / WIDE };
+#define LARGEST_SQUARE 0x1p960 /* LARGEST_FP64 squared */
 
 /* sums[j] += (a - b[j])^2 for k rows b, `width` apart. */
 MPISIGN_FN void add_squares(int k, const double *a, const double *b, int64_t width, int64_t count,
@@ -28,6 +29,38 @@ MPISIGN_FN void add_squares(int k, const double *a, const double *b, int64_t wid
             for (int j = 0; j < k; j++) {
                 const wide apart = x - load_wide(b + j * width + i + WIDE * p);
                 s[j][p] += apart * apart;
+            }
+        }
+    MPISIGN_UNROLL
+    for (int j = 0; j < k; j++)
+        MPISIGN_UNROLL
+        for (int p = 0; p < SUM_PARTS; p++)
+            store_wide(sums + SUMS * j + WIDE * p, s[j][p]);
+}
+
+/* The same from the origin, of k rows where they are: fp32 or fp64, `count` a multiple of 8. The bytes
+ * `ahead` are fetched. */
+MPISIGN_FN void add_norms(int fp64, int k, const char *data, int64_t stride, int64_t count,
+                          int64_t ahead, double *sums)
+{
+    const int64_t size = fp64 ? 8 : 4;
+    wide s[TOGETHER_ROWS][SUM_PARTS];
+    MPISIGN_UNROLL
+    for (int j = 0; j < k; j++)
+        MPISIGN_UNROLL
+        for (int p = 0; p < SUM_PARTS; p++)
+            s[j][p] = load_wide(sums + SUMS * j + WIDE * p);
+    for (int64_t i = 0; i < count; i += SUMS)
+        MPISIGN_UNROLL
+        for (int j = 0; j < k; j++) {
+            const char *from = data + j * stride + i * size;
+            if (ahead)
+                PREFETCH_L2(from + ahead);
+            MPISIGN_UNROLL
+            for (int p = 0; p < SUM_PARTS; p++) {
+                const wide x = fp64 ? load_wide((const double *)from + WIDE * p)
+                                    : widen((const float *)from + WIDE * p);
+                s[j][p] += x * x;
             }
         }
     MPISIGN_UNROLL
@@ -59,6 +92,43 @@ typedef struct {
     int norms;            /* distances to the origin alone */
 } pairwise;
 
+MPISIGN_FN double sum_of_eight(const double *s)
+{
+    return ((s[0] + s[4]) + (s[2] + s[6])) + ((s[1] + s[5]) + (s[3] + s[7]));
+}
+
+/* Squared norms of coordinates [first, last) of fp32 or fp64, without a tile. */
+static ALONE void ISA(norms_of_chunk)(const mpisign_rows *x, int64_t first, int64_t last,
+                                      double *out, uint8_t *finite)
+{
+    const int64_t whole = (last - first) / SUMS * SUMS, rest = last - first - whole;
+    for (int64_t row = 0; row < x->rows;) {
+        double sums[TOGETHER_ROWS * SUMS] = {0};
+        const char *data = row_at(x, row, first);
+        const int k = x->rows - row >= TOGETHER_ROWS ? TOGETHER_ROWS : 1;
+        if (x->dtype == MPISIGN_FP64) {
+            if (k > 1)
+                add_norms(1, TOGETHER_ROWS, data, x->stride, whole, NORMS_AHEAD, sums);
+            else
+                add_norms(1, 1, data, x->stride, whole, NORMS_AHEAD, sums);
+        } else if (k > 1) {
+            add_norms(0, TOGETHER_ROWS, data, x->stride, whole, NORMS_AHEAD, sums);
+        } else {
+            add_norms(0, 1, data, x->stride, whole, NORMS_AHEAD, sums);
+        }
+        for (int j = 0; j < k; j++, row++) {
+            double last_few[PIECE];
+            if (rest) {
+                ISA(row_fp64)(x, row, first + whole, rest, last_few);
+                add_norms(1, 1, (const char *)last_few, 0, SUMS, 0, sums + SUMS * j);
+            }
+            out[row] = sum_of_eight(sums + SUMS * j);
+            if (!(out[row] < LARGEST_SQUARE)) /* NaN, infinity or a value from 2^480 on */
+                ISA(look_at_row)(x, row, first, last - first, 0, finite);
+        }
+    }
+}
+
 /* Coordinates [first, last): one sum a pair, (0, 1) (0, 2) ... (n - 1, n), row n being the origin. */
 static ALONE void ISA(distances_of_chunk)(const mpisign_rows *x, const pairwise *k, int64_t first,
                                           int64_t last, double *tile, double *sums, double *out,
@@ -82,10 +152,8 @@ static ALONE void ISA(distances_of_chunk)(const mpisign_rows *x, const pairwise 
                 add_all_squares(tile + row * k->width, tile + (row + 1) * k->width, n - row,
                                 k->width, whole, sums + pair * SUMS);
     }
-    for (int64_t pair = 0; pair < k->pairs; pair++) {
-        const double *s = sums + pair * SUMS;
-        out[pair] = ((s[0] + s[4]) + (s[2] + s[6])) + ((s[1] + s[5]) + (s[3] + s[7]));
-    }
+    for (int64_t pair = 0; pair < k->pairs; pair++)
+        out[pair] = sum_of_eight(sums + pair * SUMS);
 }
 
 static ALONE void ISA(sum_of_chunks)(const double *sums, int64_t chunks, int64_t pairs, double *out)
@@ -118,9 +186,13 @@ static int ISA(rows_distances)(const mpisign_rows *x, int norms, double *out, ui
         const uint64_t floats_before = plain_floats();
         for (int64_t c = t; c < chunks; c += threads) {
             const int64_t first = c * chunk, left = x->length - first;
-            ISA(distances_of_chunk)(x, &k, first, left < chunk ? x->length : first + chunk,
-                                    room + t * own, room + t * own + tile, parts + c * k.pairs,
-                                    finite);
+            const int64_t last = left < chunk ? x->length : first + chunk;
+            double *sums = parts + c * k.pairs;
+            if (norms && (x->dtype == MPISIGN_FP32 || x->dtype == MPISIGN_FP64))
+                ISA(norms_of_chunk)(x, first, last, sums, finite);
+            else
+                ISA(distances_of_chunk)(x, &k, first, last, room + t * own, room + t * own + tile,
+                                        sums, finite);
         }
         restore_floats(floats_before);
     }

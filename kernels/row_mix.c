@@ -1,8 +1,8 @@
 /* Weighted sums of rows, in fp64 and in the order of the rows; coefficients of 0 are not there, and
  * coefficients that are all equal multiply the sum.
  *
- * One or two sums are added up from the rows where they are; more, from a tile of the rows that are
- * needed, as fp64 in the first-level cache.
+ * Rows that are needed once or twice are added up where they are; others, from a tile of them as fp64
+ * in the first-level cache.
  */
 #include "wide.h"
 
@@ -112,8 +112,8 @@ static ALONE void ISA(mix_stretch)(const mpisign_rows *x, const mpisign_mixture 
                                    char *out, uint8_t *finite)
 {
     const int64_t size = item_size(x->dtype), ahead = 2 * width;
-    /* A sum of fp32 that is finite tells that all were, if nothing is left out of it. */
-    const int look_later = direct && m->rows == 1 && x->dtype == MPISIGN_FP32;
+    /* A sum of fp32 that is finite tells that all its terms were. */
+    const int look_later = direct && x->dtype == MPISIGN_FP32;
     double sums[MIX_STRETCH];
     for (int64_t row = 0; row < x->rows && !look_later; row++) {
         if (!m->used[row])
@@ -145,7 +145,10 @@ static ALONE void ISA(mix_stretch)(const mpisign_rows *x, const mpisign_mixture 
 static int ISA(rows_mix)(const mpisign_rows *x, const mpisign_mixture *m, char *out,
                          uint8_t *finite, int threads)
 {
-    const int direct = m->rows <= MIX_DIRECT &&
+    int64_t used = 0;
+    for (int64_t row = 0; row < x->rows; row++)
+        used += m->used[row];
+    const int direct = (m->rows == 0 || m->ends[m->rows - 1] <= MIX_DIRECT * used) &&
                        (x->dtype == MPISIGN_FP32 || x->dtype == MPISIGN_FP64);
     const int64_t fit = x->rows ? TILE_BYTES / (8 * x->rows) / PIECE * PIECE : PIECE;
     const int64_t width = direct ? MIX_STRETCH

@@ -60,6 +60,7 @@ examples:
 (more ranks than cores: mpirun --oversubscribe --bind-to none)
 
 the table:
+  back door        how often the attack's images get the attack's label; with --attack backdoor...
   sent, received   bytes that mpisign.stats() booked on a rank, its own part not counted; an
                    allreduce is booked as the ring that it is at best
   times fewer      than the fp32 row of the same transport

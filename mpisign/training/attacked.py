@@ -48,6 +48,11 @@ class Attacked:
         """What this rank learns from."""
         return batch if self._adversaries is None else self._adversaries.batch(*batch)
 
+    def success(self, net: nn.Module) -> float | None:
+        """How often ``net`` does what a backdoor is for, in [0, 1]; None for other attacks."""
+        accuracy = getattr(getattr(self._adversaries, "attack", None), "accuracy", None)
+        return None if accuracy is None else float(accuracy(net))
+
     def backward(self, loss: torch.Tensor, net: nn.Module) -> None:
         """``loss.backward()``, by which hostile ranks get other gradients. Collective."""
         if self._adversaries is None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from mpisign.training.data import Dataset
 from mpisign.training.errors import SettingsError
 from mpisign.training.settings import Settings
 from mpisign.training.ways import WAYS
 
 
-def check(settings: Settings, size: int) -> None:
-    """Raises SettingsError for what ``size`` ranks cannot do."""
+def check(settings: Settings, size: int, dataset: Dataset) -> None:
+    """Raises SettingsError for what ``size`` ranks cannot do, or not with ``dataset``."""
     if settings.adversaries >= size and settings.adversaries:
         raise SettingsError(
             f"--adversaries must be below the number of ranks, got {settings.adversaries} of {size}"
@@ -25,6 +26,7 @@ def check(settings: Settings, size: int) -> None:
         try:
             attack = attacks.by_name(settings.attack, settings.adversaries)
             attack.check(size - settings.adversaries)
+            attack.batch(dataset.train_images[:1], dataset.train_labels[:1])
         except ValueError as error:
             raise SettingsError(f"--attack {settings.attack}: {error}") from error
     if settings.byzantine_f:

@@ -73,7 +73,6 @@ def run(settings: Settings, note: str = "") -> int:
 
 def _prepare(settings: Settings, world: World) -> data.Dataset:
     """Everything that may turn out to be unusable, before anything is trained."""
-    check.check(settings, world.size)
     if world.rank == 0:
         report.check()
         report.check_path("--json", settings.json)
@@ -81,6 +80,7 @@ def _prepare(settings: Settings, world: World) -> data.Dataset:
         if settings.plot is not None:
             plot.check()
     dataset = data.load(settings.data)
+    check.check(settings, world.size, dataset)
     dataset.shard(world.rank, world.size)
     if any(WAYS[name].via == "horovod" for name in settings.ways):
         try:

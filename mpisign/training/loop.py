@@ -31,7 +31,8 @@ _EVALUATIONS = 25
 class Result:
     """One way's outcome. Bytes and seconds are means over ranks, per step; None: not told.
 
-    ``suspects``: one a rank, None where nobody votes in groups. ``curve`` and ``accuracy`` (in
+    ``suspects``: one a rank, None where nobody votes in groups. ``backdoor``: how often the model
+    does what the attack is for, None where that is nothing. ``curve`` and ``accuracy`` (in
     [0, 1]) are rank 0's, which alone evaluates; ``stats`` is rank 0's ``mpisign.stats()``;
     ``digests`` holds each rank's SHA-256 of the final parameters.
     """
@@ -51,6 +52,7 @@ class Result:
     stats: dict[str, Any]
     digests: list[str]
     suspects: list[suspects.Suspect] | None
+    backdoor: float | None
     curve: list[dict[str, float | None]] = field(default_factory=list)
 
     @property
@@ -149,6 +151,7 @@ def train(
         seconds - attacked.seconds,
         crossed if counts_wire and steps else None,
         None if watch is None else watch.gather(world),
+        attacked.success(net),
     )
 
 
@@ -197,6 +200,7 @@ def _result(
     seconds: float,
     crossed: int | None,
     suspected: list[suspects.Suspect] | None,
+    backdoor: float | None,
 ) -> Result:
     stats = mpisign.stats().as_dict()
     totals = [stats["exchange"]["sent"], stats["exchange"]["received"], seconds]
@@ -220,5 +224,6 @@ def _result(
         stats=stats,
         digests=_digests(world, net),
         suspects=suspected,
+        backdoor=backdoor,
         curve=curve,
     )

@@ -55,12 +55,18 @@ def print_table(results: Sequence[Result], settings: Settings, world: World, dat
     console = Console(width=None if watched else _WIDTH, force_terminal=watched, highlight=False)
     wired = any(r.wire is not None for r in results)
     heads = ["test\naccuracy", "sent\nB/step", "received\nB/step", "times\nfewer"]
+    opened = any(r.backdoor is not None for r in results)
+    if opened:
+        heads.insert(1, "back\ndoor")
     table = _table([*heads, *(["on wire\nB/step"] if wired else []), "time\nms/step"])
     table.title = title(results, settings, world, data)
     table.caption = _caption(results, wired)
     for r in results:
         times = fewer(r, results)
-        cells = [f"{r.accuracy:.1%}", f"{r.sent:,.0f}", f"{r.received:,.0f}"]
+        cells = [f"{r.accuracy:.1%}"]
+        if opened:
+            cells.append("-" if r.backdoor is None else f"{r.backdoor:.1%}")
+        cells += [f"{r.sent:,.0f}", f"{r.received:,.0f}"]
         cells.append("-" if times is None else f"{times:.1f}")
         if wired:
             cells.append("-" if r.wire is None else f"{r.wire:,.0f}")

@@ -68,9 +68,9 @@ def _panel(
             label=label,
         )
     ranks = record.settings.ranks
-    low, high = axis.get_ylim()
+    low = min(found for row in rows if (found := value(row)))
     for power, told in ((1, "p"), (2, "p²")):
-        line = [low * (p / ranks[0]) ** power for p in ranks]
+        line = [0.8 * low * (p / ranks[0]) ** power for p in ranks]
         axis.plot(ranks, line, color="#bbbbbb", linewidth=1, zorder=0)
         if len(ranks) > 1:
             axis.annotate(f"∝ {told}", (ranks[-1], line[-1]), fontsize=8, color="#777777")

@@ -16,7 +16,8 @@ _LINEAR = 1.25  # an exponent that is called nearly linear, at most
 _NOTES = (
     "work: processor time of a step, all ranks together, median of {repeat} turns of "
     "{steps} steps; +- is half the quartiles' distance; a rank: work / ranks; computing: of the "
-    "work packing, hashing, rules, tallies, unpacking, without messages and Python around them; "
+    "work packing, hashing, rules, tallies, unpacking, without messages and Python around them, by "
+    "the clock, least of the turns; "
     "clock: what a step took here; sent: bytes by a rank; of plain: work / that of the same rule "
     "without groups; f: hostile rows (ranks, groups) that the rule is made for, as many as Bulyan "
     "takes. one place: the rule on the same rows at once, as a parameter server has them, ByzFL's "

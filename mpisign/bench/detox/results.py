@@ -18,8 +18,8 @@ class Row:
 
     ``work``: processor time of all ranks together; ``wall``: what the clock says, the ranks taking
     turns on one core; ``computing``: of it packing, hashing, rules, tallies and unpacking, without
-    messages and Python around them, the least of all turns. ``sent``: bytes that a rank sends, mean. ``of_plain``: work /
-    that of the same rule without groups.
+    messages and Python around them, the least of all turns. ``sent``: bytes that a rank sends,
+    mean. ``of_plain``: work / that of the same rule without groups.
     """
 
     way: Way

@@ -326,12 +326,13 @@ def test_shipped_studies_of_hostile_ranks():
 
 
 @pytest.mark.mpi
+@pytest.mark.many
 def test_real_ranks_end_at_the_bits_of_simulated_ones(tiny, tmp_path):
     pytest.importorskip("mpi4py")
     own, simulated = tiny
     path = tmp_path / "real.jsonl"
     command = [sys.executable, "-m", "mpisign.cli", "study", "run", own, "--real"]
-    mpirun(6, *command, "--results", path, env={"OMP_NUM_THREADS": "1"})
+    mpirun(6, *command, "--results", path, env={"OMP_NUM_THREADS": "1"}, timeout=400)
     real, threads = results.read(path), results.read(simulated)
     assert real.keys() == threads.keys() and len(real) == CELLS
     for key, record in real.items():

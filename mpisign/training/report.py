@@ -145,7 +145,8 @@ def _groups_of(settings: Settings, world: World) -> str:
     if settings.placement == "spread" and settings.reshuffle_every:
         every = settings.reshuffle_every
         how = " drawn every " + ("epoch" if every == 1 else f"{every} epochs")
-    return f" in {world.size // settings.detox} groups{how}"
+    groups = world.size // settings.detox
+    return f" in {groups} {'group' if groups == 1 else 'groups'}{how}"
 
 
 def _caption(results: Sequence[Result], wired: bool) -> str:

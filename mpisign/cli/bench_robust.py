@@ -34,7 +34,7 @@ the tables, one a framework:
 A mixing stands before a rule: nnm+krum, bucketing+median. Alone it gives rows.
 
 examples:
-  mpisign bench robust                                     all, about two minutes
+  mpisign bench robust                                     all, some two minutes (idle)
   mpisign bench robust --rules median,nnm+krum --framework torch
   mpisign bench robust --rows 64 --size 100k --threads 2
   mpisign bench robust --json robust.json --markdown docs/measurements.md

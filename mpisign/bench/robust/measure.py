@@ -17,6 +17,7 @@ from mpisign.bench.robust.results import Row
 
 _OWN_CORE = 0.95  # of a sample's time, spent on the core
 _TRIES = 4
+_LONG = 0.2  # seconds that are not tried again
 _PEER_SECONDS = 4.0  # after which the slower one rests
 _WRITES = ("clipping",)  # ByzFL's overwrites what it is given
 _DRAWS = ("bucketing",)  # at random
@@ -91,7 +92,7 @@ def _seconds(call: Callable[[], Any], threads: int, tries: int = _TRIES) -> floa
         start, cpu = time.perf_counter(), time.thread_time()
         call()
         seconds = time.perf_counter() - start
-        if time.thread_time() - cpu > _OWN_CORE * seconds:
+        if seconds > _LONG or time.thread_time() - cpu > _OWN_CORE * seconds:
             break
     return seconds
 

@@ -93,7 +93,8 @@ def _level(axes: Any, all_panels: Sequence[Panel]) -> None:
         limits = [limit for a in alike for limit in a.get_ylim()]
         for axis in alike:
             axis.set_ylim(min(limits), max(limits))
-            axis.label_outer()
+            if len({p.grid.label for _, p in pairs}) == 1:  # and one horizontal axis
+                axis.label_outer()
 
 
 def _varied(grid: Grid) -> set[str]:

@@ -170,10 +170,10 @@ def decode_sparse(data: int, size: int, length: int, sign: int, mask: int, /) ->
 Rows = tuple[int, int, int, int, int]
 
 def rows_finite(rows: Rows, finite: int, threads: int, /) -> None:
-    """``finite``: uint8 (rows,), 1 where all is finite (fp64: below 2^480), as of all that follow."""
+    """``finite``: uint8 (rows,), 1 where all is finite (fp64: below 2^480), as of all below."""
 
 def rows_distances(rows: Rows, norms: int, out: int, finite: int, threads: int, /) -> None:
-    """Squared: out fp64, of the pairs (0, 1) (0, 2) ... (n - 1, origin), or of ``norms`` (rows,)."""
+    """Squared: out fp64, of pairs (0, 1) (0, 2) ... (n - 1, origin), or of ``norms`` (rows,)."""
 
 def rows_mix(
     rows: Rows,

@@ -28,9 +28,14 @@ def draw_methods(axis: Any, panel: Panel, colours: Mapping[str, str]) -> None:
                 _mark(axis, y - 0.22, s.also(name), colour, "X", without)
     axis.set_yticks(range(len(labels)), labels[::-1])
     axis.set(xlim=(-4, 104), ylim=(-0.7, len(labels) - 0.4))
-    told = [f"round: {metric(grid.task).name}"]
-    told += [f"cross: {ALSO[name].name}" for name in grid.also if name != "recall"]
-    axis.set_xlabel(f"{', '.join(told)}, hollow: no hostile rank; %")
+    told = [(metric(grid.task).name, "o")]
+    told += [(ALSO[name].name, "X") for name in grid.also if name != "recall"]
+    for name, marker in told:
+        axis.plot([], [], marker, color="#8c8c8c", linestyle="none", label=name)
+    if len(grid.axes["adversaries"]) > 1:
+        look = {"color": "#8c8c8c", "markerfacecolor": "white", "linestyle": "none"}
+        axis.plot([], [], "s", label="hollow: without hostile ranks", **look)
+    axis.set_xlabel("accuracy, %")
     axis.grid(True, axis="x", color="#dddddd", linewidth=0.7)
     axis.spines[["top", "right"]].set_visible(False)
     axis.set_axisbelow(True)

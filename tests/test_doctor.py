@@ -184,7 +184,9 @@ def test_inside_a_job():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", ["torchrun", "horovodrun"])
+@pytest.mark.parametrize(
+    "launcher", ["torchrun", pytest.param("horovodrun", marks=pytest.mark.many)]
+)
 def test_inside_a_job_without_mpi_one_process_speaks(launcher):
     how = {
         "torchrun": ["--nproc-per-node", 2, "--no-python"],

@@ -96,7 +96,7 @@ def own_network():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("controller", ["mpi", "gloo"])
+@pytest.mark.parametrize("controller", ["mpi", pytest.param("gloo", marks=pytest.mark.many)])
 def test_bytes_on_the_wire(controller):
     """Four ranks, a million parameters, TCP over lo: the kernel's count, headers and all."""
     # Horovod's ranks ask each other for work every cycle, 1 ms, idle or not: on a slow machine that

@@ -54,7 +54,7 @@ def sdist(tmp_path_factory) -> Path:
     return build("--sdist", folder / "tree", folder / "dist")
 
 
-@pytest.fixture(scope="module", params=["checkout", "sdist"])
+@pytest.fixture(scope="module", params=[pytest.param("checkout", marks=pytest.mark.many), "sdist"])
 def wheel(request, sdist, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp(request.param)
     source = sdist.parent.parent / "tree"

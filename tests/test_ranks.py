@@ -8,7 +8,7 @@ import pytest
 from launchers import mpirun
 
 
-@pytest.mark.parametrize("n", [pytest.param(2, marks=pytest.mark.many), 3, 4])
+@pytest.mark.parametrize("n", [*(pytest.param(n, marks=pytest.mark.many) for n in (2, 3)), 4])
 def test_the_collectives_at(n):
     mpirun(
         n,
@@ -20,7 +20,7 @@ def test_the_collectives_at(n):
     )
 
 
-@pytest.mark.parametrize("n", [pytest.param(2, marks=pytest.mark.many), 3, 4])
+@pytest.mark.parametrize("n", [*(pytest.param(n, marks=pytest.mark.many) for n in (2, 3)), 4])
 def test_counts_and_means_at(n):
     mpirun(
         n,
@@ -32,6 +32,7 @@ def test_counts_and_means_at(n):
     )
 
 
+@pytest.mark.many
 def test_more_ranks_than_bytes():
     mpirun(
         9,

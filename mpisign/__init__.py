@@ -55,7 +55,14 @@ _LAZY = {
 }
 
 
+_MODULES = ("attacks", "detox", "robust")
+
+
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        import importlib
+
+        return importlib.import_module(f"mpisign.{name}")
     if name not in _LAZY:
         raise AttributeError(f"module 'mpisign' has no attribute {name!r}")
     import importlib

@@ -11,8 +11,9 @@ from dataclasses import asdict, dataclass, field
 _LOCK = threading.Lock()
 STAGES = ("pack", "exchange", "vote", "unpack")
 _ODD = 0.05  # of the coordinates: what rounding on a GPU never makes
-_UNLIKE = 0.15  # of three that vote at random 0.25; on one batch 0, after a redraw less than this
-_TALLIES = 16  # pieces, before anybody is warned
+_UNLIKE = 0.03  # on one batch 0, on a GPU a little more; on other batches 0.05 to 0.25
+_FEW = 4  # coordinates, in which anybody may differ
+_TALLIES = 32  # pieces that are looked at together before anybody is warned
 
 
 @dataclass
@@ -35,7 +36,8 @@ class Distance:
 
     ``coordinates`` were compared in ``tallies`` pieces of ballots; in ``differing`` of them both
     voted and not alike. ``flagged``: the pieces in which the rank was the odd one out: away from
-    its group in over 5% of the coordinates, and more than twice as far as any other member.
+    its group in over 5% of the coordinates and in more than 4, and more than twice as far as any
+    other member.
     """
 
     tallies: int = 0
@@ -59,6 +61,7 @@ class Stats:
 
     stages: dict[str, Stage] = field(default_factory=lambda: {s: Stage() for s in STAGES})
     suspects: dict[int, Distance] = field(default_factory=dict)
+    _recent: dict[int, Distance] = field(default_factory=dict)  # since the last look
     _doubted: bool = False
 
     def add(
@@ -79,7 +82,7 @@ class Stats:
 
         Warns once where most ranks vote unlike their groups: they were given other batches.
         """
-        least = _ODD * coordinates
+        least = max(_ODD * coordinates, _FEW)
         with _LOCK:
             first = 0
             for group in groups:
@@ -87,11 +90,13 @@ class Stats:
                 first += len(group)
                 second = sorted(own)[-2] if len(own) > 1 else 0
                 for rank, count in zip(group, own, strict=True):
-                    d = self.suspects.setdefault(rank, Distance())
-                    d.tallies += 1
-                    d.coordinates += coordinates
-                    d.differing += count
-                    d.flagged += len(own) > 2 and count > least and count > 2 * second
+                    odd = len(own) > 2 and count > least and count > 2 * second
+                    for table in (self.suspects, self._recent):
+                        d = table.setdefault(rank, Distance())
+                        d.tallies += 1
+                        d.coordinates += coordinates
+                        d.differing += count
+                        d.flagged += odd
             doubt = self._doubt() if not self._doubted else 0.0
         if doubt:
             self._doubted = True
@@ -104,10 +109,11 @@ class Stats:
             )
 
     def _doubt(self) -> float:
-        """The median rank's share, if it is too large for members that compute the same."""
-        found = list(self.suspects.values())
+        """The median rank's share of late, if too large for members that compute the same."""
+        found = list(self._recent.values())
         if not found or min(d.tallies for d in found) < _TALLIES:
             return 0.0
+        self._recent = {}
         median = sorted(d.share for d in found)[len(found) // 2]
         return median if median > _UNLIKE else 0.0
 
@@ -123,6 +129,7 @@ class Stats:
         """Sets every total to zero."""
         with _LOCK:
             self.suspects.clear()
+            self._recent.clear()
             self._doubted = False
         for name in self.stages:
             self.stages[name] = Stage()

@@ -106,7 +106,7 @@ def test_a_minority_in_every_group_changes_nothing(rule):
 def test_a_group_without_a_majority_of_finite_values_is_left_out(rule, lie):
     x = rows(3, 100)
     split = {1: lie(x[1]), 4: lie(x[1]) + 1, 7: x[1] if lie(x[1])[0] == lie(x[1])[0] else lie(x[1])}
-    check(of_all(9, NINE, rule, honest(x, NINE, split)), rule.fewer(1)(x[[0, 2]]))
+    check(of_all(9, NINE, rule, honest(x, NINE, split)), rule.left_with(2, 1)(x[[0, 2]]))
 
 
 def test_no_group_left_is_the_same_error_on_all():
@@ -144,7 +144,7 @@ def test_a_group_of_liars_takes_part_in_no_shard_that_it_lies_about(rule):
     with pytest.warns(RuntimeWarning, match="nobody else of ranks 0, 3, 6 had it: left out"):
         results = among_liars(NINE, rule, honest(x, NINE), dict.fromkeys((0, 3, 6), liar))
     assert all(np.array_equal(results[1], results[r]) for r in (2, 4, 5, 7, 8))
-    result, without = results[1], rule.fewer(1)(x[1:])
+    result, without = results[1], rule.left_with(2, 1)(x[1:])
     for owner in (1, 2, 4, 5, 7, 8):  # shards of others than the liars
         shard = slice(100 * owner, 100 * owner + 100)
         check(result[shard], without[shard])

@@ -115,7 +115,9 @@ def test_rows_that_are_not_finite_are_as_if_they_had_not_come(bad, dtype):
     others = np.delete(X, [3, 8], axis=0)
     for rule in rules(11, 2):
         seeds = [np.random.default_rng(0), np.random.default_rng(0)]
-        assert np.array_equal(rule(X, rng=seeds[0]), rule.fewer(2)(others, rng=seeds[1])), rule
+        assert np.array_equal(rule(X, rng=seeds[0]), rule.left_with(9, 2)(others, rng=seeds[1])), (
+            rule
+        )
         with pytest.raises(ValueError, match="got 11 rows, none of them finite"):
             rule(np.full_like(X, bad))
         # More of them than f: the others' mean, or what the rule makes of no hostile row.
@@ -129,7 +131,7 @@ def test_float64_rows_whose_squares_would_overflow_are_left_out():
     X[2, 1] = 1e200
     for rule in rules(7, 1):
         seeds = [np.random.default_rng(0), np.random.default_rng(0)]
-        out = rule.fewer(1)(np.delete(X, 2, axis=0), rng=seeds[0])
+        out = rule.left_with(6, 1)(np.delete(X, 2, axis=0), rng=seeds[0])
         assert np.array_equal(rule(X, rng=seeds[1]), out), rule
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from mpisign import arrays
+from mpisign.collectives.agreement import name_ranks
 from mpisign.collectives.line import Line
 from mpisign.collectives.pipeline import pipelined
 from mpisign.errors import CollectiveError, NaNError, WireError
@@ -137,27 +138,49 @@ class Reduction:
         for rank, row in enumerate(table):
             if not ((row >= 0) & (may | np.isfinite(row))).all():
                 raise WireError(f"rank {rank} sent a squared distance that is no number from 0")
-            total += row
+            with np.errstate(over="ignore"):
+                total += row
+        # What follows from owners' tables breaks the line: they may have told others other things.
+        if not np.isfinite(total[~may]).all():
+            most = int(table[:, ~may].max(axis=1).argmax())
+            raise WireError(f"squared distances overflow, most of all those that rank {most} sent")
         squared = np.zeros((n + 1, n + 1))
         squared[self._pairs] = total
         squared += squared.T
-        lost = self._lost | np.isinf(squared[:n, n])
+        owners = np.isinf(table[:, may]).sum(axis=0)  # who say that a row is not finite
+        claimed = (owners > 0) & ~self._lost
         squared[np.isinf(squared)] = 0
-        if not np.isfinite(total[~may]).all():
-            raise CollectiveError(f"{self._function}: squared distances between rows overflow")
-        self._plan = self._planned(lost, squared)
+        if claimed.any():
+            by = name_ranks(np.flatnonzero(np.isinf(table).any(axis=1)).tolist())
+            names = ", ".join(self._name(r) for r in np.flatnonzero(claimed).tolist())
+            self._told.update(np.flatnonzero(claimed).tolist())
+            warnings.warn(
+                f"{self._function}: by the word of {by}, who may lie, {names} sent nothing that is "
+                "finite: left out",
+                RuntimeWarning,
+                2,
+            )
+        by_most = claimed & (2 * owners > self._line.size)
+        self._plan = self._planned(self._lost | by_most, squared, claimed & ~by_most)
 
-    def _planned(self, lost: Flags, squared: Any) -> _Plan:
-        """The rule for the rows that are left; the same, or the same error, on all ranks."""
-        n, kept = self._n, np.flatnonzero(~lost)
-        if not kept.size:
+    def _planned(self, lost: Flags, squared: Any, claimed: Flags | None = None) -> _Plan:
+        """The rule for the rows that are left; the same, or the same error, on all ranks.
+
+        ``claimed``: rows that are lost by the word of a few owners, which lowers no f.
+        """
+        away = lost if claimed is None else lost | claimed
+        n, kept = self._n, np.flatnonzero(~away)
+        by_word = claimed is not None and claimed.any()
+        if not kept.size and not by_word:
             raise NaNError(f"{self._function}: none of {n} rows is left: {self._why}")
-        rule = self._rule.fewer(n - kept.size)
+        rule = self._rule.left_with(kept.size, int(lost.sum()))
         try:
             rule.check(kept.size)
         except ValueError as error:
-            text = f"{self._function}: {n - kept.size} of {n} rows were left out, and {error}"
-            raise CollectiveError(text) from None
+            text = f"{n - kept.size} of {n} rows were left out, and {error}"
+            if by_word:
+                raise WireError(text) from None
+            raise CollectiveError(f"{self._function}: {text}") from None
         if squared is not None:
             squared = squared[np.ix_([*kept, n], [*kept, n])]
         weights = rule.weights(squared, kept.size, copy.deepcopy(self._rng))

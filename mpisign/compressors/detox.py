@@ -44,23 +44,42 @@ class Detox(Compressor):
     def __post_init__(self) -> None:
         from mpisign.compressors.names import resolve
 
-        inner = resolve("Detox", self.inner)
+        try:
+            inner = resolve("Detox", self.inner)
+        except ValueError as error:
+            raise ValueError(
+                str(error).replace("compression must be", "inner must be", 1)
+            ) from None
         if isinstance(inner, Detox) or inner.aggregate not in ("vote", "robust"):
             raise ValueError(
                 "Detox: inner must be a compressor that votes, such as 'signum', or "
                 f"Compression.robust, got {self.inner!r}"
             )
-        told = {name: getattr(inner, name) for name in ("zeros", "nan", "ties")}
+        told: dict[str, Any] = {name: getattr(inner, name) for name in ("zeros", "nan", "ties")}
         if self.groups is not None:
-            told["redundancy"] = self.groups.redundancy
-            told["placement"] = self.groups.placement
+            told |= self._told_by(self.groups)
+        elif isinstance(self.placement, str):
+            assign(1 << 10, self.redundancy, self.placement)  # which checks both
         else:
-            assign(1 << 10, self.redundancy, "spread")  # which checks the redundancy
-        if not isinstance(self.placement, str):
             told["placement"] = tuple(tuple(group) for group in self.placement)
         for name, value in {"inner": inner, **told}.items():
             object.__setattr__(self, name, value)
         super().__post_init__()
+
+    def _told_by(self, groups: Any) -> dict[str, Any]:
+        """What ``groups`` says in place of redundancy and placement, which may not contradict."""
+        if not hasattr(groups, "members"):
+            raise TypeError(
+                "Detox: groups must be a mpisign.detox.Groups; redundancy= takes a number, "
+                f"placement= a partition of the ranks, got {groups!r}"
+            )
+        told = {"redundancy": groups.redundancy, "placement": groups.placement}
+        for name, default in (("redundancy", 3), ("placement", "spread")):
+            if getattr(self, name) not in (default, told[name]):
+                raise ValueError(
+                    f"Detox: {name} is that of groups, {told[name]!r}, got {getattr(self, name)!r}"
+                )
+        return told
 
     @property
     def _inner(self) -> Compressor:

@@ -36,7 +36,8 @@ def assign(
     """
     if not isinstance(placement, str):
         return _explicit(size, placement)
-    if not isinstance(redundancy, int) or redundancy < 1 or redundancy % 2 == 0:
+    odd = isinstance(redundancy, int) and not isinstance(redundancy, bool) and redundancy % 2
+    if not odd or redundancy < 1:
         raise ValueError(
             f"{_FUNCTION}: redundancy must be an odd number from 1, got {redundancy!r}"
         )

@@ -47,7 +47,7 @@ def cut(
 
     ``bucket_size`` None: one bucket for each way of travelling. Members keep their order; those of
     one bucket share a device. Those that need no gradient now lie in buckets of their own, behind
-    all others, which need not wait for them.
+    all others, which need not wait for them; but what is ``whole`` stays so.
     """
     if compressor.whole:
         bucket_size = None
@@ -55,7 +55,8 @@ def cut(
     order: list[tuple[Compressor, list[Member]]] = []
     for m in members:
         c = variant(function, rule(m.name, m.parameter), compressor)
-        lane = lanes.setdefault((c, m.parameter.device, m.parameter.requires_grad), [])
+        apart = None if c.whole else (m.parameter.device, m.parameter.requires_grad)
+        lane = lanes.setdefault((c, apart), [])
         full = bool(lane) and bucket_size is not None
         if full:
             held = sum(k.parameter.numel() for k in lane[-1])

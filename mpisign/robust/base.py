@@ -117,15 +117,31 @@ class Rule:
             return self
         return replace(self, f=max(getattr(self, "f", 0) - k, 0))  # type: ignore[call-arg]
 
+    def left_with(self, n: int, lost: int) -> Self:
+        """The rule for the n rows that are left when ``lost`` others were not finite.
+
+        Itself where it can deal with n: who was lost may have been honest. Else with an f as little
+        smaller, by at most ``lost``, as it takes; ``check`` may still refuse that.
+        """
+        rule = self
+        for k in range(lost + 1):
+            rule = self.fewer(k)
+            try:
+                rule.check(n)
+            except ValueError:
+                continue
+            break
+        return rule
+
     def without(self, finite: Flags) -> Self:
-        """``fewer``, by the rows that are not ``finite``; ValueError if there are no others."""
+        """``left_with`` the rows that are ``finite``; ValueError if there are none."""
         left = int(finite.sum())
         if not left:
             raise ValueError(
                 f"{type(self).__name__}: X must have a row without NaN and infinity, "
                 f"got {len(finite)} rows, none of them finite"
             )
-        return self.fewer(len(finite) - left)
+        return self.left_with(left, len(finite) - left)
 
     def after(self, result: Any) -> Self:
         """The rule for the next call, given this one's result: itself, but for CenteredClipping."""

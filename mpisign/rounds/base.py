@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
@@ -69,3 +70,18 @@ class Round(ABC):
         ``number``: what ``channel.next_step`` gave it. ``anywhere``: uint8 (members,), 1 = some
         rank has a gradient for it; the others are left alone.
         """
+
+
+def start_momenta_again(members: Sequence[Member], groups: Members) -> None:
+    """Where groups were drawn anew, momenta start again from zero, on all ranks.
+
+    Those that a rank brings from another group have seen other batches: members of a group would
+    not compute the same for as long as they last. State of each member: "momentum_of", a digest of
+    the groups.
+    """
+    digest = hashlib.blake2b(repr(groups).encode(), digest_size=7)
+    of = [int.from_bytes(digest.digest(), "little")]
+    for m in members:
+        if m.state.get("momentum_of") != of:
+            m.state.pop("momentum", None)
+            m.state["momentum_of"] = of

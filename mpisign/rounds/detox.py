@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any, ClassVar
 
 import numpy as np
@@ -11,6 +10,7 @@ from mpisign.collectives.agreement import Agreed
 from mpisign.collectives.detox_rows import detox_rows
 from mpisign.collectives.line import Line
 from mpisign.robust.base import Rule
+from mpisign.rounds.base import start_momenta_again
 from mpisign.rounds.robust import RobustRound
 from mpisign.transports.base import Steps
 
@@ -33,12 +33,8 @@ class DetoxRound(RobustRound):
 
     def _flat(self, anywhere: Any) -> Any:
         if self._robust.momentum:
-            digest = hashlib.blake2b(repr(self.groups).encode(), digest_size=7)
-            of = [int.from_bytes(digest.digest(), "little")]
-            for m in self.members:
-                if m.state.get("momentum_of") != of:
-                    m.state.pop("momentum", None)
-                    m.state["momentum_of"] = of
+            assert self.groups is not None
+            start_momenta_again(self.members, self.groups)
         return super()._flat(anywhere)
 
     def _reduce(

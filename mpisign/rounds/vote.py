@@ -17,7 +17,7 @@ from mpisign.collectives.line import Line
 from mpisign.collectives.vote import Channel, small
 from mpisign.compressors.base import Compressor
 from mpisign.detox.assignment import Members
-from mpisign.rounds.base import Round
+from mpisign.rounds.base import Round, start_momenta_again
 from mpisign.rounds.member import Member
 from mpisign.stats import stage
 from mpisign.transports.base import Steps
@@ -52,6 +52,8 @@ class VoteRound(Round):
             size=size,
             groups=groups,
         )
+        if groups is not None and hasattr(getattr(compressor, "inner", None), "momentum_dtype"):
+            start_momenta_again(members, groups)
         self._packed = self._unpacked = 0
         self._inlined = False
         self._nans = 0

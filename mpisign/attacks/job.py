@@ -110,6 +110,10 @@ class Adversaries:
             own = _flat(trained)
             _write(self.attack(own[None]), trained)
 
+    def forget(self) -> None:
+        """Momenta start again from zero, as those of ``Compression.detox`` do with new groups."""
+        self._momenta = self._sent = None
+
     def _reduce(self, rows: Any, first: int, length: int) -> Any:
         """Rows (n, b) from coordinate ``first`` of ``length`` on, as gradients or as momenta."""
         if self.momentum:

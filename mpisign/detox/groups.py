@@ -17,9 +17,8 @@ class Groups:
     Its nodes are those that ``placement`` knows: "spread" puts a group's members on different
     nodes, "packed" on one; or a partition of the ranks. ``reshuffle_every``: epochs after which
     "spread" draws other groups, None: never; ``set_epoch`` says which epoch it is, as a sampler's
-    does. After a draw a rank's momentum is that of its last group, and honest members' votes differ
-    for some tens of steps. All arguments are to be alike on all ranks; ranks compare ``repr``,
-    which tells the groups and neither rank nor epoch.
+    does. After a draw momenta start again from zero. All arguments are to be alike on all ranks;
+    ranks compare ``repr``, which tells the groups and neither rank nor epoch.
 
     Holds no communicator: copies and pickles are as good as the original.
     Raises ValueError, TypeError as ``assign`` and ``Communicator`` do.

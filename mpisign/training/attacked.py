@@ -15,17 +15,27 @@ from mpisign.training.ways import Way
 
 if TYPE_CHECKING:
     from mpisign.attacks import Adversaries
+    from mpisign.detox import Groups
 
 
 class Attacked:
     """Backward passes of one way to train, of which some ranks are hostile, or none.
 
-    ``comm``: between all ranks, None where there are no hostile ones. ``seconds``: what the attack
+    ``comm``: between all ranks, None where there are no hostile ones. ``groups``: of those that
+    vote. ``seconds``: what the attack
     has taken, a side channel among it that no real attack would wait for.
     """
 
-    def __init__(self, way: Way, settings: Settings, comm: mpisign.Communicator | None) -> None:
+    def __init__(
+        self,
+        way: Way,
+        settings: Settings,
+        comm: mpisign.Communicator | None,
+        groups: Groups | None = None,
+    ) -> None:
         self.seconds = 0.0
+        self._groups = groups
+        self._draw = 0
         self._eager = way.eager
         self._adversaries: Adversaries | None = None
         if comm is not None and settings.adversaries:
@@ -65,6 +75,9 @@ class Attacked:
             for p, g in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
                 p.grad = g
         start = time.perf_counter()
+        if self._groups is not None and self._groups.draw != self._draw:
+            self._draw = self._groups.draw
+            self._adversaries.forget()
         self._adversaries.gradients(parameters)
         self.seconds += time.perf_counter() - start
         if self._eager:

@@ -109,7 +109,7 @@ def train(
     groups = None if comm is None else settings.groups(comm)
     compressor = settings.compressor(groups) if way.votes else None
     optimizer = way.wrap(plain, net, settings, compressor)
-    attacked = Attacked(way, settings, comm)
+    attacked = Attacked(way, settings, comm, groups if way.votes else None)
     feed = _feed(dataset, settings, world, groups)
     test = torch.from_numpy(dataset.test_images), torch.from_numpy(dataset.test_labels)
     steps = steps_of(settings, dataset, world.size)
@@ -118,7 +118,7 @@ def train(
     mpisign.stats().reset()
     watch = None
     if groups is not None:
-        watch = suspects.Watch(groups, carried=settings.rank_momentum > 0)
+        watch = suspects.Watch(groups)
     curve: list[dict[str, float | None]] = []
     seconds, crossed, loss = 0.0, 0, math.nan
     # Closer together at the start, where accuracy still moves.

@@ -16,7 +16,6 @@ from mpisign.training.world import World
 Verdict = Literal["suspect", "unclear", "inconspicuous"]
 
 _ROUNDING = 0.05  # of the votes: more than rounding makes
-_CARRIED = 0.15  # of the votes: more than momenta of another group make, half a draw later
 _MEDIAN = 2.0  # times as far from its group as the median rank
 _OTHERS = 1.5  # times as far as any other member
 _MARKS = 128  # steps of a draw that are remembered, to find its middle
@@ -50,13 +49,11 @@ class Suspect:
 class Watch:
     """Looks at ``mpisign.stats().suspects`` after each step, and tells the draws apart.
 
-    Only the second half of a draw counts: until then members' votes are of momenta that they
-    carried over from other groups. ``carried``: they have such momenta.
+    Only the second half of a draw counts: what members had in other groups has faded by then.
     """
 
-    def __init__(self, groups: Groups, *, carried: bool) -> None:
+    def __init__(self, groups: Groups) -> None:
         self._groups = groups
-        self._least = _CARRIED if carried and groups.reshuffle_every else _ROUNDING
         self._draw, self._members = groups.draw, groups.members
         self._seen: list[tuple[Members, npt.NDArray[np.int64]]] = []
         self._marks = [self._now()]
@@ -82,7 +79,7 @@ class Watch:
         by_draw = _of_all(world, np.array([counts for _, counts in self._seen]))
         shares = _medians(by_draw[..., 1], by_draw[..., 0])
         members = [m for m, _ in self._seen]
-        odd = np.array([odd_ones(s, m, self._least) for s, m in zip(shares, members, strict=True)])
+        odd = np.array([odd_ones(s, m) for s, m in zip(shares, members, strict=True)])
         suspicion = weigh(odd, members)
         share = _medians(told[..., 1], told[..., 0])[0]
         flagged = _medians(told[..., 3], told[..., 2])[0]
@@ -113,13 +110,13 @@ class Watch:
         self._marks = [marks[-1]]
 
 
-def odd_ones(shares: Sequence[float], members: Members, least: float = _ROUNDING) -> list[bool]:
+def odd_ones(shares: Sequence[float], members: Members) -> list[bool]:
     """Who was the odd one out in one draw, of the ranks' shares of votes unlike their group's.
 
-    At most one of a group: further from its vote than ``least``, than twice the median rank, and
-    than half as far again as any other member.
+    At most one of a group: further from its vote than rounding takes it, than twice the median
+    rank, and than half as far again as any other member.
     """
-    far = max(least, _MEDIAN * float(np.median(shares)))
+    far = max(_ROUNDING, _MEDIAN * float(np.median(shares)))
     odd = [False] * len(shares)
     for group in members:
         if len(group) < 3:

@@ -203,6 +203,43 @@ def test_impossible_distances_name_their_rank(value):
     assert any(isinstance(results[r], WireError) for r in (0, 1, 3))
 
 
+def origin_is_infinite(size, of):
+    """What an owner sends that says of rows ``of`` that they are not finite."""
+    i, j = np.triu_indices(size + 1, 1)
+
+    def forged(part):
+        table = part.copy().view("<f8")
+        table[(j == size) & np.isin(i, of)] = np.inf
+        return table.view(np.uint8)
+
+    return forged
+
+
+@pytest.mark.parametrize("rule", ["multi_krum", "nnm+trimmed_mean"])
+def test_one_owner_s_word_takes_rows_away_but_lowers_no_f(rule):
+    """It is hostile, sends 1e30 itself, and says that an honest row is not finite."""
+    x = rows(5, 40)
+    x[4] = 1e30
+    lie = {4: at(NEXT, origin_is_infinite(5, [0]))}
+    made = robust.by_name(rule, 1)
+    with pytest.warns(RuntimeWarning, match="by the word of rank 4, who may lie, rank 0 sent"):
+        found = liars(5, lambda c, _: robust.aggregate(x[c.rank], c, rule=made), lie)
+    assert all(np.array_equal(found[0], r) for r in found[1:4]) and np.abs(found[0]).max() < 5
+
+
+def test_too_many_rows_taken_away_by_one_s_word_name_it_to_all():
+    """Told to rank 1 alone: it raises, and the others hear why, none of them being blamed."""
+    x = rows(5, 40)
+    lie = {3: at(NEXT, origin_is_infinite(5, [0, 1, 2]), dests=[1])}
+    with pytest.warns(RuntimeWarning, match="by the word of rank 3"):
+        found = liars(
+            5, lambda c, _: robust.aggregate(x[c.rank], c, rule=robust.Krum(1)), lie, timeout=20.0
+        )
+    assert isinstance(found[1], WireError) and "3 of 5 rows were left out" in str(found[1])
+    others = [found[r] for r in (0, 2, 4) if isinstance(found[r], Exception)]
+    assert all("rank 1 broke off" in str(e) for e in others)
+
+
 def test_replicas_that_were_told_different_results_are_found_out(monkeypatch):
     monkeypatch.setenv("MPISIGN_CHECK_EVERY", "1")
     x = rows(3, 40)

@@ -226,8 +226,11 @@ def test_what_is_made_of_the_options():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"detox": 2}, "--detox must be odd, so that no group ties, got 2: take 1 or 3"),
-        ({"detox": 11}, "--detox 11 needs 11 ranks at least, got 9"),
+        ({"detox": 2}, "--detox must be odd, so that no group ties, got 2: take 3"),
+        (
+            {"detox": 5},
+            "--detox 5 needs 10 ranks at least, so that there are groups to vote, got 9",
+        ),
         ({"placement": "worst"}, "--placement needs --detox"),
         ({"order": "flipflop"}, "--order needs --detox"),
         ({"reshuffle_every": 0}, "--reshuffle-every needs --detox"),

@@ -43,11 +43,11 @@ def _check_groups(settings: Settings, size: int) -> None:
             raise SettingsError("--suspects needs --detox: ranks are compared in groups")
         return
     if r % 2 == 0:
+        raise SettingsError(f"--detox must be odd, so that no group ties, got {r}: take {r + 1}")
+    if size < 2 * r > 2:
         raise SettingsError(
-            f"--detox must be odd, so that no group ties, got {r}: take {r - 1} or {r + 1}"
+            f"--detox {r} needs {2 * r} ranks at least, so that there are groups to vote, got {size}"
         )
-    if r > size:
-        raise SettingsError(f"--detox {r} needs {r} ranks at least, got {size}")
 
 
 def _check_compressor(settings: Settings, size: int) -> None:

@@ -46,7 +46,8 @@ def _check_groups(settings: Settings, size: int) -> None:
         raise SettingsError(f"--detox must be odd, so that no group ties, got {r}: take {r + 1}")
     if size < 2 * r > 2:
         raise SettingsError(
-            f"--detox {r} needs {2 * r} ranks at least, so that there are groups to vote, got {size}"
+            f"--detox {r} needs {2 * r} ranks at least, so that there are groups to vote, "
+            f"got {size}"
         )
 
 

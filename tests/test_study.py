@@ -189,7 +189,7 @@ def test_shipped_studies(capsys):
         _check_methods(groups)
         assert main(["study", "show", name, "--toml"]) == 0
         assert file.parse(capsys.readouterr().out, name) == study
-    with pytest.raises(SettingsError, match="'nosuch': expected one of adversaries, batch-sizes"):
+    with pytest.raises(SettingsError, match="'nosuch': expected one of adversaries, backdoor,"):
         file.load("nosuch")
 
 

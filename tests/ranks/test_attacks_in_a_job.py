@@ -7,10 +7,13 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from worlds import several
 
 import mpisign
 from mpisign.attacks import Adversaries, by_name
 from mpisign.attacks.owner import lie_about_shards
+
+pytestmark = several
 
 
 @pytest.fixture(scope="module")

@@ -115,7 +115,7 @@ def test_one_of_four_reversed(honest, tmp_path):
     ("hostile", "attack", "low", "high"),
     [
         pytest.param(3, "sign-flip", 0.6, 1.0, marks=pytest.mark.many),
-        (3, "reverse", 0.6, 1.0),
+        pytest.param(3, "reverse", 0.6, 1.0, marks=pytest.mark.many),
         pytest.param(4, "reverse", 0.0, 0.3, marks=pytest.mark.many),
     ],
 )

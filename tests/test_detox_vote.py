@@ -211,6 +211,79 @@ def test_groups_drawn_anew_between_steps():
     assert all(threads.run(6, refused))
 
 
+@pytest.mark.parametrize("inner", ["signum", "lion"])
+def test_momenta_start_again_with_new_groups(inner):
+    """Replicas stay equal, and honest members vote alike in every step after a redraw too."""
+    mpisign.stats().reset()
+
+    def run(comm):
+        groups = Groups(comm, 3, reshuffle_every=1, seed=5)
+        calls = [0]
+
+        def members():
+            groups.set_epoch(calls[0] // 3)
+            calls[0] += 1
+            return groups.members
+
+        return train(comm, Compression.detox(inner=inner, groups=groups), members, steps=12)
+
+    results = threads.run(9, run)
+    assert all(torch.equal(p, results[0]) for p in results)
+    assert {d.differing for d in mpisign.stats().suspects.values()} == {0}
+    mpisign.stats().reset()
+
+
+def test_a_parameter_frozen_at_first_is_part_of_the_one_vector():
+    """Distances are of all parameters, whichever needed a gradient when they were wrapped."""
+
+    def run(comm, frozen):
+        a, b = (torch.nn.Parameter(torch.zeros(5)) for _ in range(2))
+        b.requires_grad_(not frozen)
+        optimizer = torch.optim.SGD([a, b], lr=1.0)
+        rule = Compression.robust(rule="krum", f=1)
+        mpisign.DistributedOptimizer(optimizer, [("a", a), ("b", b)], comm=comm, compression=rule)
+        b.requires_grad_(True)
+        rng = np.random.default_rng(comm.rank)
+        a.grad, b.grad = (torch.from_numpy(rng.normal(size=5).astype("f4")) for _ in range(2))
+        optimizer.step()
+        return torch.cat([a.detach(), b.detach()])
+
+    thawed, plain = (threads.run(5, run, frozen) for frozen in (True, False))
+    assert all(torch.equal(p, plain[0]) for p in [*thawed, *plain])
+
+
+def test_groups_that_contradict_other_arguments():
+    groups = Groups.of(9, 0, 3)
+    assert Detox(groups=groups).redundancy == 3
+    with pytest.raises(ValueError, match="redundancy is that of groups, 3, got 5"):
+        Detox(redundancy=5, groups=groups)
+    with pytest.raises(ValueError, match="placement is that of groups"):
+        Detox(placement="packed", groups=groups)
+    with pytest.raises(TypeError, match="groups must be a mpisign.detox.Groups"):
+        Detox(groups=[[0, 1, 2]])
+    with pytest.raises(ValueError, match="placement must be 'spread'"):
+        Detox(placement="bogus")
+    with pytest.raises(ValueError, match="Detox: inner must be"):
+        Detox(inner="bogus")
+    with pytest.raises(ValueError, match="odd number"):
+        Detox(redundancy=True)
+
+
+def test_good_batches_at_first_do_not_hide_wrong_ones_later():
+    """The warning looks at the last tallies alone."""
+    s = mpisign.stats()
+    s.reset()
+    members = ((0, 1, 2), (3, 4, 5))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(2000):
+            s.add_distances(members, 1000, [0] * 6)
+    with pytest.warns(RuntimeWarning, match="get the same batches"):
+        for _ in range(64):
+            s.add_distances(members, 1000, [60] * 6)
+    s.reset()
+
+
 def test_other_batches_in_a_group_are_warned_of():
     mpisign.stats().reset()
     groups = [(r,) for r in range(6)]

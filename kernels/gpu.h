@@ -1,7 +1,7 @@
 /* What every CUDA kernel needs: wide loads and stores of 8 coordinates, one byte of a plane, a census.
  *
  * A thread's unit is 8 consecutive coordinates: one byte of a plane, so that no two threads share a
- * byte. Kernels are compiled by NVRTC (mpisign/cuda/compile.py) and, for tests, by g++ with a header
+ * byte. Kernels are compiled by NVRTC (mpisign/backend/cuda/compile.py) and, for tests, by g++ with a header
  * that runs CUDA threads as fibres (tests/cuda_on_cpu/). Arguments are 8 bytes wide (addresses and
  * int64), floats, or one structure by value: nothing else, so that Python can tell by the type.
  */

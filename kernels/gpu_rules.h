@@ -9,7 +9,7 @@ enum Rule { SIGN = 0, SIGNUM = 1, LION = 2, SPARSIGN = 3 };
 /* Units of 8 that a thread has in flight, 64 to 128 bytes of loads. */
 template <int RULE> constexpr int units_of = RULE == SIGN ? 4 : 2;
 
-/* A row of the table of pieces (mpisign/cuda/kernels.py). */
+/* A row of the table of pieces (mpisign/backend/cuda/kernels.py). */
 struct Piece {
     const void *data;
     int64_t length;

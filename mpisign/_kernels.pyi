@@ -1,4 +1,4 @@
-"""The host kernels (kernels/module.c), and what mpisign/cuda/kernels.py does with device memory.
+"""The host kernels (kernels/module.c), and what mpisign/backend/cuda/kernels.py does with device memory.
 
 Addresses are not checked here, but by the callers (mpisign/planes/). ``sign``, ``mask`` and the
 like are addresses of planes, 0 where an optional one is absent. Codes: dtypes as arrays.FLOATS,

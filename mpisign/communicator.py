@@ -9,8 +9,8 @@ from datetime import timedelta
 from typing import Any, TypeVar
 
 from mpisign import launcher
-from mpisign.collectives.progress import finish_all, timeout_of_environment
-from mpisign.collectives.vote import Channel, check_every, tell_choice
+from mpisign.engine.engine import Engine, check_every, tell_choice
+from mpisign.engine.progress import finish_all, timeout_of_environment
 from mpisign.transports.base import Transport
 
 T = TypeVar("T")
@@ -55,8 +55,8 @@ class Communicator:
         finish_all()  # while this rank is here, nobody else would move what is in flight
         transport, why = _transport(_FUNCTION, x, seconds)
         given = checked(lambda: _nodes(nodes, transport.size), None)
-        self.channel = Channel(transport, seconds, checked(check_every, 0))
-        self.channel.survey(given, wrong[0] if wrong else None)
+        self.engine = Engine(transport, seconds, checked(check_every, 0))
+        self.engine.survey(given, wrong[0] if wrong else None)
         self.rank: int = transport.rank
         self.size: int = transport.size
         tell_choice(transport, why)
@@ -67,11 +67,11 @@ class Communicator:
         MPI libraries have a few thousand communicators in all, and this has two. One that was made
         on the way, from what a front end was given as ``comm``, is freed with that.
         """
-        self.channel.queue.finish()
-        self.channel.transport.free()
+        self.engine.progress.finish()
+        self.engine.transport.free()
 
     def __repr__(self) -> str:
-        return f"Communicator({self.channel.transport.name}, rank {self.rank} of {self.size})"
+        return f"Communicator({self.engine.transport.name}, rank {self.rank} of {self.size})"
 
     def majority_vote(self, x: Any, **options: Any) -> Any:
         """``mpisign.majority_vote`` on this communicator."""
@@ -110,20 +110,20 @@ class Communicator:
         return compressed_mean(x, state, self, **options)
 
 
-def channel_of(function: str, comm: Any) -> Channel:
-    """The channel of what a front end was given as ``comm``.
+def engine_of(function: str, comm: Any) -> Engine:
+    """The engine of what a front end was given as ``comm``.
 
     Made by the first call for a communicator (collective), and kept as long as that lives.
     """
     if isinstance(comm, Communicator):
-        return comm.channel
+        return comm.engine
     mpi4py = sys.modules.get("mpi4py.MPI")
     if comm is not None and mpi4py is not None and isinstance(comm, mpi4py.Intracomm) and comm:
         from mpisign.transports import mpi
 
         kept = mpi.kept(comm)
         if kept is not None:
-            return kept.channel  # type: ignore[no-any-return]
+            return kept.engine  # type: ignore[no-any-return]
     kind, comm, why = _resolve(function, comm)
     if kind == "mpi":
         from mpisign.transports import mpi
@@ -133,11 +133,11 @@ def channel_of(function: str, comm: Any) -> Channel:
             kept = Communicator(comm)
             mpi.keep(comm, kept)
         assert isinstance(kept, Communicator)
-        return kept.channel
+        return kept.engine
     key = _key(kind, comm)
     if key not in _KEPT:
         _KEPT[key] = Communicator(kind if kind == "horovod" and comm is None else comm), comm
-    return _KEPT[key][0].channel
+    return _KEPT[key][0].engine
 
 
 _KEPT: dict[Any, tuple[Communicator, Any]] = {}  # with what the key's id belongs to

@@ -17,12 +17,12 @@ except ImportError as error:
     raise ImportError('mpisign.fsdp needs torch: pip install "mpisign[torch]"') from error
 
 from mpisign import policies
-from mpisign.after_backward import raise_after_backward
-from mpisign.collectives.vote import Channel
-from mpisign.communicator import channel_of
+from mpisign.communicator import engine_of
 from mpisign.compressors import Compressor, Detox, NoisySign, Sign, StochasticSign, resolve
 from mpisign.ddp.group import Group
-from mpisign.fsdp_vote import FlatVote
+from mpisign.engine.engine import Engine
+from mpisign.exchange.after_backward import raise_after_backward
+from mpisign.exchange.flat_vote import FlatVote
 
 _FUNCTION = "MajorityVoteState"
 _HOOK = "majority_vote_hook"
@@ -94,7 +94,7 @@ def majority_vote_hook(
     stays as it is. Waits for the other ranks. ``backward()`` raises what ``mpisign.majority_vote``
     raises, the same on every rank; gradients are of no use then.
     """
-    _vote(state, state.group.channel, grad, output)
+    _vote(state, state.group.engine, grad, output)
 
 
 def register_comm_hook(model: torch.nn.Module, state: MajorityVoteState) -> None:
@@ -149,19 +149,19 @@ class _VoteScatter:
         op: Any,
         async_op: bool = False,
     ) -> None:
-        _vote(self._state, lambda: channel_of(_HOOK, group), input_tensor, output_tensor)
+        _vote(self._state, lambda: engine_of(_HOOK, group), input_tensor, output_tensor)
 
 
 def _vote(
-    state: MajorityVoteState, channel_now: Any, grad: torch.Tensor, output: torch.Tensor | None
+    state: MajorityVoteState, engine_now: Any, grad: torch.Tensor, output: torch.Tensor | None
 ) -> None:
     step, state.calls = state.calls, state.calls + 1
     try:
-        channel: Channel = channel_now()
-        number = channel.next_step()
-        vote = FlatVote(_HOOK, channel, state.compressor)
+        engine: Engine = engine_now()
+        number = engine.next_step()
+        vote = FlatVote(_HOOK, engine, state.compressor)
         vote.begin(grad, output, algorithm=state.algorithm, seed=state.seed, step=step)
-        channel.submit(_HOOK, lambda line: vote.steps(channel, line, number), step).wait()
+        engine.submit(_HOOK, lambda line: vote.steps(engine, line, number), step).wait()
     except Exception as error:
         if output is not None:
             output.zero_()

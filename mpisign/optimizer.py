@@ -9,13 +9,13 @@ import torch
 
 from mpisign import policies
 from mpisign.compressors import Compressor, resolve
-from mpisign.gradients.exchange import LIGHT, GradientExchange
-from mpisign.gradients.hooks import KEY, StepHooks
-from mpisign.gradients.local_steps import check_optimizer
-from mpisign.gradients.plan import BUCKET_SIZE
-from mpisign.gradients.settings import warn_of_momentum
-from mpisign.gradients.skip import Rule
-from mpisign.rounds.member import Member
+from mpisign.exchange.gradient_exchange import LIGHT, GradientExchange
+from mpisign.exchange.local_steps import check_optimizer
+from mpisign.exchange.optimizer_options import warn_of_momentum
+from mpisign.exchange.parameter_slot import ParameterSlot
+from mpisign.exchange.plan import BUCKET_SIZE
+from mpisign.exchange.skip import Rule
+from mpisign.exchange.step_hooks import KEY, StepHooks
 
 _FUNCTION = "DistributedOptimizer"
 
@@ -68,7 +68,7 @@ def DistributedOptimizer(
     Raises TypeError, ValueError for arguments that do not fit; ``step()`` raises what
     ``majority_vote`` raises, on every rank, before any parameter changes.
     """
-    from mpisign.communicator import Communicator, channel_of
+    from mpisign.communicator import Communicator, engine_of
 
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise TypeError(
@@ -82,18 +82,18 @@ def DistributedOptimizer(
     warn_of_momentum(_FUNCTION, compressor, optimizer, stacklevel=2)
     if compressor.local_steps > 1:
         check_optimizer(_FUNCTION, optimizer, overlap)
-    members = [Member(name, p) for p, name in names.items()]
+    members = [ParameterSlot(name, p) for p, name in names.items()]
     whole = not overlap and compressor.aggregate in LIGHT
     if bucket_size is None and not whole:
         bucket_size = BUCKET_SIZE
     if overlap and not isinstance(comm, Communicator):
         # Of two optimizers the first bucket to fill up need not be the same on all ranks.
-        channel = Communicator(comm).channel
+        engine = Communicator(comm).engine
     else:
-        channel = channel_of(_FUNCTION, comm)
+        engine = engine_of(_FUNCTION, comm)
     exchange = GradientExchange(
         "step",
-        lambda: channel,
+        lambda: engine,
         members[::-1] if overlap else members,
         compressor,
         skip=skip,
@@ -103,9 +103,9 @@ def DistributedOptimizer(
         bucket_size=bucket_size,
         optimizer=optimizer,
         state=True,
-        number=channel.exchanges if overlap else 0,
+        number=engine.exchanges if overlap else 0,
     )
-    channel.exchanges += overlap
+    engine.exchanges += overlap
     setattr(optimizer, KEY, StepHooks(optimizer, exchange, overlap))
     return optimizer
 

@@ -6,7 +6,7 @@ import functools
 
 import numpy as np
 
-from mpisign.cuda import launch
+from mpisign.backend.cuda import launch
 
 _MARGIN = 256
 _UNTOUCHED = 0xA5

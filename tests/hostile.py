@@ -13,8 +13,8 @@ import numpy as np
 from mpisign import Communicator
 from mpisign.collectives import replicated_vote as replicated
 from mpisign.collectives.accusations import accuse
-from mpisign.collectives.ballot import Ballot
-from mpisign.collectives.echo import digest
+from mpisign.collectives.vote_task import VoteTask
+from mpisign.engine.echo import digest
 from mpisign.transports.base import Transport
 from mpisign.transports.threads import ThreadTransport, _Exchange, _Rank
 
@@ -131,28 +131,28 @@ class Babbler(Accuser):
 
 
 def deviate(comm, kind):
-    """Has a rank's channel run ``kind``, a ReplicatedVote, instead of the real one."""
+    """Has a rank's engine run ``kind``, a ReplicatedVote, instead of the real one."""
 
-    def vote(line, ballot, agreed, *args, **kwargs):
-        ballot = replace(ballot, weights=agreed.weights)
-        yield from kind(line, ballot, agreed.header.byzantine_f).steps()
+    def vote(line, task, agreed, *args, **kwargs):
+        task = replace(task, weights=agreed.weights)
+        yield from kind(line, task, agreed.header.byzantine_f).steps()
 
-    comm.channel.vote = vote
+    comm.engine.vote = vote
 
 
-class _OppositeTally(Ballot):
+class _OppositeTally(VoteTask):
     def tally(self, stack, first, out, weights=None):
         super().tally(stack, first, out, weights)
         out ^= 0xFF
 
 
 def _with_ballot(comm, change):
-    honest = comm.channel.vote
+    honest = comm.engine.vote
 
-    def vote(line, ballot, *args, **kwargs):
-        yield from honest(line, change(ballot), *args, **kwargs)
+    def vote(line, task, *args, **kwargs):
+        yield from honest(line, change(task), *args, **kwargs)
 
-    comm.channel.vote = vote
+    comm.engine.vote = vote
 
 
 def lie_in_tallies(comm):
@@ -165,12 +165,12 @@ def lie_in_tallies(comm):
 def soil_padding(comm):
     """Has a rank vote, consistently, with bits beyond the ballot's length."""
 
-    def change(ballot):
+    def change(task):
         def pack(a, b, out):
-            ballot.pack(a, b, out)
+            task.pack(a, b, out)
             out[..., -1] |= 0x80
 
-        return replace(ballot, pack=pack)
+        return replace(task, pack=pack)
 
     _with_ballot(comm, change)
 

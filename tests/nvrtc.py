@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mpisign.cuda import compile as sources
+from mpisign.backend.cuda import compile as sources
 
 
 def library() -> ctypes.CDLL:

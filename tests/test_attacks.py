@@ -233,7 +233,7 @@ def test_only_hostile_ranks_are_told_and_nothing_is_booked():
     sent = {}
 
     def job(comm):
-        wire = comm.channel.transport
+        wire = comm.engine.transport
         exchange = wire._exchange
 
         def spied(sends, recvs, tag):

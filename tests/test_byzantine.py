@@ -33,7 +33,8 @@ from hostile import (
 from launchers import mpirun
 
 import mpisign
-from mpisign.collectives import giving_up, header, progress
+from mpisign.engine import failure_detection as giving_up
+from mpisign.engine import header, progress
 from mpisign.errors import BrokenError, CollectiveError, CollectiveTimeout, WireError
 from mpisign.transports import threads
 

@@ -9,8 +9,8 @@ import pytest
 import references as ref
 import torch
 
-from mpisign.buckets import Bucket
 from mpisign.compressors import Compressor, Sign, Signum
+from mpisign.exchange.buckets import Bucket
 from mpisign.planes import pack
 
 KEYS = {"seed": 5, "step": 6, "rank": 7}

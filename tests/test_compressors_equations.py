@@ -10,7 +10,6 @@ from test_compressors import gradients, packed
 
 import mpisign
 from mpisign import compressors, planes
-from mpisign.buckets import Bucket
 from mpisign.compressors import (
     QSGD,
     Compression,
@@ -29,6 +28,7 @@ from mpisign.compressors import (
     Uncompressed,
     resolve,
 )
+from mpisign.exchange.buckets import Bucket
 
 SEED, RANK = 11, 3
 NAN = float("nan")

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import references
 
-from mpisign import counters, planes
+from mpisign import planes
+from mpisign.planes import counters
 
 SIZES = [1, 2, 3, 4, 5, 8, 16, 63, 200]
 

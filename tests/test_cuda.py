@@ -1,6 +1,6 @@
 """The CUDA files, run on the CPU thread by thread, against the NumPy references, bit for bit.
 
-Launched through mpisign/cuda/kernels.py as on a device; only the launcher is another. Every buffer
+Launched through mpisign/backend/cuda/kernels.py as on a device; only the launcher is another. Every buffer
 is as long as the kernel may use, and starts where the test says.
 """
 
@@ -15,8 +15,8 @@ import references as ref
 from cuda_on_cpu.gpu import DTYPES, KEYS, LENGTHS, ROWS, SPANNING, random_of, with_nans
 
 from mpisign import planes, policies
-from mpisign.cuda import kernels, launch, tables
-from mpisign.cuda.layouts import scale_bits
+from mpisign.backend.cuda import kernels, launch, tables
+from mpisign.backend.cuda.layouts import scale_bits
 
 
 def census_of(x):

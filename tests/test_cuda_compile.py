@@ -12,8 +12,8 @@ from pathlib import Path
 import nvrtc
 import pytest
 
-from mpisign.cuda import compile as sources
-from mpisign.cuda import kernels, launch
+from mpisign.backend.cuda import compile as sources
+from mpisign.backend.cuda import kernels, launch
 
 FILES = sorted(path.stem for path in sources.folder().glob("*.cu"))
 
@@ -112,6 +112,6 @@ def test_launches_go_to_the_stream_of_the_array(monkeypatch):
 
 
 def test_importing_mpisign_imports_neither_cupy_nor_torch():
-    code = "import sys, mpisign, mpisign.cuda.kernels; print({'cupy', 'torch'} & set(sys.modules))"
+    code = "import sys, mpisign, mpisign.backend.cuda.kernels; print({'cupy', 'torch'} & set(sys.modules))"
     command = [Path(sys.executable), "-c", code]
     assert subprocess.run(command, capture_output=True, text=True).stdout.strip() == "set()"

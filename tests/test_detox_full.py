@@ -17,12 +17,12 @@ from mpisign import robust
 from mpisign.collectives import detox_rows as detox
 from mpisign.collectives import robust_shards
 from mpisign.collectives.detox_rows import detox_rows
-from mpisign.collectives.echo import digest
 from mpisign.collectives.representatives import Representatives
 from mpisign.collectives.sketch import WIDTH, agreement, sketch
 from mpisign.compressors import Detox
 from mpisign.compressors.robust import Robust
 from mpisign.detox.assignment import assign
+from mpisign.engine.echo import digest
 from mpisign.errors import CollectiveError, NaNError, WireError
 from mpisign.transports import threads
 from mpisign.transports.threads import World
@@ -37,7 +37,7 @@ def rows(groups, d, seed=0):
 
 
 def aggregate(comm, x, groups, rule, **options):
-    """What ``DetoxRound`` runs, without headers."""
+    """What ``DetoxAggregator`` runs, without headers."""
     out = np.empty_like(x)
 
     def steps(line):
@@ -45,7 +45,7 @@ def aggregate(comm, x, groups, rule, **options):
         yield from detox_rows(line, x, groups, rule, rng, out, function="detox", **options)
         return out
 
-    return comm.channel.submit("detox", steps).wait()
+    return comm.engine.submit("detox", steps).wait()
 
 
 def group_of(groups, rank):

@@ -10,8 +10,8 @@ import sparse_reference as coder
 from hostile import TamperingWire, Wire, play
 
 from mpisign import planes
-from mpisign.collectives import progress
 from mpisign.collectives.gather_planes import decode_rows, gather_planes
+from mpisign.engine import progress
 from mpisign.errors import CollectiveError, WireError
 from mpisign.transports import threads
 
@@ -36,8 +36,8 @@ def stacked(sign, mask):
 
 
 def gathered(comm, message, limit):
-    channel = comm.channel
-    return channel.submit("gather", lambda line: gather_planes(line, message, limit)).wait()
+    engine = comm.engine
+    return engine.submit("gather", lambda line: gather_planes(line, message, limit)).wait()
 
 
 def everyone(comm, length):

@@ -327,7 +327,7 @@ def test_other_options_on_one_rank_are_an_error_on_all():
 
 
 def test_other_buckets_on_one_rank_end_in_an_error_on_all(monkeypatch):
-    monkeypatch.setattr("mpisign.gradients.exchange._GRACE", 0.3)
+    monkeypatch.setattr("mpisign.exchange.gradient_exchange._GRACE", 0.3)
 
     def run(comm):
         ps = [torch.nn.Parameter(torch.zeros(30)) for _ in range(3)]

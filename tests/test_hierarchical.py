@@ -88,13 +88,13 @@ def test_what_crosses_the_link_of_a_node():
     length, nodes, crossed = 80_000, [0, 0, 0, 0, 1, 1, 1, 1], []
 
     def counted(comm):
-        line_of = comm.channel.transport._exchange
+        line_of = comm.engine.transport._exchange
 
         def exchange(sends, recvs, tag):
             crossed.extend(len(p) for r, p in sends if nodes[r] != nodes[comm.rank])
             return line_of(sends, recvs, tag)
 
-        comm.channel.transport._exchange = exchange
+        comm.engine.transport._exchange = exchange
         comm.majority_vote(np.ones(length, dtype=np.float32), algorithm="hierarchical")
 
     threads.run(8, counted, nodes=nodes)
@@ -104,7 +104,7 @@ def test_what_crosses_the_link_of_a_node():
 
 def test_all_ranks_must_be_told_the_same_nodes():
     def make(comm):
-        mpisign.Communicator(comm.channel.transport, nodes=[0, 1, comm.rank % 2])
+        mpisign.Communicator(comm.engine.transport, nodes=[0, 1, comm.rank % 2])
 
     with pytest.raises(CollectiveError, match="nodes must be the same list on all ranks"):
         threads.run(3, make)

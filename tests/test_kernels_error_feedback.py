@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import mpisign
-from mpisign import _kernels, threads
+from mpisign import _kernels
+from mpisign.backend import threads
 from mpisign.planes import pack_error_feedback
 
 assert isa and isa_restored  # fixtures

@@ -22,7 +22,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from mpisign import _kernels, planes, threads
+from mpisign import _kernels, planes
+from mpisign.backend import threads
 from mpisign.planes import pack_lion, pack_signum, pack_sparsign
 
 assert isa and isa_restored  # fixtures

@@ -10,7 +10,8 @@ from fused_arrays import any_isa, isa, isa_restored
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mpisign import _kernels, threads
+from mpisign import _kernels
+from mpisign.backend import threads
 from mpisign.planes import mean_of_counts, plane_bytes, weighted_sum
 
 assert isa and isa_restored  # fixtures

@@ -8,7 +8,7 @@ import references as ref
 import torch
 from fused_arrays import BF16, isa, isa_restored
 
-from mpisign import threads
+from mpisign.backend import threads
 from mpisign.robust import expressions, rows
 
 assert isa and isa_restored  # fixtures

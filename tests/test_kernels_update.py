@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from mpisign import _kernels, threads
+from mpisign import _kernels
+from mpisign.backend import threads
 from mpisign.planes import unpack_add, update
 
 assert isa and isa_restored  # fixtures

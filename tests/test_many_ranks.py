@@ -7,7 +7,7 @@ import pytest
 import references as ref
 
 from mpisign import stats
-from mpisign.collectives import header
+from mpisign.engine import header
 from mpisign.errors import CollectiveError, DisagreementError, NaNError
 from mpisign.transports import threads
 

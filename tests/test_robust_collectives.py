@@ -247,7 +247,7 @@ def test_replicas_that_were_told_different_results_are_found_out(monkeypatch):
 
     def run(comm, _):
         robust.aggregate(x[comm.rank], comm, rule="median")
-        comm.channel.transport.tamper = None
+        comm.engine.transport.tamper = None
         robust.aggregate(x[comm.rank], comm, rule="median")
 
     for error in liars(3, run, two_things):

@@ -1,4 +1,4 @@
-"""mpisign.cuda.streams: which calls of CUDA's it makes, with which addresses.
+"""mpisign.backend.cuda.streams: which calls of CUDA's it makes, with which addresses.
 
 CUDA's runtime is played by memmove on machines without a device; names are compared with the real
 CuPy where it is installed, which it can be without a device.
@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from mpisign.cuda import launch, streams
+from mpisign.backend.cuda import launch, streams
 
 
 class Raw:

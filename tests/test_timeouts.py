@@ -12,7 +12,7 @@ import pytest
 from launchers import mpirun
 
 from mpisign import Communicator
-from mpisign.collectives import giving_up
+from mpisign.engine import failure_detection as giving_up
 from mpisign.errors import BrokenError, CollectiveError, CollectiveTimeout
 from mpisign.transports import threads
 from mpisign.transports.base import LEFT, TAGS
@@ -101,7 +101,7 @@ def test_nobody_names_a_rank_that_waits_itself():
 
     def run(comm):
         if comm.rank == 0:
-            wire = comm.channel.transport
+            wire = comm.engine.transport
             send = wire._exchange
             wire._exchange = lambda sends, recvs, tag: send([], recvs, tag)
             wire.post = lambda notice: None
@@ -118,7 +118,7 @@ def test_a_message_that_is_lost_between_ranks_that_are_there():
             byte = np.zeros(1, dtype=np.uint8)
             yield line.exchange([], [((line.rank + 1) % line.size, byte)])
 
-        return comm.channel.submit("ring", steps, 8).wait()
+        return comm.engine.submit("ring", steps, 8).wait()
 
     for outcome in outcomes_of(3, run, timeout=0.3):
         assert isinstance(outcome, CollectiveTimeout) and outcome.ranks == ()
@@ -140,8 +140,8 @@ def test_calls_in_another_order_are_told_as_such():
             return steps
 
         if comm.rank == 0:
-            comm.channel.submit("first", lambda line: iter(()))
-        return comm.channel.submit("second", waits_for(1 - comm.rank)).wait()
+            comm.engine.submit("first", lambda line: iter(()))
+        return comm.engine.submit("second", waits_for(1 - comm.rank)).wait()
 
     for outcome in outcomes_of(2, run, timeout=0.3):
         assert "(rank 0 in call 2, rank 1 in call 1): all must call the same" in str(outcome)
@@ -167,7 +167,7 @@ def test_a_rank_whose_program_ends_is_not_waited_for(short_grace):
 
 def test_what_a_rank_sent_before_its_program_ended_still_counts():
     def run(comm):
-        wire = comm.channel.transport
+        wire = comm.engine.transport
         if comm.rank == 1:
             wire.post(LEFT)
         time.sleep(0.3 * comm.rank)
@@ -187,10 +187,10 @@ def test_an_interrupt_while_a_vote_starts_is_told_too():
 
         if comm.rank == 1:
             with pytest.raises(KeyboardInterrupt):
-                comm.channel.submit("pack", steps)
+                comm.engine.submit("pack", steps)
         else:
             with pytest.raises(CollectiveError, match="rank 1 broke off: interrupted"):
-                comm.channel.submit("pack", steps).wait()
+                comm.engine.submit("pack", steps).wait()
         with pytest.raises(BrokenError, match="broke off earlier"):
             comm.majority_vote(X)
 
@@ -208,7 +208,7 @@ def test_an_interrupt_in_another_vote_than_the_one_waited_for():
             if comm.rank == 1:
                 raise KeyboardInterrupt
 
-        hit = comm.channel.submit("hit", steps)
+        hit = comm.engine.submit("hit", steps)
         other = comm.majority_vote_async(X, algorithm="alltoall")
         if comm.rank == 1:
             with pytest.raises(KeyboardInterrupt):
@@ -247,7 +247,7 @@ def test_a_collective_in_flight_for_very_long_keeps_its_tag():
             yield line.exchange([(1 - line.rank, rows[0] + 5)], [(1 - line.rank, rows[1])])
             return rows[:, 0].tolist()
 
-        slow = comm.channel.submit("slow", steps)
+        slow = comm.engine.submit("slow", steps)
         threading.Timer(0.5, gate.open.set).start()
         for _ in range(TAGS + 5):
             assert comm.majority_vote(X, algorithm="alltoall").sum() == 1000

@@ -7,10 +7,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from mpisign import arrays
 from mpisign.attacks.base import Attack, Sees, variance
 from mpisign.attacks.blind import Seed
 from mpisign.attacks.edge_cases import EdgeCases, edge_cases
+from mpisign.backend import arrays
 
 
 @dataclass(frozen=True)

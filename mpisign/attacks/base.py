@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from mpisign import arrays
+from mpisign.backend import arrays
 
 Sees = Literal["honest", "own", "nothing"]
 _HALVES = ("float16", "bfloat16")

@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from mpisign import arrays, planes
-from mpisign.collectives.ballot import Ballot
-from mpisign.collectives.line import Line
-from mpisign.collectives.vote import Channel
+from mpisign import planes
+from mpisign.backend import arrays
+from mpisign.collectives.vote_task import VoteTask
 from mpisign.communicator import Communicator
+from mpisign.engine.engine import Engine
 from mpisign.transports.base import Steps
+from mpisign.transports.tagged import TaggedTransport
 
 #: ``lie(stack, first, out)`` bends ``out``, uint8 (kd, b), the honest tally of ``stack`` (n, k, b),
 #: bytes [first, first + b) of the planes.
@@ -30,19 +31,19 @@ def lie_about_shards(of: Any, lie: Lie | None = None) -> None:
     one of 2 f + 1 owners of as many shards, lies about each, and is named. Where every rank
     tallies for itself (allgather) it fools nobody but itself: its replica is soon told from others.
 
-    For experiments. Raises TypeError for what has no channel.
+    For experiments. Raises TypeError for what has no engine.
     """
-    channel = _channel(of)
-    honest = channel.vote
+    engine = _engine(of)
+    honest = engine.vote
     lie = opposite if lie is None else lie
 
-    def vote(line: Line, ballot: Ballot, *args: Any, **options: Any) -> Steps[None]:
-        about = lie.within(ballot) if isinstance(lie, Suppression) else lie
+    def vote(wire: TaggedTransport, task: VoteTask, *args: Any, **options: Any) -> Steps[None]:
+        about = lie.within(task) if isinstance(lie, Suppression) else lie
         if about is not None:
-            ballot = _bent(ballot, about)
-        yield from honest(line, ballot, *args, **options)
+            task = _bent(task, about)
+        yield from honest(wire, task, *args, **options)
 
-    channel.vote = vote  # type: ignore[method-assign]
+    engine.vote = vote  # type: ignore[method-assign]
 
 
 def opposite(stack: Any, first: int, out: Any) -> None:
@@ -82,9 +83,9 @@ class Suppression:
                 )
             self._masks[bucket.layout.length] = mask
 
-    def within(self, ballot: Ballot) -> Lie | None:
+    def within(self, task: VoteTask) -> Lie | None:
         """The lie about one bucket's vote, None where there is nothing to lie about."""
-        mask = self._masks.get(ballot.length)
+        mask = self._masks.get(task.length)
         if mask is None or not mask.any():
             return None
 
@@ -106,7 +107,7 @@ def suppress_class(optimizer: Any, label: int) -> Suppression:
     return Suppression(optimizer, label)
 
 
-class _Bent(Ballot):
+class _Bent(VoteTask):
     """A ballot whose tally is bent by ``lie``."""
 
     __slots__ = ("lie",)
@@ -118,8 +119,8 @@ class _Bent(Ballot):
             self.lie(stack, first, out)
 
 
-def _bent(ballot: Ballot, lie: Lie) -> _Bent:
-    bent = _Bent(**{f.name: getattr(ballot, f.name) for f in fields(ballot) if f.init})
+def _bent(task: VoteTask, lie: Lie) -> _Bent:
+    bent = _Bent(**{f.name: getattr(task, f.name) for f in fields(task) if f.init})
     bent.lie = lie
     return bent
 
@@ -152,7 +153,7 @@ def _beside(mask: Any, out: Any) -> Any:
 
 
 def _hooks(optimizer: Any) -> Any:
-    from mpisign.gradients.hooks import KEY
+    from mpisign.exchange.step_hooks import KEY
 
     hooks = getattr(optimizer, KEY, None)
     if hooks is None:
@@ -163,8 +164,8 @@ def _hooks(optimizer: Any) -> Any:
     return hooks
 
 
-def _channel(of: Any) -> Channel:
+def _engine(of: Any) -> Engine:
     if isinstance(of, Communicator):
-        return of.channel
-    channel: Channel = _hooks(of).exchange.channel_now()
-    return channel
+        return of.engine
+    engine: Engine = _hooks(of).exchange.engine_now()
+    return engine

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from mpisign.collectives.line import Line, Unbooked
 from mpisign.communicator import Communicator
 from mpisign.errors import DisagreementError, WireError
 from mpisign.transports.base import Steps
+from mpisign.transports.tagged import TaggedTransport, UncountedTransport
 
 _FUNCTION = "Adversaries.gradients"
 _MAGIC = 0x4D50_4953_4144_5631  # "MPISADV1"
@@ -48,10 +48,10 @@ def honest_rows(
         [_MAGIC, len(own), own.itemsize, int.from_bytes(told, "little", signed=True)], dtype="<i8"
     )
 
-    def steps(line: Line) -> Steps[Any]:
-        line = Unbooked(line.transport, line.tag)
-        heads = np.empty((line.size, head.nbytes), dtype=np.uint8)
-        yield line.allgather(head.view(np.uint8), heads)
+    def steps(wire: TaggedTransport) -> Steps[Any]:
+        wire = UncountedTransport(wire.transport, wire.tag)
+        heads = np.empty((wire.size, head.nbytes), dtype=np.uint8)
+        yield wire.allgather(head.view(np.uint8), heads)
         _check(heads.view("<i8"))
         length: int = len(own)
         result: Any = None
@@ -60,18 +60,18 @@ def honest_rows(
             b = min(step, length - first)
             if reduce is None:
                 part = own[first : first + b].view(np.uint8)
-                yield line.exchange([(r, part) for r in hostile], [])
+                yield wire.exchange([(r, part) for r in hostile], [])
                 continue
             rows = np.empty((len(honest), b), dtype=own.dtype)
             recvs = [(r, rows[i].view(np.uint8)) for i, r in enumerate(honest)]
-            yield line.exchange([], recvs)
+            yield wire.exchange([], recvs)
             kept = reduce(rows, first, length)
             if result is None:
                 result = np.empty((len(kept), length), dtype=kept.dtype)
             result[:, first : first + b] = kept
         return result
 
-    return comm.channel.submit(_FUNCTION, steps).wait()
+    return comm.engine.submit(_FUNCTION, steps).wait()
 
 
 def _check(heads: Any) -> None:

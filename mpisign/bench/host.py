@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from mpisign import threads
+from mpisign.backend import threads
 from mpisign.bench import _limits, calls
 from mpisign.bench.case import Call, Case, Limit
 from mpisign.bench.stock import Stock

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-from mpisign import arrays, planes
+from mpisign import planes
+from mpisign.backend import arrays
 from mpisign.bench import plain
 from mpisign.bench.case import Calls, Case
 from mpisign.bench.stock import Stock, torch_there

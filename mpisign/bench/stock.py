@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mpisign import arrays
+from mpisign.backend import arrays
 
 _ALIGNED = 64
 _PATTERN = 1 << 20  # coordinates of random data; longer arrays repeat it

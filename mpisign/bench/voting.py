@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from mpisign import arrays, planes
+from mpisign import planes
+from mpisign.backend import arrays
 from mpisign.bench import plain
 from mpisign.bench.case import Calls, Case
 from mpisign.bench.packing import stock_tensor

@@ -13,8 +13,8 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from mpisign.collectives.agreement import name_ranks
-from mpisign.collectives.echo import DIGEST
+from mpisign.engine.agreement import name_ranks
+from mpisign.engine.echo import DIGEST
 from mpisign.transports.base import Bytes
 
 _RECORD = struct.Struct("<19sB3I")

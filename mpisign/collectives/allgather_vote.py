@@ -2,37 +2,37 @@
 
 from __future__ import annotations
 
-from mpisign.collectives.ballot import Ballot
-from mpisign.collectives.line import Line
-from mpisign.collectives.pipeline import pipelined, slots
+from mpisign.collectives.vote_task import VoteTask
+from mpisign.engine.pipeline import pipelined, slots
 from mpisign.transports.base import Pending, Steps
+from mpisign.transports.tagged import TaggedTransport
 
 
-def allgather_vote(line: Line, ballot: Ballot) -> Steps[None]:
+def allgather_vote(wire: TaggedTransport, task: VoteTask) -> Steps[None]:
     """Receives (p - 1) k B bytes per rank; tolerates bad votes and bad tallies.
 
     Wire: chunk by chunk, the bytes of the sign plane, then of the mask plane, to every rank. Raises
     WireError, on the ranks that see it, if a plane's padding is not 0.
     """
-    chunks, others = ballot.chunks(line.transport.message, 1), line.transport.others()
-    rows = ballot.rows(line.size)
+    chunks, others = task.chunks(wire.transport.message, 1), wire.transport.others()
+    rows = task.rows(wire.size)
     widest = max(b - a for a, b in chunks)
-    stacks = [line.empty(line.size, ballot.k, widest) for _ in range(slots(len(chunks)))]
-    result = line.empty(ballot.kd, widest)
+    stacks = [wire.empty(wire.size, task.k, widest) for _ in range(slots(len(chunks)))]
+    result = wire.empty(task.kd, widest)
 
     def send(i: int) -> Pending:
         a, b = chunks[i]
         stack = stacks[i % len(stacks)][..., : b - a]
-        own = stack[rows[line.rank]]
-        ballot.pack(a, b, own)
+        own = stack[rows[wire.rank]]
+        task.pack(a, b, own)
         sends = [(r, plane) for r in others for plane in own]
-        return line.exchange(sends, [(r, plane) for r in others for plane in stack[rows[r]]])
+        return wire.exchange(sends, [(r, plane) for r in others for plane in stack[rows[r]]])
 
     def tally(i: int) -> None:
         a, b = chunks[i]
         stack, out = stacks[i % len(stacks)][..., : b - a], result[:, : b - a]
-        ballot.check_padding(stack, a)
-        ballot.tally(stack, a, out)
-        ballot.unpack(a, b, out)
+        task.check_padding(stack, a)
+        task.tally(stack, a, out)
+        task.unpack(a, b, out)
 
     yield from pipelined(len(chunks), send, tally)

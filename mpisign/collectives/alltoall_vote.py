@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from mpisign.collectives.ballot import Ballot
-from mpisign.collectives.line import Line
-from mpisign.collectives.pipeline import pipelined, slots
+from mpisign.collectives.vote_task import VoteTask
+from mpisign.engine.pipeline import pipelined, slots
 from mpisign.transports.base import Pending, Steps
+from mpisign.transports.tagged import TaggedTransport
 
 
-def alltoall_vote(line: Line, ballot: Ballot) -> Steps[None]:
+def alltoall_vote(wire: TaggedTransport, task: VoteTask) -> Steps[None]:
     """Receives k B (1 - 1/p) + kd B (1 - 1/p) bytes per rank; tolerates bad votes, not bad tallies.
 
     Wire: a chunk's bytes [a, b) are cut into p shards, rank r owns the one from
@@ -19,15 +19,15 @@ def alltoall_vote(line: Line, ballot: Ballot) -> Steps[None]:
     overlap. Raises WireError, on the owner that sees it, if a plane's padding is not 0.
     Source: Bernstein et al. 2019, majority vote, with the parameter server sharded over the ranks.
     """
-    p, rank, others = line.size, line.rank, line.transport.others()
-    rows = ballot.rows(p)
-    chunks = ballot.chunks(line.transport.message, p)
+    p, rank, others = wire.size, wire.rank, wire.transport.others()
+    rows = task.rows(p)
+    chunks = task.chunks(wire.transport.message, p)
     widest = max(b - a for a, b in chunks)
     shard = -(-widest // p)
     n = slots(len(chunks))
-    ballots = [line.empty(ballot.k, widest) for _ in range(n)]
-    stacks = [line.empty(p, ballot.k, shard) for _ in range(n)]
-    results = [line.empty(ballot.kd, widest) for _ in range(n)]
+    ballots = [wire.empty(task.k, widest) for _ in range(n)]
+    stacks = [wire.empty(p, task.k, shard) for _ in range(n)]
+    results = [wire.empty(task.kd, widest) for _ in range(n)]
     shards = [
         [slice(*s) for s in pairwise((b - a) * r // p for r in range(p + 1))] for a, b in chunks
     ]
@@ -36,24 +36,24 @@ def alltoall_vote(line: Line, ballot: Ballot) -> Steps[None]:
         a, b = chunks[i]
         mine = shards[i][rank]
         planes = ballots[i % n][:, : b - a]
-        ballot.pack(a, b, planes)
+        task.pack(a, b, planes)
         stack = stacks[i % n][..., : mine.stop - mine.start]
         stack[rows[rank]] = planes[:, mine]
         sends = [(r, plane[shards[i][r]]) for r in others for plane in planes]
-        return line.exchange(sends, [(r, plane) for r in others for plane in stack[rows[r]]])
+        return wire.exchange(sends, [(r, plane) for r in others for plane in stack[rows[r]]])
 
     def down(i: int) -> Pending:
         (a, b), mine = chunks[i], shards[i][rank]
         stack = stacks[i % n][..., : mine.stop - mine.start]
         result = results[i % n][:, : b - a]
-        ballot.check_padding(stack, a + mine.start)
+        task.check_padding(stack, a + mine.start)
         own = result[:, mine]
-        ballot.tally(stack, a + mine.start, own)
+        task.tally(stack, a + mine.start, own)
         recvs = [(r, plane[shards[i][r]]) for r in others for plane in result]
-        return line.exchange([(r, plane) for r in others for plane in own], recvs)
+        return wire.exchange([(r, plane) for r in others for plane in own], recvs)
 
     def unpack(i: int) -> None:
         a, b = chunks[i]
-        ballot.unpack(a, b, results[i % n][:, : b - a])
+        task.unpack(a, b, results[i % n][:, : b - a])
 
     yield from pipelined(len(chunks), up, down, unpack)

@@ -6,18 +6,19 @@ from typing import Any
 
 import numpy as np
 
-from mpisign import arrays, planes, policies
-from mpisign.collectives.agreement import Agreed
+from mpisign import planes, policies
+from mpisign.backend import arrays
 from mpisign.collectives.compressed_mean_state import CompressedMeanState
-from mpisign.collectives.header import Header
-from mpisign.collectives.line import Line
 from mpisign.collectives.majority_vote import check_settings
-from mpisign.collectives.pipeline import pipelined
 from mpisign.collectives.scaled_signs import ScaledSigns
-from mpisign.collectives.vote import Channel
-from mpisign.communicator import channel_of
+from mpisign.communicator import engine_of
+from mpisign.engine.agreement import Agreed
+from mpisign.engine.engine import Engine
+from mpisign.engine.header import Header
+from mpisign.engine.pipeline import pipelined
 from mpisign.errors import NaNError
 from mpisign.transports.base import Pending, Steps
+from mpisign.transports.tagged import TaggedTransport
 
 _FUNCTION = "compressed_mean"
 _CHUNK = 1 << 17  # bytes of a plane that travel together, at least
@@ -59,32 +60,32 @@ def compressed_mean(
     that raises, ``state`` is as before and ``out`` of no use. Source: Tang et al. 2021, 1-bit Adam,
     Algorithm 1 (DeepSpeed's compressed allreduce); Seide et al. 2014, 1-bit SGD.
     """
-    channel = channel_of(_FUNCTION, comm)
-    number = channel.next_step()
+    engine = engine_of(_FUNCTION, comm)
+    number = engine.next_step()
     step = number if step is None else step
     settings = {"zeros": zeros, "nan": nan, "seed": seed, "step": step}
     try:
-        mean = _Mean(x, state, out, channel, settings)
+        mean = _Mean(x, state, out, engine, settings)
     except Exception as error:
         refusal = Header(_FUNCTION).refusal(str(error).removeprefix(f"{_FUNCTION}: "))
-        return channel.submit(
-            _FUNCTION, lambda line: channel.headers(line, refusal, _FUNCTION)
+        return engine.submit(
+            _FUNCTION, lambda wire: engine.headers(wire, refusal, _FUNCTION)
         ).wait()
-    return channel.submit(_FUNCTION, lambda line: mean.steps(channel, line, number), step).wait()
+    return engine.submit(_FUNCTION, lambda wire: mean.steps(engine, wire, number), step).wait()
 
 
 class _Mean:
     """One call, its arguments checked."""
 
     def __init__(
-        self, x: Any, state: Any, out: Any, channel: Channel, settings: dict[str, Any]
+        self, x: Any, state: Any, out: Any, engine: Engine, settings: dict[str, Any]
     ) -> None:
         v = arrays.view_floats(_FUNCTION, "x", x)
         rest = {"algorithm": "auto", "ties": "random", "weight": 1, "byzantine_f": 0}
         check_settings(_FUNCTION, settings | rest)
         if v.device != "cpu":
             raise TypeError(f"{_FUNCTION}: x must be in host memory, got device {v.device}")
-        rank, size = channel.transport.rank, channel.transport.size
+        rank, size = engine.transport.rank, engine.transport.size
         if not isinstance(state, CompressedMeanState):
             raise TypeError(
                 f"{_FUNCTION}: state must be a CompressedMeanState, got {type(state).__name__}"
@@ -114,17 +115,17 @@ class _Mean:
             _FUNCTION, dtype=v.dtype, length=v.length, settings=state.block or 0, **settings
         )
 
-    def steps(self, channel: Channel, line: Line, number: int) -> Steps[Any]:
-        agreed = yield from channel.headers(line, self.header, _FUNCTION)
+    def steps(self, engine: Engine, wire: TaggedTransport, number: int) -> Steps[Any]:
+        agreed = yield from engine.headers(wire, self.header, _FUNCTION)
         yield from exchange(
-            channel, line, self._state, self._how, self._x, self._flat, number, agreed
+            engine, wire, self._state, self._how, self._x, self._flat, number, agreed
         )
         return self._out
 
 
 def exchange(
-    channel: Channel,
-    line: Line,
+    engine: Engine,
+    wire: TaggedTransport,
     state: CompressedMeanState,
     how: dict[str, Any],
     x: Any,
@@ -136,34 +137,34 @@ def exchange(
 
     ``how``: zeros, nan, seed, step. ``state`` is as before if this raises.
     """
-    wire = ScaledSigns(line, state, how, x, out)
+    signs = ScaledSigns(wire, state, how, x, out)
     b = planes.plane_bytes(state.length)
     n = 1 if state.block is None else max(1, min(_CHUNKS, b // _CHUNK))
-    pieces = [[state.piece(r, i, n) for r in range(line.size)] for i in range(n)]
-    bad = np.zeros((line.size, 8), dtype=np.uint8)
+    pieces = [[state.piece(r, i, n) for r in range(wire.size)] for i in range(n)]
+    bad = np.zeros((wire.size, 8), dtype=np.uint8)
     told: list[Pending] = []
 
     def send(i: int) -> Pending:
-        sent = wire.send(pieces[i])
+        sent = signs.send(pieces[i])
         if i == n - 1 and agreed.header.nan == "raise":
-            own = np.array([wire.bad], dtype="<u8").view(np.uint8)
-            told.append(line.allgather(own, bad))
+            own = np.array([signs.bad], dtype="<u8").view(np.uint8)
+            told.append(wire.allgather(own, bad))
         return sent
 
     yield from pipelined(
         n,
         send,
-        lambda i: wire.average(pieces[i]),
-        lambda i: wire.receive(pieces[i]),
+        lambda i: signs.average(pieces[i]),
+        lambda i: signs.receive(pieces[i]),
     )
     yield from told
     _refuse(agreed.function, bad.view("<u8")[:, 0].tolist())
     state.commit()
-    digest = channel.due_digest(number)
+    digest = engine.due_digest(number)
     if digest is not None:
-        digest.update(wire.down)
-        digest.update(wire.down_scales)
-        channel.digest = digest.field()
+        digest.update(signs.down)
+        digest.update(signs.down_scales)
+        engine.digest = digest.field()
 
 
 def _refuse(function: str, bad: list[int]) -> None:

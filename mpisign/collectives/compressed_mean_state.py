@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mpisign.collectives.ballot import Planes
+from mpisign.collectives.vote_task import Planes
 
 Floats = npt.NDArray[np.float32]
 

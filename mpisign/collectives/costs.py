@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mpisign.collectives.line import Line
 from mpisign.transports.base import Steps
+from mpisign.transports.tagged import TaggedTransport
 
 _SMALL, _LARGE = 64, 1 << 19  # bytes that a rank sends in the two exchanges that are measured
 _TIMES = 3
@@ -63,21 +63,21 @@ class Costs:
         Path(path).write_text(json.dumps(asdict(self), indent=1) + "\n")
 
 
-def costs_of(line: Line, nodes: Sequence[Sequence[int]]) -> Steps[Costs]:
+def measure_costs(wire: TaggedTransport, nodes: Sequence[Sequence[int]]) -> Steps[Costs]:
     """Measured, or read from the file of ``MPISIGN_COSTS``; the dearest of all ranks for each."""
     path = os.environ.get("MPISIGN_COSTS")
     if path:
         own = read(path)
     else:
-        mine = next(node for node in nodes if line.rank in node)
-        local = [r for r in line.transport.others() if r in mine]
-        remote = [r for r in line.transport.others() if r not in mine]
+        mine = next(node for node in nodes if wire.rank in node)
+        local = [r for r in wire.transport.others() if r in mine]
+        remote = [r for r in wire.transport.others() if r not in mine]
         numbers: list[float] = []
         for ranks in (local, remote):
-            numbers += yield from _measure(line, ranks)
+            numbers += yield from _measure(wire, ranks)
         own = Costs(*numbers)
-    rows = np.empty((line.size, 32), dtype=np.uint8)
-    yield line.allgather(np.array(astuple(own), dtype="<f8").view(np.uint8), rows)
+    rows = np.empty((wire.size, 32), dtype=np.uint8)
+    yield wire.allgather(np.array(astuple(own), dtype="<f8").view(np.uint8), rows)
     return Costs(*rows.view("<f8").max(axis=0).tolist())
 
 
@@ -94,18 +94,18 @@ def read(path: str) -> Costs:
     return Costs(*numbers)
 
 
-def _measure(line: Line, ranks: Sequence[int]) -> Steps[tuple[float, float]]:
+def _measure(wire: TaggedTransport, ranks: Sequence[int]) -> Steps[tuple[float, float]]:
     """Latency and seconds a byte of exchanges with ``ranks``; the best of a few."""
     best = []
     for nbytes in (_SMALL, _LARGE):
-        part = max(1, nbytes // max(1, line.size - 1))  # the same for ranks of unlike nodes
-        out, into = line.empty(part), [line.empty(part) for _ in ranks]
+        part = max(1, nbytes // max(1, wire.size - 1))  # the same for ranks of unlike nodes
+        out, into = wire.empty(part), [wire.empty(part) for _ in ranks]
         out[...] = 0
         seconds = []
         for _ in range(_TIMES):
-            yield line.allgather(line.empty(1), line.empty(line.size, 1))  # all start together
+            yield wire.allgather(wire.empty(1), wire.empty(wire.size, 1))  # all start together
             start = time.perf_counter()
-            yield line.exchange([(r, out) for r in ranks], list(zip(ranks, into, strict=True)))
+            yield wire.exchange([(r, out) for r in ranks], list(zip(ranks, into, strict=True)))
             seconds.append(time.perf_counter() - start)
         best.append(min(seconds))
     if not ranks:

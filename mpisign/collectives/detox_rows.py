@@ -7,16 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from mpisign.collectives.agreement import name_ranks, refuse_nans
-from mpisign.collectives.line import Line
 from mpisign.collectives.representatives import Representatives
 from mpisign.collectives.robust_shards import Reduction
+from mpisign.engine.agreement import name_ranks, refuse_nans
 from mpisign.robust.base import Rule
 from mpisign.transports.base import Steps
+from mpisign.transports.tagged import TaggedTransport
 
 
 def detox_rows(
-    line: Line,
+    wire: TaggedTransport,
     flat: Any,
     groups: Sequence[Sequence[int]],
     rule: Rule,
@@ -54,7 +54,7 @@ def detox_rows(
     """
     if not flat.size:
         return
-    of = Representatives(line, flat, groups, turn, tolerance, function)
+    of = Representatives(wire, flat, groups, turn, tolerance, function)
     yield from of.commit()
     if nan == "raise":
         refuse_nans(function, of.infinite.tolist())
@@ -64,7 +64,7 @@ def detox_rows(
     rows = yield from of.fetch()
     names = [f"the group of {name_ranks(sorted(g))}" for g in groups]
     reduction = Reduction(
-        line,
+        wire,
         of.shards,
         rule,
         rng,
@@ -75,8 +75,8 @@ def detox_rows(
         told=of.unmet,
         why="no group has a majority that holds the same finite values",
     )
-    own = of.shards.whole(line.rank).start
-    pieces = [of.shards.piece(line.rank, i) for i in range(of.shards.pieces)]
+    own = of.shards.whole(wire.rank).start
+    pieces = [of.shards.piece(wire.rank, i) for i in range(of.shards.pieces)]
     yield from reduction.steps(
         [rows[:, at.start - own : at.stop - own] for at in pieces], lambda i: None
     )

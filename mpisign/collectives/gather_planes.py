@@ -7,17 +7,17 @@ from collections.abc import Sequence
 import numpy as np
 
 from mpisign import planes
-from mpisign.collectives.ballot import Planes
-from mpisign.collectives.line import Line
-from mpisign.collectives.pipeline import pipelined
+from mpisign.collectives.vote_task import Planes
+from mpisign.engine.pipeline import pipelined
 from mpisign.errors import WireError
 from mpisign.stats import stage
 from mpisign.transports.base import Bytes, Pending, Steps
+from mpisign.transports.tagged import TaggedTransport
 
 _MOST = 1024  # chunks
 
 
-def gather_planes(line: Line, message: Bytes, limit: int) -> Steps[list[Bytes]]:
+def gather_planes(wire: TaggedTransport, message: Bytes, limit: int) -> Steps[list[Bytes]]:
     """Every rank's message, by rank, the own one too: new uint8 (n,) in host memory.
 
     ``message``: contiguous uint8 (n,), any length up to ``limit``, which is the same on all ranks
@@ -28,27 +28,27 @@ def gather_planes(line: Line, message: Bytes, limit: int) -> Steps[list[Bytes]]:
     ``Transport.message`` long. Raises WireError, the same on all ranks, that names the first rank
     whose message would be longer than ``limit``. What the messages hold is not looked at.
     """
-    told = np.empty((line.size, 8), dtype=np.uint8)
-    yield line.allgather(np.array([message.size], dtype="<u8").view(np.uint8), told)
+    told = np.empty((wire.size, 8), dtype=np.uint8)
+    yield wire.allgather(np.array([message.size], dtype="<u8").view(np.uint8), told)
     sizes = told.view("<u8")[:, 0].tolist()
     for rank, size in enumerate(sizes):
         if size > limit:
             raise WireError(f"rank {rank} has a message of {size} bytes where {limit} is the most")
     rows = [np.empty(size, dtype=np.uint8) for size in sizes]
-    yield from gather_rows(line, message, rows)
+    yield from gather_rows(wire, message, rows)
     return rows
 
 
-def gather_rows(line: Line, message: Bytes, rows: Sequence[Bytes]) -> Steps[None]:
+def gather_rows(wire: TaggedTransport, message: Bytes, rows: Sequence[Bytes]) -> Steps[None]:
     """Every rank's message into ``rows``, uint8 (n,) of its own length each, known to all.
 
     Wire: the messages, in as many pieces as the longest is times ``Transport.message`` long.
     """
-    n = max(1, min(_MOST, max(row.size for row in rows) // line.transport.message))
+    n = max(1, min(_MOST, max(row.size for row in rows) // wire.transport.message))
 
     def send(i: int) -> Pending:
         pieces = [row[row.size * i // n : row.size * (i + 1) // n] for row in rows]
-        return line.allgather(message[message.size * i // n : message.size * (i + 1) // n], pieces)
+        return wire.allgather(message[message.size * i // n : message.size * (i + 1) // n], pieces)
 
     yield from pipelined(n, send, lambda i: None)
 

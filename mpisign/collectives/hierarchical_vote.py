@@ -11,15 +11,17 @@ import numpy as np
 
 from mpisign import planes
 from mpisign.collectives.alltoall_vote import alltoall_vote
-from mpisign.collectives.ballot import Ballot
-from mpisign.collectives.line import Line
-from mpisign.collectives.pipeline import DEPTH, pipelined, slots
+from mpisign.collectives.vote_task import VoteTask
+from mpisign.engine.pipeline import DEPTH, pipelined, slots
 from mpisign.planes.weights import integer_weights
 from mpisign.stats import stage
 from mpisign.transports.base import Pending, Steps
+from mpisign.transports.tagged import TaggedTransport
 
 
-def hierarchical_vote(line: Line, ballot: Ballot, nodes: Sequence[Sequence[int]]) -> Steps[None]:
+def hierarchical_vote(
+    wire: TaggedTransport, task: VoteTask, nodes: Sequence[Sequence[int]]
+) -> Steps[None]:
     """The flat vote's result, bit for bit; b + kd planes cross each node's link, not 2 L planes.
 
     ``nodes``: the ranks of each. A chunk's bytes [a, b) are cut into S slots, S the number of ranks
@@ -32,29 +34,31 @@ def hierarchical_vote(line: Line, ballot: Ballot, nodes: Sequence[Sequence[int]]
     kd B (1 - 1/nodes) down. Tolerates bad votes, not bad tallies. Weights whose sum is
     beyond 2^28 as integers go by ``alltoall_vote``, which decides alike.
     """
-    between = _Counts(ballot, nodes, line.size)
+    between = _Counts(task, nodes, wire.size)
     if between.too_heavy:
-        yield from alltoall_vote(line, ballot)
+        yield from alltoall_vote(wire, task)
     else:
-        yield from _vote(line, ballot, nodes, between)
+        yield from _vote(wire, task, nodes, between)
 
 
-def vote_of_votes(line: Line, ballot: Ballot, nodes: Sequence[Sequence[int]]) -> Steps[None]:
+def vote_of_votes(
+    wire: TaggedTransport, task: VoteTask, nodes: Sequence[Sequence[int]]
+) -> Steps[None]:
     """Each node's majority has one vote: NOT the majority of the ranks. Explicit only.
 
     A bias that is spread unevenly over nodes wins with few ranks, and persists (see
     ``hierarchical_vote`` for the exact one). A node that ties abstains. Wire as there, with one
     plane a node in (2) instead of counts, two (sign and mask) where a node can tie.
     """
-    yield from _vote(line, ballot, nodes, _Verdicts(ballot, nodes, line.size))
+    yield from _vote(wire, task, nodes, _Verdicts(task, nodes, wire.size))
 
 
 class _Between(ABC):
     """What a node tells the others of its ranks' ballots, and how that is decided on."""
 
-    def __init__(self, ballot: Ballot, nodes: Sequence[Sequence[int]], size: int) -> None:
-        self.ballot = ballot
-        weights = [1] * size if ballot.weights is None else ballot.weights
+    def __init__(self, task: VoteTask, nodes: Sequence[Sequence[int]], size: int) -> None:
+        self.task = task
+        weights = [1] * size if task.weights is None else task.weights
         whole = integer_weights("vote", weights, size)
         self.weights = [[int(whole[r]) for r in node] for node in nodes]
 
@@ -67,7 +71,7 @@ class _Between(ABC):
         """The ballots (L, k, b) of a node's ranks from byte ``first``: (planes, b)."""
 
     @abstractmethod
-    def decide(self, line: Line, told: list[Any], first: int, out: Any) -> None:
+    def decide(self, wire: TaggedTransport, told: list[Any], first: int, out: Any) -> None:
         """What the nodes told, (planes, b) each: the result's planes (kd, b)."""
 
 
@@ -84,7 +88,7 @@ class _Counts(_Between):
         return max(1, (sum(weights) // unit).bit_length()), unit
 
     def planes(self, node: int) -> int:
-        return self.ballot.k * self._bits(node)[0]
+        return self.task.k * self._bits(node)[0]
 
     def tell(self, node: int, stack: Any, first: int, out: Any) -> None:
         b = stack.shape[2]
@@ -95,23 +99,23 @@ class _Counts(_Between):
         with stage("vote"):
             planes.tally(
                 stack if masked else stack[:, 0],
-                length=self.ballot.coordinates(first, first + b),
+                length=self.task.coordinates(first, first + b),
                 weights=None if len(set(weights)) == 1 and weights[0] else weights,
                 out=out.reshape(2, bits, b) if masked else out,
             )
 
-    def decide(self, line: Line, told: list[Any], first: int, out: Any) -> None:
+    def decide(self, wire: TaggedTransport, told: list[Any], first: int, out: Any) -> None:
         b = out.shape[1]
-        masked = self.ballot.k == 2
+        masked = self.task.k == 2
         total = sum(map(sum, self.weights))
         weights: list[int] = []
         rows = sum(len(t) for t in told) + (not masked)
         # A bit of a count is a row that votes with the weight of the bit.
-        stack = line.empty(rows, 2 if masked else 1, b)
+        stack = wire.empty(rows, 2 if masked else 1, b)
         at = 0
         for node, counts in enumerate(told):
             bits, unit = self._bits(node)
-            weights += [unit << j for j in range(bits)] * self.ballot.k
+            weights += [unit << j for j in range(bits)] * self.task.k
             if masked:
                 stack[at : at + bits, 0] = 0xFF  # negative votes, then positive ones
                 stack[at + bits : at + 2 * bits, 0] = 0
@@ -124,16 +128,16 @@ class _Counts(_Between):
             # of - takes away the surplus. W - 2 N - (W - total) = total - 2 N.
             stack[at, 0] = 0xFF
             weights.append(sum(weights) - total)
-        self.ballot.tally(stack, first, out, weights)
+        self.task.tally(stack, first, out, weights)
 
 
 class _Verdicts(_Between):
     def planes(self, node: int) -> int:
-        return 2 if self.ballot.k == 2 or len(self.weights[node]) % 2 == 0 or self._weighted else 1
+        return 2 if self.task.k == 2 or len(self.weights[node]) % 2 == 0 or self._weighted else 1
 
     @property
     def _weighted(self) -> bool:
-        return self.ballot.weights is not None
+        return self.task.weights is not None
 
     def tell(self, node: int, stack: Any, first: int, out: Any) -> None:
         b = stack.shape[2]
@@ -142,44 +146,44 @@ class _Verdicts(_Between):
         with stage("vote"):
             planes.majority(
                 stack if stack.shape[1] == 2 else stack[:, 0],
-                length=self.ballot.coordinates(first, first + b),
+                length=self.task.coordinates(first, first + b),
                 ties="zero" if len(out) == 2 else "positive",  # which cannot occur
                 weights=self.weights[node] if self._weighted else None,
                 out=out if len(out) == 2 else out[0],
             )
 
-    def decide(self, line: Line, told: list[Any], first: int, out: Any) -> None:
-        stack = line.empty(len(told), 2, out.shape[1])
+    def decide(self, wire: TaggedTransport, told: list[Any], first: int, out: Any) -> None:
+        stack = wire.empty(len(told), 2, out.shape[1])
         for row, verdict in zip(stack, told, strict=True):
             row[0] = verdict[0]
             row[1] = verdict[1] if len(verdict) == 2 else 0xFF
-        self.ballot.tally(stack, first, out, [1] * len(told))
+        self.task.tally(stack, first, out, [1] * len(told))
 
 
 def _vote(
-    line: Line, ballot: Ballot, nodes: Sequence[Sequence[int]], between: _Between
+    wire: TaggedTransport, task: VoteTask, nodes: Sequence[Sequence[int]], between: _Between
 ) -> Steps[None]:
     n_slots = min(map(len, nodes))
-    chunks = ballot.chunks(line.transport.message, n_slots)
+    chunks = task.chunks(wire.transport.message, n_slots)
     n = slots(len(chunks))
     widest = max(b - a for a, b in chunks)
-    here = next(i for i, node in enumerate(nodes) if line.rank in node)
+    here = next(i for i, node in enumerate(nodes) if wire.rank in node)
     mates = list(nodes[here])
-    place = mates.index(line.rank)
+    place = mates.index(wire.rank)
     owns = place < n_slots
     peers = [node[place] for node in nodes] if owns else []  # of my slot, one a node
-    local = [i for i, r in enumerate(mates) if r != line.rank]
+    local = [i for i, r in enumerate(mates) if r != wire.rank]
     remote = [i for i in range(len(nodes)) if i != here]
     slot_width = -(-widest // n_slots)
     piece_width = -(-slot_width // len(nodes))
-    ballots = [line.empty(ballot.k, widest) for _ in range(n)]
+    ballots = [wire.empty(task.k, widest) for _ in range(n)]
     # A result lives through two exchanges: its pieces', then its slots'.
     long = min(len(chunks), 2 * DEPTH + 1)
-    results = [line.empty(ballot.kd, widest) for _ in range(long)]
-    stacks = [line.empty(len(mates), ballot.k, slot_width) for _ in range(n if owns else 0)]
-    tallies = [line.empty(between.planes(here), slot_width) for _ in range(n if owns else 0)]
+    results = [wire.empty(task.kd, widest) for _ in range(long)]
+    stacks = [wire.empty(len(mates), task.k, slot_width) for _ in range(n if owns else 0)]
+    tallies = [wire.empty(between.planes(here), slot_width) for _ in range(n if owns else 0)]
     told = [
-        [line.empty(between.planes(j), piece_width) for j in range(len(nodes))]
+        [wire.empty(between.planes(j), piece_width) for j in range(len(nodes))]
         for _ in range(n if owns else 0)
     ]
 
@@ -194,7 +198,7 @@ def _vote(
         a, b = chunks[i]
         in_chunk, _ = cut(i)
         own = ballots[i % n][:, : b - a]
-        ballot.pack(a, b, own)
+        task.pack(a, b, own)
         sends = [(mates[m], plane[in_chunk[m]]) for m in local if m < n_slots for plane in own]
         recvs = []
         if owns:
@@ -202,16 +206,16 @@ def _vote(
             stack = stacks[i % n][..., : mine.stop - mine.start]
             stack[place] = own[:, mine]
             recvs = [(mates[m], plane) for m in local for plane in stack[m]]
-        return line.exchange(sends, recvs)
+        return wire.exchange(sends, recvs)
 
     def to_nodes(i: int) -> Pending:
         if not owns:
-            return line.exchange([], [])
+            return wire.exchange([], [])
         in_chunk, pieces = cut(i)
         mine = in_chunk[place]
         first = chunks[i][0] + mine.start
         stack = stacks[i % n][..., : mine.stop - mine.start]
-        ballot.check_padding(stack, first, mates)
+        task.check_padding(stack, first, mates)
         tally = tallies[i % n].reshape(-1)[: len(tallies[i % n]) * stack.shape[2]]
         tally = tally.reshape(len(tallies[i % n]), -1) if stack.shape[2] else tallies[i % n][:, :0]
         between.tell(here, stack, first, tally)
@@ -219,19 +223,19 @@ def _vote(
         into = [t[:, :width] for t in told[i % n]]
         into[here][...] = tally[:, pieces[here]]
         sends = [(peers[j], plane[pieces[j]]) for j in remote for plane in tally]
-        return line.exchange(sends, [(peers[j], plane) for j in remote for plane in into[j]])
+        return wire.exchange(sends, [(peers[j], plane) for j in remote for plane in into[j]])
 
     def from_nodes(i: int) -> Pending:
         if not owns:
-            return line.exchange([], [])
+            return wire.exchange([], [])
         (a, b), (in_chunk, pieces) = chunks[i], cut(i)
         slot = results[i % long][:, : b - a][:, in_chunk[place]]
         own = slot[:, pieces[here]]
         first = a + in_chunk[place].start + pieces[here].start
         if own.shape[1]:
-            between.decide(line, [t[:, : own.shape[1]] for t in told[i % n]], first, own)
+            between.decide(wire, [t[:, : own.shape[1]] for t in told[i % n]], first, own)
         sends = [(peers[j], plane) for j in remote for plane in own]
-        return line.exchange(sends, [(peers[j], p[pieces[j]]) for j in remote for p in slot])
+        return wire.exchange(sends, [(peers[j], p[pieces[j]]) for j in remote for p in slot])
 
     def from_slots(i: int) -> Pending:
         (a, b), (in_chunk, _) = chunks[i], cut(i)
@@ -240,11 +244,11 @@ def _vote(
         if owns:
             sends = [(mates[m], plane[in_chunk[place]]) for m in local for plane in result]
         recvs = [(mates[m], p[in_chunk[m]]) for m in local if m < n_slots for p in result]
-        return line.exchange(sends, recvs)
+        return wire.exchange(sends, recvs)
 
     def unpack(i: int) -> None:
         a, b = chunks[i]
-        ballot.unpack(a, b, results[i % long][:, : b - a])
+        task.unpack(a, b, results[i % long][:, : b - a])
 
     yield from pipelined(len(chunks), to_slots, to_nodes, from_nodes, from_slots, unpack)
 

@@ -7,16 +7,17 @@ from typing import Any
 
 import numpy as np
 
-from mpisign import arrays, planes, policies
-from mpisign.collectives.ballot import Ballot, Planes
-from mpisign.collectives.header import Header
-from mpisign.collectives.line import Line
-from mpisign.collectives.progress import Handle
-from mpisign.collectives.vote import Channel, small
-from mpisign.communicator import channel_of
+from mpisign import planes, policies
+from mpisign.backend import arrays
+from mpisign.collectives.vote_task import Planes, VoteTask
+from mpisign.communicator import engine_of
 from mpisign.detox.assignment import Members, members_of
+from mpisign.engine.engine import Engine, small
+from mpisign.engine.header import Header
+from mpisign.engine.progress import Handle
 from mpisign.stats import stage
 from mpisign.transports.base import Steps
+from mpisign.transports.tagged import TaggedTransport
 
 _FUNCTION = "majority_vote"
 
@@ -117,29 +118,27 @@ def majority_vote_async(
 
 
 def _start(x: Any, comm: Any, out: Any, *, eager: bool, **settings: Any) -> Handle:
-    channel = channel_of(_FUNCTION, comm)
-    number = channel.next_step()
+    engine = engine_of(_FUNCTION, comm)
+    number = engine.next_step()
     if settings["step"] is None:
         settings["step"] = number
     try:
-        vote = _Vote(x, out, eager, channel, settings)
+        vote = _Vote(x, out, eager, engine, settings)
     except Exception as error:
         # The others are on their way into the collective: refuse there, not here.
         refusal = Header(_FUNCTION).refusal(str(error).removeprefix(f"{_FUNCTION}: "))
-        return channel.submit(_FUNCTION, lambda line: channel.headers(line, refusal, _FUNCTION))
-    return channel.submit(
-        _FUNCTION, lambda line: vote.steps(channel, line, number), settings["step"]
-    )
+        return engine.submit(_FUNCTION, lambda wire: engine.headers(wire, refusal, _FUNCTION))
+    return engine.submit(_FUNCTION, lambda wire: vote.steps(engine, wire, number), settings["step"])
 
 
 class _Vote:
     """One call's arguments, checked; packed whole if ``eager`` or small."""
 
     def __init__(
-        self, x: Any, out: Any, eager: bool, channel: Channel, settings: dict[str, Any]
+        self, x: Any, out: Any, eager: bool, engine: Engine, settings: dict[str, Any]
     ) -> None:
-        transport = channel.transport
-        groups = members_of(settings.pop("groups"), transport.size, channel.nodes)
+        transport = engine.transport
+        groups = members_of(settings.pop("groups"), transport.size, engine.nodes)
         v = arrays.view_floats(_FUNCTION, "x", x)
         check_settings(_FUNCTION, settings)
         if out is None:
@@ -161,7 +160,7 @@ class _Vote:
         self._like = None if v.device == "cpu" else v  # NumPy packs and unpacks for torch too
         device = v.device.partition(":")[0]
         self.header = Header(_FUNCTION, dtype=v.dtype, length=v.length, device=device, **settings)
-        self.ballot = Ballot(
+        self.task = VoteTask(
             length=v.length,
             k=policies.planes_up(settings["zeros"], settings["nan"]),
             ties=settings["ties"],
@@ -174,24 +173,22 @@ class _Vote:
         self._planes: Any = None
         whole = eager or settings["byzantine_f"] > 0  # then NaNs must be told in the header
         whole = whole or not v.contiguous or arrays.overlap_partly(v, o)
-        if whole or self.ballot.short(transport.message):
-            self._planes = arrays.empty(
-                (self.ballot.k, self.ballot.nbytes), "uint8", like=self._like
-            )
+        if whole or self.task.short(transport.message):
+            self._planes = arrays.empty((self.task.k, self.task.nbytes), "uint8", like=self._like)
             self._pack(x, 0, self._planes)
             self.header.nans = int(self._nans)
         else:
             self._x = x.reshape(-1)
             self.header.late = True
 
-    def steps(self, channel: Channel, line: Line, number: int) -> Steps[Any]:
-        inlined = small(self.ballot, self.header, line.size)
-        agreed = yield from channel.headers(
-            line, self.header, _FUNCTION, self._planes if inlined else None
+    def steps(self, engine: Engine, wire: TaggedTransport, number: int) -> Steps[Any]:
+        inlined = small(self.task, self.header, wire.size)
+        agreed = yield from engine.headers(
+            wire, self.header, _FUNCTION, self._planes if inlined else None
         )
-        yield from channel.vote(
-            line,
-            self.ballot,
+        yield from engine.vote(
+            wire,
+            self.task,
             agreed,
             number,
             lambda: int(self._nans),

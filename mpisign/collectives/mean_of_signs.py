@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from mpisign import arrays, planes, policies
-from mpisign.collectives.ballot import Planes
-from mpisign.collectives.count_ballot import Count, CountBallot, submit
-from mpisign.collectives.vote import Channel
+from mpisign import planes, policies
+from mpisign.backend import arrays
+from mpisign.collectives.count_task import Count, CountTask, submit
+from mpisign.collectives.vote_task import Planes
+from mpisign.engine.engine import Engine
 
 
 def mean_of_signs(
@@ -42,8 +43,8 @@ def mean_of_signs(
 
 
 class _Mean(Count):
-    def __init__(self, x: Any, out: Any, channel: Channel, settings: Any) -> None:
-        super().__init__("mean_of_signs", x, False, channel, settings)
+    def __init__(self, x: Any, out: Any, engine: Engine, settings: Any) -> None:
+        super().__init__("mean_of_signs", x, False, engine, settings)
         v = self.view
         self.result = arrays.empty(v.shape, "float32", like=v) if out is None else out
         o = arrays.view_floats("mean_of_signs", "out", self.result, writable=True)
@@ -55,16 +56,16 @@ class _Mean(Count):
         self._flat = np.asarray(self.result).reshape(-1)
 
     def _unpack(self, part: slice, counts: Planes) -> None:
-        mean_of(counts, self.ballot, self._flat[part])
+        mean_of(counts, self.task, self._flat[part])
 
 
-def mean_of(counts: Any, ballot: CountBallot, out: Any) -> None:
-    """The mean of ``ballot.size`` signs from their count planes (kd, b), into float32 ``out``."""
+def mean_of(counts: Any, task: CountTask, out: Any) -> None:
+    """The mean of ``task.size`` signs from their count planes (kd, b), into float32 ``out``."""
     length = len(out)
-    if ballot.k == 1:
-        planes.mean_of_counts(counts, ballot.size, length=length, out=out)
+    if task.k == 1:
+        planes.mean_of_counts(counts, task.size, length=length, out=out)
         return
     # A plane's 0 adds its weight and its 1 takes it away: what is left is + minus -.
-    bit = 2.0 ** np.arange(-1, ballot.bits - 1)
+    bit = 2.0 ** np.arange(-1, task.bits - 1)
     planes.weighted_sum(counts, np.concatenate([bit, -bit]), length=length, out=out)
-    out *= float(np.float32(1 / ballot.size))
+    out *= float(np.float32(1 / task.size))

@@ -8,15 +8,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mpisign.collectives.line import Line
 from mpisign.errors import DisagreementError
 from mpisign.transports.base import Steps
+from mpisign.transports.tagged import TaggedTransport
 
 _NBYTES = 16
 _GIVEN, _FOUND = b"g", b"f"
 
 
-def find_nodes(line: Line, given: Sequence[int] | None) -> Steps[list[list[int]]]:
+def find_nodes(wire: TaggedTransport, given: Sequence[int] | None) -> Steps[list[list[int]]]:
     """The ranks of each node, nodes in the order of their first ranks; agreed by all ranks.
 
     ``given``: a number for each rank's node, the same list on all ranks; None: ranks whose host
@@ -26,8 +26,8 @@ def find_nodes(line: Line, given: Sequence[int] | None) -> Steps[list[list[int]]
     said = socket.gethostname() if given is None else repr(list(given))
     digest = hashlib.blake2b(said.encode(), digest_size=_NBYTES - 1).digest()
     word = (_FOUND if given is None else _GIVEN) + digest
-    rows = np.empty((line.size, _NBYTES), dtype=np.uint8)
-    yield line.allgather(np.frombuffer(word, dtype=np.uint8), rows)
+    rows = np.empty((wire.size, _NBYTES), dtype=np.uint8)
+    yield wire.allgather(np.frombuffer(word, dtype=np.uint8), rows)
     words = [row.tobytes() for row in rows]
     if any(w[:1] == _GIVEN for w in words):
         if len(set(words)) > 1:

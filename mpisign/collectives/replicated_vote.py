@@ -17,15 +17,15 @@ from mpisign.collectives.accusations import (
     is_accusation,
     summary,
 )
-from mpisign.collectives.agreement import name_ranks
-from mpisign.collectives.ballot import Ballot
-from mpisign.collectives.echo import DIGEST, digest, echo
-from mpisign.collectives.line import Line
+from mpisign.collectives.vote_task import VoteTask
+from mpisign.engine.agreement import name_ranks
+from mpisign.engine.echo import DIGEST, digest, echo
 from mpisign.errors import WireError
 from mpisign.transports.base import Bytes, Pending, Steps
+from mpisign.transports.tagged import TaggedTransport
 
 
-def replicated_vote(line: Line, ballot: Ballot, f: int) -> Steps[None]:
+def replicated_vote(wire: TaggedTransport, task: VoteTask, f: int) -> Steps[None]:
     """The result of ``alltoall_vote``, or WireError that names ranks, where f of p >= 2 f + 1 lie.
 
     Shard s of p, bytes [B s // p, B (s + 1) // p), is tallied by its owners s, ..., s + 2 f mod p.
@@ -44,7 +44,7 @@ def replicated_vote(line: Line, ballot: Ballot, f: int) -> Steps[None]:
     against ranks that lie (T1), not against one that tampers inside MPI (T2).
     Source: after Blanchard et al. 2017, section 2 (replicated server); Castro and Liskov 1999.
     """
-    yield from ReplicatedVote(line, ballot, f).steps()
+    yield from ReplicatedVote(wire, task, f).steps()
 
 
 class ReplicatedVote:
@@ -53,17 +53,17 @@ class ReplicatedVote:
     Owner o's shard at place i is (o - i) mod p; shard s lies at place i of owner (s + i) mod p.
     """
 
-    def __init__(self, line: Line, ballot: Ballot, f: int) -> None:
-        p, n = line.size, 2 * f + 1
-        self.line, self.ballot, self.f, self.n = line, ballot, f, n
-        self.shards = [slice(*s) for s in pairwise(ballot.nbytes * r // p for r in range(p + 1))]
+    def __init__(self, wire: TaggedTransport, task: VoteTask, f: int) -> None:
+        p, n = wire.size, 2 * f + 1
+        self.wire, self.task, self.f, self.n = wire, task, f, n
+        self.shards = [slice(*s) for s in pairwise(task.nbytes * r // p for r in range(p + 1))]
         self.owned = [[(o - i) % p for i in range(n)] for o in range(p)]
-        self.mine = self.owned[line.rank]
-        self.stacks = [self._empty(s, p, ballot.k) for s in self.mine]
+        self.mine = self.owned[wire.rank]
+        self.stacks = [self._empty(s, p, task.k) for s in self.mine]
         self.commitments = np.zeros((p, p, DIGEST), dtype=np.uint8)  # by sender and shard
-        self.tallies = [self._empty(s, ballot.kd) for s in self.mine]
+        self.tallies = [self._empty(s, task.kd) for s in self.mine]
         self.said = np.zeros((p, n, DIGEST), dtype=np.uint8)
-        self.result = line.empty(ballot.kd, ballot.nbytes)
+        self.result = wire.empty(task.kd, task.nbytes)
         self.asked = np.zeros((p, n), dtype=np.uint8)
         self.decided: dict[int, bytes] = {}  # the digest of a shard's result
         self.unmet: set[int] = set()  # decided, but the result is not there
@@ -78,24 +78,24 @@ class ReplicatedVote:
         self.decide()
         yield from self.fetch()
         self.check()
-        self.ballot.unpack(0, self.ballot.nbytes, self.result)
+        self.task.unpack(0, self.task.nbytes, self.result)
 
     def collect(self) -> Steps[None]:
         """Commitments, their echo, and the ballots of this rank's shards."""
-        line, ballot, rank, others = self.line, self.ballot, self.line.rank, self._others()
-        planes = line.empty(ballot.k, ballot.nbytes)
-        ballot.pack(0, ballot.nbytes, planes)
+        wire, task, rank, others = self.wire, self.task, self.wire.rank, self._others()
+        planes = wire.empty(task.k, task.nbytes)
+        task.pack(0, task.nbytes, planes)
         for s, stack in zip(self.mine, self.stacks, strict=True):
             stack[rank] = planes[:, self.shards[s]]
         for s, shard in enumerate(self.shards):
             self.commitments[rank, s] = digest(*planes[:, shard])
         committed = self._tell(self.commitments)
-        came = line.exchange(
+        came = wire.exchange(
             [(o, plane[self.shards[s]]) for o in others for s in self.owned[o] for plane in planes],
             [(r, plane) for r in others for stack in self.stacks for plane in stack[r]],
         )
         yield committed
-        told = yield from echo(line, self.commitments.reshape(line.size, -1), self.f)
+        told = yield from echo(wire, self.commitments.reshape(wire.size, -1), self.f)
         self.suspects = None if all(told.trusted) else told.suspects
         yield came
 
@@ -105,11 +105,11 @@ class ReplicatedVote:
             stack, out, first = self.stacks[i], self.tallies[i], self.shards[s].start
             said = self._accusation(stack, first, self.commitments[:, s])
             if said is None:
-                self.ballot.tally(self.ballot.by_rows(stack), first, out)
+                self.task.tally(self.task.by_rows(stack), first, out)
                 said = digest(*out)
             else:
                 out[...] = 0  # a hostile rank may ask for it
-            self.said[self.line.rank, i] = said
+            self.said[self.wire.rank, i] = said
 
     def _accusation(self, stack: Any, first: int, commitments: Bytes) -> Bytes | None:
         if self.suspects is not None:
@@ -120,17 +120,17 @@ class ReplicatedVote:
         bad = []
         for r in range(len(stack)):
             try:
-                self.ballot.check_padding(stack[r : r + 1], first)
+                self.task.check_padding(stack[r : r + 1], first)
             except WireError:
                 bad.append(r)
         return accuse(PADDING, bad) if bad else None
 
     def spread(self) -> Steps[None]:
         """What all owners say, and the results of the first ones."""
-        self.result[:, self.shards[self.line.rank]] = self.tallies[0]
+        self.result[:, self.shards[self.wire.rank]] = self.tallies[0]
         said = self._tell(self.said)
         others = self._others()
-        came = self.line.exchange(
+        came = self.wire.exchange(
             [(r, plane) for r in others for plane in self.tallies[0]],
             [(r, plane[self.shards[r]]) for r in others for plane in self.result],
         )
@@ -165,14 +165,14 @@ class ReplicatedVote:
 
     def fetch(self) -> Steps[None]:
         """Asks for results that first owners did not send, and sends what others ask for."""
-        line, others = self.line, self._others()
+        wire, others = self.wire, self._others()
         wanted = np.zeros_like(self.asked)  # by who asks, and place among this rank's shards
-        yield line.exchange([(o, self.asked[o]) for o in others], [(r, wanted[r]) for r in others])
+        yield wire.exchange([(o, self.asked[o]) for o in others], [(r, wanted[r]) for r in others])
         again = {
-            (int(o), self.owned[o][i]): self._empty(self.owned[o][i], self.ballot.kd)
+            (int(o), self.owned[o][i]): self._empty(self.owned[o][i], self.task.kd)
             for o, i in np.argwhere(self.asked)
         }
-        yield line.exchange(
+        yield wire.exchange(
             [
                 (r, plane)
                 for r in others
@@ -190,7 +190,7 @@ class ReplicatedVote:
 
     def check(self) -> None:
         """WireError unless the result is whole; RuntimeWarning if somebody lied in vain."""
-        p = self.line.size
+        p = self.wire.size
         said = [(o, record.tobytes()) for o, row in enumerate(self.said) for record in row]
         accused = summary(said, p)
         lied = f"{name_ranks(sorted(self.liars))} sent false tallies" if self.liars else ""
@@ -212,19 +212,19 @@ class ReplicatedVote:
         )
 
     def _empty(self, shard: int, *rows: int) -> Any:
-        return self.line.empty(*rows, self.shards[shard].stop - self.shards[shard].start)
+        return self.wire.empty(*rows, self.shards[shard].stop - self.shards[shard].start)
 
     def _others(self) -> list[int]:
-        return self.line.transport.others()
+        return self.wire.transport.others()
 
     def _owners(self, shard: int) -> list[int]:
-        return [(shard + i) % self.line.size for i in range(self.n)]
+        return [(shard + i) % self.wire.size for i in range(self.n)]
 
     def _records(self, shard: int) -> list[bytes]:
         return [self.said[o, i].tobytes() for i, o in enumerate(self._owners(shard))]
 
     def _tell(self, table: Bytes) -> Pending:
         """This rank's row of ``table`` to all, theirs into it."""
-        return self.line.allgather(
-            table[self.line.rank].reshape(-1), table.reshape(self.line.size, -1)
+        return self.wire.allgather(
+            table[self.wire.rank].reshape(-1), table.reshape(self.wire.size, -1)
         )

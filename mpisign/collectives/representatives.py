@@ -9,15 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from mpisign.collectives.agreement import name_ranks
-from mpisign.collectives.echo import DIGEST, digest, echo
-from mpisign.collectives.line import Line
 from mpisign.collectives.robust_aggregate import infinite
 from mpisign.collectives.robust_shards import Flags, Shards
 from mpisign.collectives.sketch import WIDTH, agreement, sketch
+from mpisign.engine.agreement import name_ranks
+from mpisign.engine.echo import DIGEST, digest, echo
 from mpisign.errors import WireError
 from mpisign.stats import stage, stats
 from mpisign.transports.base import Bytes, Steps
+from mpisign.transports.tagged import TaggedTransport
 
 _COUNT = 8  # bytes
 
@@ -26,7 +26,7 @@ _COUNT = 8  # bytes
 class Representatives:
     """One rank's part, step by step. ``majorities``: of each group, the members that are alike."""
 
-    line: Line
+    wire: TaggedTransport
     flat: Any
     groups: Sequence[Sequence[int]]
     turn: int
@@ -34,7 +34,7 @@ class Representatives:
     function: str
 
     def __post_init__(self) -> None:
-        p = self.line.size
+        p = self.wire.size
         self.shards = Shards(self.flat.size, p)
         self._parts = [self.shards.whole(r) for r in range(p)]
         self._told = np.zeros((p, _COUNT + p * DIGEST), dtype=np.uint8)
@@ -52,25 +52,25 @@ class Representatives:
 
     def commit(self) -> Steps[None]:
         """What each rank holds, as digests of its shards; the same ones told to all."""
-        own = self._told[self.line.rank]
+        own = self._told[self.wire.rank]
         with stage("pack"):
             own[:_COUNT] = np.array([infinite(self.flat)], "<u8").view(np.uint8)
             for s, part in enumerate(self._parts):
                 own[_COUNT + s * DIGEST :][:DIGEST] = digest(self.flat[part].view(np.uint8))
-        yield self.line.allgather(own.copy(), self._told)
+        yield self.wire.allgather(own.copy(), self._told)
         yield from self._echo(self._told, "commitments")
 
     def compare(self) -> Steps[None]:
         """Sketches by a seed that follows from all commitments."""
-        p = self.line.size
+        p = self.wire.size
         self._seed = digest(self._told).tobytes()
         self._sketches = np.zeros((p, p, WIDTH), dtype="<f4")
-        mine = self._sketches[self.line.rank]
+        mine = self._sketches[self.wire.rank]
         with stage("pack"):
             for s, part in enumerate(self._parts):
                 mine[s] = sketch(self.flat[part], self._seed, s)
         rows = self._sketches.reshape(p, -1).view(np.uint8)
-        yield self.line.allgather(rows[self.line.rank].copy(), rows)
+        yield self.wire.allgather(rows[self.wire.rank].copy(), rows)
         yield from self._echo(rows, "sketches")
 
     def decide(self) -> None:
@@ -92,7 +92,7 @@ class Representatives:
 
     def fetch(self) -> Steps[Any]:
         """This rank's shard of every group's row: float32 (q, w), NaN where nobody sent it."""
-        line, rank, others = self.line, self.line.rank, self.line.transport.others()
+        wire, rank, others = self.wire, self.wire.rank, self.wire.transport.others()
         mine = self._parts[rank]
         rows = np.full((len(self.groups), mine.stop - mine.start), np.nan, dtype="<f4")
         home = self._group_of[rank]
@@ -103,7 +103,7 @@ class Representatives:
                 rows[g] = self.flat[mine]
                 del came[g]
         sends = [] if self.lost[home] else [o for o in others if self._speaker(home, o) == rank]
-        yield line.exchange(
+        yield wire.exchange(
             [(o, self._bytes(o)) for o in sends],
             [(r, rows[g].view(np.uint8)) for g, r in came.items()],
         )
@@ -113,9 +113,9 @@ class Representatives:
 
     def _ask(self, rows: Any, liars: dict[int, int]) -> Steps[None]:
         """The next of the majority for what did not fit; ``liars``: who sent it, by group."""
-        line, rank, others = self.line, self.line.rank, self.line.transport.others()
-        asked = np.zeros((line.size, 1), dtype=np.uint8)
-        wanted = np.zeros((line.size, 1), dtype=np.uint8)
+        wire, rank, others = self.wire, self.wire.rank, self.wire.transport.others()
+        asked = np.zeros((wire.size, 1), dtype=np.uint8)
+        wanted = np.zeros((wire.size, 1), dtype=np.uint8)
         sources: list[tuple[int, int, Any]] = []
         for g, liar in liars.items():
             rows[g] = np.nan
@@ -125,8 +125,8 @@ class Representatives:
             for r in following[: (len(self.groups[g]) - 1) // 2]:
                 asked[r] = 1
                 sources.append((g, r, np.empty_like(rows[g])))
-        yield line.exchange([(o, asked[o]) for o in others], [(r, wanted[r]) for r in others])
-        yield line.exchange(
+        yield wire.exchange([(o, asked[o]) for o in others], [(r, wanted[r]) for r in others])
+        yield wire.exchange(
             [(o, self._bytes(o)) for o in others if wanted[o, 0]],
             [(r, row.view(np.uint8)) for _, r, row in sources],
         )
@@ -169,7 +169,7 @@ class Representatives:
 
     def _fits(self, row: Any, sender: int) -> bool:
         """Whether ``row`` is what ``sender`` committed to, as this rank's shard."""
-        rank = self.line.rank
+        rank = self.wire.rank
         with stage("vote"):
             committed = self._told[sender, _COUNT + rank * DIGEST :][:DIGEST]
             if (digest(row.view(np.uint8)) != committed).any():
@@ -184,7 +184,7 @@ class Representatives:
         return part
 
     def _echo(self, rows: Bytes, what: str) -> Steps[None]:
-        told = yield from echo(self.line, rows, self.line.size)  # all must have been told the same
+        told = yield from echo(self.wire, rows, self.wire.size)  # all must have been told the same
         if not all(told.trusted):
             raise WireError(
                 f"ranks were told different {what}: {name_ranks(told.suspects)} sent them, or lied "

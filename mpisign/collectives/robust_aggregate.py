@@ -7,18 +7,18 @@ from typing import Any
 
 import numpy as np
 
-from mpisign import arrays
-from mpisign.collectives.agreement import refuse_nans
-from mpisign.collectives.header import Header
-from mpisign.collectives.line import Line
+from mpisign.backend import arrays
 from mpisign.collectives.majority_vote import check_settings
 from mpisign.collectives.robust_shards import Flags, Reduction, Shards
-from mpisign.collectives.vote import Channel
-from mpisign.communicator import channel_of
+from mpisign.communicator import engine_of
+from mpisign.engine.agreement import refuse_nans
+from mpisign.engine.engine import Engine
+from mpisign.engine.header import Header
 from mpisign.robust import rows
 from mpisign.robust.base import Mixing, Rule
 from mpisign.stats import stage
 from mpisign.transports.base import Pending, Steps
+from mpisign.transports.tagged import TaggedTransport
 
 _FUNCTION = "aggregate"
 
@@ -51,29 +51,29 @@ def aggregate(
     CollectiveError (bad arguments on some rank), CollectiveTimeout, WireError. TypeError for a
     ``comm`` that is none.
     """
-    channel = channel_of(_FUNCTION, comm)
-    number = channel.next_step()
+    engine = engine_of(_FUNCTION, comm)
+    number = engine.next_step()
     step = number if step is None else step
     try:
-        call = _Aggregate(x, rule, out, channel, seed, step)
+        call = _Aggregate(x, rule, out, engine, seed, step)
     except Exception as error:
         refusal = Header("robust_aggregate").refusal(str(error).removeprefix(f"{_FUNCTION}: "))
-        return channel.submit(
-            _FUNCTION, lambda line: channel.headers(line, refusal, _FUNCTION)
+        return engine.submit(
+            _FUNCTION, lambda wire: engine.headers(wire, refusal, _FUNCTION)
         ).wait()
-    return channel.submit(_FUNCTION, lambda line: call.steps(channel, line, number), step).wait()
+    return engine.submit(_FUNCTION, lambda wire: call.steps(engine, wire, number), step).wait()
 
 
 class _Aggregate:
     """One call, its arguments checked."""
 
-    def __init__(self, x: Any, rule: Any, out: Any, channel: Channel, seed: Any, step: Any) -> None:
+    def __init__(self, x: Any, rule: Any, out: Any, engine: Engine, seed: Any, step: Any) -> None:
         self._view = v = arrays.view_floats(_FUNCTION, "x", x)
         rest = {"algorithm": "auto", "zeros": "random", "nan": "abstain", "ties": "random"}
         how = {"seed": seed, "step": step}
         check_settings(_FUNCTION, {**rest, **how, "weight": 1, "byzantine_f": 0})
         self._rule = rule = rule_of(_FUNCTION, rule)
-        rule.check(channel.transport.size)
+        rule.check(engine.transport.size)
         if rule.center is not None and rule.center.shape != (v.length,):
             raise ValueError(
                 f"{_FUNCTION}: the rule's m must be a vector ({v.length},) for x of {v.length} "
@@ -97,21 +97,21 @@ class _Aggregate:
             **how,
         )
 
-    def steps(self, channel: Channel, line: Line, number: int) -> Steps[Any]:
-        yield from channel.headers(line, self.header, _FUNCTION)
+    def steps(self, engine: Engine, wire: TaggedTransport, number: int) -> Steps[Any]:
+        yield from engine.headers(wire, self.header, _FUNCTION)
         result = np.empty_like(self._flat)
-        yield from robust_rows(line, self._flat, self._rule, self._rng, result, function=_FUNCTION)
-        digest = channel.due_digest(number)
+        yield from robust_rows(wire, self._flat, self._rule, self._rng, result, function=_FUNCTION)
+        digest = engine.due_digest(number)
         if digest is not None:
             digest.update(result)
-            channel.digest = digest.field()
+            engine.digest = digest.field()
         with stage("unpack"):
             _give(result.reshape(self._view.shape), self._out)
         return self._out
 
 
 def robust_rows(
-    line: Line,
+    wire: TaggedTransport,
     flat: Any,
     rule: Rule,
     rng: np.random.Generator,
@@ -126,31 +126,31 @@ def robust_rows(
     ``rng``: in the same state on all ranks, and left in it. ``nan``: NaNError on all ranks under
     "raise" where one's ``flat`` is not finite, else its row is left out.
     """
-    shards = Shards(flat.size, line.size)
+    shards = Shards(flat.size, wire.size)
     if not flat.size:
         return
-    told = np.zeros((line.size, 8), dtype=np.uint8)
-    yield line.allgather(np.array([infinite(flat)], "<u8").view(np.uint8), told)
+    told = np.zeros((wire.size, 8), dtype=np.uint8)
+    yield wire.allgather(np.array([infinite(flat)], "<u8").view(np.uint8), told)
     counts = told.view("<u8")[:, 0]
     if nan == "raise":
         refuse_nans(function, counts.tolist())
     lost: Flags = counts > 0
-    own = line.rank
+    own = wire.rank
     pieces = [
-        np.empty((line.size, at.stop - at.start), dtype=flat.dtype)
+        np.empty((wire.size, at.stop - at.start), dtype=flat.dtype)
         for at in (shards.piece(own, i) for i in range(shards.pieces))
     ]
-    others = line.transport.others()
+    others = wire.transport.others()
 
     def send(i: int) -> Pending:
         pieces[i][own] = flat[shards.piece(own, i)]
-        return line.exchange(
+        return wire.exchange(
             [(r, flat[shards.piece(r, i)].view(np.uint8)) for r in others],
             [(r, pieces[i][r].view(np.uint8)) for r in others],
         )
 
     reduction = Reduction(
-        line, shards, rule, rng, out, lost, function=function, name=lambda r: f"rank {r}"
+        wire, shards, rule, rng, out, lost, function=function, name=lambda r: f"rank {r}"
     )
     yield from reduction.steps(pieces, send)
 

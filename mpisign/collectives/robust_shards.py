@@ -10,15 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from mpisign import arrays
-from mpisign.collectives.agreement import name_ranks
-from mpisign.collectives.line import Line
-from mpisign.collectives.pipeline import pipelined
+from mpisign.backend import arrays
+from mpisign.engine.agreement import name_ranks
+from mpisign.engine.pipeline import pipelined
 from mpisign.errors import CollectiveError, NaNError, WireError
 from mpisign.robust import rows
 from mpisign.robust.base import Rule
 from mpisign.stats import stage
 from mpisign.transports.base import Pending, Steps
+from mpisign.transports.tagged import TaggedTransport
 
 Flags = np.ndarray[Any, np.dtype[np.bool_]]
 
@@ -71,7 +71,7 @@ class Reduction:
 
     def __init__(
         self,
-        line: Line,
+        wire: TaggedTransport,
         shards: Shards,
         rule: Rule,
         rng: np.random.Generator,
@@ -83,7 +83,7 @@ class Reduction:
         why: str = "not one is finite",
         told: set[int] | None = None,
     ) -> None:
-        self._line, self._shards, self._rule, self._rng = line, shards, rule, rng
+        self._line, self._shards, self._rule, self._rng = wire, shards, rule, rng
         self._out, self._lost = out, lost
         self._function, self._name, self._why = function, name, why
         n = self._n = len(lost)
@@ -140,7 +140,7 @@ class Reduction:
                 raise WireError(f"rank {rank} sent a squared distance that is no number from 0")
             with np.errstate(over="ignore"):
                 total += row
-        # What follows from owners' tables breaks the line: they may have told others other things.
+        # What follows from owners' tables breaks the wire: they may have told others other things.
         if not np.isfinite(total[~may]).all():
             most = int(table[:, ~may].max(axis=1).argmax())
             raise WireError(f"squared distances overflow, most of all those that rank {most} sent")

@@ -8,10 +8,10 @@ import numpy as np
 
 from mpisign import planes, policies
 from mpisign.collectives.compressed_mean_state import CompressedMeanState, Floats, Piece
-from mpisign.collectives.line import Line
 from mpisign.errors import WireError
 from mpisign.stats import stage
 from mpisign.transports.base import Part, Pending
+from mpisign.transports.tagged import TaggedTransport
 
 
 class ScaledSigns:
@@ -22,16 +22,21 @@ class ScaledSigns:
     """
 
     def __init__(
-        self, line: Line, state: CompressedMeanState, how: dict[str, Any], x: Any, out: Any
+        self,
+        wire: TaggedTransport,
+        state: CompressedMeanState,
+        how: dict[str, Any],
+        x: Any,
+        out: Any,
     ) -> None:
-        self._line, self._state, self._how, self._x, self._out = line, state, how, x, out
+        self._line, self._state, self._how, self._x, self._out = wire, state, how, x, out
         k = policies.planes_up(how["zeros"], how["nan"])
         kd = policies.planes_up(how["zeros"], "raise")
         b, own, shard = planes.plane_bytes(state.length), state.shard, state.shard.b - state.shard.a
         self._up = np.empty((k, b), dtype=np.uint8)
         self._up_scales = np.empty(state.scales, dtype="<f4")
-        self._stack = np.empty((line.size, k, planes.plane_bytes(shard)), dtype=np.uint8)
-        self._stack_scales = np.empty((line.size, own.t - own.s), dtype="<f4")
+        self._stack = np.empty((wire.size, k, planes.plane_bytes(shard)), dtype=np.uint8)
+        self._stack_scales = np.empty((wire.size, own.t - own.s), dtype="<f4")
         self.down = np.empty((kd, b), dtype=np.uint8)
         self.down_scales = np.zeros(state.scales, dtype="<f4")
         self._residual, self._owner_residual = state.begin()
@@ -39,7 +44,7 @@ class ScaledSigns:
 
     def send(self, pieces: list[Piece]) -> Pending:
         """Packs a chunk, and starts sending it to the owners."""
-        state, line = self._state, self._line
+        state, wire = self._state, self._line
         if state.block is None:  # one scale: the whole is packed before any of it can go
             pack, scale = Piece(0, state.length, 0, 1), np.empty(1, dtype="<f4")
             self._pack(pack, scale)
@@ -48,14 +53,14 @@ class ScaledSigns:
             for m in pieces:
                 self._pack(m, self._up_scales[m.s : m.t])
         stack, stack_scales = self._mine(pieces)
-        own = pieces[line.rank]
-        stack[line.rank] = own.planes(self._up)
-        stack_scales[line.rank] = self._up_scales[own.s : own.t]
+        own = pieces[wire.rank]
+        stack[wire.rank] = own.planes(self._up)
+        stack_scales[wire.rank] = self._up_scales[own.s : own.t]
         sends, recvs = [], []
-        for r in line.transport.others():
+        for r in wire.transport.others():
             sends += _parts(r, pieces[r].planes(self._up), self._up_scales[_scales(pieces[r])])
             recvs += _parts(r, stack[r], stack_scales[r])
-        return line.exchange(sends, recvs)
+        return wire.exchange(sends, recvs)
 
     def _pack(self, m: Piece, scales: Floats) -> None:
         if m.b == m.a:
@@ -85,16 +90,16 @@ class ScaledSigns:
 
     def average(self, pieces: list[Piece]) -> Pending:
         """Averages this rank's part of a chunk that has come, and starts sending the mean."""
-        line, state = self._line, self._state
-        own = pieces[line.rank]
+        wire, state = self._line, self._state
+        own = pieces[wire.rank]
         if own.b > own.a:
             stack, scales = self._mine(pieces)
-            for r in range(line.size):
+            for r in range(wire.size):
                 self._check(r, stack[r], scales[r], own)
             with stage("vote"):
                 mean = planes.weighted_sum(
                     stack if len(self._up) == 2 else stack[:, 0],
-                    scales / np.float32(line.size),
+                    scales / np.float32(wire.size),
                     block=state.block,
                     length=own.b - own.a,
                     out=self._out[own.a : own.b],
@@ -108,7 +113,7 @@ class ScaledSigns:
                     residual,
                     block=state.block,
                     **self._how | {"nan": "raise"},
-                    rank=line.size + line.rank,
+                    rank=wire.size + wire.rank,
                     offset=own.a,
                     out=_rows(own.planes(self.down)),
                     scales=self.down_scales[own.s : own.t],
@@ -116,10 +121,10 @@ class ScaledSigns:
             if bad:
                 raise OverflowError(f"{int(bad)} coordinates of the mean left float32")
         sends, recvs = [], []
-        for r in line.transport.others():
+        for r in wire.transport.others():
             sends += _parts(r, own.planes(self.down), self.down_scales[_scales(own)])
             recvs += _parts(r, pieces[r].planes(self.down), self.down_scales[_scales(pieces[r])])
-        return line.exchange(sends, recvs)
+        return wire.exchange(sends, recvs)
 
     def receive(self, pieces: list[Piece]) -> None:
         """Reads a chunk of the result."""

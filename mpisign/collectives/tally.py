@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mpisign import arrays, planes, policies
-from mpisign.collectives.ballot import Planes
-from mpisign.collectives.count_ballot import Count, submit
-from mpisign.collectives.progress import Handle
-from mpisign.collectives.vote import Channel
+from mpisign import planes, policies
+from mpisign.backend import arrays
+from mpisign.collectives.count_task import Count, submit
+from mpisign.collectives.vote_task import Planes
+from mpisign.engine.engine import Engine
+from mpisign.engine.progress import Handle
 
 _CACHED = 1 << 16  # coordinates that are read together
 _EXACT = 16  # count planes that fp32 adds up without rounding, with room to spare
@@ -83,12 +84,12 @@ def _settings(algorithm: Any, zeros: Any, nan: Any, weight: Any, seed: Any, step
 
 
 def _start(x: Any, comm: Any, out: Any, eager: bool, settings: dict[str, Any]) -> Handle:
-    return submit("tally", comm, settings, lambda channel: _Tally(x, out, eager, channel, settings))
+    return submit("tally", comm, settings, lambda engine: _Tally(x, out, eager, engine, settings))
 
 
 class _Tally(Count):
-    def __init__(self, x: Any, out: Any, eager: bool, channel: Channel, settings: Any) -> None:
-        super().__init__("tally", x, eager, channel, settings)
+    def __init__(self, x: Any, out: Any, eager: bool, engine: Engine, settings: Any) -> None:
+        super().__init__("tally", x, eager, engine, settings)
         v = self.view
         if out is None:
             out = (_int32_like(v), _int32_like(v))
@@ -103,11 +104,11 @@ class _Tally(Count):
         self._flat = [np.asarray(o).reshape(-1) for o in out]
 
     def _unpack(self, part: slice, counts: Planes) -> None:
-        weights = self.ballot.weights
+        weights = self.task.weights
         # Kernels count in the smallest whole numbers of the weights' ratios.
         unit = 1 if weights is None else math.gcd(*(int(w) for w in weights))
         total = self.size if weights is None else int(sum(weights))
-        bits = self.ballot.bits
+        bits = self.task.bits
         room = np.empty(min(part.stop - part.start, _CACHED), dtype=np.float32)
         for at in range(part.start, part.stop, _CACHED):
             end = min(at + _CACHED, part.stop)

@@ -15,7 +15,7 @@ from mpisign.compressors.sign import Sign
 from mpisign.compressors.signum import Signum
 from mpisign.compressors.sparsign import Sparsign
 from mpisign.compressors.terngrad import QSGD, TernGrad
-from mpisign.compressors.uncompressed import Halves, Uncompressed
+from mpisign.compressors.uncompressed import BF16Mean, Uncompressed
 
 __all__ = [
     "COMPRESSORS",
@@ -25,7 +25,7 @@ __all__ = [
     "Detox",
     "EFSign",
     "EFSparsign",
-    "Halves",
+    "BF16Mean",
     "Lion",
     "LionAvg",
     "NoisySign",

@@ -23,7 +23,7 @@ class Compressor:
     the front end owns, one per parameter, tensors under string keys, so that it is saved, loaded
     and broadcast with everything else the optimizer keeps.
 
-    ``aggregate``: what becomes of all ranks' planes (``mpisign.rounds``): "vote", "mean_of_signs",
+    ``aggregate``: what becomes of all ranks' planes (``mpisign.exchange.aggregators``): "vote", "mean_of_signs",
     "gathered_vote", "gathered_mean", "compressed_mean". ``scaled``: scales travel beside planes.
     ``shared``: keys of the state that are equal on all ranks, and that a rank which comes later
     must be given. ``unit``: what the optimizer is handed: "sign" (of size 1, whatever the

@@ -22,9 +22,9 @@ class Detox(Compressor):
     """``inner``, in groups of ``redundancy`` ranks that are given the same batches.
 
     Where ``inner`` votes (a Compressor or its name), each group votes first, then the groups, in
-    one tally and with no more bytes (``Ballot.groups``); how far a rank is from its group's vote is
+    one tally and with no more bytes (``VoteTask.groups``); how far a rank is from its group's vote is
     told by ``mpisign.stats().suspects``. With ``Compression.robust`` gradients are compared in full
-    precision, and a robust rule goes over one of each group (``mpisign.rounds.detox``).
+    precision, and a robust rule goes over one of each group (``mpisign.exchange.aggregators.detox``).
 
     ``placement``: see ``mpisign.detox.assign``. ``groups``: a ``mpisign.detox.Groups`` that says it
     all, and may be drawn anew between steps, as ``GroupSampler.set_epoch`` does. Without, groups

@@ -25,7 +25,7 @@ class EFSparsign(Compressor):
     ``budget_local`` B_l, in 1 / g; ``budget_global`` B_g, in 1 / steps. ``local_steps``: before a
     round's last a rank moves by its sparsign(g; B_l) alone; after it parameters start again from
     where the round began and move by out. ``pack`` is given the round's sums then: front ends walk
-    (``mpisign.gradients.local_steps``).
+    (``mpisign.exchange.local_steps``).
 
     State: ``residual``, float32, the gradient's shape, equal on all ranks, which may therefore come
     and go. A NaN never votes.

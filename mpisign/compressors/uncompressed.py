@@ -17,7 +17,7 @@ class Uncompressed(Compressor):
 
 
 @dataclass(frozen=True)
-class Halves(Compressor):
+class BF16Mean(Compressor):
     """The average of gradients sent in bfloat16; what ``skip=`` calls "16bit".
 
     ``signs``: its sign instead, for parameters beside others that move by votes: with one learning

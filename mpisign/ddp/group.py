@@ -6,14 +6,14 @@ from typing import Any
 
 import torch.distributed as dist
 
-from mpisign.collectives.vote import Channel
-from mpisign.communicator import Communicator, channel_of
+from mpisign.communicator import Communicator, engine_of
+from mpisign.engine.engine import Engine
 
 
 class Group:
     """``process_group``: None for all of ``init_process_group``, or what ``Communicator`` takes.
 
-    Asks for ranks only once they are needed: the first ``channel()`` is collective.
+    Asks for ranks only once they are needed: the first ``engine()`` is collective.
     """
 
     def __init__(self, function: str, process_group: Any, timeout: float | None) -> None:
@@ -22,11 +22,11 @@ class Group:
         self.timeout = timeout
         self._own: Communicator | None = None  # with a timeout of its own
 
-    def channel(self) -> Channel:
-        """The channel of these ranks."""
+    def engine(self) -> Engine:
+        """The engine of these ranks."""
         group = dist.group.WORLD if self.process_group is None else self.process_group
         if self.timeout is None:
-            return channel_of(self._function, group)
+            return engine_of(self._function, group)
         if self._own is None:
             self._own = Communicator(group, timeout=self.timeout)
-        return self._own.channel
+        return self._own.engine

@@ -5,8 +5,8 @@
 import torch
 import torch.distributed as dist
 
-from mpisign.after_backward import raise_after_backward
 from mpisign.ddp.state import MajorityVoteState
+from mpisign.exchange.after_backward import raise_after_backward
 
 
 def majority_vote_hook(

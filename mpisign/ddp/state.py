@@ -14,11 +14,11 @@ import torch.distributed as dist
 from mpisign import policies
 from mpisign.compressors import Compressor, resolve
 from mpisign.ddp.group import Group
-from mpisign.gradients.exchange import GradientExchange
-from mpisign.gradients.plan import BUCKET_SIZE
-from mpisign.gradients.settings import warn_of_momentum
-from mpisign.gradients.skip import Rule
-from mpisign.rounds.member import Member
+from mpisign.exchange.gradient_exchange import GradientExchange
+from mpisign.exchange.optimizer_options import warn_of_momentum
+from mpisign.exchange.parameter_slot import ParameterSlot
+from mpisign.exchange.plan import BUCKET_SIZE
+from mpisign.exchange.skip import Rule
 
 _FUNCTION = "MajorityVoteState"
 _HOOK = "majority_vote_hook"
@@ -79,7 +79,9 @@ class MajorityVoteState:
     def _start(self) -> None:
         self.lock = threading.RLock()
         self._saved: dict[str, Any] = {"steps": 0, "state": {}}
-        self._members: dict[torch.Tensor, Member] = {}  # empty until the first step's last bucket
+        self._members: dict[
+            torch.Tensor, ParameterSlot
+        ] = {}  # empty until the first step's last bucket
         self._exchange = self._exchange_of([], _FUNCTION)  # checks the settings
         self._exchange.function = _HOOK
         self.begin()
@@ -147,10 +149,10 @@ class MajorityVoteState:
         self._start()
         self._saved = state["saved"]
 
-    def _exchange_of(self, members: list[Member], function: str = _HOOK) -> GradientExchange:
+    def _exchange_of(self, members: list[ParameterSlot], function: str = _HOOK) -> GradientExchange:
         return GradientExchange(
             function,
-            self._group.channel,
+            self._group.engine,
             members,
             self.compressor,
             skip=self.skip,
@@ -213,7 +215,7 @@ class MajorityVoteState:
         # DDP's first buckets hold the module's last parameters, each bucket in the module's order.
         grads = {p: grad for pairs in reversed(self._seen) for p, grad in pairs}
         names, reason = self._name(list(grads))
-        members = [Member(name, p) for p, name in names.items()]
+        members = [ParameterSlot(name, p) for p, name in names.items()]
         self._exchange = self._exchange_of(members[::-1])
         self._members = {m.parameter: m for m in members}
         for m in members:
@@ -270,8 +272,8 @@ class MajorityVoteState:
         # Modules on several devices have a thread for each: another one is at it then.
         if self._exchange.started and self.lock.acquire(blocking=False):
             try:
-                if self._exchange.channel is not None:
-                    self._exchange.channel.queue.advance()
+                if self._exchange.engine is not None:
+                    self._exchange.engine.progress.advance()
             finally:
                 self.lock.release()
 

@@ -34,11 +34,11 @@ class Groups:
         reshuffle_every: int | None = None,
         seed: int = 0,
     ) -> None:
-        from mpisign.communicator import channel_of
+        from mpisign.communicator import engine_of
 
-        channel = channel_of(_FUNCTION, comm)
-        transport = channel.transport
-        nodes = channel.nodes
+        engine = engine_of(_FUNCTION, comm)
+        transport = engine.transport
+        nodes = engine.nodes
         self._start(
             transport.size, transport.rank, redundancy, placement, reshuffle_every, seed, nodes
         )

@@ -33,7 +33,8 @@ def python() -> Found:
     import numpy as np
 
     import mpisign
-    from mpisign import _kernels, planes, threads
+    from mpisign import _kernels, planes
+    from mpisign.backend import threads
 
     x = np.array([1.0, -1.0, -0.5, 2.0, 3.0, -4.0, 0.1, 1.0, -1.0], dtype=np.float32)
     plane = planes.pack(x)
@@ -237,7 +238,7 @@ def communicator() -> Found:
     vote = mpisign.majority_vote(np.array([1.0, -1.0], dtype=np.float32), comm)
     if vote.tolist() != [1.0, -1.0]:
         raise RuntimeError(f"a vote of equals came out as {vote.tolist()}")
-    name, size = comm.channel.transport.name, comm.size
+    name, size = comm.engine.transport.name, comm.size
     dist = sys.modules.get("torch.distributed")
     if dist is not None and dist.is_initialized():
         dist.destroy_process_group()  # at exit, a rank's end can be another's lost connection

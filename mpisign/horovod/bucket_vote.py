@@ -14,17 +14,17 @@ import horovod.torch as hvd
 import numpy as np
 import torch
 
-from mpisign.buckets import Bucket
-from mpisign.collectives.progress import Queue
-from mpisign.collectives.vote import Channel, check_every
 from mpisign.compressors.base import Compressor, State
+from mpisign.engine.engine import Engine, check_every
+from mpisign.engine.progress import ProgressEngine
 from mpisign.errors import CollectiveError, DisagreementError
-from mpisign.gradients.exchange import GradientExchange
-from mpisign.gradients.skip import Rule
+from mpisign.exchange.buckets import Bucket
+from mpisign.exchange.gradient_exchange import GradientExchange
+from mpisign.exchange.parameter_slot import ParameterSlot
+from mpisign.exchange.skip import Rule
 from mpisign.horovod import roll_call
 from mpisign.horovod.members import named_by_optimizers, optimizers_of
 from mpisign.horovod.vote import VoteCompression
-from mpisign.rounds.member import Member
 from mpisign.stats import stats
 from mpisign.transports.horovod import HorovodTransport
 
@@ -50,7 +50,7 @@ class _Round:
 @dataclass(frozen=True)
 class _Context:
     round: _Round
-    member: Member
+    member: ParameterSlot
     grad: torch.Tensor
 
 
@@ -83,12 +83,12 @@ class BucketVote(VoteCompression):
                 "exchanges in every step: take mpisign.horovod.DistributedOptimizer"
             )
         named = sorted(_checked(named_parameters), key=lambda pair: pair[0])
-        self._own = {name: Member(name, p) for name, p in named}
+        self._own = {name: ParameterSlot(name, p) for name, p in named}
         bucket = Bucket([p.numel() for _, p in named])
         self._identity = bucket.identity([name for name, _ in named])
         self._exchange = GradientExchange(
             _FUNCTION,
-            lambda: self._channel_now(f"{self._identity:x}"),  # two optimizers' never meet
+            lambda: self._engine_now(f"{self._identity:x}"),  # two optimizers' never meet
             list(self._own.values()),
             compressor,
             skip=skip,
@@ -96,7 +96,7 @@ class BucketVote(VoteCompression):
             replicas=False,
         )
         self._round: _Round | None = None
-        self._channel: Channel | None = None
+        self._engine: Engine | None = None
         self._optimizer: weakref.ref[torch.optim.Optimizer] | None = None
         self._complete = False
         self.members.add(named)
@@ -206,35 +206,35 @@ class BucketVote(VoteCompression):
                 m.grad = None
         try:
             if not roll.agreed:
-                channel = self._channel_now("headers")  # one name, whatever the buckets
-                channel.submit(_FUNCTION, functools.partial(exchange.agree, channel)).wait()
+                engine = self._engine_now("headers")  # one name, whatever the buckets
+                engine.submit(_FUNCTION, functools.partial(exchange.agree, engine)).wait()
                 roll_call.check_creed(roll, _FUNCTION)
             exchange.flush()
             exchange.finish()
         finally:
             exchange.optimizer = None
-            if self._channel is not None and self._channel.queue.broken is not None:
-                self._channel = None  # elastic training goes on, with another
+            if self._engine is not None and self._engine.progress.broken is not None:
+                self._engine = None  # elastic training goes on, with another
         for m in self._own.values():
             m.grad = None
         now.done = True
 
-    def _channel_now(self, topic: str) -> Channel:
-        """This job's channel; a new one after elastic training changed the ranks."""
-        transport = None if self._channel is None else self._channel.transport
+    def _engine_now(self, topic: str) -> Engine:
+        """This job's engine; a new one after elastic training changed the ranks."""
+        transport = None if self._engine is None else self._engine.transport
         now = (self.process_set.rank(), self._size())
         if transport is None or (transport.rank, transport.size) != now:
-            self._channel = Channel(HorovodTransport("mpisign", self.process_set))
+            self._engine = Engine(HorovodTransport("mpisign", self.process_set))
             if os.environ.get("HOROVOD_ELASTIC") == "1":
                 # A rank that has just come knows no digest of the last result.
-                self._channel.check_every = 0
-        channel = self._channel
-        assert channel is not None
-        assert isinstance(channel.transport, HorovodTransport)
-        channel.transport.restart(topic)
+                self._engine.check_every = 0
+        engine = self._engine
+        assert engine is not None
+        assert isinstance(engine.transport, HorovodTransport)
+        engine.transport.restart(topic)
         # Each vote is the first of its queue, for a rank that has just come has counted none.
-        channel.queue = Queue(channel.transport, channel.queue.timeout)
-        return channel
+        engine.progress = ProgressEngine(engine.transport, engine.progress.timeout)
+        return engine
 
 
 def _checked(named_parameters: Iterable[Any]) -> list[tuple[str, torch.Tensor]]:

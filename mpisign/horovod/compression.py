@@ -9,7 +9,7 @@ import horovod.torch as hvd
 import torch
 
 from mpisign.compressors import COMPRESSORS, Compressor, Detox
-from mpisign.gradients.skip import Rule
+from mpisign.exchange.skip import Rule
 from mpisign.horovod.bucket_vote import BucketVote
 from mpisign.horovod.counter_vote import CounterVote
 from mpisign.horovod.vote import VoteCompression

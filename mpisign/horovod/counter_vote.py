@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from mpisign import counters, planes
+from mpisign import planes
 from mpisign.compressors import NoisySign, Sign, Sparsign, StochasticSign
 from mpisign.compressors.base import State
 from mpisign.errors import WireError
 from mpisign.horovod import roll_call
 from mpisign.horovod.members import named_by_optimizers
 from mpisign.horovod.vote import Like, VoteCompression
+from mpisign.planes import counters
 from mpisign.stats import stage, stats
 
 _STATELESS = (Sign, Sparsign, NoisySign, StochasticSign)

@@ -12,11 +12,11 @@ import torch
 from horovod.common.exceptions import HorovodInternalError
 
 from mpisign.compressors import Compressor
-from mpisign.compressors.uncompressed import Halves
-from mpisign.gradients.exchange import GradientExchange
-from mpisign.gradients.local_steps import LocalSteps
+from mpisign.compressors.uncompressed import BF16Mean
+from mpisign.exchange.gradient_exchange import GradientExchange
+from mpisign.exchange.local_steps import LocalSteps
+from mpisign.exchange.parameter_slot import ParameterSlot
 from mpisign.horovod.wire import Wire, elastic
-from mpisign.rounds.member import Member
 
 _VOTES = ("vote", "gathered_vote")
 
@@ -28,14 +28,14 @@ class HorovodGradients:
         self._optimizer = optimizer
         self._sparse: dict[torch.Tensor, int] = {}  # what Horovod sent, and how many dimensions are
         self._sending: dict[torch.Tensor, Callable[[], torch.Tensor]] = {}  # so in this step
-        self._members: dict[torch.Tensor, Member] = {}
+        self._members: dict[torch.Tensor, ParameterSlot] = {}
         self._exchange: GradientExchange | None = None
         self._local: LocalSteps | None = None
         if not optimizer.process_set.included():
             return
         names, wanted = optimizer._parameter_names, optimizer._requires_update
         parameters = [p for g in optimizer.param_groups for p in g["params"] if p in wanted]
-        self._members = {p: Member(names[p], p) for p in reversed(parameters)}
+        self._members = {p: ParameterSlot(names[p], p) for p in reversed(parameters)}
         members = list(self._members.values())
         self._wire = Wire(optimizer.process_set, [m.name for m in members])
         self._exchange = GradientExchange(
@@ -205,6 +205,6 @@ def _nothing(p: torch.Tensor, sparse: int) -> torch.Tensor:
 
 def _is_mean(compressor: Compressor) -> bool:
     """Whether what it hands over grows with the number of ranks under op=Sum."""
-    if isinstance(compressor, Halves):
+    if isinstance(compressor, BF16Mean):
         return not compressor.signs
     return compressor.aggregate not in _VOTES

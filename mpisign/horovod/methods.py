@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from horovod.torch.optimizer import _DistributedOptimizer
 
-from mpisign.gradients.hooks import KEY
+from mpisign.exchange.step_hooks import KEY
 
 _HOROVODS = _DistributedOptimizer.__dict__
 

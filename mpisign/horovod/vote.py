@@ -7,7 +7,8 @@ from typing import Any, NoReturn
 import horovod.torch as hvd
 import torch
 
-from mpisign import arrays, planes, policies
+from mpisign import planes, policies
+from mpisign.backend import arrays
 from mpisign.compressors.base import Compressor, State
 from mpisign.horovod.members import Members
 

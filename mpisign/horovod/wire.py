@@ -10,14 +10,14 @@ from typing import Any
 import horovod.torch as hvd
 import numpy as np
 
-from mpisign.collectives.agreement import name_ranks
-from mpisign.collectives.line import Line
-from mpisign.collectives.progress import Queue
-from mpisign.collectives.vote import Channel
 from mpisign.communicator import Communicator
+from mpisign.engine.agreement import name_ranks
+from mpisign.engine.engine import Engine
+from mpisign.engine.progress import ProgressEngine
 from mpisign.errors import CollectiveError
 from mpisign.transports.base import TAGS, Pending, Steps
 from mpisign.transports.horovod import HorovodTransport
+from mpisign.transports.tagged import TaggedTransport
 
 
 def elastic() -> bool:
@@ -26,7 +26,7 @@ def elastic() -> bool:
 
 
 class Wire:
-    """The channel of one optimizer over a process set; no other shares it.
+    """The engine of one optimizer over a process set; no other shares it.
 
     All ranks of the process set make it together, but in elastic jobs, where a rank that comes
     later makes it alone: there exchanges are named by ``names``, the optimizer's parameters, which
@@ -43,33 +43,33 @@ class Wire:
         self._elastic = elastic()
         digest = hashlib.blake2b("\n".join(names).encode(), digest_size=6).hexdigest()
         self._prefix = f"mpisign.optimizer.{digest}"
-        self._channel: Channel | None = None
+        self._engine: Engine | None = None
         self._asked: Pending | None = None
         self._there: Any = np.zeros(0)  # 1 for each rank that has begun this step
         self.newcomers = True  # in this step: ranks may have counted different numbers of steps
         if not self._elastic:
-            self._channel = Communicator(process_set).channel
+            self._engine = Communicator(process_set).engine
 
-    def call(self) -> Channel:
+    def call(self) -> Engine:
         """Begins a step, unless it has begun: asks who is there, and does not wait for answers.
 
         By an allreduce, the one operation of Horovod's that ranks which have called ``hvd.join``
         answer, with zeros; of an allgather or alltoall without them it crashes.
         """
-        channel = self._of_these_ranks() if self._elastic else self._channel
-        assert channel is not None
-        transport = channel.transport
+        engine = self._of_these_ranks() if self._elastic else self._engine
+        assert engine is not None
+        transport = engine.transport
         assert isinstance(transport, HorovodTransport)
-        if self._asked is None and channel.queue.broken is None:
+        if self._asked is None and engine.progress.broken is None:
             # The same few names in every step: Horovod remembers 1,024.
             transport.restart("")
-            channel.queue = Queue(transport, channel.queue.timeout)
+            engine.progress = ProgressEngine(transport, engine.progress.timeout)
             self._there = np.zeros(transport.size)
             self._there[transport.rank] = 1
             self._asked = transport.start_allreduce(self._there, TAGS)  # the tag after the last
-        return channel
+        return engine
 
-    def roll_call(self, line: Line) -> Steps[None]:
+    def roll_call(self, wire: TaggedTransport) -> Steps[None]:
         """Waits for the answers; CollectiveError, the same on every rank, if some have joined."""
         assert self._asked is not None
         yield self._asked
@@ -95,14 +95,14 @@ class Wire:
     @property
     def broken(self) -> bool:
         """Whether what connected the ranks broke off."""
-        return self._channel is not None and self._channel.queue.broken is not None
+        return self._engine is not None and self._engine.progress.broken is not None
 
-    def _of_these_ranks(self) -> Channel:
+    def _of_these_ranks(self) -> Engine:
         group = self._process_set
-        kept = self._channel
+        kept = self._engine
         if kept is not None and not self.broken:
             if (kept.transport.rank, kept.transport.size) == (group.rank(), group.size()):
                 return kept
         # No digests of results: a rank that has just come knows none of the last.
-        self._channel = Channel(HorovodTransport(self._prefix, group), every=0)
-        return self._channel
+        self._engine = Engine(HorovodTransport(self._prefix, group), every=0)
+        return self._engine

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from mpisign import threads
+from mpisign.backend import threads
 from mpisign.planes import layout
 
 

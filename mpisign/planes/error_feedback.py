@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from mpisign import arrays, policies, threads
+from mpisign import policies
+from mpisign.backend import arrays, threads
 from mpisign.planes import layout
 
 _FLOAT32_MAX = 3.4028234663852886e38

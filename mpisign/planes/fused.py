@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from mpisign import arrays, policies
+from mpisign import policies
+from mpisign.backend import arrays
 from mpisign.planes import layout
 
 _MOMENTUM_DTYPES = ("float32", "bfloat16")
@@ -32,7 +33,7 @@ def pack_signum(
     ``grads``: one array or a list, float32, float16, bfloat16 or float64, of any shape; one that is
     not C-contiguous is copied first. ``momenta``: one for each, float32 or bfloat16, C-contiguous.
     ``offsets``: the byte of the planes that each array starts at, default one after the other, each
-    at a byte of its own (as in mpisign.buckets.Bucket). Returns (planes (B,) or (2, B) as ``pack``
+    at a byte of its own (as in mpisign.exchange.buckets.Bucket). Returns (planes (B,) or (2, B) as ``pack``
     does, zeros, NaNs), the counts over what was voted on; never raises on NaN: such a coordinate
     keeps its momentum and does not vote. Arithmetic is fp32, each operation rounded. Policies,
     seed, step, rank, offset, out: see ``pack``.

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from mpisign import arrays, policies, threads
+from mpisign import policies
+from mpisign.backend import arrays, threads
 
 #: Codes of pack_pieces (kernels/host.h).
 SIGN, SIGNUM, LION, SPARSIGN = range(4)

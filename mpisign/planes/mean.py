@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from mpisign import arrays, threads
+from mpisign.backend import arrays, threads
 from mpisign.planes import layout
 
 _LINE = 16  # floats of a cache line

@@ -6,7 +6,8 @@ import struct
 from collections.abc import Sequence
 from typing import Any
 
-from mpisign import arrays, policies, threads
+from mpisign import policies
+from mpisign.backend import arrays, threads
 from mpisign.planes import layout
 
 _PIECE = struct.Struct("=6q")
@@ -114,7 +115,7 @@ def pack_many(
 
     ``xs``: arrays as ``pack`` takes them; those that are not C-contiguous are copied first.
     ``offsets``: the byte of the planes that each starts at, default one after the other, each at a
-    byte of its own (as in mpisign.buckets.Bucket); bytes that no array covers are left alone in
+    byte of its own (as in mpisign.exchange.buckets.Bucket); bytes that no array covers are left alone in
     ``out``. Random bits depend on the place in the planes. Returns (planes (B,) or (2, B), zeros,
     NaNs) and never raises on NaN. The rest as ``pack``.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mpisign import arrays
+from mpisign.backend import arrays
 from mpisign.errors import WireError
 from mpisign.planes import layout
 

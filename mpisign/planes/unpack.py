@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mpisign import arrays, threads
+from mpisign.backend import arrays, threads
 from mpisign.planes import layout
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mpisign import arrays, threads
+from mpisign.backend import arrays, threads
 from mpisign.planes import layout
 
 

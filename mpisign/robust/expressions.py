@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from mpisign import arrays
+from mpisign.backend import arrays
 
 #: A float64 coordinate from here on counts as not finite: squares of differences could overflow.
 LARGEST = 2.0**480

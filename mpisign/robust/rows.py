@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from mpisign import _kernels, arrays, threads
+from mpisign import _kernels
+from mpisign.backend import arrays, threads
 from mpisign.robust import expressions
 
 Flags = np.ndarray[Any, np.dtype[np.bool_]]

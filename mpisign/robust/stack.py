@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from mpisign import arrays
+from mpisign.backend import arrays
 
 
 def stacked(function: str, X: Any | Sequence[Any]) -> Any:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mpisign import arrays
+from mpisign.backend import arrays
 from mpisign.errors import WireError
 from mpisign.stats import stage, stats
 from mpisign.transports.base import Over, Part, Pending, Transport
@@ -186,7 +186,7 @@ def _settle(parts: Sequence[Any]) -> None:
     """Waits for the streams of those parts that are on a device."""
     on_device = [part for part in parts if not isinstance(part, np.ndarray) and part.nbytes]
     if on_device:
-        from mpisign.cuda import streams
+        from mpisign.backend.cuda import streams
 
         for stream in dict.fromkeys(map(streams.of, on_device)):
             stream.synchronize()

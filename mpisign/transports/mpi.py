@@ -214,8 +214,8 @@ def checked(comm: MPI.Intracomm) -> MPI.Intracomm:
 
 
 def _on_delete(comm: MPI.Comm, keyval: int, kept: Any) -> None:
-    kept.channel.queue.finish()  # votes in flight end before their communicator
-    kept.channel.transport.free()
+    kept.engine.progress.finish()  # votes in flight end before their communicator
+    kept.engine.transport.free()
 
 
 _KEYVAL: int = MPI.Comm.Create_keyval(delete_fn=_on_delete)

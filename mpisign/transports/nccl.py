@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from mpisign import arrays
+from mpisign.backend import arrays
 from mpisign.errors import WireError
 from mpisign.stats import stage, stats
 from mpisign.transports import nccl_start
@@ -38,7 +38,7 @@ class NCCLTransport(Transport):
         self, control: Transport, *, timeout: float = 600.0, nccl: Any = None, device: Any = None
     ) -> None:
         if device is None:
-            from mpisign.cuda import streams
+            from mpisign.backend.cuda import streams
 
             device = streams
         self.rank, self.size = control.rank, control.size

@@ -12,7 +12,7 @@ from mpisign.transports.pool import Lease, Pool
 
 
 class Event(Protocol):
-    """A place in a queue of copies: ``mpisign.cuda.streams.Event``."""
+    """A place in a queue of copies: ``mpisign.backend.cuda.streams.Event``."""
 
     def done(self) -> bool: ...
 
@@ -20,7 +20,7 @@ class Event(Protocol):
 
 
 class Queue(Hashable, Protocol):
-    """What copies, in order: ``mpisign.cuda.streams.Stream``."""
+    """What copies, in order: ``mpisign.backend.cuda.streams.Stream``."""
 
     def copy_to_host(self, array: Any, host: Bytes) -> None: ...
 
@@ -30,7 +30,7 @@ class Queue(Hashable, Protocol):
 
 
 class Device(Protocol):
-    """Whose memory parts lie in; the module ``mpisign.cuda.streams`` is one."""
+    """Whose memory parts lie in; the module ``mpisign.backend.cuda.streams`` is one."""
 
     def on_device(self, array: Any, /) -> bool: ...
 
@@ -60,7 +60,7 @@ class StagedTransport(Transport):
 
     def __init__(self, wire: Transport, device: Device | None = None) -> None:
         if device is None:
-            from mpisign.cuda import streams
+            from mpisign.backend.cuda import streams
 
             device = streams
         self._wire = wire

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mpisign.cuda import compile as sources
+from mpisign.backend.cuda import compile as sources
 
 HERE = Path(__file__).parent
 FLAGS = ("-std=c++17", "-O1", "-fPIC", "-ffp-contract=off", "-fno-strict-aliasing")
@@ -73,7 +73,7 @@ class Buffer:
 
 
 class FibreLauncher:
-    """mpisign.cuda.launch.Launcher on the CPU; memory that it has handed out is all there is."""
+    """mpisign.backend.cuda.launch.Launcher on the CPU; memory that it has handed out is all there is."""
 
     key = (0, 0)
 

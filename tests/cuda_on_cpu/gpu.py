@@ -1,4 +1,4 @@
-"""NumPy arrays in and out of mpisign/cuda/kernels.py, and what the tests run over."""
+"""NumPy arrays in and out of mpisign/backend/cuda/kernels.py, and what the tests run over."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import numpy as np
 import references as ref
 
 from mpisign import policies
-from mpisign.cuda.kernels import Kernels
+from mpisign.backend.cuda.kernels import Kernels
 
 DTYPES = [np.float32, np.float16, ml_dtypes.bfloat16, np.float64]
 LENGTHS = [0, 1, 7, 8, 31, 32, 33, 63, 64, 65, *range(127, 152, 6), 255, 256, 257, 4095, 4096, 4097]

@@ -14,7 +14,7 @@ from hostile import Accuser, LyingHelper, LyingOwner, Tampering, at, deviate, fl
 from mpi4py import MPI
 
 import mpisign
-from mpisign.collectives import header
+from mpisign.engine import header
 from mpisign.errors import BrokenError, CollectiveError
 from mpisign.transports.mpi import MPITransport
 

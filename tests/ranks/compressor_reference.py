@@ -7,7 +7,7 @@ import references as ref
 from test_compressed_mean import Reference
 
 from mpisign import compressors as c
-from mpisign.buckets import Bucket
+from mpisign.exchange.buckets import Bucket
 
 
 def as_float32(x):

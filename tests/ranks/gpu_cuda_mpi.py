@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 from mpi4py import MPI
 
-from mpisign.cuda import streams
+from mpisign.backend.cuda import streams
 from mpisign.transports.cuda_mpi import CudaMPITransport
 
 

@@ -20,9 +20,9 @@ from mpi4py import MPI
 from mpisign import planes
 from mpisign.collectives.allgather_vote import allgather_vote
 from mpisign.collectives.alltoall_vote import alltoall_vote
-from mpisign.collectives.ballot import Ballot
-from mpisign.collectives.line import Line
+from mpisign.collectives.vote_task import VoteTask
 from mpisign.transports.mpi import MPITransport
+from mpisign.transports.tagged import TaggedTransport
 
 WIRE, TEST = sys.argv[1:3]
 WORLD = MPI.COMM_WORLD
@@ -64,7 +64,7 @@ class Memory:
 memory = Memory()
 
 
-class DeviceLine(Line):
+class DeviceLine(TaggedTransport):
     def empty(self, *shape):
         return memory.empty(*shape)
 
@@ -198,7 +198,7 @@ def expected(xs, zeros, ties, length):
 
 def votes():
     """Pack, exchange, vote and unpack, all of it on the device."""
-    line = DeviceLine(make_wire(), 0)
+    wire = DeviceLine(make_wire(), 0)
     for length in (1, 33, 4097, 1_000_003, 3_000_001 if PLAYED else 9_000_001):
         xs = [ref.awkward(length, 100 + r) for r in range(size)]
         for zeros, ties in (("positive", "positive"), ("random", "random"), ("abstain", "zero")):
@@ -217,10 +217,10 @@ def votes():
                 planes.unpack(result if len(result) == 2 else result[0], out=out[8 * a : 8 * b])
 
             k = 2 if zeros == "abstain" else 1
-            ballot = Ballot(length, k, ties, seed=9, step=4, pack=pack, unpack=unpack)
+            task = VoteTask(length, k, ties, seed=9, step=4, pack=pack, unpack=unpack)
             for algorithm in (allgather_vote, alltoall_vote):
                 out[...] = 7
-                drive(algorithm(line, ballot))
+                drive(algorithm(wire, task))
                 got = memory.to_host(out)
                 assert np.array_equal(got, wanted), (algorithm.__name__, length, zeros, ties)
     if WIRE == "nccl":

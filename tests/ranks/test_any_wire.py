@@ -40,8 +40,8 @@ def on_all(request):
         result = body(comm)
         own = np.frombuffer(same(result), dtype=np.uint8)
         rows = np.empty((comm.size, len(own)), dtype=np.uint8)
-        channel = comm.channel
-        channel.submit("same", lambda line: exchanged(line, own, rows)).wait()
+        engine = comm.engine
+        engine.submit("same", lambda line: exchanged(line, own, rows)).wait()
         assert (rows == own).all()
         return result
 
@@ -55,10 +55,10 @@ def exchanged(line, own, rows):
 def test_a_wire_by_its_name(on_all):
     if WIRE == "threads":
         pytest.skip("has no name")
-    from mpisign.communicator import channel_of
+    from mpisign.communicator import engine_of
 
     on_all(lambda comm: mpisign.majority_vote(np.ones(3), WIRE))
-    assert channel_of("test", WIRE).transport.name == WIRE
+    assert engine_of("test", WIRE).transport.name == WIRE
 
 
 def same(result):
@@ -139,10 +139,10 @@ def test_a_turn_comes_when_all_earlier_votes_are_over(on_all):
     """What wires for device memory wait for before they start."""
 
     def body(comm):
-        channel, earlier = comm.channel, []
+        engine, earlier = comm.engine, []
 
         def steps(line):
-            yield channel.queue.turn(line.tag)
+            yield engine.progress.turn(line.tag)
             assert all(handle.over for handle in earlier)
             rows = np.empty((comm.size, 1), dtype=np.uint8)
             yield line.allgather(np.full(1, comm.rank, dtype=np.uint8), rows)
@@ -150,7 +150,7 @@ def test_a_turn_comes_when_all_earlier_votes_are_over(on_all):
 
         x = np.ones(70_000, dtype=np.float32)
         earlier += [comm.majority_vote_async(x) for _ in range(3)]
-        handle = channel.submit("turn", steps)
+        handle = engine.submit("turn", steps)
         later = comm.majority_vote(-x)
         assert (handle.wait()[:, 0] == range(comm.size)).all()
         return later

@@ -11,7 +11,7 @@ from worlds import RANK, SIZE, WORLD, WORLDS, on_ranks, several
 import mpisign
 from mpisign import CompressedMeanState
 from mpisign.collectives import compressed_mean as module
-from mpisign.collectives import header
+from mpisign.engine import header
 from mpisign.errors import BrokenError, CollectiveError, DisagreementError, NaNError
 
 

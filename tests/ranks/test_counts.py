@@ -13,7 +13,7 @@ from messages import small_messages
 from worlds import RANK, SIZE, WORLD, WORLDS, on_ranks, several
 
 import mpisign
-from mpisign.collectives import header
+from mpisign.engine import header
 from mpisign.errors import CollectiveError, DisagreementError, NaNError
 
 LENGTHS = [0, 1, 9, 151, 4097]

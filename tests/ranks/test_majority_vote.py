@@ -10,7 +10,7 @@ import references as ref
 import torch
 
 import mpisign
-from mpisign.collectives import header
+from mpisign.engine import header
 from mpisign.errors import BrokenError, CollectiveError, DisagreementError, NaNError
 
 MPI = pytest.importorskip("mpi4py.MPI")
@@ -194,10 +194,10 @@ def test_nan_on_one_rank_is_an_error_on_all():
 
 @several
 def test_a_replica_that_diverged_is_found_by_the_next_header():
-    from mpisign.communicator import channel_of
+    from mpisign.communicator import engine_of
 
     comm = WORLD.Dup()
-    ch = channel_of("test", comm)
+    ch = engine_of("test", comm)
     ch.check_every = 1
     mpisign.majority_vote(np.ones(64), comm)
     if RANK == SIZE - 1:

@@ -113,7 +113,7 @@ def a_rank_that_breaks_off_alone_is_named_at_once():
             raise MemoryError("all gone")
         yield line.allgather(np.zeros(1, dtype=np.uint8), rows)
 
-    call = comm.channel.submit("large", steps).wait
+    call = comm.engine.submit("large", steps).wait
     if RANK == 2:
         error, _ = raised(MemoryError, call)
         return broken_for_good(comm, error)
@@ -134,7 +134,7 @@ def a_chain_of_waits_names_its_end():
         yield line.exchange([], [(RANK + 1, byte)])
         yield line.exchange([(RANK - 1, byte)] if RANK else [], [])
 
-    error, seconds = raised(CollectiveTimeout, comm.channel.submit("chain", chain, 7).wait)
+    error, seconds = raised(CollectiveTimeout, comm.engine.submit("chain", chain, 7).wait)
     did_not_come(error, "chain: step 7: rank 3", seconds)
     broken_for_good(comm, error)
 

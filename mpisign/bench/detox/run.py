@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 import mpisign
-from mpisign import threads
+from mpisign.backend import threads
 from mpisign.bench.detox import measure, report, results
 from mpisign.bench.detox.results import Growth, Row
 from mpisign.bench.detox.ways import ways

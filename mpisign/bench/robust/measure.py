@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from mpisign import arrays, robust
+from mpisign import robust
+from mpisign.backend import arrays
 from mpisign.bench.host import Host
 from mpisign.bench.results import Timing
 from mpisign.bench.robust import peer

@@ -15,9 +15,9 @@ from mpisign.bench.training import rates
 from mpisign.bench.training.names import Named
 from mpisign.bench.wire.via import Via
 from mpisign.compressors import resolve
-from mpisign.gradients.plan import BUCKET_SIZE, cut
-from mpisign.gradients.skip import rule_for
-from mpisign.rounds.member import Member
+from mpisign.exchange.parameter_slot import ParameterSlot
+from mpisign.exchange.plan import BUCKET_SIZE, cut
+from mpisign.exchange.skip import rule_for
 
 _IN_BUCKETS = ("mpi", "horovod", "ddp")
 _ONE_BUCKET = 1 << 20  # MB
@@ -98,7 +98,7 @@ def _bucket(way: Named, net: nn.Module) -> int:
     if way.front not in _IN_BUCKETS:
         return 0
     compressor = resolve("build", way.compressor)
-    members = [Member(name, p) for name, p in net.named_parameters()]
+    members = [ParameterSlot(name, p) for name, p in net.named_parameters()]
     rule = rule_for("build", "auto", compressor)
     buckets = cut("build", members[::-1], compressor, rule, BUCKET_SIZE)
     return 4 * max(sum(b.layout.lengths) for b in buckets)

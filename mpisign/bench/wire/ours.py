@@ -66,7 +66,7 @@ class Votes:
 
     def costs(self) -> Any:
         """mpisign.collectives.costs.Costs of this wire; BenchError if none were measured."""
-        costs = self.communicator().channel.costs
+        costs = self.communicator().engine.costs
         if costs is None:
             raise BenchError(f"--cost: nothing is measured between {len(self._nodes.of)} ranks")
         return costs

@@ -1,0 +1,1 @@
+"""Arrays of every framework, threads, and the CUDA kernels' launches."""

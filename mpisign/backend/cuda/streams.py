@@ -1,0 +1,116 @@
+"""Streams and copies for those who move bytes between a device and something else.
+
+An array is a CuPy array or a torch CUDA tensor; its stream is the current one of its framework.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mpisign.backend import arrays
+from mpisign.backend.cuda import launch
+
+#: What cudaEventQuery returns while work is under way.
+_NOT_READY = 600
+
+
+@dataclass(frozen=True)
+class Stream:
+    """One stream of one device, by its handle. Nothing here waits for it but ``synchronize``."""
+
+    device: int
+    pointer: int
+
+    @property
+    def _cuda(self) -> Any:
+        return launch.cupy().cuda
+
+    def copy_to_host(self, array: Any, host: np.ndarray[Any, Any]) -> None:
+        """Queues a copy of ``host.nbytes``; ``host``: pinned, and left alone until it is over."""
+        runtime = self._cuda.runtime
+        self._copy(arrays.address(host), arrays.address(array), host, runtime.memcpyDeviceToHost)
+
+    def copy_to_device(self, host: np.ndarray[Any, Any], array: Any) -> None:
+        """Queues a copy the other way, on the same terms."""
+        runtime = self._cuda.runtime
+        self._copy(arrays.address(array), arrays.address(host), host, runtime.memcpyHostToDevice)
+
+    def _copy(self, to: int, source: int, host: np.ndarray[Any, Any], kind: int) -> None:
+        if host.nbytes:
+            with self._cuda.Device(self.device):
+                self._cuda.runtime.memcpyAsync(to, source, host.nbytes, kind, self.pointer)
+
+    def record(self) -> Event:
+        """What is queued now, as something that can be asked whether it is over."""
+        return Event(self)
+
+    def synchronize(self) -> None:
+        """Blocks until what is queued now has run; other streams go on."""
+        self.record().wait()
+
+
+class Event:
+    """A place in a stream. Waiting sleeps: a rank's core may be another rank's too."""
+
+    def __init__(self, stream: Stream) -> None:
+        cuda = stream._cuda
+        self._runtime = cuda.runtime
+        with cuda.Device(stream.device):
+            self._event = cuda.Event(block=True, disable_timing=True)
+            self._runtime.eventRecord(self._event.ptr, stream.pointer)
+
+    def done(self) -> bool:
+        """True once the device has passed it; CUDARuntimeError if the device failed."""
+        # CuPy's Event.done is False for ever on a device that failed.
+        status = self._runtime.eventQuery(self._event.ptr)
+        if status not in (0, _NOT_READY):
+            self._event.synchronize()  # raises
+        return bool(status == 0)
+
+    def wait(self) -> None:
+        """Blocks until it has."""
+        self._event.synchronize()
+
+
+def of(array: Any) -> Stream:
+    """The current stream of the array's framework, on the array's device."""
+    if arrays.is_torch(array):
+        import torch
+
+        index = array.device.index
+        return Stream(index, torch.cuda.current_stream(index).cuda_stream)
+    device = array.device.id
+    return Stream(device, launch.cupy().cuda.get_current_stream(device).ptr)
+
+
+def on_device(array: Any) -> bool:
+    """False for NumPy's arrays."""
+    return not isinstance(array, np.ndarray)
+
+
+def current() -> int:
+    """The device that is current in this thread."""
+    return int(launch.cupy().cuda.runtime.getDevice())
+
+
+def chosen(device: int) -> Any:
+    """A context in which ``device`` is current in this thread."""
+    return launch.cupy().cuda.Device(device)
+
+
+def empty(nbytes: int) -> Any:
+    """Memory of the current device, a CuPy uint8 array."""
+    return launch.cupy().empty(nbytes, dtype="uint8")
+
+
+def pinned(nbytes: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """Host memory (nbytes,) that a device reads and writes by itself; goes with the array.
+
+    Not from CuPy's pool of pinned memory, which rounds up to powers of two and keeps what it had.
+    """
+    cuda = launch.cupy().cuda
+    memory = cuda.PinnedMemoryPointer(cuda.PinnedMemory(nbytes), 0)
+    return np.frombuffer(memory, dtype=np.uint8, count=nbytes)

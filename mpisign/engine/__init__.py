@@ -1,0 +1,1 @@
+"""What every collective shares: headers, agreement, progress, failure detection."""

@@ -1,0 +1,149 @@
+"""How ranks that stop waiting tell each other, and agree on who did not come.
+
+Notice, little-endian, at most 512 bytes: magic "MPSN", kind u8 (1 waiting, 2 failed), 3 bytes 0,
+number of the call u64, seconds waited f64, then for kind 1 the ranks that the sender waits for,
+u32 each (as many as fit; none at all if its wire cannot tell), for kind 2 the error in UTF-8.
+"""
+
+from __future__ import annotations
+
+import struct
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mpisign.engine.agreement import name_ranks
+from mpisign.errors import CollectiveError, CollectiveTimeout
+from mpisign.transports.base import LEFT, NOTICE, Transport
+
+if TYPE_CHECKING:
+    from mpisign.engine.progress import Handle
+
+_HEAD = struct.Struct("<4sB3xQd")
+_MAGIC, _WAITING, _FAILED = b"MPSN", 1, 2
+_GRACE = 2.0  # seconds in which every rank that is blocked here answers: it looks 20 times a second
+
+
+@dataclass(frozen=True)
+class _Notice:
+    kind: int
+    number: int
+    waited: float
+    missing: frozenset[int]
+    text: str
+
+
+def tell(transport: Transport, handle: Handle, text: str) -> None:
+    """Tells the other ranks that this one broke off, and why."""
+    head = _HEAD.pack(_MAGIC, _FAILED, handle.number, 0.0)
+    said = text.removeprefix(f"{handle.function}: ").encode()
+    transport.post(head + said[: NOTICE - _HEAD.size])
+
+
+class RollCall:
+    """What the ranks of one transport have posted, and what follows from it."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+        self._posted: dict[int, _Notice] = {}
+        self._left: dict[int, float] = {}  # ranks whose programs ended, and when this one heard
+
+    def heard(self, handle: Handle, waited: float) -> CollectiveError | None:
+        """The error to raise if a rank gave up, or left with parts unsent; None if all goes well.
+
+        What a rank sent before it left may still be under way: that has ``_GRACE`` seconds.
+        """
+        self._read()
+        missing = handle.pending.missing() if handle.pending is not None else None
+        before = time.monotonic() - _GRACE
+        left = any(self._left.get(r, before) < before for r in missing or [])
+        return self.give_up(handle, waited) if self._posted or left else None
+
+    def give_up(self, handle: Handle, waited: float) -> CollectiveError:
+        """Tells all that this rank waits no longer, hears who else does, names who is not there.
+
+        A rank that waits for one that waits for a third does not name the second: whoever answers
+        is there.
+        """
+        failed = self._failed(handle)
+        if failed is not None:
+            return failed
+        missing = None if handle.pending is None else handle.pending.missing()
+        own = self._transport.rank
+        mine = _Notice(_WAITING, handle.number, waited, self._or_all(missing, own), "")
+        listed = sorted(missing or [])[: (NOTICE - _HEAD.size) // 4]
+        ranks = np.array(listed, dtype="<u4").tobytes()
+        self._transport.post(_HEAD.pack(_MAGIC, _WAITING, handle.number, waited) + ranks)
+        until = time.monotonic() + _GRACE
+        others = self._transport.size - 1
+        while time.monotonic() < until and len(self._posted.keys() | self._left.keys()) < others:
+            self._transport.sleep(0.02)
+            self._read()
+            failed = self._failed(handle)
+            if failed is not None:
+                return failed
+        notices = {**self._posted, own: mine}
+        longest = max(n.waited for n in notices.values())
+        absent = sorted(set().union(*(n.missing for n in notices.values())) - set(notices))
+        said = f"{handle.function}: step {handle.step}: "
+        if absent:
+            why = "timeout= of the communicator or MPISIGN_TIMEOUT says how long to wait"
+            left = [r for r in absent if r in self._left]
+            if left:
+                why = f"the program of {name_ranks(left)} has ended"
+            return CollectiveTimeout(
+                f"{said}{name_ranks(absent)} did not come in {longest:.1f} s ({why})", absent
+            )
+        blaming = sorted(r for r, n in notices.items() if own in n.missing and r != own)
+        if blaming and waited < longest / 2:
+            return CollectiveTimeout(
+                f"{said}{name_ranks(blaming)} gave up on this rank, {own}, after "
+                f"{longest:.1f} s without it",
+                [own],
+            )
+        if len({n.number for n in notices.values()}) == 1:
+            waits = ", ".join(
+                f"rank {r} for {name_ranks(sorted(n.missing))}"
+                for r, n in sorted(notices.items())[:16]
+                if n.missing
+            )
+            return CollectiveTimeout(
+                f"{said}ranks waited {longest:.1f} s for each other in the same call ({waits}): "
+                "one of them did not send what the others wait for"
+            )
+        calls = ", ".join(f"rank {r} in call {notices[r].number}" for r in sorted(notices)[:16])
+        return CollectiveTimeout(
+            f"{said}ranks waited {longest:.1f} s for each other ({calls}): all must call the same "
+            "collectives in the same order"
+        )
+
+    def _failed(self, handle: Handle) -> CollectiveError | None:
+        for rank, notice in sorted(self._posted.items()):
+            if notice.kind == _FAILED:
+                return CollectiveError(f"{handle.function}: rank {rank} broke off: {notice.text}")
+        return None
+
+    def _read(self) -> None:
+        for rank, data in self._transport.notices():
+            if data == LEFT:
+                self._left.setdefault(rank, time.monotonic())
+            if len(data) < _HEAD.size:
+                continue
+            magic, kind, number, waited = _HEAD.unpack_from(data)
+            if magic != _MAGIC or kind not in (_WAITING, _FAILED) or not waited >= 0:
+                continue
+            rest = data[_HEAD.size :]
+            missing: list[int] | None = None
+            if kind == _WAITING:
+                ranks = np.frombuffer(rest[: len(rest) // 4 * 4], dtype="<u4")
+                missing = [int(r) for r in ranks if r < self._transport.size] or None
+            text = "".join(c if c.isprintable() else "?" for c in rest.decode(errors="replace"))
+            known = self._or_all(missing, rank)
+            self._posted.setdefault(rank, _Notice(kind, number, waited, known, text))
+
+    def _or_all(self, missing: list[int] | None, rank: int) -> frozenset[int]:
+        """``missing``, or every rank but ``rank``, whose wire cannot tell."""
+        everyone = range(self._transport.size)
+        return frozenset(everyone if missing is None else missing) - {rank}

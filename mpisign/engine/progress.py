@@ -1,0 +1,308 @@
+"""Collectives in flight on one communicator: driven on together, given up together."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from mpisign.engine.failure_detection import RollCall, tell
+from mpisign.errors import BrokenError, CollectiveError, WireError
+from mpisign.stats import stage
+from mpisign.transports.base import TAGS, Pending, Steps, Transport, poll
+from mpisign.transports.tagged import TaggedTransport
+
+_IDLE = 1.0  # seconds without a collective, after which a rank may be late
+_NAP = 2e-4  # seconds of sleep between two looks, for whoever has the time
+_SLICES = (0.05, 0.5)  # seconds between looks at the notices of others: at first, and at most
+
+
+def timeout_of_environment() -> float:
+    """``MPISIGN_TIMEOUT`` in seconds, default 600; ValueError if it is no positive number."""
+    text = os.environ.get("MPISIGN_TIMEOUT", "600")
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise ValueError(f"MPISIGN_TIMEOUT must be a positive number of seconds, got {text!r}")
+    return seconds
+
+
+class _Here(threading.local):
+    """The queues of this thread in which something is in flight."""
+
+    def __init__(self) -> None:
+        self.queues: set[ProgressEngine] = set()
+
+
+_HERE = _Here()
+
+
+def finish_all() -> None:
+    """Blocks until nothing is in flight in any queue of this thread."""
+    while _HERE.queues:
+        next(iter(_HERE.queues)).finish()
+
+
+class Handle:
+    """A non-blocking collective. ``wait`` must be called on every rank, once or more."""
+
+    def __init__(self, queue: ProgressEngine, function: str, number: int, step: int | None) -> None:
+        self.function = function
+        self.number = number
+        self.step = number if step is None else step
+        self.steps: Steps[Any] | None = None
+        self.pending: Pending | None = None
+        self.asked: float | None = None  # when ``done`` first was
+        self.over = False
+        self._queue = queue
+        self._result: Any = None
+        self._error: BaseException | None = None
+
+    def done(self) -> bool:
+        """True once the result, or an error, is there; moves the collective on.
+
+        Never blocks, but for 2 seconds in which ranks hear of each other why they give up.
+        """
+        while not self.over and self._queue.advance():
+            pass
+        if not self.over:
+            self._queue.glance(self)
+        return self.over
+
+    def wait(self) -> Any:
+        """Blocks until the result is there and returns it; raises what the collective raised.
+
+        CollectiveTimeout, on every rank that is still there, once ranks did not come for the
+        communicator's timeout; it names them.
+        """
+        if not self.over:
+            self._queue.drive(self)
+        if self._error is not None:
+            raise self._error
+        return self._result
+
+    def settle(self, seconds: float | None = None) -> None:
+        """Blocks until the result or an error is there, and raises neither.
+
+        After ``seconds`` it is given up, and with it the communicator.
+        """
+        end = None if seconds is None else time.monotonic() + seconds
+        while end is not None and not self.done():
+            if time.monotonic() > end:
+                text = f"{self.function}: other ranks do not take part"
+                self._queue.give_up(self, CollectiveError(text))
+            self._queue.transport.sleep(1e-3)
+        if not self.over:
+            self._queue.drive(self)
+
+    def end(self, error: BaseException | None, result: Any = None) -> None:
+        """Over, with a result or an error."""
+        self.over, self._error, self._result = True, error, result
+        self.steps = self.pending = None
+
+
+class ProgressEngine:
+    """The collectives of one communicator. Calls are numbered, alike on every rank.
+
+    Each has a tag of its own and moves whenever any of them is waited for, or one of another
+    communicator in this thread, so that ranks may wait in any order; on an ``ordered`` transport
+    one starts when all before it are over. If one breaks off half way, by a timeout, an error that
+    this rank alone sees or a key that interrupts it, the other ranks are told, all raise, and the
+    communicator is of no more use.
+    """
+
+    def __init__(self, transport: Transport, timeout: float) -> None:
+        self.transport = transport
+        self.timeout = timeout
+        self.broken: BaseException | None = None
+        #: Ranks that wait sleep, and leave their cores to those that compute.
+        self.patient = False
+        self._roll_call = RollCall(transport)
+        self._calls = 0
+        self._live: list[Handle] = []
+        self._moved = self._looked = 0.0  # when anything last moved; when notices were looked for
+
+    def submit(
+        self, function: str, steps: Callable[[TaggedTransport], Steps[Any]], step: int | None = None
+    ) -> Handle:
+        """Starts a collective: ``steps`` makes its generator. ``step`` is for messages."""
+        handle = Handle(self, function, self._calls, step)
+        self._calls += 1
+        # Calls this far apart share a tag, and whoever ends late would meet the wrong messages.
+        while self._live and self._live[0].number <= handle.number - TAGS:
+            self.drive(self._live[0])
+        if self.broken is not None:
+            text = f"{function}: this communicator broke off earlier: {self.broken}"
+            handle.end(BrokenError(text))
+            return handle
+        now = time.monotonic()
+        if now - self._moved > min(_IDLE, self.timeout / 2):
+            # The others may have given up on this rank, and left enough behind for a small vote.
+            self._looked = now
+            self._look(handle, 0.0)
+            if handle.over:
+                return handle
+        handle.steps = steps(TaggedTransport(self.transport, handle.number % TAGS))
+        self._live.append(handle)
+        _HERE.queues.add(self)
+        if not self.transport.ordered or len(self._live) == 1:
+            self._move(handle)
+        return handle
+
+    def advance(self) -> bool:
+        """Moves every collective on that can; False if none could. Never blocks."""
+        moved = False
+        for handle in list(self._live):
+            moved = self._move(handle) or moved
+            if self.transport.ordered and not handle.over:
+                break
+        return moved
+
+    def drive(self, handle: Handle) -> None:
+        """Blocks until ``handle`` is over."""
+        began = time.monotonic()
+        self._looked, pause = began, _SLICES[not self.transport.measurable]
+        try:
+            while not handle.over:
+                others = [queue for queue in _HERE.queues if queue is not self]
+                moved = [queue.advance() for queue in others]
+                if self.advance() or any(moved):
+                    continue
+                since = max(began, self._moved)
+                if not self._sleep(handle, pause, alone=not others):
+                    now = time.monotonic()
+                    if now - self._looked >= pause:
+                        self._look(handle, now - since)
+                        left = max(self.timeout - (now - since), _SLICES[0])
+                        self._looked, pause = now, min(2 * pause, _SLICES[1], left)
+        except BaseException as error:
+            if not handle.over:
+                self._interrupt(handle, error)
+            raise
+
+    def glance(self, handle: Handle) -> None:
+        """What ``drive`` does now and then, for a rank that asks instead of waiting."""
+        now = time.monotonic()
+        if handle.asked is None:
+            handle.asked = now
+        if now - self._looked >= _SLICES[1]:
+            self._looked = now
+            self._look(handle, now - max(handle.asked, self._moved))
+
+    def turn(self, tag: int) -> Pending:
+        """Over once all earlier collectives than that of ``tag`` are."""
+        return _Turn(self._live, tag)
+
+    def give_up(self, handle: Handle, error: CollectiveError) -> None:
+        """Ends everything in flight; the other ranks are told why."""
+        self._break(handle, error, str(error))
+
+    def finish(self) -> None:
+        """Blocks until nothing is in flight."""
+        while self._live:
+            self.drive(self._live[0])
+
+    def _sleep(self, handle: Handle, seconds: float, alone: bool) -> bool:
+        """Waits a little, at most ``seconds``; True if the exchange that was waited for is over."""
+        head = self._live[0] if self.transport.ordered else handle
+        assert head.pending is not None
+        if (len(self._live) > 1 and not self.transport.ordered) or not alone:
+            # Which one moves next is not known: look at all of them, often at first.
+            idle = time.monotonic() - self._moved
+            seconds = min(max(50e-6, idle / 16), 1e-3)
+        if self.patient and self.transport.measurable and not self.transport.sleeps:
+            with stage("exchange"):
+                self.transport.sleep(min(seconds, _NAP))
+            seconds = 0.0
+        try:
+            return head.pending.wait(seconds)
+        except Exception:
+            return True  # ``advance`` meets it again, where it is dealt with
+
+    def _move(self, handle: Handle) -> bool:
+        """One handle as far as it goes without waiting; True if it moved or is over."""
+        moved = False
+        while handle.steps is not None:
+            try:
+                if handle.pending is not None:
+                    if not handle.pending.done():
+                        break
+                    handle.pending = None
+                moved, self._moved = True, time.monotonic()
+                handle.pending = next(handle.steps)
+            except StopIteration as stop:
+                self._end(handle, None, stop.value)
+            except CollectiveError as error:
+                if isinstance(error, WireError):
+                    error = WireError(f"{handle.function}: {error}")
+                    self._break(handle, error, str(error))
+                else:  # the same on every rank, before any data moved
+                    self._end(handle, error)
+            except Exception as error:
+                self._break(handle, error, f"{handle.function}: {type(error).__name__}: {error}")
+            except BaseException as error:  # whoever catches it must not meet half a collective
+                self._interrupt(handle, error)
+                raise
+        return moved or handle.over
+
+    def _end(self, handle: Handle, error: BaseException | None, result: Any = None) -> None:
+        handle.end(error, result)
+        if handle in self._live:
+            self._live.remove(handle)
+        if not self._live:
+            _HERE.queues.discard(self)
+
+    def _look(self, handle: Handle, waited: float) -> None:
+        """What the others have posted; gives up if one of them did, or after the timeout."""
+        notice = ""
+        error: CollectiveError | None
+        try:
+            error = self._roll_call.heard(handle, waited)
+            if error is None and waited >= self.timeout:
+                error = self._roll_call.give_up(handle, waited)
+        except WireError as wrong:  # a notice that is none
+            notice = f"{handle.function}: {wrong}"
+            error = WireError(notice)
+        if error is not None:
+            self._break(handle, error, notice)
+
+    def _interrupt(self, handle: Handle, error: BaseException) -> None:
+        """A key, an exit, or whatever else a collective cannot go on after."""
+        if self.broken is None:
+            what = "interrupted" if isinstance(error, KeyboardInterrupt) else repr(error)
+            text = f"{handle.function}: {what}"
+            self._break(handle, CollectiveError(text), text)
+
+    def _break(self, handle: Handle, error: BaseException, notice: str) -> None:
+        """Ends all that is in flight, and tells the others why unless they know."""
+        self.broken = error
+        if notice:
+            tell(self.transport, handle, notice)
+        for other in self._live:
+            if other is not handle:
+                text = f"{other.function}: broke off with an earlier collective: {error}"
+                other.end(BrokenError(text))
+        self._live.clear()
+        _HERE.queues.discard(self)
+        handle.end(error)
+        self.transport.abort()
+
+
+class _Turn:
+    """A place in the queue that is waited for."""
+
+    def __init__(self, live: list[Handle], tag: int) -> None:
+        self._live, self._tag = live, tag
+
+    def done(self) -> bool:
+        return self._live[0].number % TAGS == self._tag
+
+    def wait(self, seconds: float | None = None) -> bool:
+        return poll(self, seconds)
+
+    def missing(self) -> None:
+        return None

@@ -1,0 +1,51 @@
+"""What must be alike on all ranks before a bucket travels, and what may stop one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from mpisign.backend import arrays
+from mpisign.engine.agreement import Agreed
+from mpisign.engine.engine import ReplicaDigest
+from mpisign.exchange.optimizer_options import state_of
+from mpisign.exchange.parameter_slot import ParameterSlot
+from mpisign.transports.base import Steps
+from mpisign.transports.tagged import TaggedTransport
+
+
+def check_member(function: str, m: ParameterSlot, length: int) -> None:
+    """TypeError, ValueError for what cannot travel; ``length``: coordinates of its place."""
+    if m.parameter.numel() != length:
+        raise ValueError(f"{m.name!r} has another size than when it was wrapped")
+    if m.grad is None:
+        return
+    arrays.view_floats(function, f"the gradient of {m.name!r}", m.grad)
+    if any(s == 0 and n > 1 for s, n in zip(m.grad.stride(), m.grad.shape, strict=True)):
+        raise ValueError(f"the gradient of {m.name!r} is an expanded view: clone it")
+
+
+def digest_of(members: Sequence[ParameterSlot], optimizer: torch.optim.Optimizer | None) -> bytes:
+    """32 bytes over all parameters by name, and over what ``optimizer`` keeps of each."""
+    digest = ReplicaDigest("parameters")
+    for m in sorted(members, key=lambda m: m.name):
+        kept = [] if optimizer is None else state_of(optimizer, m.parameter)
+        for x in (m.parameter, *kept):
+            if isinstance(x, torch.Tensor):
+                flat = x.detach().cpu().contiguous().view(-1)
+                digest.update(flat.view(torch.uint8).numpy())
+            else:
+                digest.update(repr(x).encode())
+    return digest.field()
+
+
+def present_anywhere(wire: TaggedTransport, agreed: Agreed, present: Any) -> Steps[Any]:
+    """The members that have a gradient on any rank: uint8 (members,)."""
+    if agreed.same_presence:
+        return present.copy()
+    rows = np.empty((wire.size, len(present)), dtype=np.uint8)
+    yield wire.allgather(present, rows)
+    return rows.max(axis=0)

@@ -1,0 +1,329 @@
+"""A model's gradients in each step: cut into buckets, exchanged while others are computed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from mpisign import policies
+from mpisign.compressors.base import Compressor
+from mpisign.engine.agreement import Agreed
+from mpisign.engine.engine import Engine
+from mpisign.engine.header import Header
+from mpisign.engine.progress import Handle
+from mpisign.errors import DisagreementError
+from mpisign.exchange import aggregators as rounds
+from mpisign.exchange import checkpoint
+from mpisign.exchange.broadcast_state import share
+from mpisign.exchange.consistency import check_member, digest_of, present_anywhere
+from mpisign.exchange.optimizer_options import options_of, rates_of
+from mpisign.exchange.parameter_slot import ParameterSlot
+from mpisign.exchange.plan import GradientBucket, cut, warn_of_bf16_mean
+from mpisign.exchange.skip import Rule, rule_for
+from mpisign.exchange.step_count import meet
+from mpisign.transports.base import Steps
+from mpisign.transports.tagged import TaggedTransport
+
+#: Aggregates of which a bucket on its way holds little more than a plane.
+LIGHT = ("vote", "mean_of_signs", "average")
+_HEAVY = 2  # buckets of others at once
+_MANY = 1 << 20  # coordinates, from which on it is processors and links that ranks wait for
+_GRACE = 5.0  # seconds for the rest of a step whose first bucket ranks disagree on
+
+
+class GradientExchange:
+    """What one front end exchanges, step after step, the same on every rank.
+
+    ``members``: the parameters, in the order in which their gradients are expected. In each step
+    the front end sets ``member.grad``, tells of it by ``ready`` (or, all at once, by ``flush``),
+    and finds the aggregate in ``member.grad`` after ``finish``. A bucket starts when all its
+    members are ready and all buckets before it have started, so that collectives start in one order
+    on all ranks, whatever the order of gradients; what is in flight moves on with every call.
+
+    ``byzantine_f``: of the votes, see ``majority_vote``.
+
+    ``engine`` is asked at the beginning of each step: elastic training changes ranks. ``skip``,
+    ``bucket_size``: see ``skip.rule_for``, ``plan.cut``. ``optimizer``: whose learning rates the
+    compressor hears of, and whose options must be alike on all ranks. ``function`` is for messages.
+
+    ``state``: what the optimizer itself keeps is compared too wherever parameters are. ``number``:
+    among the exchanges of a engine, whose buckets must never meet.
+    ``replicas``: False where ranks may begin with other parameters and options, which is warned of
+    then. ``newcomers``: asked at the beginning of a step whether ranks may have counted other
+    numbers of steps; all go on from the largest. ``before``: of each bucket's collective, in the
+    same wire.
+    """
+
+    def __init__(
+        self,
+        function: str,
+        engine: Callable[[], Engine],
+        members: Sequence[ParameterSlot],
+        compressor: Compressor,
+        *,
+        skip: str | Rule | None = "auto",
+        algorithm: policies.Algorithm = "auto",
+        byzantine_f: int = 0,
+        seed: int = 0,
+        bucket_size: int | None = None,
+        optimizer: torch.optim.Optimizer | None = None,
+        replicas: bool = True,
+        state: bool = False,
+        number: int = 0,
+        newcomers: Callable[[], bool] = lambda: False,
+        before: Callable[[TaggedTransport], Steps[None]] | None = None,
+    ) -> None:
+        policies.code(function, "algorithm", algorithm, policies.ALGORITHMS)
+        if not isinstance(seed, int) or not 0 <= seed < 1 << 64:
+            raise ValueError(f"{function}: seed must be in [0, 2**64), got {seed!r}")
+        if not isinstance(byzantine_f, int) or not 0 <= byzantine_f < 1 << 16:
+            raise ValueError(
+                f"{function}: byzantine_f must be a number from 0, got {byzantine_f!r}"
+            )
+        if byzantine_f and compressor.aggregate != "vote":
+            raise ValueError(
+                f"{function}: byzantine_f={byzantine_f} goes with compressors that vote, "
+                f"got {compressor!r}"
+            )
+        if bucket_size is not None and (not isinstance(bucket_size, int) or bucket_size < 1):
+            raise ValueError(
+                f"{function}: bucket_size must be a positive number of coordinates or None, "
+                f"got {bucket_size!r}"
+            )
+        self.function = function
+        self.members = list(members)
+        self.compressor = compressor
+        self.algorithm, self.byzantine_f, self.seed = algorithm, byzantine_f, seed
+        self.optimizer = optimizer
+        self._replicas = replicas
+        self._number = number
+        self._state_of = optimizer if state else None
+        self._newcomers = newcomers
+        self._before = before
+        self._meeting = False
+        rule = rule_for(function, skip, compressor)
+        self.buckets = cut(function, self.members, compressor, rule, bucket_size)
+        if skip == "auto":
+            warn_of_bf16_mean(function, self.buckets, compressor)
+        self._bucket_of = {id(m): b for b in self.buckets for m in b.members}
+        self._ready: set[int] = set()
+        self._engine_of = engine
+        self.engine: Engine | None = None
+        self.steps = 0  # saved with the state: it keys the random bits
+        self._fresh = True  # nobody has compared this rank's parameters with the others' yet
+        self._handles: list[Handle] = []
+        self._reason = self._untold = ""
+        self._rates: dict[torch.Tensor, float] = {}
+        self._end()
+
+    @property
+    def started(self) -> bool:
+        """Whether a bucket of this step is on its way."""
+        return bool(self._handles)
+
+    def is_ready(self, member: ParameterSlot) -> bool:
+        """Whether ``ready`` was told of ``member`` in this step."""
+        return id(member) in self._ready
+
+    def ready(self, member: ParameterSlot) -> None:
+        """``member.grad`` is this step's. Starts what can start, moves on what is in flight."""
+        self._ready.add(id(member))
+        if member.grad is not None:
+            member.version = member.grad._version
+        self._bucket_of[id(member)].waiting -= 1
+        if self._handles:
+            assert self.engine is not None
+            self.engine.progress.advance()
+        while (bucket := self._next()) and not (bucket.waiting or self._crowded(bucket)):
+            self._start(bucket)
+
+    def flush(self, reason: str = "") -> None:
+        """Starts every bucket that has not. ``reason``: why this rank cannot take part, if so."""
+        self._reason = reason
+        # Too late to tell the others where all is on its way: then this rank raises alone.
+        self._untold = reason if len(self._handles) == len(self.buckets) else ""
+        while bucket := self._next():
+            if crowd := self._crowded(bucket):
+                crowd[0].settle()
+            else:
+                self._start(bucket)
+
+    def finish(self) -> None:
+        """Waits for all buckets of this step, once ``flush`` has started them.
+
+        Raises what the first of them raised, the same on every rank.
+        """
+        errors: list[Exception] = []
+        if self._untold:
+            errors.append(RuntimeError(f"{self.function}: {self._untold}"))
+        try:
+            for handle in self._handles:
+                try:
+                    if any(isinstance(e, DisagreementError) for e in errors):
+                        handle.settle(_GRACE)  # other ranks may have no such bucket
+                    else:
+                        handle.wait()
+                except Exception as error:
+                    errors.append(error)
+        finally:
+            self._end()
+        if errors:
+            raise errors[0]
+        for m in self.members:
+            m.settle()
+        self.steps += 1
+        self._fresh = False
+
+    def drop(self) -> None:
+        """Ends what is on its way, with its errors: nobody waits for this step."""
+        if self._ready:
+            try:
+                self.flush()
+                self.finish()
+            except Exception:  # noqa: S110 - told by what made this rank drop the step
+                pass
+        for m in self.members:
+            m.grad = None
+
+    def agree(self, engine: Engine, wire: TaggedTransport) -> Steps[Agreed]:
+        """Headers alone, of the first bucket; raises what ranks disagree on."""
+        bucket = self.buckets[0]
+        header = Header(rounds.of(bucket.compressor).operation)
+        header = self._header(engine, header, bucket, fresh=False)
+        return (yield from engine.headers(wire, header, self.function))
+
+    def engine_now(self) -> Engine:
+        """The engine of this step, from now on."""
+        engine = self._engine_of()
+        if engine is not self.engine:
+            self._fresh = True
+            if sum(b.layout.length for b in self.buckets) >= _MANY:
+                engine.progress.patient = True
+        self.engine = engine
+        return engine
+
+    def _next(self) -> GradientBucket | None:
+        n = len(self._handles)
+        return self.buckets[n] if n < len(self.buckets) else None
+
+    def _crowded(self, bucket: GradientBucket) -> list[Handle]:
+        """What must end before ``bucket`` may start: rounds that copy states copy a few at once."""
+        if bucket.compressor.aggregate in LIGHT:
+            return []
+        live = [h for h in self._handles if not h.over]
+        return live if len(live) >= _HEAVY else []
+
+    def _end(self) -> None:
+        self._handles.clear()
+        self._ready.clear()
+        self._reason = self._untold = ""
+        for b in self.buckets:
+            b.waiting = len(b.members)
+
+    def _start(self, bucket: GradientBucket) -> None:
+        if not self._handles:
+            self.engine_now()
+            self._meeting = self._newcomers()
+            if self.optimizer is not None:
+                self._rates = rates_of(self.optimizer)
+        assert self.engine is not None
+        engine = self.engine
+        number, reason, fresh = engine.next_step(), self._reason, self._fresh
+        self._handles.append(
+            engine.submit(
+                self.function,
+                lambda wire: self._round(engine, wire, bucket, number, reason, fresh),
+                self.steps,
+            )
+        )
+
+    def _round(
+        self,
+        engine: Engine,
+        wire: TaggedTransport,
+        bucket: GradientBucket,
+        number: int,
+        reason: str,
+        fresh: bool,
+    ) -> Steps[None]:
+        if self._before is not None:
+            yield from self._before(wire)
+        if self._meeting:
+            self.steps = yield from self._meet(wire, bucket, fresh)
+        kind = rounds.of(bucket.compressor)
+        header, this, inline = Header(kind.operation), None, None
+        try:
+            header = self._header(engine, header, bucket, fresh)
+            groups = bucket.compressor.groups_of(wire.size, engine.nodes)
+            this = kind(
+                bucket.layout,
+                bucket.members,
+                bucket.compressor,
+                seed=header.seed,
+                step=self.steps,
+                rank=wire.rank,
+                size=wire.size,
+                groups=groups,
+            )
+            header, inline = this.begin(header, wire.transport.message)
+        except Exception as error:
+            reason = reason or str(error) or type(error).__name__
+        if reason:
+            header = header.refusal(reason.removeprefix(f"{self.function}: "))
+        agreed = yield from engine.headers(wire, header, self.function, inline)
+        assert this is not None  # or all have raised
+        anywhere = yield from present_anywhere(wire, agreed, bucket.present)
+        if not anywhere.any() or not bucket.layout.length:
+            for m, there in zip(bucket.members, anywhere, strict=True):
+                if there:
+                    m.target()  # of nothing, on all ranks
+            return
+        if agreed.fresh and bucket.compressor.shared:
+            yield from share(wire, bucket.members, bucket.compressor.shared)
+        yield from this.steps(engine, wire, agreed, number, anywhere)
+        for m in bucket.members:
+            if m.grad is not None:
+                m.version = m.grad._version
+
+    def _header(
+        self, engine: Engine, header: Header, bucket: GradientBucket, fresh: bool
+    ) -> Header:
+        """What this rank says of itself, with everything that may fail on one rank alone."""
+        for i, m in enumerate(bucket.members):
+            bucket.present[i] = m.grad is not None
+            m.rate = self._rates.get(m.parameter, 1.0)
+            check_member(self.function, m, bucket.layout.lengths[i])
+        if fresh and bucket.index == 0 and self._replicas:
+            engine.digest = digest_of(self.members, self._state_of)
+        return replace(
+            header,
+            step=self.steps,
+            tensor=(bucket.tensor + self._number) % (1 << 64),
+            length=bucket.layout.length,
+            seed=bucket.seed(self.seed),
+            algorithm=self.algorithm,
+            byzantine_f=self.byzantine_f if bucket.compressor.aggregate == "vote" else 0,
+            settings=options_of(bucket.compressor, self.optimizer if self._replicas else None),
+            presence=hashlib.blake2b(bucket.present.tobytes(), digest_size=16).digest(),
+            fresh=fresh,
+        )
+
+    def _meet(self, wire: TaggedTransport, bucket: GradientBucket, fresh: bool) -> Steps[int]:
+        if not fresh or bucket.index or self._replicas:
+            return (yield from meet(wire, self.steps))
+        options = options_of(bucket.compressor, self.optimizer)
+        parameters = int.from_bytes(digest_of(self.members, self._state_of)[2:10], "little")
+        return (yield from meet(wire, self.steps, options, parameters))
+
+    def state_dict(self) -> dict[str, Any]:
+        """This rank's state: {"steps": n, "state": {name: {key: copy}}}; every rank has its own."""
+        return checkpoint.state_dict(self.steps, self.members)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues from ``state_dict``; ValueError, and nothing changed, if it does not fit."""
+        self.steps = checkpoint.load(state, self.members)
+        self._fresh = True

@@ -1,0 +1,61 @@
+"""One parameter of a model as the rounds see it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from mpisign.compressors.base import State
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(eq=False, slots=True)
+class ParameterSlot:
+    """A parameter, the compressor's state for it, and its gradient in this step.
+
+    ``grad``: this rank's gradient, None where it has none; a round writes the aggregate into it, or
+    makes it where other ranks alone had one. ``rate``: the learning rate of its parameter group, 1
+    where the front end knows none. ``version``: torch's, of ``grad`` as it was handed over or came
+    back: who changes it in between parts the replicas.
+    """
+
+    name: str
+    parameter: torch.Tensor
+    state: State = field(default_factory=dict)
+    grad: torch.Tensor | None = None
+    rate: float = 1.0
+    version: int = 0
+
+    def target(self) -> torch.Tensor:
+        """Where the aggregate goes: ``grad``, made if there is none."""
+        import torch
+
+        if self.grad is None:
+            self.grad = torch.empty_like(self.parameter)
+        return self.grad.detach()
+
+    def changed(self) -> bool:
+        """Whether somebody wrote to ``grad`` since ``version``, as far as torch tells.
+
+        Slices of one tensor, as ``torch.stack`` makes gradients, have one version in common.
+        """
+        grad = self.grad
+        if grad is None or grad.untyped_storage().nbytes() != grad.numel() * grad.element_size():
+            return False
+        return grad._version != self.version
+
+    def settle(self) -> None:
+        """The aggregate is there, and lies in memory alike on all ranks, as ``parameter`` does.
+
+        torch takes other kernels for other strides, which round halves otherwise.
+        """
+        import torch
+
+        if self.grad is None:
+            return
+        if self.grad.stride() != self.parameter.stride():
+            usual = torch.empty_like(self.parameter)
+            if self.grad.stride() != usual.stride():
+                self.grad = usual.copy_(self.grad.detach())

@@ -1,0 +1,142 @@
+"""What a plain torch optimizer does before and after its steps, once it steps on aggregates."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import torch
+from torch.utils.weak import WeakIdKeyDictionary
+
+from mpisign.exchange.gradient_exchange import GradientExchange
+from mpisign.exchange.local_steps import LocalSteps
+from mpisign.exchange.parameter_slot import ParameterSlot
+
+KEY = "mpisign"  # of the compressors' state in optimizer.state_dict()
+#: Of each parameter: it starts one exchange only. Not an attribute of it, which would be pickled.
+_HOOKS: Any = WeakIdKeyDictionary()
+
+
+class StepHooks:
+    """The hooks of one optimizer. ``overlap``: exchanges begin during the backward pass."""
+
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, exchange: GradientExchange, overlap: bool
+    ) -> None:
+        self.exchange = exchange
+        self.local: LocalSteps | None = None
+        c = exchange.compressor
+        if c.local_steps > 1:
+            budget = c.budget_local  # type: ignore[attr-defined]  # who has local steps has it
+            self.local = LocalSteps(exchange.members, c.local_steps, budget, exchange.seed)
+        parameters = [p for g in optimizer.param_groups for p in g["params"]]
+        self._ids = [id(p) for p in parameters]
+        self._stepping = False
+        self._voted: list[tuple[weakref.ref[torch.Tensor], int]] = []
+        self._spoilt = ""
+        if overlap:
+            for m in exchange.members:
+                p = m.parameter
+                if p in _HOOKS:  # of an optimizer that this one replaces
+                    _HOOKS[p].remove()
+                if p.requires_grad:
+                    _HOOKS[p] = p.register_post_accumulate_grad_hook(self._computed(m))
+        optimizer.register_step_pre_hook(self.before_step)
+        optimizer.register_step_post_hook(self.after_step)
+        optimizer.register_state_dict_post_hook(self.save)
+        optimizer.register_load_state_dict_pre_hook(self.load)
+
+    def _computed(self, m: ParameterSlot) -> Any:
+        def hook(p: torch.Tensor) -> None:
+            if self.exchange.is_ready(m):
+                self._spoilt = (
+                    f"the gradient of {m.name!r} was computed twice before step(), but is on its "
+                    "way already: with overlap=True there is one backward() a step"
+                )
+                raise RuntimeError(f"backward: {self._spoilt}")
+            m.grad = p.grad
+            self.exchange.ready(m)
+
+        return hook
+
+    def before_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+        """The step pre-hook."""
+        # torch hooks the step of every class: a step that calls its base class's comes here twice.
+        if self._stepping and self._is_voted():
+            return
+        self._stepping = False
+        reason = self._spoilt or self._unfit(optimizer, (*args[1:], *kwargs.values()))
+        self._spoilt = ""
+        try:
+            self._exchange(reason)
+        finally:
+            for m in self.exchange.members:
+                m.grad = None
+        grads = [m.parameter.grad for m in self.exchange.members]
+        self._voted = [(weakref.ref(g), g._version) for g in grads if g is not None]
+        self._stepping = True
+
+    def _exchange(self, reason: str) -> None:
+        """All gradients become their aggregates."""
+        members = self.exchange.members
+        for m in members:
+            if not self.exchange.is_ready(m):
+                m.grad = m.parameter.grad
+            elif m.grad is not m.parameter.grad or m.changed():
+                reason = reason or (
+                    f"the gradient of {m.name!r} was changed between backward() and step(), while "
+                    "on its way: with overlap=True clip or scale before, or take overlap=False"
+                )
+        if self.local is not None and not self.local.take(self.exchange.steps, self._rank()):
+            if reason:
+                raise RuntimeError(f"step: {reason}")
+            return
+        self.exchange.flush(reason)
+        self.exchange.finish()
+        for m in members:
+            if m.grad is not None:
+                m.parameter.grad = m.grad
+
+    def after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+        """The step post-hook."""
+        self._stepping = False
+
+    def _rank(self) -> int:
+        return self.exchange.engine_now().transport.rank
+
+    def _is_voted(self) -> bool:
+        """Whether the gradients are still what the last exchange made of them."""
+        grads = [g for m in self.exchange.members if (g := m.parameter.grad) is not None]
+        return len(grads) == len(self._voted) and all(
+            ref() is g and version == g._version
+            for g, (ref, version) in zip(grads, self._voted, strict=True)
+        )
+
+    def _unfit(self, optimizer: Any, arguments: tuple[Any, ...]) -> str:
+        """Why this rank cannot take part; it must say so where the others wait for it."""
+        if any(a is not None for a in arguments):
+            return (
+                "a closure computes gradients after they were voted on; "
+                "call backward() first and step() without arguments"
+            )
+        if [id(p) for g in optimizer.param_groups for p in g["params"]] != self._ids:
+            return "the optimizer's parameters are not those it had when it was wrapped"
+        if getattr(optimizer, "grad_scale", None) is not None:
+            return "torch.amp.GradScaler does not go with votes, which need no scale"
+        return ""
+
+    def save(self, optimizer: Any, state_dict: dict[str, Any]) -> dict[str, Any]:
+        """The state_dict post-hook."""
+        own = self.exchange.state_dict()
+        if self.local is not None:
+            own["local"] = self.local.done
+        return {**state_dict, KEY: own}
+
+    def load(self, optimizer: Any, state_dict: dict[str, Any]) -> dict[str, Any]:
+        """The load_state_dict pre-hook."""
+        saved = state_dict.get(KEY, {"steps": 0, "state": {}})
+        self.exchange.drop()
+        self.exchange.load_state_dict(saved)
+        if self.local is not None:
+            self.local.done = int(saved.get("local", 0))
+        return {k: v for k, v in state_dict.items() if k != KEY}

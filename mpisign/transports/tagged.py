@@ -1,0 +1,51 @@
+"""A transport as one collective sees it: exchanges that never meet those of another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from mpisign.backend import arrays
+from mpisign.transports.base import Bytes, Part, Pending, Transport
+
+
+class TaggedTransport:
+    """One tag of a transport. ``rank``, ``size``: the transport's.
+
+    ``like``: an array of the framework and device that ``empty`` makes memory for, default NumPy.
+    """
+
+    def __init__(self, transport: Transport, tag: int, like: arrays.View | None = None) -> None:
+        self.transport = transport
+        self.tag = tag
+        self.rank = transport.rank
+        self.size = transport.size
+        self.like = like
+
+    def exchange(self, sends: Sequence[Part], recvs: Sequence[Part]) -> Pending:
+        """``Transport.start_exchange``."""
+        return self.transport.start_exchange(sends, recvs, self.tag)
+
+    def allgather(self, send: Bytes, rows: Any) -> Pending:
+        """``Transport.start_allgather``."""
+        return self.transport.start_allgather(send, rows, self.tag)
+
+    def allreduce(self, values: Any) -> Pending:
+        """``Transport.start_allreduce``."""
+        return self.transport.start_allreduce(values, self.tag)
+
+    def empty(self, *shape: int) -> Any:
+        """Uninitialised uint8 memory for parts."""
+        return arrays.empty(shape, "uint8", like=self.like)
+
+
+class UncountedTransport(TaggedTransport):
+    """A line whose bytes ``mpisign.stats`` does not count: what is no part of any vote."""
+
+    def exchange(self, sends: Sequence[Part], recvs: Sequence[Part]) -> Pending:
+        return self.transport._exchange(sends, recvs, self.tag)
+
+    def allgather(self, send: Bytes, rows: Any) -> Pending:
+        rows[self.rank][...] = send
+        others = self.transport.others()
+        return self.exchange([(r, send) for r in others], [(r, rows[r]) for r in others])

@@ -9,7 +9,7 @@ import pytest
 import references as ref
 import torch
 
-from mpisign.compressors import Compressor, Sign, Signum
+from mpisign.compressors import Compressor, PackContext, Sign, Signum
 from mpisign.exchange.buckets import Bucket
 from mpisign.planes import pack
 
@@ -28,15 +28,15 @@ def packed(compressor, grads, states):
     bucket = Bucket([g.numel() for g in grads])
     two = "abstain" in (compressor.zeros, compressor.nan)
     out = np.zeros((2, bucket.nbytes) if two else bucket.nbytes, dtype=np.uint8)
-    nans = compressor.pack(grads, states, out, bucket.offsets, **KEYS)
+    nans = compressor.pack(grads, states, out, bucket.offsets, PackContext(**KEYS))
     return [out[..., bucket.span(i)] for i in range(len(grads))], nans, bucket
 
 
 @dataclass(frozen=True)
 class Inverted(Compressor):
-    """A compressor that knows ``voted_on`` alone."""
+    """A compressor that knows ``compress`` alone."""
 
-    def voted_on(self, grad, state):
+    def compress(self, grad, state):
         return -grad
 
 
@@ -82,7 +82,7 @@ def test_what_is_voted_on_is_what_is_packed():
             g = torch.from_numpy(np.random.default_rng(seed).standard_normal(99)).float()
             g[seed] = float("nan")
             (part,), nans, _ = packed(compressor, [g], one)
-            alone = pack(compressor.voted_on(g, other[0]), nan="abstain", **KEYS)
+            alone = pack(compressor.compress(g, other[0]), nan="abstain", **KEYS)
             assert nans == 1 and np.array_equal(part, alone.numpy())
             assert torch.equal(one[0]["momentum"], other[0]["momentum"])
 

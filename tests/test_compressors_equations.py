@@ -20,6 +20,7 @@ from mpisign.compressors import (
     LionAvg,
     NoisySign,
     OneBit,
+    PackContext,
     Sign,
     Signum,
     Sparsign,
@@ -54,11 +55,7 @@ def pack(compressor, grads, states, step, rates=None, rank=RANK):
         states,
         out if two else out[0],
         bucket.offsets,
-        seed=SEED,
-        step=step,
-        rank=rank,
-        rates=rates,
-        scales=scales if compressor.scaled else None,
+        PackContext(SEED, step, rank, rates, scales if compressor.scaled else None),
     )
     return out, bucket, np.split(scales, np.cumsum(lengths)[:-1]), nans
 
@@ -94,12 +91,12 @@ def test_lion(dtype, zeros):
             assert ref.same(m.float().numpy().reshape(-1), expected[i].astype(np.float32))
             found += int(np.isnan(voted).sum())
             # What a front end without planes votes on is the same.
-            alone = c.voted_on(g, others[i]).numpy().reshape(-1)
+            alone = c.compress(g, others[i]).numpy().reshape(-1)
             assert ref.same(alone, voted.astype(np.float32))
             assert torch.equal(others[i]["momentum"], m)
         assert nans == found and (found > 0) == bool(step % 2)
-    assert torch.equal(c.voted_on_without_gradient(grads[0], states[0]), states[0]["momentum"])
-    assert (c.voted_on_without_gradient(torch.ones(3), {}) == 0).all()
+    assert torch.equal(c.compress_missing(grads[0], states[0]), states[0]["momentum"])
+    assert (c.compress_missing(torch.ones(3), {}) == 0).all()
 
 
 @pytest.mark.parametrize("zeros", ["positive", "random", "abstain"])
@@ -140,7 +137,7 @@ def test_what_ef_sign_sends_and_keeps_is_all_there_was():
         g = torch.from_numpy(np.random.default_rng(step).standard_normal(301)).float()
         out, _, scales, _ = pack(c, [g], [state], step, [rate])
         mean = planes.weighted_sum(torch.from_numpy(out), torch.from_numpy(scales[0]), length=301)
-        given = c.applied(mean.clone(), state, rate)
+        given = c.decompress(mean.clone(), state, rate)
         if rate:
             assert np.array_equal(given, mean.numpy() / np.float32(rate))
         x = x - rate * given.double().numpy()
@@ -154,14 +151,14 @@ def test_onebit_keeps_the_mean_as_its_momentum():
     state, m = {}, np.zeros(65, np.float32)
     for step in range(3):
         g = torch.from_numpy(ref.awkward(65, step)).to(torch.bfloat16)
-        sent = c.voted_on(g, state)
+        sent = c.compress(g, state)
         assert np.array_equal(
             sent.numpy(), np.float32(0.75) * m + np.float32(0.25) * g.float().numpy()
         )
         assert np.array_equal(state["momentum"], m)  # only what comes back changes it
-        assert np.array_equal(c.voted_on_without_gradient(g, state), np.float32(0.75) * m)
+        assert np.array_equal(c.compress_missing(g, state), np.float32(0.75) * m)
         mean = torch.from_numpy(np.random.default_rng(step).standard_normal(65)).float()
-        assert torch.equal(c.applied(mean, state, 0.1), mean)
+        assert torch.equal(c.decompress(mean, state, 0.1), mean)
         m = mean.numpy().copy()
     assert np.array_equal(state["momentum"], m)
     with pytest.raises(NotImplementedError, match=r"OneBit\.pack: a compressed mean packs twice"):
@@ -199,7 +196,7 @@ def test_ef_sparsign():
 
             mean = np.float32(0.25) * np.random.default_rng(step).integers(-4, 5, g.numel())
             mean = mean.astype(np.float32)
-            given = c.applied(torch.from_numpy(mean.copy()).view(g.shape), states[i], 0.1)
+            given = c.decompress(torch.from_numpy(mean.copy()).view(g.shape), states[i], 0.1)
             v = mean + residuals[i]
             if v.size:
                 scale = ref.tree_sum(np.abs(v)) / np.float32(v.size)

@@ -11,7 +11,7 @@ import references as ref
 import torch
 
 import mpisign
-from mpisign.compressors import Compression, Detox, Sign, Signum
+from mpisign.compressors import Compression, Detox, PackContext, Sign, Signum
 from mpisign.detox import Groups, assign
 from mpisign.errors import CollectiveError, DisagreementError
 from mpisign.transports import threads
@@ -306,9 +306,7 @@ def test_state_and_settings_are_the_inner_ones():
         [state],
         torch.zeros((2, 1), dtype=torch.uint8),
         [0],
-        seed=0,
-        step=0,
-        rank=0,
+        PackContext(0, 0, 0),
     )
     assert list(state) == ["momentum"]
 

@@ -11,7 +11,7 @@ from mpisign import planes, policies
 from mpisign.backend import arrays
 from mpisign.collectives.vote_task import Planes, VoteTask
 from mpisign.communicator import engine_of
-from mpisign.detox.assignment import Members, members_of
+from mpisign.detox.assignment import Partition, partition_of
 from mpisign.engine.engine import Engine, small
 from mpisign.engine.header import Header
 from mpisign.engine.progress import Handle
@@ -138,7 +138,7 @@ class _Vote:
         self, x: Any, out: Any, eager: bool, engine: Engine, settings: dict[str, Any]
     ) -> None:
         transport = engine.transport
-        groups = members_of(settings.pop("groups"), transport.size, engine.nodes)
+        groups = partition_of(settings.pop("groups"), transport.size, engine.nodes)
         v = arrays.view_floats(_FUNCTION, "x", x)
         check_settings(_FUNCTION, settings)
         if out is None:
@@ -217,7 +217,7 @@ class _Vote:
             )
 
 
-def _digest(groups: Members) -> int:
+def _digest(groups: Partition) -> int:
     """64 bits of BLAKE2b: ranks that know other groups count other ballots."""
     return int.from_bytes(hashlib.blake2b(repr(groups).encode(), digest_size=8).digest(), "little")
 

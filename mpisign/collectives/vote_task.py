@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mpisign import planes, policies
-from mpisign.detox.assignment import Members
+from mpisign.detox.assignment import Partition
 from mpisign.engine.header import INLINE_NBYTES
 from mpisign.errors import WireError
 from mpisign.stats import stage, stats
@@ -43,7 +43,7 @@ class VoteTask:
     pack: Callable[[int, int, Planes], None]
     unpack: Callable[[int, int, Planes], None]
     weights: Sequence[float] | None = None
-    groups: Members | None = None
+    groups: Partition | None = None
     nbytes: int = field(init=False)  # of a plane
     order: list[int] | None = field(init=False)  # ranks by rows, None: as they are
 

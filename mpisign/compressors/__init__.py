@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mpisign.compressors.base import Compressor, State
+from mpisign.compressors.base import Compressor, PackContext, State
 from mpisign.compressors.detox import Detox
 from mpisign.compressors.ef_sign import EFSign
 from mpisign.compressors.ef_sparsign import EFSparsign
@@ -30,6 +30,7 @@ __all__ = [
     "LionAvg",
     "NoisySign",
     "OneBit",
+    "PackContext",
     "Robust",
     "Sign",
     "Signum",

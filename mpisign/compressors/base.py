@@ -7,12 +7,37 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mpisign import planes, policies
-from mpisign.detox.assignment import Members
+from mpisign.detox.assignment import Partition
 
 if TYPE_CHECKING:
     import torch
 
 State = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class PackContext:
+    """What `Compressor.pack` needs besides the gradients.
+
+    Args:
+        seed: seed of the random bits, the same on all ranks.
+        step: number of the step, the same on all ranks.
+        rank: this rank (the group's number where ranks of a group must draw the same bits).
+        rates: learning rate of each gradient; None: 1 for all.
+        scales: float32 array that ``pack`` writes to: ``scales_of`` entries for each gradient, one
+            gradient after the other. Only for compressors that are ``scaled``.
+    """
+
+    seed: int
+    step: int
+    rank: int
+    rates: Sequence[float] | None = None
+    scales: Any = None
+
+    @property
+    def keys(self) -> dict[str, Any]:
+        """The keyword arguments of ``mpisign.planes`` that key random bits."""
+        return {"seed": self.seed, "step": self.step, "rank": self.rank}
 
 
 @dataclass(frozen=True)
@@ -46,7 +71,7 @@ class Compressor:
         policies.code(name, "nan", self.nan, policies.NAN)
         policies.code(name, "ties", self.ties, policies.TIES)
 
-    def groups_of(self, size: int, nodes: Sequence[Sequence[int]] | None) -> Members | None:
+    def groups_of(self, size: int, nodes: Sequence[Sequence[int]] | None) -> Partition | None:
         """The groups in which ``size`` ranks vote or compare gradients, None for no groups."""
         return None
 
@@ -68,7 +93,7 @@ class Compressor:
         """How many scales a tensor of ``length`` coordinates sends."""
         return -(-length // (self.block or max(1, length))) if self.scaled else 0
 
-    def voted_on(self, grad: torch.Tensor, state: State) -> torch.Tensor:
+    def compress(self, grad: torch.Tensor, state: State) -> torch.Tensor:
         """The tensor whose signs are this rank's ballot, shaped like ``grad``; updates ``state``.
 
         May return ``grad`` itself or a tensor that lives in ``state``: callers read, never write.
@@ -77,10 +102,8 @@ class Compressor:
             f"{type(self).__name__} sends more than the signs of a tensor: take pack"
         )
 
-    def pre_sign(
-        self, x: torch.Tensor, *, seed: int, step: int, rank: int, place: int
-    ) -> torch.Tensor:
-        """What the sign is taken of, from ``voted_on``'s tensor: itself, or with noise.
+    def pre_sign(self, x: torch.Tensor, context: PackContext, place: int) -> torch.Tensor:
+        """What the sign is taken of, from ``compress``'s tensor: itself, or with noise.
 
         ``place``: coordinates before ``x`` in its bucket. Never writes to ``x``.
         """
@@ -92,12 +115,7 @@ class Compressor:
         states: Sequence[State],
         out: Any,
         offsets: Sequence[int],
-        *,
-        seed: int,
-        step: int,
-        rank: int,
-        rates: Sequence[float] | None = None,
-        scales: Any = None,
+        context: PackContext,
     ) -> int:
         """What this rank sends of many gradients, packed into one bucket's planes.
 
@@ -110,26 +128,24 @@ class Compressor:
         if not grads:
             return 0
         voted = [
-            self.pre_sign(self.voted_on(g, state), seed=seed, step=step, rank=rank, place=8 * start)
+            self.pre_sign(self.compress(g, state), context, 8 * start)
             for g, state, start in zip(grads, states, offsets, strict=True)
         ]
         _, _, nans = planes.pack_many(
             voted,
             zeros=self.zeros,
             nan=self.nan,
-            seed=seed,
-            step=step,
-            rank=rank,
+            **context.keys,
             offsets=offsets,
             out=out,
         )
         return int(nans)
 
-    def voted_on_without_gradient(self, parameter: torch.Tensor, state: State) -> torch.Tensor:
+    def compress_missing(self, parameter: torch.Tensor, state: State) -> torch.Tensor:
         """This rank's ballot for a parameter that has a gradient on other ranks only."""
         return parameter.new_zeros(()).expand(parameter.shape)
 
-    def applied(self, mean: torch.Tensor, state: State, rate: float) -> torch.Tensor:
+    def decompress(self, mean: torch.Tensor, state: State, rate: float) -> torch.Tensor:
         """What the optimizer is handed as gradient, from the ranks' mean (float32); not of votes.
 
         The same on every rank. May update ``state`` and ``mean``, and return the latter.
@@ -137,7 +153,7 @@ class Compressor:
         return mean
 
 
-def kept(state: State, key: str, like: torch.Tensor, dtype: str = "float32") -> torch.Tensor:
+def get_or_init(state: State, key: str, like: torch.Tensor, dtype: str = "float32") -> torch.Tensor:
     """The tensor of ``dtype`` under a key of a state, shaped as ``like``; zeros at first."""
     import torch
 

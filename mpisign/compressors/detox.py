@@ -7,9 +7,9 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from mpisign import policies
-from mpisign.compressors.base import Compressor, State
+from mpisign.compressors.base import Compressor, PackContext, State
 from mpisign.compressors.signum import Signum
-from mpisign.detox.assignment import Members, Placement, assign, members_of
+from mpisign.detox.assignment import Partition, Placement, assign, partition_of
 
 if TYPE_CHECKING:
     import torch
@@ -106,24 +106,31 @@ class Detox(Compressor):
         """The inner one's."""
         return self._inner.whole
 
-    def groups_of(self, size: int, nodes: Sequence[Sequence[int]] | None) -> Members:
-        members = members_of(self.groups, size, nodes)
+    def groups_of(self, size: int, nodes: Sequence[Sequence[int]] | None) -> Partition:
+        members = partition_of(self.groups, size, nodes)
         return assign(size, self.redundancy, self.placement, nodes) if members is None else members
 
     def abstaining(self) -> Compressor:
         return replace(self, inner=self._inner.abstaining())
 
-    def voted_on(self, grad: torch.Tensor, state: State) -> torch.Tensor:
-        return self._inner.voted_on(grad, state)
+    def compress(self, grad: torch.Tensor, state: State) -> torch.Tensor:
+        return self._inner.compress(grad, state)
 
-    def pre_sign(self, x: torch.Tensor, **keys: Any) -> torch.Tensor:
-        return self._inner.pre_sign(x, **keys)
+    def pre_sign(self, x: torch.Tensor, context: PackContext, place: int) -> torch.Tensor:
+        return self._inner.pre_sign(x, context, place)
 
-    def pack(self, *args: Any, **keys: Any) -> int:
-        return self._inner.pack(*args, **keys)
+    def pack(
+        self,
+        grads: Sequence[torch.Tensor],
+        states: Sequence[State],
+        out: Any,
+        offsets: Sequence[int],
+        context: PackContext,
+    ) -> int:
+        return self._inner.pack(grads, states, out, offsets, context)
 
-    def voted_on_without_gradient(self, parameter: torch.Tensor, state: State) -> torch.Tensor:
-        return self._inner.voted_on_without_gradient(parameter, state)
+    def compress_missing(self, parameter: torch.Tensor, state: State) -> torch.Tensor:
+        return self._inner.compress_missing(parameter, state)
 
-    def applied(self, mean: torch.Tensor, state: State, rate: float) -> torch.Tensor:
-        return self._inner.applied(mean, state, rate)
+    def decompress(self, mean: torch.Tensor, state: State, rate: float) -> torch.Tensor:
+        return self._inner.decompress(mean, state, rate)

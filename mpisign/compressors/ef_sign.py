@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mpisign import planes
-from mpisign.compressors.base import Compressor, State, blocks, kept
+from mpisign.compressors.base import Compressor, PackContext, State, blocks, get_or_init
 
 if TYPE_CHECKING:
     import torch
@@ -49,13 +49,9 @@ class EFSign(Compressor):
         states: Sequence[State],
         out: Any,
         offsets: Sequence[int],
-        *,
-        seed: int,
-        step: int,
-        rank: int,
-        rates: Sequence[float] | None = None,
-        scales: Any = None,
+        context: PackContext,
     ) -> int:
+        rates, scales = context.rates, context.scales
         if scales is None:
             raise ValueError("EFSign.pack: scales must be given: signs are not all it sends")
         at, nans = 0, 0
@@ -70,14 +66,12 @@ class EFSign(Compressor):
                 continue
             *_, bad = planes.pack_error_feedback(
                 g,
-                kept(state, "residual", g),
+                get_or_init(state, "residual", g),
                 rate=rate,
                 block=self.block,
                 zeros=self.zeros,
                 nan=self.nan,
-                seed=seed,
-                step=step,
-                rank=rank,
+                **context.keys,
                 offset=8 * start,
                 out=part,
                 scales=own,
@@ -85,5 +79,5 @@ class EFSign(Compressor):
             nans += int(bad)
         return nans
 
-    def applied(self, mean: torch.Tensor, state: State, rate: float) -> torch.Tensor:
+    def decompress(self, mean: torch.Tensor, state: State, rate: float) -> torch.Tensor:
         return mean if rate in (0.0, 1.0) else mean.div_(rate)

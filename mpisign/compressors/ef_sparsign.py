@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mpisign import planes, policies
-from mpisign.compressors.base import Compressor, State, abstains, kept, positive
+from mpisign.compressors.base import Compressor, PackContext, State, abstains, get_or_init, positive
 
 if TYPE_CHECKING:
     import torch
@@ -58,12 +58,7 @@ class EFSparsign(Compressor):
         states: Sequence[State],
         out: Any,
         offsets: Sequence[int],
-        *,
-        seed: int,
-        step: int,
-        rank: int,
-        rates: Sequence[float] | None = None,
-        scales: Any = None,
+        context: PackContext,
     ) -> int:
         """Of gradients if ``local_steps`` is 1; else of the round's sums of local sparsigns."""
         if not grads:
@@ -73,9 +68,9 @@ class EFSparsign(Compressor):
             votes, _, nans = planes.pack_sparsign(
                 grads,
                 budget=self.budget_local,
-                seed=seed ^ _LOCAL,
-                step=step,
-                rank=rank,
+                seed=context.seed ^ _LOCAL,
+                step=context.step,
+                rank=context.rank,
                 offsets=offsets,
             )
             grads = [
@@ -87,19 +82,17 @@ class EFSparsign(Compressor):
         _, _, bad = planes.pack_sparsign(
             grads,
             budget=self.budget_global,
-            seed=seed,
-            step=step,
-            rank=rank,
+            **context.keys,
             offsets=offsets,
             out=out,
         )
         return int(nans) + int(bad)
 
-    def applied(self, mean: torch.Tensor, state: State, rate: float) -> torch.Tensor:
+    def decompress(self, mean: torch.Tensor, state: State, rate: float) -> torch.Tensor:
         if not mean.numel():
             return mean
         signs, scale, *_ = planes.pack_error_feedback(
-            mean, kept(state, "residual", mean), zeros="abstain"
+            mean, get_or_init(state, "residual", mean), zeros="abstain"
         )
         result: torch.Tensor = planes.unpack(signs, tuple(mean.shape), scale=float(scale[0]))
         return result

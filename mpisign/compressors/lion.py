@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mpisign import planes
-from mpisign.compressors.base import Compressor, State, kept
+from mpisign.compressors.base import Compressor, PackContext, State, get_or_init
 from mpisign.compressors.signum import MomentumDtype, momentum_fits
 
 if TYPE_CHECKING:
@@ -39,35 +39,28 @@ class Lion(Compressor):
         states: Sequence[State],
         out: Any,
         offsets: Sequence[int],
-        *,
-        seed: int,
-        step: int,
-        rank: int,
-        rates: Sequence[float] | None = None,
-        scales: Any = None,
+        context: PackContext,
     ) -> int:
         if not grads:
             return 0
         _, _, nans = planes.pack_lion(
             grads,
             [
-                kept(state, "momentum", g, self.momentum_dtype)
+                get_or_init(state, "momentum", g, self.momentum_dtype)
                 for g, state in zip(grads, states, strict=True)
             ],
             beta1=self.beta1,
             beta2=self.beta2,
             zeros=self.zeros,
             nan=self.nan,
-            seed=seed,
-            step=step,
-            rank=rank,
+            **context.keys,
             offsets=offsets,
             out=out,
         )
         return int(nans)
 
-    def voted_on(self, grad: torch.Tensor, state: State) -> torch.Tensor:
-        m = kept(state, "momentum", grad, self.momentum_dtype)
+    def compress(self, grad: torch.Tensor, state: State) -> torch.Tensor:
+        m = get_or_init(state, "momentum", grad, self.momentum_dtype)
         old, g = m.float(), grad.detach().float()
         voted = old * self.beta1 + g * (1.0 - self.beta1)
         new = old * self.beta2 + g * (1.0 - self.beta2)
@@ -75,9 +68,9 @@ class Lion(Compressor):
         m.copy_(stored.where(stored.isfinite() & ~bad, m))
         return voted.masked_fill_(bad, float("nan"))
 
-    def voted_on_without_gradient(self, parameter: torch.Tensor, state: State) -> torch.Tensor:
+    def compress_missing(self, parameter: torch.Tensor, state: State) -> torch.Tensor:
         m = state.get("momentum")
-        return super().voted_on_without_gradient(parameter, state) if m is None else m
+        return super().compress_missing(parameter, state) if m is None else m
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
-from mpisign.compressors.base import Compressor, State, positive
+from mpisign.compressors.base import Compressor, PackContext, State, positive
 
 if TYPE_CHECKING:
     import torch
@@ -23,17 +23,15 @@ class _Noisy(Compressor):
         """(s, the distribution of xi)."""
         raise NotImplementedError
 
-    def voted_on(self, grad: torch.Tensor, state: State) -> torch.Tensor:
+    def compress(self, grad: torch.Tensor, state: State) -> torch.Tensor:
         return grad
 
-    def pre_sign(
-        self, x: torch.Tensor, *, seed: int, step: int, rank: int, place: int
-    ) -> torch.Tensor:
+    def pre_sign(self, x: torch.Tensor, context: PackContext, place: int) -> torch.Tensor:
         import torch
 
         s, kind = self._noise()
-        counter = np.array([0, place, step, rank], dtype=np.uint64)
-        key = np.array([seed, 0], dtype=np.uint64)
+        counter = np.array([0, place, context.step, context.rank], dtype=np.uint64)
+        key = np.array([context.seed, 0], dtype=np.uint64)
         generator = np.random.Generator(np.random.Philox(key=key, counter=counter))
         if kind == "normal":
             xi = generator.standard_normal(tuple(x.shape), dtype=np.float32)

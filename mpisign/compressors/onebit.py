@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
-from mpisign.compressors.base import Compressor, State, blocks, kept
+from mpisign.compressors.base import Compressor, PackContext, State, blocks, get_or_init
 from mpisign.compressors.signum import momentum_fits
 
 if TYPE_CHECKING:
@@ -50,23 +50,18 @@ class OneBit(Compressor):
         states: Sequence[State],
         out: Any,
         offsets: Sequence[int],
-        *,
-        seed: int,
-        step: int,
-        rank: int,
-        rates: Sequence[float] | None = None,
-        scales: Any = None,
+        context: PackContext,
     ) -> NoReturn:
-        raise NotImplementedError("OneBit.pack: a compressed mean packs twice: see voted_on")
+        raise NotImplementedError("OneBit.pack: a compressed mean packs twice: see compress")
 
-    def voted_on(self, grad: torch.Tensor, state: State) -> torch.Tensor:
+    def compress(self, grad: torch.Tensor, state: State) -> torch.Tensor:
         """m_i, float32: what the compressed mean is taken of. ``state`` stays as it is."""
         new = grad.detach().float() * (1.0 - self.momentum)
-        return new.add_(kept(state, "momentum", grad) * self.momentum)
+        return new.add_(get_or_init(state, "momentum", grad) * self.momentum)
 
-    def voted_on_without_gradient(self, parameter: torch.Tensor, state: State) -> torch.Tensor:
-        return kept(state, "momentum", parameter) * self.momentum
+    def compress_missing(self, parameter: torch.Tensor, state: State) -> torch.Tensor:
+        return get_or_init(state, "momentum", parameter) * self.momentum
 
-    def applied(self, mean: torch.Tensor, state: State, rate: float) -> torch.Tensor:
-        kept(state, "momentum", mean).copy_(mean)
+    def decompress(self, mean: torch.Tensor, state: State, rate: float) -> torch.Tensor:
+        get_or_init(state, "momentum", mean).copy_(mean)
         return mean

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
 from mpisign import policies
-from mpisign.compressors.base import Compressor, State, kept
+from mpisign.compressors.base import Compressor, State, get_or_init
 from mpisign.robust.base import Mixing, Rule
 from mpisign.robust.names import by_name
 
@@ -84,15 +84,15 @@ class Robust(Compressor):
     def abstaining(self) -> Compressor:
         return self
 
-    def voted_on(self, grad: torch.Tensor, state: State) -> torch.Tensor:
+    def compress(self, grad: torch.Tensor, state: State) -> torch.Tensor:
         g = grad.detach().float()
         if not self.momentum:
             return g
-        m = kept(state, "momentum", grad)
+        m = get_or_init(state, "momentum", grad)
         new = m * self.momentum + g * (1.0 - self.momentum)
         m.copy_(new.where(new.isfinite(), m))
         return new
 
-    def voted_on_without_gradient(self, parameter: torch.Tensor, state: State) -> torch.Tensor:
+    def compress_missing(self, parameter: torch.Tensor, state: State) -> torch.Tensor:
         m = state.get("momentum") if self.momentum else None
-        return super().voted_on_without_gradient(parameter, state) if m is None else m
+        return super().compress_missing(parameter, state) if m is None else m

@@ -15,5 +15,5 @@ if TYPE_CHECKING:
 class Sign(Compressor):
     """sign(g), no state (Bernstein et al. 2018, signSGD: compressed optimisation, Algorithm 1)."""
 
-    def voted_on(self, grad: torch.Tensor, state: State) -> torch.Tensor:
+    def compress(self, grad: torch.Tensor, state: State) -> torch.Tensor:
         return grad

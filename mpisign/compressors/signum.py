@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from mpisign import planes
-from mpisign.compressors.base import Compressor, State, kept
+from mpisign.compressors.base import Compressor, PackContext, State, get_or_init
 
 if TYPE_CHECKING:
     import torch
@@ -37,42 +37,35 @@ class Signum(Compressor):
         states: Sequence[State],
         out: Any,
         offsets: Sequence[int],
-        *,
-        seed: int,
-        step: int,
-        rank: int,
-        rates: Sequence[float] | None = None,
-        scales: Any = None,
+        context: PackContext,
     ) -> int:
         if not grads:
             return 0
         _, _, nans = planes.pack_signum(
             grads,
             [
-                kept(state, "momentum", g, self.momentum_dtype)
+                get_or_init(state, "momentum", g, self.momentum_dtype)
                 for g, state in zip(grads, states, strict=True)
             ],
             beta=self.momentum,
             zeros=self.zeros,
             nan=self.nan,
-            seed=seed,
-            step=step,
-            rank=rank,
+            **context.keys,
             offsets=offsets,
             out=out,
         )
         return int(nans)
 
-    def voted_on(self, grad: torch.Tensor, state: State) -> torch.Tensor:
-        m = kept(state, "momentum", grad, self.momentum_dtype)
+    def compress(self, grad: torch.Tensor, state: State) -> torch.Tensor:
+        m = get_or_init(state, "momentum", grad, self.momentum_dtype)
         new = m.float() * self.momentum + grad.detach().float() * (1.0 - self.momentum)
         stored = new.to(m.dtype)
         m.copy_(stored.where(stored.isfinite(), m))
         return stored
 
-    def voted_on_without_gradient(self, parameter: torch.Tensor, state: State) -> torch.Tensor:
+    def compress_missing(self, parameter: torch.Tensor, state: State) -> torch.Tensor:
         m = state.get("momentum")
-        return super().voted_on_without_gradient(parameter, state) if m is None else m
+        return super().compress_missing(parameter, state) if m is None else m
 
 
 def momentum_fits(compressor: Compressor, betas: Sequence[str], dtype: str) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mpisign import planes, policies
-from mpisign.compressors.base import Compressor, State, abstains, positive
+from mpisign.compressors.base import Compressor, PackContext, State, abstains, positive
 
 if TYPE_CHECKING:
     import torch
@@ -43,21 +43,14 @@ class Sparsign(Compressor):
         states: Sequence[State],
         out: Any,
         offsets: Sequence[int],
-        *,
-        seed: int,
-        step: int,
-        rank: int,
-        rates: Sequence[float] | None = None,
-        scales: Any = None,
+        context: PackContext,
     ) -> int:
         if not grads:
             return 0
         _, _, nans = planes.pack_sparsign(
             grads,
             budget=self.budget,
-            seed=seed,
-            step=step,
-            rank=rank,
+            **context.keys,
             offsets=offsets,
             out=out,
         )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mpisign import planes, policies
-from mpisign.compressors.base import Compressor, State, abstains
+from mpisign.compressors.base import Compressor, PackContext, State, abstains
 
 if TYPE_CHECKING:
     import torch
@@ -44,14 +44,10 @@ class TernGrad(Compressor):
         states: Sequence[State],
         out: Any,
         offsets: Sequence[int],
-        *,
-        seed: int,
-        step: int,
-        rank: int,
-        rates: Sequence[float] | None = None,
-        scales: Any = None,
+        context: PackContext,
     ) -> int:
         name = type(self).__name__
+        scales = context.scales
         if scales is None:
             raise ValueError(
                 f"{name}.pack: scales must be given, signs alone are not what it sends"
@@ -68,9 +64,7 @@ class TernGrad(Compressor):
             *_, bad = planes.pack_sparsign(
                 finite,
                 budget=budget,
-                seed=seed,
-                step=step,
-                rank=rank,
+                **context.keys,
                 offset=8 * start,
                 out=part,
             )

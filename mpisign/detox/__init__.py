@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from mpisign.detox.assignment import Members, Placement, assign
+from mpisign.detox.assignment import Partition, Placement, assign
 
 if TYPE_CHECKING:
     from mpisign.detox.groups import Groups
     from mpisign.detox.sampler import GroupSampler
 
-__all__ = ["GroupSampler", "Groups", "Members", "Placement", "assign"]
+__all__ = ["GroupSampler", "Groups", "Partition", "Placement", "assign"]
 
 _LAZY = {"Groups": "mpisign.detox.groups", "GroupSampler": "mpisign.detox.sampler"}
 

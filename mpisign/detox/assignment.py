@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-Members = tuple[tuple[int, ...], ...]
+Partition = tuple[tuple[int, ...], ...]
 Placement = Literal["spread", "packed"] | Sequence[Sequence[int]]
 
 _FUNCTION = "Groups"
@@ -20,7 +20,7 @@ def assign(
     nodes: Sequence[Sequence[int]] | None = None,
     seed: int = 0,
     draw: int = 0,
-) -> Members:
+) -> Partition:
     """``size`` ranks p in q = p // r groups of ``redundancy`` r, odd; ranks of each, ascending.
 
     "spread": nodes in random order, each one's ranks in random order, dealt out to the groups one
@@ -62,9 +62,9 @@ def assign(
     return tuple(tuple(sorted(part)) for part in parts)
 
 
-def members_of(
+def partition_of(
     groups: Any, size: int, nodes: Sequence[Sequence[int]] | None = None
-) -> Members | None:
+) -> Partition | None:
     """What a front end was given as ``groups``: None, a redundancy, a ``Groups``, a partition."""
     if groups is None:
         return None
@@ -74,11 +74,11 @@ def members_of(
         return _explicit(size, groups)
     if groups.size != size:
         raise ValueError(f"{_FUNCTION}: groups must be of {size} ranks, got those of {groups.size}")
-    members: Members = groups.members
+    members: Partition = groups.members
     return members
 
 
-def _explicit(size: int, placement: Sequence[Sequence[int]]) -> Members:
+def _explicit(size: int, placement: Sequence[Sequence[int]]) -> Partition:
     members = tuple(tuple(sorted(int(r) for r in group)) for group in placement)
     if not all(members) or sorted(r for group in members for r in group) != list(range(size)):
         raise ValueError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from mpisign.detox.assignment import Members, Placement, assign
+from mpisign.detox.assignment import Partition, Placement, assign
 
 _FUNCTION = "Groups"
 
@@ -99,7 +99,7 @@ class Groups:
         self._of = tuple(owner[rank] for rank in range(self.size))
 
     @property
-    def members(self) -> Members:
+    def members(self) -> Partition:
         """The ranks of each group in this draw, ascending in each."""
         return self._members
 

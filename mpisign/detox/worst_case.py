@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mpisign.detox.assignment import Members, assign
+from mpisign.detox.assignment import Partition, assign
 
 
-def worst_case(size: int, redundancy: int, hostile: Sequence[int]) -> Members:
+def worst_case(size: int, redundancy: int, hostile: Sequence[int]) -> Partition:
     """A partition in which ``hostile`` ranks own as many groups as they can: for experiments.
 
     As many groups and of such sizes as ``assign`` makes them. As long as there are enough of them,

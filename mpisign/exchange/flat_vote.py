@@ -8,7 +8,7 @@ from mpisign import planes, policies
 from mpisign.backend import arrays
 from mpisign.collectives.shard_vote import shard_vote
 from mpisign.collectives.vote_task import Planes, VoteTask
-from mpisign.compressors import Compressor
+from mpisign.compressors import Compressor, PackContext
 from mpisign.engine.engine import Engine, small
 from mpisign.engine.header import Header
 from mpisign.exchange.buckets import Bucket
@@ -75,9 +75,7 @@ class FlatVote:
                 [{} for _ in range(parts)],
                 rows if k == 2 else rows[0],
                 bucket.offsets,
-                seed=seed,
-                step=step,
-                rank=alike,
+                PackContext(seed, step, alike),
             )
             self._planes: Planes = rows.cpu().numpy()
         self._ballot = VoteTask(

@@ -9,7 +9,7 @@ import torch
 
 from mpisign import planes, policies
 from mpisign.backend import arrays
-from mpisign.compressors.base import Compressor, State
+from mpisign.compressors.base import Compressor, PackContext, State
 from mpisign.horovod.members import Members
 
 _FUNCTION = "mpisign.horovod.Compression"
@@ -83,17 +83,17 @@ class VoteCompression:
         self, tensor: torch.Tensor, state: State, out: torch.Tensor, start: int, step: int
     ) -> int:
         """This rank's ballot into planes (k, B) on the CPU, from byte ``start``; the NaNs."""
-        c, rank = self.compressor, self.process_set.rank()
-        keys = {"seed": self.seed, "step": step, "rank": rank}
+        c = self.compressor
+        context = PackContext(self.seed, step, self.process_set.rank())
         out = out if len(out) == 2 else out[0]
         if c.aggregate == "gathered_vote":  # which keeps no state on the tensor's device
             tensor = tensor.detach().cpu()
         if tensor.device.type == "cpu":
-            return c.pack([tensor], [state], out, [start], **keys)
-        voted = c.pre_sign(c.voted_on(tensor, state), place=8 * start, **keys).detach().cpu()
+            return c.pack([tensor], [state], out, [start], context)
+        voted = c.pre_sign(c.compress(tensor, state), context, 8 * start).detach().cpu()
         out = out[..., start : start + planes.plane_bytes(tensor.numel())]
         _, _, nans = planes.pack_census(
-            voted, zeros=c.zeros, nan=c.nan, offset=8 * start, out=out, **keys
+            voted, zeros=c.zeros, nan=c.nan, offset=8 * start, out=out, **context.keys
         )
         return int(nans)
 

@@ -27,8 +27,8 @@ class CodeLength:
         kind, count = type(compressor), self
 
         class Counted(kind):  # type: ignore[misc, valid-type]
-            def pack(self, grads: Any, states: Any, out: Any, offsets: Any, **more: Any) -> int:
-                nans: int = super().pack(grads, states, out, offsets, **more)
+            def pack(self, grads: Any, states: Any, out: Any, offsets: Any, context: Any) -> int:
+                nans: int = super().pack(grads, states, out, offsets, context)
                 count._add(self, out, [g.numel() for g in grads], offsets)
                 return nans
 

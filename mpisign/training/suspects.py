@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 import mpisign
-from mpisign.detox import Groups, Members
+from mpisign.detox import Groups, Partition
 from mpisign.training.world import World
 
 Verdict = Literal["suspect", "unclear", "inconspicuous"]
@@ -55,7 +55,7 @@ class Watch:
     def __init__(self, groups: Groups) -> None:
         self._groups = groups
         self._draw, self._members = groups.draw, groups.members
-        self._seen: list[tuple[Members, npt.NDArray[np.int64]]] = []
+        self._seen: list[tuple[Partition, npt.NDArray[np.int64]]] = []
         self._marks = [self._now()]
 
     def step(self) -> None:
@@ -110,7 +110,7 @@ class Watch:
         self._marks = [marks[-1]]
 
 
-def odd_ones(shares: Sequence[float], members: Members) -> list[bool]:
+def odd_ones(shares: Sequence[float], members: Partition) -> list[bool]:
     """Who was the odd one out in one draw, of the ranks' shares of votes unlike their group's.
 
     At most one of a group: further from its vote than rounding takes it, than twice the median
@@ -126,7 +126,7 @@ def odd_ones(shares: Sequence[float], members: Members) -> list[bool]:
     return odd
 
 
-def weigh(odd: npt.NDArray[Any], members: Sequence[Members]) -> npt.NDArray[np.float64]:
+def weigh(odd: npt.NDArray[Any], members: Sequence[Partition]) -> npt.NDArray[np.float64]:
     """How much each rank is to be suspected, from 0 to 1, of who was odd in each draw (draws, p).
 
     The share of its draws in which it was the odd one out, each weighed by the trust in those of

@@ -24,10 +24,10 @@ class Liar(EFSign):
     )
     lie = None
 
-    def pack(self, *args, **keys):
-        nans = super().pack(*args, **keys)
-        if keys["rank"] == 1:
-            Liar.lie(args[2], keys["scales"])
+    def pack(self, grads, states, out, offsets, context):
+        nans = super().pack(grads, states, out, offsets, context)
+        if context.rank == 1:
+            Liar.lie(out, context.scales)
         return nans
 
 

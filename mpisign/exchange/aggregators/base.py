@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from mpisign.collectives.vote_task import Planes
 from mpisign.compressors.base import Compressor
-from mpisign.detox.assignment import Members
+from mpisign.detox.assignment import Partition
 from mpisign.engine.agreement import Agreed
 from mpisign.engine.engine import Engine
 from mpisign.engine.header import Header
@@ -41,7 +41,7 @@ class Aggregator(ABC):
         step: int,
         rank: int,
         size: int,
-        groups: Members | None = None,
+        groups: Partition | None = None,
     ) -> None:
         self.bucket = bucket
         self.members = members
@@ -72,7 +72,7 @@ class Aggregator(ABC):
         """
 
 
-def start_momenta_again(members: Sequence[ParameterSlot], groups: Members) -> None:
+def start_momenta_again(members: Sequence[ParameterSlot], groups: Partition) -> None:
     """Where groups were drawn anew, momenta start again from zero, on all ranks.
 
     Those that a rank brings from another group have seen other batches: members of a group would

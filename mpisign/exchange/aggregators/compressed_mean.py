@@ -9,7 +9,7 @@ import torch
 
 from mpisign.collectives import compressed_mean
 from mpisign.collectives.compressed_mean_state import CompressedMeanState
-from mpisign.compressors.base import kept
+from mpisign.compressors.base import get_or_init
 from mpisign.engine.agreement import Agreed
 from mpisign.engine.engine import Engine
 from mpisign.exchange.aggregators.base import Aggregator
@@ -51,7 +51,7 @@ class CompressedMeanAggregator(Aggregator):
                 if there:
                     mean = torch.from_numpy(flat[part]).view(m.parameter.shape)
                     mean = mean.to(m.parameter.device)
-                    m.target().copy_(c.applied(mean, m.state, m.rate))
+                    m.target().copy_(c.decompress(mean, m.state, m.rate))
 
     def _flat(self, parts: list[slice], anywhere: Any) -> Any:
         """What the mean is taken of, float32, zeros for members without a gradient anywhere."""
@@ -63,8 +63,8 @@ class CompressedMeanAggregator(Aggregator):
 
     def _sent(self, m: ParameterSlot) -> torch.Tensor:
         if m.grad is None:
-            return self.compressor.voted_on_without_gradient(m.parameter.detach(), m.state)
-        return self.compressor.voted_on(m.grad.detach(), m.state)
+            return self.compressor.compress_missing(m.parameter.detach(), m.state)
+        return self.compressor.compress(m.grad.detach(), m.state)
 
     def _state(self, parts: list[slice]) -> CompressedMeanState:
         """The bucket's residuals from its members' states."""
@@ -72,7 +72,7 @@ class CompressedMeanAggregator(Aggregator):
         state = CompressedMeanState(length, self.size, self.rank, self.compressor.block)
         for m, part in zip(self.members, parts, strict=True):
             if "residual" in m.state:
-                e = kept(m.state, "residual", m.parameter)
+                e = get_or_init(m.state, "residual", m.parameter)
                 state.residual[part] = e.cpu().numpy().reshape(-1)
         first = self.members[0].state
         if first.get("owner_of") == self._owner_of(state):

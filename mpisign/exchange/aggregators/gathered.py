@@ -12,7 +12,7 @@ import torch
 from mpisign import planes, policies
 from mpisign.collectives.gather_planes import decode_rows, gather_planes, gather_rows
 from mpisign.collectives.vote_task import Planes
-from mpisign.compressors.base import State
+from mpisign.compressors.base import PackContext, State
 from mpisign.engine.agreement import Agreed, refuse_nans
 from mpisign.engine.engine import Engine
 from mpisign.engine.header import Header
@@ -132,9 +132,7 @@ class _Packed:
             self._states,
             there[0] if len(self._planes) == 2 else there[0][0],
             offsets,
-            rates=[m.rate for m in self._members],
-            scales=there[1],
-            **of.keys,
+            PackContext(**of.keys, rates=[m.rate for m in self._members], scales=there[1]),
         )
         if device.type != "cpu":
             self._planes[...], scales[...] = (x.cpu().numpy() for x in there)
@@ -204,7 +202,7 @@ class GatheredMean(Gathered):
         )
 
     def _given(self, m: ParameterSlot, aggregate: torch.Tensor) -> torch.Tensor:
-        return self.compressor.applied(aggregate, m.state, m.rate)
+        return self.compressor.decompress(aggregate, m.state, m.rate)
 
 
 def _copied(state: State, shared: tuple[str, ...]) -> State:

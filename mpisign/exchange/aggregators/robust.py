@@ -82,9 +82,9 @@ class RobustAggregator(Aggregator):
             if not there:
                 continue
             if m.grad is None:
-                x = c.voted_on_without_gradient(m.parameter.detach(), m.state)
+                x = c.compress_missing(m.parameter.detach(), m.state)
             else:
-                x = c.voted_on(m.grad.detach(), m.state)
+                x = c.compress(m.grad.detach(), m.state)
             part[...] = x.detach().cpu().float().reshape(-1).numpy()
         return flat
 

@@ -11,8 +11,8 @@ import torch
 from mpisign import planes, policies
 from mpisign.backend import arrays
 from mpisign.collectives.vote_task import Planes, VoteTask
-from mpisign.compressors.base import Compressor
-from mpisign.detox.assignment import Members
+from mpisign.compressors.base import Compressor, PackContext
+from mpisign.detox.assignment import Partition
 from mpisign.engine.agreement import Agreed
 from mpisign.engine.engine import Engine, small
 from mpisign.engine.header import Header
@@ -41,7 +41,7 @@ class VoteAggregator(Aggregator):
         step: int,
         rank: int,
         size: int,
-        groups: Members | None = None,
+        groups: Partition | None = None,
     ) -> None:
         super().__init__(
             bucket,
@@ -161,7 +161,7 @@ def pack_members(round: Aggregator, first: int, last: int, out: Any) -> int:
             continue
         part = out[:, bucket.span(i)]
         _, _, found = planes.pack_census(
-            c.voted_on_without_gradient(m.parameter, m.state),
+            c.compress_missing(m.parameter, m.state),
             zeros=c.zeros,
             nan=c.nan,
             offset=8 * bucket.offsets[i],
@@ -175,7 +175,7 @@ def pack_members(round: Aggregator, first: int, last: int, out: Any) -> int:
         [m.state for m in members],
         _rows(out),
         [bucket.offsets[i] for i in with_grads],
-        **keys,
+        PackContext(**keys),
     )
 
 

@@ -12,13 +12,19 @@ from mpisign.planes import majority, pack, unpack
 from mpisign.stats import stats
 
 if TYPE_CHECKING:
-    from mpisign.collectives.compressed_mean import compressed_mean
     from mpisign.collectives.compressed_mean_state import CompressedMeanState
-    from mpisign.collectives.majority_vote import majority_vote, majority_vote_async
-    from mpisign.collectives.mean_of_signs import mean_of_signs
-    from mpisign.collectives.tally import Tally, tally, tally_async
+    from mpisign.collectives.counts import Tally
     from mpisign.communicator import Communicator
     from mpisign.compressors import Compression
+    from mpisign.functions import (
+        compressed_mean,
+        majority_vote,
+        majority_vote_async,
+        mean_of_signs,
+        robust_aggregate,
+        tally,
+        tally_async,
+    )
     from mpisign.optimizer import DistributedOptimizer
 
 __version__ = "0.1.0"
@@ -34,6 +40,7 @@ __all__ = [
     "majority_vote_async",
     "mean_of_signs",
     "pack",
+    "robust_aggregate",
     "stats",
     "tally",
     "tally_async",
@@ -45,13 +52,14 @@ _LAZY = {
     "CompressedMeanState": "mpisign.collectives.compressed_mean_state",
     "Compression": "mpisign.compressors",
     "DistributedOptimizer": "mpisign.optimizer",
-    "Tally": "mpisign.collectives.tally",
-    "compressed_mean": "mpisign.collectives.compressed_mean",
-    "majority_vote": "mpisign.collectives.majority_vote",
-    "majority_vote_async": "mpisign.collectives.majority_vote",
-    "mean_of_signs": "mpisign.collectives.mean_of_signs",
-    "tally": "mpisign.collectives.tally",
-    "tally_async": "mpisign.collectives.tally",
+    "Tally": "mpisign.collectives.counts",
+    "compressed_mean": "mpisign.functions",
+    "majority_vote": "mpisign.functions",
+    "majority_vote_async": "mpisign.functions",
+    "mean_of_signs": "mpisign.functions",
+    "robust_aggregate": "mpisign.functions",
+    "tally": "mpisign.functions",
+    "tally_async": "mpisign.functions",
 }
 
 

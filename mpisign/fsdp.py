@@ -17,12 +17,12 @@ except ImportError as error:
     raise ImportError('mpisign.fsdp needs torch: pip install "mpisign[torch]"') from error
 
 from mpisign import policies
-from mpisign.communicator import engine_of
 from mpisign.compressors import Compressor, Detox, NoisySign, Sign, StochasticSign, resolve
 from mpisign.ddp.group import Group
 from mpisign.engine.engine import Engine
 from mpisign.exchange.after_backward import raise_after_backward
-from mpisign.exchange.flat_vote import FlatVote
+from mpisign.exchange.flat_vote import flat_vote
+from mpisign.functions import engine_of
 
 _FUNCTION = "MajorityVoteState"
 _HOOK = "majority_vote_hook"
@@ -158,10 +158,16 @@ def _vote(
     step, state.calls = state.calls, state.calls + 1
     try:
         engine: Engine = engine_now()
-        number = engine.next_step()
-        vote = FlatVote(_HOOK, engine, state.compressor)
-        vote.begin(grad, output, algorithm=state.algorithm, seed=state.seed, step=step)
-        engine.submit(_HOOK, lambda line: vote.steps(engine, line, number), step).wait()
+        flat_vote(
+            _HOOK,
+            engine,
+            state.compressor,
+            grad,
+            output,
+            algorithm=state.algorithm,
+            seed=state.seed,
+            step=step,
+        )
     except Exception as error:
         if output is not None:
             output.zero_()

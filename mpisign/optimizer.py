@@ -9,11 +9,11 @@ import torch
 
 from mpisign import policies
 from mpisign.compressors import Compressor, resolve
-from mpisign.exchange.gradient_exchange import LIGHT, GradientExchange
+from mpisign.exchange.buckets import BUCKET_SIZE
+from mpisign.exchange.gradient_exchange import PLANES_ONLY, GradientExchange
 from mpisign.exchange.local_steps import check_optimizer
 from mpisign.exchange.optimizer_options import warn_of_momentum
 from mpisign.exchange.parameter_slot import ParameterSlot
-from mpisign.exchange.plan import BUCKET_SIZE
 from mpisign.exchange.skip import Rule
 from mpisign.exchange.step_hooks import KEY, StepHooks
 
@@ -68,7 +68,8 @@ def DistributedOptimizer(
     Raises TypeError, ValueError for arguments that do not fit; ``step()`` raises what
     ``majority_vote`` raises, on every rank, before any parameter changes.
     """
-    from mpisign.communicator import Communicator, engine_of
+    from mpisign.communicator import Communicator
+    from mpisign.functions import engine_of
 
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise TypeError(
@@ -83,7 +84,7 @@ def DistributedOptimizer(
     if compressor.local_steps > 1:
         check_optimizer(_FUNCTION, optimizer, overlap)
     members = [ParameterSlot(name, p) for p, name in names.items()]
-    whole = not overlap and compressor.aggregate in LIGHT
+    whole = not overlap and compressor.aggregate in PLANES_ONLY
     if bucket_size is None and not whole:
         bucket_size = BUCKET_SIZE
     if overlap and not isinstance(comm, Communicator):

@@ -6,14 +6,12 @@ import re
 import threading
 import time
 from collections import defaultdict
-from dataclasses import fields, replace
 
 import numpy as np
 
 from mpisign import Communicator
 from mpisign.collectives import replicated_vote as replicated
 from mpisign.collectives.accusations import accuse
-from mpisign.collectives.vote_task import VoteTask
 from mpisign.engine.echo import digest
 from mpisign.transports.base import Transport
 from mpisign.transports.threads import ThreadTransport, _Exchange, _Rank
@@ -101,7 +99,7 @@ class LyingOwner(replicated.ReplicatedVote):
         for i, s in enumerate(self.mine):
             if self.shards_lied_about is None or s in self.shards_lied_about:
                 self.tallies[i] ^= 0x01
-                self.said[self.line.rank, i] = digest(*self.tallies[i])
+                self.said[self.wire.rank, i] = digest(*self.tallies[i])
 
 
 class LyingHelper(LyingOwner):
@@ -121,7 +119,7 @@ class Accuser(replicated.ReplicatedVote):
         super().tally()
         for i, _ in enumerate(self.mine):
             self.tallies[i][...] = 0xAA
-            self.said[self.line.rank, i] = accuse(self.reason, self.ranks)
+            self.said[self.wire.rank, i] = accuse(self.reason, self.ranks)
 
 
 class Babbler(Accuser):
@@ -132,47 +130,31 @@ class Babbler(Accuser):
 
 def deviate(comm, kind):
     """Has a rank's engine run ``kind``, a ReplicatedVote, instead of the real one."""
-
-    def vote(line, task, agreed, *args, **kwargs):
-        task = replace(task, weights=agreed.weights)
-        yield from kind(line, task, agreed.header.byzantine_f).steps()
-
-    comm.engine.vote = vote
-
-
-class _OppositeTally(VoteTask):
-    def tally(self, stack, first, out, weights=None):
-        super().tally(stack, first, out, weights)
-        out ^= 0xFF
-
-
-def _with_ballot(comm, change):
-    honest = comm.engine.vote
-
-    def vote(line, task, *args, **kwargs):
-        yield from honest(line, change(task), *args, **kwargs)
-
-    comm.engine.vote = vote
+    comm.engine.adversary = lambda task, f: lambda wire, task: kind(wire, task, f).steps()
 
 
 def lie_in_tallies(comm):
     """Has a rank tally the opposite of everything, in whichever algorithm it is in."""
-    _with_ballot(
-        comm, lambda b: _OppositeTally(**{f.name: getattr(b, f.name) for f in fields(b) if f.init})
-    )
+
+    def opposite(stack, first, out):
+        out ^= 0xFF
+
+    comm.engine.adversary = lambda task, f: setattr(task, "lie", opposite)
 
 
 def soil_padding(comm):
-    """Has a rank vote, consistently, with bits beyond the ballot's length."""
+    """Has a rank vote, consistently, with bits beyond the task's length."""
 
-    def change(task):
+    def change(task, f):
+        honest = task.pack
+
         def pack(a, b, out):
-            task.pack(a, b, out)
+            honest(a, b, out)
             out[..., -1] |= 0x80
 
-        return replace(task, pack=pack)
+        task.pack = pack
 
-    _with_ballot(comm, change)
+    comm.engine.adversary = change
 
 
 def play(transports, function, timeout=20.0, seconds=30.0):

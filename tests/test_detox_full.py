@@ -166,12 +166,12 @@ def test_asking_for_what_one_has_costs_bytes_and_nothing_else(monkeypatch):
     # Rank 2 asks all others for data, and is told nothing new: it takes it and stays as it was.
     class Greedy(Representatives):
         def _ask(self, rows, liars):
-            liars = liars if self.line.rank != 2 else {0: 0, 1: 1}
+            liars = liars if self.wire.rank != 2 else {0: 0, 1: 1}
             kept = rows.copy()
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 yield from super()._ask(rows, liars)
-            if self.line.rank == 2:
+            if self.wire.rank == 2:
                 rows[...] = kept
 
     x = rows(3, 900)
@@ -259,7 +259,7 @@ class _ClaimsAnotherSketch(Representatives):
     """Commits to other data than it claims the sketch of: looks like a member, and is found out."""
 
     def compare(self):
-        if self.line.rank != 3:
+        if self.wire.rank != 3:
             yield from super().compare()
             return
         mine, self.flat = self.flat, self.flat / np.float32(2)

@@ -8,7 +8,7 @@ import references as ref
 from messages import small_messages
 
 import mpisign
-from mpisign.collectives.nodes import grouped
+from mpisign.collectives.auto import grouped
 from mpisign.errors import CollectiveError
 from mpisign.transports import threads
 

@@ -1,4 +1,4 @@
-"""mpisign.robust.aggregate and its round: the local rule's result, the same bits on every rank."""
+"""mpisign.robust_aggregate and its round: the local rule's result, the same bits on every rank."""
 
 from __future__ import annotations
 
@@ -85,7 +85,9 @@ def test_the_local_rule_s_result_on_every_rank(size, monkeypatch):
     rules = rules_for(size)
 
     def run(comm, d):
-        return [robust.aggregate(rows(size, d)[comm.rank], comm, rule=r, step=7) for r in rules]
+        return [
+            mpisign.robust_aggregate(rows(size, d)[comm.rank], comm, rule=r, step=7) for r in rules
+        ]
 
     for d in (1, 3, 17, 403):
         ranks = threads.run(size, run, d)
@@ -101,7 +103,7 @@ def test_many_ranks(size):
     rules = [robust.Median(), robust.Pipeline(robust.NNM(5), robust.MultiKrum(5))]
 
     def run(comm):
-        return [robust.aggregate(x[comm.rank], comm, rule=r) for r in rules]
+        return [mpisign.robust_aggregate(x[comm.rank], comm, rule=r) for r in rules]
 
     ranks = threads.run(size, run)
     for i, rule in enumerate(rules):
@@ -120,11 +122,11 @@ def test_the_array_s_own_framework_dtype_and_shape(kind):
             assert not mine.is_contiguous()
         else:
             mine = mine.astype(name).transpose(2, 1, 0)
-        result = robust.aggregate(mine, comm, rule="median")
+        result = mpisign.robust_aggregate(mine, comm, rule="median")
         assert type(result) is type(mine) and result.dtype == mine.dtype
         assert result.shape == mine.shape
         out = mine.contiguous() if kind.startswith("torch.") else np.ascontiguousarray(mine)
-        assert robust.aggregate(out, comm, rule="median", out=out) is out
+        assert mpisign.robust_aggregate(out, comm, rule="median", out=out) is out
         assert (out == result).all()
         return np.asarray(result.float() if kind.startswith("torch.") else result)
 
@@ -136,7 +138,9 @@ def test_the_array_s_own_framework_dtype_and_shape(kind):
 def test_nothing_has_an_aggregate_too():
     assert all(
         r.shape == (0, 4)
-        for r in threads.run(3, lambda c: robust.aggregate(np.zeros((0, 4)), c, rule="krum"))
+        for r in threads.run(
+            3, lambda c: mpisign.robust_aggregate(np.zeros((0, 4)), c, rule="krum")
+        )
     )
 
 
@@ -145,7 +149,7 @@ def test_nothing_has_an_aggregate_too():
 def test_a_row_that_is_not_finite_is_left_out(rule, value):
     x = rows(5, 23)
     x[2, 20] = value
-    result = all_of(threads.run(5, lambda c: robust.aggregate(x[c.rank], c, rule=rule)))
+    result = all_of(threads.run(5, lambda c: mpisign.robust_aggregate(x[c.rank], c, rule=rule)))
     np.testing.assert_allclose(result, rule(x), 1e-5, 1e-6)
     np.testing.assert_allclose(result, rule(x[[0, 1, 3, 4]]), 1e-5, 1e-6)
 
@@ -153,8 +157,8 @@ def test_a_row_that_is_not_finite_is_left_out(rule, value):
 def test_no_finite_row_at_all_is_the_same_error_on_every_rank():
     def run(comm):
         with pytest.raises(NaNError, match="none of 3 rows is left: not one is finite") as error:
-            robust.aggregate(np.full(9, np.nan, np.float32), comm, rule="median")
-        assert (robust.aggregate(np.ones(9, np.float32), comm, rule="median") == 1).all()
+            mpisign.robust_aggregate(np.full(9, np.nan, np.float32), comm, rule="median")
+        assert (mpisign.robust_aggregate(np.ones(9, np.float32), comm, rule="median") == 1).all()
         return str(error.value)
 
     assert len(set(threads.run(3, run))) == 1
@@ -167,7 +171,7 @@ def test_a_rank_that_hides_its_nans_is_left_out_by_those_who_find_them(rule):
     says_zero = {1: at(COUNTS, lambda part: part * 0)}
 
     def run(comm, _):
-        return robust.aggregate(x[comm.rank], comm, rule=rule)
+        return mpisign.robust_aggregate(x[comm.rank], comm, rule=rule)
 
     with pytest.warns(RuntimeWarning) if not rule.needs_distances else nullcontext():
         results = liars(4, run, says_zero)
@@ -179,7 +183,7 @@ def test_a_rank_that_hides_its_nans_is_left_out_by_those_who_find_them(rule):
 def test_an_owner_that_lies_in_its_shard_of_a_rule_by_coordinate_decides_no_other():
     x = rows(4, 40)
     lies = {2: at(NEXT, lambda part: part * 0 + 0x42)}
-    results = liars(4, lambda c, _: robust.aggregate(x[c.rank], c, rule="median"), lies)
+    results = liars(4, lambda c, _: mpisign.robust_aggregate(x[c.rank], c, rule="median"), lies)
     expected = robust.Median()(x)
     for r in (0, 1, 3):
         assert np.allclose(results[r][:20], expected[:20])
@@ -196,7 +200,7 @@ def test_impossible_distances_name_their_rank(value):
 
     x = rows(4, 40)
     results = liars(
-        4, lambda c, _: robust.aggregate(x[c.rank], c, rule="krum"), {2: at(NEXT, forged)}
+        4, lambda c, _: mpisign.robust_aggregate(x[c.rank], c, rule="krum"), {2: at(NEXT, forged)}
     )
     for r in (0, 1, 3):
         assert isinstance(results[r], CollectiveError) and 2 in named(results[r])
@@ -223,7 +227,7 @@ def test_one_owner_s_word_takes_rows_away_but_lowers_no_f(rule):
     lie = {4: at(NEXT, origin_is_infinite(5, [0]))}
     made = robust.by_name(rule, 1)
     with pytest.warns(RuntimeWarning, match="by the word of rank 4, who may lie, rank 0 sent"):
-        found = liars(5, lambda c, _: robust.aggregate(x[c.rank], c, rule=made), lie)
+        found = liars(5, lambda c, _: mpisign.robust_aggregate(x[c.rank], c, rule=made), lie)
     assert all(np.array_equal(found[0], r) for r in found[1:4]) and np.abs(found[0]).max() < 5
 
 
@@ -233,7 +237,10 @@ def test_too_many_rows_taken_away_by_one_s_word_name_it_to_all():
     lie = {3: at(NEXT, origin_is_infinite(5, [0, 1, 2]), dests=[1])}
     with pytest.warns(RuntimeWarning, match="by the word of rank 3"):
         found = liars(
-            5, lambda c, _: robust.aggregate(x[c.rank], c, rule=robust.Krum(1)), lie, timeout=20.0
+            5,
+            lambda c, _: mpisign.robust_aggregate(x[c.rank], c, rule=robust.Krum(1)),
+            lie,
+            timeout=20.0,
         )
     assert isinstance(found[1], WireError) and "3 of 5 rows were left out" in str(found[1])
     others = [found[r] for r in (0, 2, 4) if isinstance(found[r], Exception)]
@@ -246,9 +253,9 @@ def test_replicas_that_were_told_different_results_are_found_out(monkeypatch):
     two_things = {1: at(NEXT, lambda part: part ^ 1, dests=[0])}
 
     def run(comm, _):
-        robust.aggregate(x[comm.rank], comm, rule="median")
+        mpisign.robust_aggregate(x[comm.rank], comm, rule="median")
         comm.engine.transport.tamper = None
-        robust.aggregate(x[comm.rank], comm, rule="median")
+        mpisign.robust_aggregate(x[comm.rank], comm, rule="median")
 
     for error in liars(3, run, two_things):
         assert isinstance(error, CollectiveError) and "replicas differ" in str(error)
@@ -257,7 +264,7 @@ def test_replicas_that_were_told_different_results_are_found_out(monkeypatch):
 def test_ranks_with_other_rules_disagree():
     def run(comm, rule_of, text):
         with pytest.raises(DisagreementError, match=text) as error:
-            robust.aggregate(np.ones(9), comm, rule=rule_of(comm.rank))
+            mpisign.robust_aggregate(np.ones(9), comm, rule=rule_of(comm.rank))
         return str(error.value)
 
     told = threads.run(
@@ -280,7 +287,7 @@ def test_ranks_with_other_rules_disagree():
 def test_bad_arguments_of_one_rank_are_refused_on_all(rule, text):
     def run(comm):
         with pytest.raises(CollectiveError, match=text) as error:
-            robust.aggregate(np.ones(9), comm, rule=rule if comm.rank == 1 else "median")
+            mpisign.robust_aggregate(np.ones(9), comm, rule=rule if comm.rank == 1 else "median")
         return str(error.value)
 
     told = threads.run(3, run)
@@ -290,7 +297,7 @@ def test_bad_arguments_of_one_rank_are_refused_on_all(rule, text):
 @pytest.mark.parametrize(("rule", "table"), [("median", 0), ("krum", 10), ("centered_clipping", 4)])
 def test_the_bytes_that_are_promised(rule, table):
     mpisign.stats().reset()
-    threads.run(4, lambda c: robust.aggregate(rows(4, 400)[c.rank], c, rule=rule))
+    threads.run(4, lambda c: mpisign.robust_aggregate(rows(4, 400)[c.rank], c, rule=rule))
     sent = mpisign.stats().as_dict()["exchange"]["sent"] / 4
     assert sent == 3 * (512 + 8 + 8 * table) + 2 * 4 * 300
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -13,8 +12,6 @@ from mpisign.backend import arrays
 from mpisign.collectives.vote_task import VoteTask
 from mpisign.communicator import Communicator
 from mpisign.engine.engine import Engine
-from mpisign.transports.base import Steps
-from mpisign.transports.tagged import TaggedTransport
 
 #: ``lie(stack, first, out)`` bends ``out``, uint8 (kd, b), the honest tally of ``stack`` (n, k, b),
 #: bytes [first, first + b) of the planes.
@@ -33,17 +30,12 @@ def lie_about_shards(of: Any, lie: Lie | None = None) -> None:
 
     For experiments. Raises TypeError for what has no engine.
     """
-    engine = _engine(of)
-    honest = engine.vote
     lie = opposite if lie is None else lie
 
-    def vote(wire: TaggedTransport, task: VoteTask, *args: Any, **options: Any) -> Steps[None]:
-        about = lie.within(task) if isinstance(lie, Suppression) else lie
-        if about is not None:
-            task = _bent(task, about)
-        yield from honest(wire, task, *args, **options)
+    def bend(task: VoteTask, byzantine_f: int) -> None:
+        task.lie = lie.within(task) if isinstance(lie, Suppression) else lie
 
-    engine.vote = vote  # type: ignore[method-assign]
+    _engine(of).adversary = bend
 
 
 def opposite(stack: Any, first: int, out: Any) -> None:
@@ -70,9 +62,9 @@ class Suppression:
         self.coordinates = 0
         for bucket in exchange.buckets:
             mask = np.zeros(bucket.layout.nbytes, dtype=np.uint8)
-            for i, member in enumerate(bucket.members):
-                if any(member.parameter is p for p in last):
-                    others = np.ones(tuple(member.parameter.shape), dtype=np.float32)
+            for i, slot in enumerate(bucket.slots):
+                if any(slot.parameter is p for p in last):
+                    others = np.ones(tuple(slot.parameter.shape), dtype=np.float32)
                     others[label] = -1.0
                     self.coordinates += int((others < 0).sum())
                     mask[bucket.layout.span(i)] = planes.pack(others)
@@ -105,24 +97,6 @@ class Suppression:
 def suppress_class(optimizer: Any, label: int) -> Suppression:
     """The lie about the output layer of ``optimizer``'s model; see ``Suppression``."""
     return Suppression(optimizer, label)
-
-
-class _Bent(VoteTask):
-    """A ballot whose tally is bent by ``lie``."""
-
-    __slots__ = ("lie",)
-    lie: Lie
-
-    def tally(self, stack: Any, first: int, out: Any, weights: Any = None) -> None:
-        super().tally(stack, first, out, weights)
-        if out.shape[1]:
-            self.lie(stack, first, out)
-
-
-def _bent(task: VoteTask, lie: Lie) -> _Bent:
-    bent = _Bent(**{f.name: getattr(task, f.name) for f in fields(task) if f.init})
-    bent.lie = lie
-    return bent
 
 
 def _output_layer(parameters: list[Any], label: int) -> list[Any]:

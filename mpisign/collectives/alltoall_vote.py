@@ -19,7 +19,7 @@ def alltoall_vote(wire: TaggedTransport, task: VoteTask) -> Steps[None]:
     overlap. Raises WireError, on the owner that sees it, if a plane's padding is not 0.
     Source: Bernstein et al. 2019, majority vote, with the parameter server sharded over the ranks.
     """
-    p, rank, others = wire.size, wire.rank, wire.transport.others()
+    p, rank, others = wire.size, wire.rank, wire.others
     rows = task.rows(p)
     chunks = task.chunks(wire.transport.message, p)
     widest = max(b - a for a, b in chunks)

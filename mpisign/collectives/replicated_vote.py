@@ -82,7 +82,7 @@ class ReplicatedVote:
 
     def collect(self) -> Steps[None]:
         """Commitments, their echo, and the ballots of this rank's shards."""
-        wire, task, rank, others = self.wire, self.task, self.wire.rank, self._others()
+        wire, task, rank, others = self.wire, self.task, self.wire.rank, self.wire.others
         planes = wire.empty(task.k, task.nbytes)
         task.pack(0, task.nbytes, planes)
         for s, stack in zip(self.mine, self.stacks, strict=True):
@@ -129,7 +129,7 @@ class ReplicatedVote:
         """What all owners say, and the results of the first ones."""
         self.result[:, self.shards[self.wire.rank]] = self.tallies[0]
         said = self._tell(self.said)
-        others = self._others()
+        others = self.wire.others
         came = self.wire.exchange(
             [(r, plane) for r in others for plane in self.tallies[0]],
             [(r, plane[self.shards[r]]) for r in others for plane in self.result],
@@ -165,7 +165,7 @@ class ReplicatedVote:
 
     def fetch(self) -> Steps[None]:
         """Asks for results that first owners did not send, and sends what others ask for."""
-        wire, others = self.wire, self._others()
+        wire, others = self.wire, self.wire.others
         wanted = np.zeros_like(self.asked)  # by who asks, and place among this rank's shards
         yield wire.exchange([(o, self.asked[o]) for o in others], [(r, wanted[r]) for r in others])
         again = {
@@ -215,7 +215,7 @@ class ReplicatedVote:
         return self.wire.empty(*rows, self.shards[shard].stop - self.shards[shard].start)
 
     def _others(self) -> list[int]:
-        return self.wire.transport.others()
+        return self.wire.others
 
     def _owners(self, shard: int) -> list[int]:
         return [(shard + i) % self.wire.size for i in range(self.n)]

@@ -92,7 +92,7 @@ class Representatives:
 
     def fetch(self) -> Steps[Any]:
         """This rank's shard of every group's row: float32 (q, w), NaN where nobody sent it."""
-        wire, rank, others = self.wire, self.wire.rank, self.wire.transport.others()
+        wire, rank, others = self.wire, self.wire.rank, self.wire.others
         mine = self._parts[rank]
         rows = np.full((len(self.groups), mine.stop - mine.start), np.nan, dtype="<f4")
         home = self._group_of[rank]
@@ -113,7 +113,7 @@ class Representatives:
 
     def _ask(self, rows: Any, liars: dict[int, int]) -> Steps[None]:
         """The next of the majority for what did not fit; ``liars``: who sent it, by group."""
-        wire, rank, others = self.wire, self.wire.rank, self.wire.transport.others()
+        wire, rank, others = self.wire, self.wire.rank, self.wire.others
         asked = np.zeros((wire.size, 1), dtype=np.uint8)
         wanted = np.zeros((wire.size, 1), dtype=np.uint8)
         sources: list[tuple[int, int, Any]] = []

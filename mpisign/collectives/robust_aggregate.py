@@ -8,106 +8,65 @@ from typing import Any
 import numpy as np
 
 from mpisign.backend import arrays
-from mpisign.collectives.majority_vote import check_settings
+from mpisign.collectives.majority_vote import check_options
 from mpisign.collectives.robust_shards import Flags, Reduction, Shards
-from mpisign.communicator import engine_of
 from mpisign.engine.agreement import refuse_nans
 from mpisign.engine.engine import Engine
 from mpisign.engine.header import Header
+from mpisign.engine.progress import Handle
 from mpisign.robust import rows
 from mpisign.robust.base import Mixing, Rule
 from mpisign.stats import stage
 from mpisign.transports.base import Pending, Steps
 from mpisign.transports.tagged import TaggedTransport
 
-_FUNCTION = "aggregate"
+_FUNCTION = "robust_aggregate"
 
 
-def aggregate(
-    x: Any,
-    comm: Any = None,
-    *,
-    rule: Rule | str,
-    seed: int = 0,
-    step: int | None = None,
-    out: Any = None,
-) -> Any:
-    """``rule`` of all ranks' ``x``, bit for bit the same on every rank.
+def start(engine: Engine, x: Any, rule: Any, seed: Any, step: Any, out: Any) -> Handle:
+    """Starts ``Communicator.robust_aggregate``."""
 
-    ``x``: float32, float16, bfloat16 or float64, NumPy or CuPy array or torch tensor of any shape,
-    one length and dtype on all ranks; computed on in host memory, in float32 or float64. Returns an
-    array of the same framework, shape and dtype, or ``out``, which may be ``x``. ``rule``: such as
-    ``Median()``, or its name; the rows are the ranks, of which ``f`` may be hostile. An ``x`` with
-    NaN or infinity is left out as if its rank had not come. ``seed`` and ``step`` (default: the
-    communicator's count of calls) draw what is random. ``comm``: as ``majority_vote``'s.
-
-    Wire, float32, or float64 where x is: 8 bytes to all, how many coordinates are not finite; to
-    rank r the coordinates [d r // p, d (r + 1) // p); partial distances, where the rule asks for
-    them; the owner's shard of the result to all. 8 d (1 - 1/p) bytes each way and 8 (p - 1), and
-    4 p (p - 1) (p + 1) for distances. Trusts the owners: each decides its d / p coordinates, and
-    one that lies about distances sways which rows are chosen.
-
-    Errors, the same on every rank: NaNError (no rank's x is finite), DisagreementError,
-    CollectiveError (bad arguments on some rank), CollectiveTimeout, WireError. TypeError for a
-    ``comm`` that is none.
-    """
-    engine = engine_of(_FUNCTION, comm)
-    number = engine.next_step()
-    step = number if step is None else step
-    try:
-        call = _Aggregate(x, rule, out, engine, seed, step)
-    except Exception as error:
-        refusal = Header("robust_aggregate").refusal(str(error).removeprefix(f"{_FUNCTION}: "))
-        return engine.submit(
-            _FUNCTION, lambda wire: engine.headers(wire, refusal, _FUNCTION)
-        ).wait()
-    return engine.submit(_FUNCTION, lambda wire: call.steps(engine, wire, number), step).wait()
-
-
-class _Aggregate:
-    """One call, its arguments checked."""
-
-    def __init__(self, x: Any, rule: Any, out: Any, engine: Engine, seed: Any, step: Any) -> None:
-        self._view = v = arrays.view_floats(_FUNCTION, "x", x)
-        rest = {"algorithm": "auto", "zeros": "random", "nan": "abstain", "ties": "random"}
-        how = {"seed": seed, "step": step}
-        check_settings(_FUNCTION, {**rest, **how, "weight": 1, "byzantine_f": 0})
-        self._rule = rule = rule_of(_FUNCTION, rule)
-        rule.check(engine.transport.size)
-        if rule.center is not None and rule.center.shape != (v.length,):
+    def make(number: int, step: int) -> Any:
+        v = arrays.view_floats(_FUNCTION, "x", x)
+        check_options(_FUNCTION, step=step, seed=seed)
+        known = rule_of(_FUNCTION, rule)
+        known.check(engine.transport.size)
+        if known.center is not None and known.center.shape != (v.length,):
             raise ValueError(
                 f"{_FUNCTION}: the rule's m must be a vector ({v.length},) for x of {v.length} "
-                f"coordinates, got {tuple(rule.center.shape)}"
+                f"coordinates, got {tuple(known.center.shape)}"
             )
-        self._out = arrays.empty(v.shape, v.dtype, like=v) if out is None else out
-        o = arrays.view_floats(_FUNCTION, "out", self._out, writable=True)
+        result = arrays.empty(v.shape, v.dtype, like=v) if out is None else out
+        o = arrays.view_floats(_FUNCTION, "out", result, writable=True)
         if o.shape != v.shape or o.dtype != v.dtype or not o.contiguous:
             raise ValueError(
                 f"{_FUNCTION}: out must be C-contiguous {v.dtype} {v.shape}, "
                 f"got {o.dtype} {o.shape}"
             )
-        self._rng = np.random.default_rng([seed, step])
-        self._flat = _on_host(x, v)
-        self.header = Header(
-            "robust_aggregate",
+        rng = np.random.default_rng([seed, step])
+        flat = _on_host(x, v)
+        header = Header(
+            _FUNCTION,
             dtype=v.dtype,
             length=v.length,
             nan="abstain",
-            settings=identity(rule),
-            **how,
+            settings=identity(known),
+            seed=seed,
+            step=step,
         )
 
-    def steps(self, engine: Engine, wire: TaggedTransport, number: int) -> Steps[Any]:
-        yield from engine.headers(wire, self.header, _FUNCTION)
-        result = np.empty_like(self._flat)
-        yield from robust_rows(wire, self._flat, self._rule, self._rng, result, function=_FUNCTION)
-        digest = engine.due_digest(number)
-        if digest is not None:
-            digest.update(result)
-            engine.digest = digest.field()
-        with stage("unpack"):
-            _give(result.reshape(self._view.shape), self._out)
-        return self._out
+        def steps(wire: TaggedTransport) -> Steps[Any]:
+            yield from engine.headers(wire, header, _FUNCTION)
+            reduced = np.empty_like(flat)
+            yield from robust_rows(wire, flat, known, rng, reduced, function=_FUNCTION)
+            engine.compare_result(number, reduced)
+            with stage("unpack"):
+                _give(reduced.reshape(v.shape), result)
+            return result
+
+        return steps
+
+    return engine.start(_FUNCTION, _FUNCTION, step, make)
 
 
 def robust_rows(
@@ -140,7 +99,7 @@ def robust_rows(
         np.empty((wire.size, at.stop - at.start), dtype=flat.dtype)
         for at in (shards.piece(own, i) for i in range(shards.pieces))
     ]
-    others = wire.transport.others()
+    others = wire.others
 
     def send(i: int) -> Pending:
         pieces[i][own] = flat[shards.piece(own, i)]

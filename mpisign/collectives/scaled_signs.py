@@ -57,7 +57,7 @@ class ScaledSigns:
         stack[wire.rank] = own.planes(self._up)
         stack_scales[wire.rank] = self._up_scales[own.s : own.t]
         sends, recvs = [], []
-        for r in wire.transport.others():
+        for r in wire.others:
             sends += _parts(r, pieces[r].planes(self._up), self._up_scales[_scales(pieces[r])])
             recvs += _parts(r, stack[r], stack_scales[r])
         return wire.exchange(sends, recvs)
@@ -121,7 +121,7 @@ class ScaledSigns:
             if bad:
                 raise OverflowError(f"{int(bad)} coordinates of the mean left float32")
         sends, recvs = [], []
-        for r in wire.transport.others():
+        for r in wire.others:
             sends += _parts(r, own.planes(self.down), self.down_scales[_scales(own)])
             recvs += _parts(r, pieces[r].planes(self.down), self.down_scales[_scales(pieces[r])])
         return wire.exchange(sends, recvs)

@@ -19,7 +19,7 @@ def shard_vote(wire: TaggedTransport, task: VoteTask) -> Steps[None]:
     Wire: a shard's bytes are cut into pieces; piece by piece, to each rank those of its shard, of
     the sign plane, then of the mask plane. The pieces' exchanges overlap.
     """
-    p, rank, others = wire.size, wire.rank, wire.transport.others()
+    p, rank, others = wire.size, wire.rank, wire.others
     rows = task.rows(p)
     shard = task.nbytes // p
     count = len(task.chunks(wire.transport.message, p))

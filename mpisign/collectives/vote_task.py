@@ -1,20 +1,24 @@
-"""One rank's part in a vote, and the arithmetic that every voting algorithm shares."""
+"""One rank's part in a vote: what is packed, tallied and unpacked, chunk by chunk."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from mpisign import planes, policies
+from mpisign.backend import arrays
 from mpisign.detox.assignment import Partition
-from mpisign.engine.header import INLINE_NBYTES
+from mpisign.engine.engine import Engine, ReplicaDigest
+from mpisign.engine.header import EAGER_NBYTES
 from mpisign.errors import WireError
 from mpisign.stats import stage, stats
+
+if TYPE_CHECKING:
+    from mpisign.engine.header import Header
 
 Planes = npt.NDArray[np.uint8]
 
@@ -22,44 +26,90 @@ _OVERLAP = 16  # chunks that suffice to hide one behind the others
 _MOST = 1024
 
 
-@dataclass(slots=True)
 class VoteTask:
-    """What is voted on, piece by piece, so that packing, exchange and tally overlap.
+    """What is voted on, chunk by chunk, so that packing, exchange and tally overlap.
 
-    ``pack(a, b, out)`` writes bytes [a, b) of this rank's planes to ``out``, uint8 (k, b - a),
-    k = 2 with a mask plane; ``unpack(a, b, result)`` reads the same bytes of the result,
-    (kd, b - a), kd = 2 if ties are zero. Both are called for one chunk after the other, from 0 to
-    ``nbytes``. ``weights``: one a rank, or None. All but the two functions is agreed.
+    An algorithm calls ``pack(a, b, out)``, which writes bytes [a, b) of this rank's planes to
+    ``out``, uint8 (k, b - a), k = 2 with a mask plane; ``tally``; and ``unpack(a, b, result)``,
+    which reads the same bytes of the result, (kd, b - a), kd = 2 if ties are zero. Subclasses
+    define ``read`` and ``write``, which these two call for one chunk after the other, from 0 to
+    ``nbytes``. All other attributes are agreed by the ranks. ``weights``: one a rank, or None.
 
+    ``like``: an array of the device that planes are packed and unpacked on, None for host memory.
+    ``planes``: (k, B), where all is packed before the exchange. ``nans``: those packed so far.
     ``groups``: ranks that vote among themselves first, then their majorities; a group that ties
-    abstains. Stacks then hold rows in the groups' order: ``rows`` says whose lie where.
+    abstains. Stacks then hold rows in the groups' order: ``rows`` gives each rank's.
     """
 
-    length: int
-    k: int
-    ties: policies.Ties
-    seed: int
-    step: int
-    pack: Callable[[int, int, Planes], None]
-    unpack: Callable[[int, int, Planes], None]
-    weights: Sequence[float] | None = None
-    groups: Partition | None = None
-    nbytes: int = field(init=False)  # of a plane
-    order: list[int] | None = field(init=False)  # ranks by rows, None: as they are
+    def __init__(
+        self,
+        length: int,
+        k: int,
+        ties: policies.Ties,
+        seed: int,
+        step: int,
+        groups: Partition | None = None,
+        like: arrays.View | None = None,
+    ) -> None:
+        self.length = length
+        self.nbytes = (length + 7) // 8  # of a plane
+        self.k = k
+        self.kd = 2 if ties == "zero" else 1
+        self.ties = ties
+        self.seed = seed
+        self.step = step
+        self.groups = groups
+        self.order = None if groups is None else [r for g in groups for r in g]
+        self.like = like
+        self.weights: Sequence[float] | None = None
+        self.planes: Any = None
+        self.nans: Any = 0
+        self.digest: ReplicaDigest | None = None  # of the result, if it is compared
+        self.lie: Any = None  # of a hostile owner, in experiments
 
-    def __post_init__(self) -> None:
-        self.nbytes = planes.plane_bytes(self.length)
-        self.order = None if self.groups is None else [r for g in self.groups for r in g]
+    def read(self, a: int, b: int, out: Planes) -> None:
+        """Packs bytes [a, b) of this rank's planes into ``out`` (k, b - a); counts NaNs."""
+        raise NotImplementedError
 
-    @property
-    def kd(self) -> int:
-        """Planes of the result."""
-        return policies.planes_down(self.ties)
+    def write(self, a: int, b: int, result: Planes) -> None:
+        """Unpacks bytes [a, b) of the result, (kd, b - a)."""
+        raise NotImplementedError
+
+    def pick(self, size: int) -> str | None:
+        """The algorithm that "auto" stands for, None: the cheapest by the measured costs."""
+        return None
+
+    def agree(self, weights: Sequence[float] | None, size: int) -> None:
+        """Takes the agreed weights of ``size`` ranks."""
+        self.weights = weights
+
+    def pack_whole(self) -> None:
+        """Packs all planes before the exchange: the header then carries their NaNs."""
+        if self.planes is None:
+            self.planes = arrays.empty((self.k, self.nbytes), "uint8", like=self.like)
+        with stage("pack"):
+            self.read(0, self.nbytes, self.planes)
+
+    def pack(self, a: int, b: int, out: Planes) -> None:
+        """Bytes [a, b) of this rank's planes to ``out`` (k, b - a)."""
+        if self.planes is not None:
+            out[...] = self.planes[:, a:b]
+        else:
+            with stage("pack"):
+                self.read(a, b, out)
+
+    def unpack(self, a: int, b: int, result: Planes) -> None:
+        """Takes bytes [a, b) of the result, (kd, b - a)."""
+        if self.digest is not None:
+            for plane in result:
+                self.digest.update(plane)
+        with stage("unpack"):
+            self.write(a, b, result)
 
     def chunks(self, message: int, parts: int) -> list[tuple[int, int]]:
         """Byte ranges [a, b) that travel one after the other, each cut into ``parts`` messages.
 
-        ``message``: the transport's. Depends on what all ranks know alone.
+        ``message``: the transport's. Depends on agreed values alone.
         """
         overlap = min(_OVERLAP, self.nbytes // (4 * message))
         n = max(1, overlap, min(_MOST, self.nbytes // (parts * message)))
@@ -67,15 +117,15 @@ class VoteTask:
         return list(zip(bounds, bounds[1:], strict=False))
 
     def short(self, message: int) -> bool:
-        """Whether all is packed before anything is sent: what travels in headers must be."""
-        return self.nbytes <= max(4 * message, INLINE_NBYTES)
+        """Whether all is packed before anything is sent: eager planes must be."""
+        return self.nbytes <= max(4 * message, EAGER_NBYTES)
 
     def coordinates(self, a: int, b: int) -> int:
         """How many coordinates bytes [a, b) hold."""
         return max(0, min(self.length, 8 * b) - 8 * a)
 
     def rows(self, size: int) -> Sequence[int]:
-        """Where in a stack of all ``size`` ranks' planes each rank's lie."""
+        """Each rank's row in a stack of all ``size`` ranks' planes."""
         if self.order is None:
             return range(size)
         places = [0] * size
@@ -88,51 +138,57 @@ class VoteTask:
         return stack if self.order is None else stack[self.order]
 
     def tally(self, stack: Any, first: int, out: Any, weights: Any = None) -> None:
-        """The majority of ``stack`` (n, k, b), bytes [first, first + b) of the ballots: (kd, b).
+        """The majority of ``stack`` (n, k, b), bytes [first, first + b) of the planes: (kd, b).
 
-        The random bits of ties depend on the place in the whole ballot alone, so that any shard is
-        decided alike by whoever tallies it. ``weights``: of the rows, default the ranks'. With
-        ``groups``, how far each rank is from its group's vote is booked in ``mpisign.stats``.
+        The random bits of ties depend on the coordinate's place in the whole task alone, so that
+        every owner of a shard decides alike. ``weights``: of the rows, default the ranks'. With
+        ``groups``, each rank's distance from its group's vote is added to ``mpisign.stats``.
         """
         b = stack.shape[2]
         if b == 0:
             return
-        rows = stack if stack.shape[1] == 2 else stack[:, 0]
-        length = self.coordinates(first, first + b)
+        length = min(self.length - 8 * first, 8 * b)
         with stage("vote"):
-            group = 1
-            if self.groups is not None:
-                group = len(self.groups[0])
-                self._book_distances(rows, length)
-                if any(len(g) != group for g in self.groups):
-                    rows, group = self._group_votes(rows, length), 1
-            planes.majority(
-                rows,
-                length=length,
-                ties=self.ties,
-                weights=self.weights if weights is None else weights,
-                group=group,
-                seed=self.seed,
-                step=self.step,
-                offset=8 * first,
-                out=out if len(out) == 2 else out[0],
-            )
+            self.count(stack, length, first, out, self.weights if weights is None else weights)
+        if self.lie is not None:
+            self.lie(stack, first, out)
+
+    def count(self, stack: Any, length: int, first: int, out: Any, weights: Any) -> None:
+        """``tally``'s arithmetic on ``length`` coordinates from byte ``first`` on."""
+        rows = stack if stack.shape[1] == 2 else stack[:, 0]
+        group = 1
+        if self.groups is not None:
+            group = len(self.groups[0])
+            self._add_distances(rows, length)
+            if any(len(g) != group for g in self.groups):
+                rows, group = self._group_votes(rows, length), 1
+        planes.majority(
+            rows,
+            length=length,
+            ties=self.ties,
+            weights=weights,
+            group=group,
+            seed=self.seed,
+            step=self.step,
+            offset=8 * first,
+            out=out if len(out) == 2 else out[0],
+        )
 
     def _group_votes(self, rows: Any, length: int) -> list[Any]:
         """The votes of groups of unlike sizes, each (2, b): a group that ties abstains."""
         return [planes.majority(part, length=length, ties="zero") for part in self._parts(rows)]
 
-    def _book_distances(self, rows: Any, length: int) -> None:
+    def _add_distances(self, rows: Any, length: int) -> None:
         assert self.groups is not None
-        if len({len(g) for g in self.groups}) == 1:
-            differing = planes.group_distances(rows, group=len(self.groups[0]), length=length)
-        else:
-            differing = np.concatenate(
-                [
-                    planes.group_distances(part, group=len(part), length=length)
-                    for part in self._parts(rows)
-                ]
-            )
+        equal = len({len(g) for g in self.groups}) == 1
+        parts = [rows] if equal else self._parts(rows)
+        sizes = [len(self.groups[0])] if equal else [len(p) for p in parts]
+        differing = np.concatenate(
+            [
+                planes.group_distances(part, group=size, length=length)
+                for part, size in zip(parts, sizes, strict=True)
+            ]
+        )
         stats().add_distances(self.groups, length, differing.tolist())
 
     def _parts(self, rows: Any) -> list[Any]:
@@ -143,7 +199,7 @@ class VoteTask:
     def check_padding(self, stack: Any, first: int, ranks: Sequence[int] | None = None) -> None:
         """WireError if a rank's planes in ``stack`` (ranks, k, b) have bits beyond the length.
 
-        ``ranks``: whose rows they are, default 0, 1, ...
+        ``ranks``: of the rows, default 0, 1, ...
         """
         b = stack.shape[2]
         if b == 0 or first + b < self.nbytes or self.length % 8 == 0:
@@ -154,3 +210,59 @@ class VoteTask:
             if not all(planes_good):
                 rank = row if order is None else order[row]
                 raise WireError(f"rank {rank} sent planes with padding not 0")
+
+
+class ArrayTask(VoteTask):
+    """A task on one array ``x`` with the result in flat ``out``.
+
+    Packed whole if ``whole``, if ``x`` is not contiguous, or if it is short; else chunk by chunk,
+    and ``header.nan_count_pending`` says so.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        x: Any,
+        view: arrays.View,
+        out: Any,
+        header: Header,
+        whole: bool,
+        groups: Partition | None = None,
+    ) -> None:
+        super().__init__(
+            view.length,
+            2 if "abstain" in (header.zeros, header.nan) else 1,
+            header.ties,
+            header.seed,
+            header.step,
+            groups,
+            None if view.device == "cpu" else view,  # NumPy packs and unpacks for torch too
+        )
+        self.header, self._out = header, out
+        rank = engine.transport.rank  # of the random bits: one for all members of a group
+        if groups is not None:
+            rank = next(i for i, group in enumerate(groups) if rank in group)
+        self._keys: dict[str, Any] = {
+            "zeros": header.zeros,
+            "nan": header.nan,
+            "seed": header.seed,
+            "step": header.step,
+            "rank": rank,
+        }
+        self._x = x
+        if whole or not view.contiguous or self.short(engine.transport.message):
+            self.pack_whole()
+            header.nans = int(self.nans)
+        else:
+            self._x = x.reshape(-1)
+            header.nan_count_pending = True
+
+    def read(self, a: int, b: int, out: Planes) -> None:
+        x = self._x if b - a == self.nbytes else self._x[8 * a : 8 * b]
+        rows = out if len(out) == 2 else out[0]
+        _, _, nans = planes.pack_census(x, **self._keys, offset=8 * a, out=rows)
+        self.nans = self.nans + nans  # on a GPU a device scalar, which is not waited for here
+
+    def write(self, a: int, b: int, result: Planes) -> None:
+        rows = result if len(result) == 2 else result[0]
+        planes.unpack(rows, out=self._out[8 * a : 8 * b])

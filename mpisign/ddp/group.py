@@ -6,8 +6,9 @@ from typing import Any
 
 import torch.distributed as dist
 
-from mpisign.communicator import Communicator, engine_of
+from mpisign.communicator import Communicator
 from mpisign.engine.engine import Engine
+from mpisign.functions import engine_of
 
 
 class Group:

@@ -14,10 +14,10 @@ import torch.distributed as dist
 from mpisign import policies
 from mpisign.compressors import Compressor, resolve
 from mpisign.ddp.group import Group
+from mpisign.exchange.buckets import BUCKET_SIZE
 from mpisign.exchange.gradient_exchange import GradientExchange
 from mpisign.exchange.optimizer_options import warn_of_momentum
 from mpisign.exchange.parameter_slot import ParameterSlot
-from mpisign.exchange.plan import BUCKET_SIZE
 from mpisign.exchange.skip import Rule
 
 _FUNCTION = "MajorityVoteState"

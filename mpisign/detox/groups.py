@@ -34,7 +34,7 @@ class Groups:
         reshuffle_every: int | None = None,
         seed: int = 0,
     ) -> None:
-        from mpisign.communicator import engine_of
+        from mpisign.functions import engine_of
 
         engine = engine_of(_FUNCTION, comm)
         transport = engine.transport

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mpisign.engine.header import INLINE, NBYTES, RANK, Header
+from mpisign.engine.header import EAGER_AT, NBYTES, RANK, Header
 from mpisign.errors import CollectiveError, DisagreementError, NaNError, WireError
 from mpisign.transports.base import Bytes
 
@@ -21,13 +21,13 @@ class Agreed:
     """What all ranks' headers said, where they agree. ``rows``: uint8 (ranks, 512), as received.
 
     ``header``: this rank's. ``function``: the caller's name for messages. ``weights``: by rank,
-    None if all are 1. ``late``, ``fresh``: whether any rank said so.
+    None if all are 1. ``nan_count_pending``, ``fresh``: whether any rank said so.
     """
 
     function: str
     header: Header
     rows: Bytes
-    late: bool
+    nan_count_pending: bool
     weights: list[float] | None
     same_presence: bool
     fresh: bool = False
@@ -45,7 +45,7 @@ def agree(rows: Bytes, own: Header, function: str, alike: bool, size: int) -> Ag
     """
     if alike and not (own.reason or own.nans):
         all_weights = None if own.weight == 1.0 else [own.weight] * size
-        return Agreed(function, own, rows, own.late, all_weights, True, own.fresh)
+        return Agreed(function, own, rows, own.nan_count_pending, all_weights, True, own.fresh)
     headers = [Header.decode(row, r) for r, row in enumerate(rows)]
     _check(headers, function)
     weights = [h.weight for h in headers]
@@ -56,7 +56,7 @@ def agree(rows: Bytes, own: Header, function: str, alike: bool, size: int) -> Ag
         function,
         own,
         rows,
-        any(h.late for h in headers),
+        any(h.nan_count_pending for h in headers),
         None if all(w == 1.0 for w in weights) else weights,
         len({h.presence for h in headers}) == 1,
         any(h.fresh for h in headers),
@@ -68,18 +68,17 @@ def all_alike(rows: Bytes, own: int) -> bool:
     size = len(rows)
     if size > _FEW:
         ranks = np.arange(size, dtype="<u4").view(np.uint8).reshape(size, 4)
-        same = rows[:, :INLINE] == rows[own, :INLINE]
+        same = rows[:, :EAGER_AT] == rows[own, :EAGER_AT]
         same[:, RANK] = rows[:, RANK] == ranks
         return bool(same.all())
     data = rows.tobytes()
-    heads = [data[at : at + INLINE] for at in range(0, len(data), NBYTES)]
-    mine, first, last = heads[own], RANK.start, RANK.stop
-    return all(
-        head[:first] == mine[:first]
-        and head[first:last] == rank.to_bytes(4, "little")
-        and head[last:] == mine[last:]
-        for rank, head in enumerate(heads)
-    )
+    mine = data[own * NBYTES : own * NBYTES + EAGER_AT]
+    before, after = mine[: RANK.start], mine[RANK.stop :]
+    for rank in range(size):
+        at = rank * NBYTES
+        if data[at : at + EAGER_AT] != before + rank.to_bytes(4, "little") + after:
+            return False
+    return True
 
 
 def _check(headers: Sequence[Header], function: str) -> None:

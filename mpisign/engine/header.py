@@ -3,7 +3,7 @@
 Wire layout, little-endian, 512 bytes a rank. Agreed, 56 bytes that must be the same on all ranks:
 magic "MPSG", version u16, operation u8, dtype u8, algorithm u8, zeros u8, nan u8, ties u8,
 byzantine_f u16, device u8 (0 host, 1 CUDA), a byte 0, step u64, tensor u64, length u64, seed u64,
-settings u64. Own, 72 bytes: rank u32, refused u8, late u8, fresh u8, a byte 0, NaNs u64, weight
+settings u64. Own, 72 bytes: rank u32, refused u8, nan_count_pending u8, fresh u8, a byte 0, NaNs u64, weight
 f64, presence 16 bytes, replica digest 32 bytes. Then 384 bytes, zero-filled: UTF-8 reason of a
 refusal, or the planes of a small ballot. Fixed size, never unpickled. Among many ranks 16 bytes a
 rank go first: 0, then 15 of BLAKE2b over all but the rank and the last 384 bytes; or 1 where the
@@ -47,8 +47,8 @@ _AGREED = struct.Struct("<4sH6BHBx5Q")
 _OWN = struct.Struct("<I3BxQd16s32s")
 NBYTES = 512
 #: Where the planes of a small ballot lie, and how many bytes of them fit.
-INLINE = _AGREED.size + _OWN.size
-INLINE_NBYTES = NBYTES - INLINE
+EAGER_AT = _AGREED.size + _OWN.size
+EAGER_NBYTES = NBYTES - EAGER_AT
 RANK = slice(_AGREED.size, _AGREED.size + 4)
 #: Among more ranks than these, digests of headers go first.
 SHORT_ABOVE = 64
@@ -62,8 +62,8 @@ class Header:
 
     ``settings`` digests the optimizer's (learning rate and so on); ``presence`` which members of a
     bucket have a gradient here; ``replica`` what replicas must have in common, an earlier vote's
-    result or the parameters (first byte 1 or 2, then which vote), zeros if not taken; ``late`` that
-    NaNs are not counted yet; ``fresh`` that this rank may lack state that all ranks share;
+    result or the parameters (first byte 1 or 2, then which vote), zeros if not taken; ``nan_count_pending``
+    that NaNs are not counted yet; ``fresh`` that this rank may lack state that all ranks share;
     ``reason`` says why this rank refuses.
     """
 
@@ -81,7 +81,7 @@ class Header:
     seed: int = 0
     settings: int = 0
     rank: int = 0
-    late: bool = False
+    nan_count_pending: bool = False
     fresh: bool = False
     nans: int = 0
     weight: float = 1.0
@@ -109,8 +109,8 @@ class Header:
         """This header, saying that its rank cannot take part."""
         return replace(self, reason=reason or "unknown")
 
-    def encode(self, inline: Bytes | None = None) -> Bytes:
-        """The bytes on the wire: uint8 (512,); with ``inline``, the planes of a small ballot."""
+    def encode(self, eager: Bytes | None = None) -> Bytes:
+        """The bytes on the wire: uint8 (512,); with ``eager``, the planes of a small ballot."""
         data = bytearray(NBYTES)
         _AGREED.pack_into(
             data,
@@ -136,7 +136,7 @@ class Header:
             _AGREED.size,
             self.rank,
             bool(self.reason),
-            self.late,
+            self.nan_count_pending,
             self.fresh,
             self.nans,
             self.weight,
@@ -145,10 +145,10 @@ class Header:
         )
         message = np.frombuffer(data, dtype=np.uint8)
         if self.reason:
-            text = self.reason.encode()[:INLINE_NBYTES]
-            message[INLINE : INLINE + len(text)] = np.frombuffer(text, dtype=np.uint8)
-        elif inline is not None:
-            message[INLINE : INLINE + inline.size] = inline.reshape(-1)
+            text = self.reason.encode()[:EAGER_NBYTES]
+            message[EAGER_AT : EAGER_AT + len(text)] = np.frombuffer(text, dtype=np.uint8)
+        elif eager is not None:
+            message[EAGER_AT : EAGER_AT + eager.size] = eager.reshape(-1)
         return message
 
     def short(self, message: Bytes) -> Bytes:
@@ -156,7 +156,7 @@ class Header:
         for the whole; else 1, and headers must follow."""
         data = message.tobytes()
         digest = hashlib.blake2b(data[: RANK.start], digest_size=15)
-        digest.update(data[RANK.stop : INLINE])
+        digest.update(data[RANK.stop : EAGER_AT])
         plain = not (self.reason or self.nans or self.byzantine_f)
         return np.frombuffer(bytes([not plain]) + digest.digest(), dtype=np.uint8)
 
@@ -167,7 +167,7 @@ class Header:
         magic, version, operation, dtype, algorithm, zeros, nan, ties, *agreed = (
             _AGREED.unpack_from(data)
         )
-        sender, refused, late, fresh, nans, weight, presence, replica = _OWN.unpack_from(
+        sender, refused, pending, fresh, nans, weight, presence, replica = _OWN.unpack_from(
             data, _AGREED.size
         )
         if magic != MAGIC or version != VERSION or sender != rank:
@@ -178,7 +178,7 @@ class Header:
         byzantine_f, device, step, tensor, length, seed, settings = agreed
         reason = ""
         if refused:
-            text = data[INLINE:].rstrip(b"\0").decode(errors="replace")
+            text = data[EAGER_AT:].rstrip(b"\0").decode(errors="replace")
             reason = "".join(c if c.isprintable() else "?" for c in text) or "unknown"
         try:
             return cls(
@@ -196,7 +196,7 @@ class Header:
                 seed=seed,
                 settings=settings,
                 rank=sender,
-                late=bool(late),
+                nan_count_pending=bool(pending),
                 fresh=bool(fresh),
                 nans=nans,
                 weight=weight,

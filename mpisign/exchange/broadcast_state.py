@@ -1,4 +1,4 @@
-"""State that all ranks must share, sent to ranks that may lack it."""
+"""State that must be equal on all ranks, broadcast to ranks that may lack it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mpisign.transports.base import Bytes, Pending, Steps
 from mpisign.transports.tagged import TaggedTransport
 
 
-def share(
+def broadcast_state(
     wire: TaggedTransport, members: Sequence[ParameterSlot], keys: Sequence[str]
 ) -> Steps[None]:
     """Rank 0's tensors under ``keys`` become everyone's: float32, of their parameters' shapes.
@@ -40,5 +40,5 @@ def share(
 
 def _broadcast(wire: TaggedTransport, data: Bytes) -> Pending:
     if wire.rank == 0:
-        return wire.exchange([(r, data) for r in wire.transport.others()], [])
+        return wire.exchange([(r, data) for r in wire.others], [])
     return wire.exchange([], [(0, data)])

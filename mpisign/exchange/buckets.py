@@ -1,39 +1,118 @@
-"""Many gradients, one plane: where each tensor lies in the bucket that travels as one ballot."""
+"""Which parameters travel together, in which order, and where each lies in its bucket's planes."""
 
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
 
 from mpisign import planes
+from mpisign.compressors.base import Compressor
+from mpisign.exchange.parameter_slot import ParameterSlot
+from mpisign.exchange.skip import Rule, variant
+
+#: Coordinates of a bucket, by default, where several travel at once: a quarter of a MiB a plane.
+BUCKET_SIZE = 2 << 20
+_WEYL = 0x9E3779B97F4A7C15  # odd: the seeds of 2^64 buckets differ
 
 
-class Bucket:
-    """The layout of a bucket.
+class BucketLayout:
+    """Where each tensor of a bucket lies in the bucket's planes.
 
-    Each member starts at a byte of its own, so that members are packed and unpacked independently.
-    The up to 7 bits between members belong to nobody: they are packed as 0 and never unpacked.
-    ``nbytes``: bytes of one plane of the bucket; ``length``: its coordinates, padding included.
+    Each tensor starts at a byte of its own, so that tensors are packed and unpacked independently.
+    The up to 7 bits between tensors are packed as 0 and never unpacked. ``nbytes``: bytes of one
+    plane of the bucket; ``length``: its coordinates, padding included; ``spans``: each tensor's
+    first byte and the byte behind it.
     """
 
     def __init__(self, lengths: Sequence[int]) -> None:
         self.lengths = tuple(lengths)
-        offsets, at = [], 0
-        for n in self.lengths:
-            offsets.append(at)
-            at += planes.plane_bytes(n)
-        self.offsets = tuple(offsets)
-        self.nbytes = at
-        self.length = 8 * at
+        ends = np.cumsum([0, *map(planes.plane_bytes, self.lengths)]).tolist()
+        self.offsets = tuple(ends[:-1])
+        self.spans = list(zip(ends, ends[1:], strict=False))
+        self.nbytes: int = ends[-1]
+        self.length = 8 * self.nbytes
 
-    def span(self, member: int) -> slice:
-        """The bytes of one member within a plane of the bucket."""
-        start = self.offsets[member]
-        return slice(start, start + planes.plane_bytes(self.lengths[member]))
+    def span(self, i: int) -> slice:
+        """The bytes of one tensor within a plane of the bucket."""
+        return slice(*self.spans[i])
 
     def identity(self, names: Sequence[str]) -> int:
-        """64 bits of BLAKE2b over names and lengths: ranks that lay out otherwise are found out."""
+        """64 bits of BLAKE2b over names and lengths, by which ranks compare their layouts."""
         digest = hashlib.blake2b(digest_size=8)
         for name, length in zip(names, self.lengths, strict=True):
             digest.update(f"{len(name)}:{name}={length};".encode())
         return int.from_bytes(digest.digest(), "little")
+
+
+class GradientBucket:
+    """Slots that travel together, with one compressor. ``index``: its place among the buckets.
+
+    ``present``: uint8, one byte a slot, 1 = it has a gradient here. ``waiting``: how many slots
+    have no gradient yet in this step. ``aggregator``: kept from step to step, with what it is for.
+    """
+
+    def __init__(self, index: int, slots: Sequence[ParameterSlot], compressor: Compressor) -> None:
+        self.index = index
+        self.slots = list(slots)
+        self.compressor = compressor
+        self.layout = BucketLayout([s.parameter.numel() for s in slots])
+        self.tensor = self.layout.identity([f"{s.name} {s.parameter.dtype}" for s in slots])
+        self.present: Any = np.zeros(len(self.slots), dtype=np.uint8)
+        self.waiting = 0
+        self.aggregator: tuple[Any, Any] = (None, None)
+
+    def seed(self, seed: int) -> int:
+        """A seed of its own: random bits are keyed by places, which count from 0 in each bucket."""
+        return (seed + self.index * _WEYL) % (1 << 64)
+
+
+def cut(
+    function: str,
+    slots: Sequence[ParameterSlot],
+    compressor: Compressor,
+    rule: Rule,
+    bucket_size: int | None,
+) -> list[GradientBucket]:
+    """Buckets of up to ``bucket_size`` coordinates, or of one slot that has more.
+
+    ``bucket_size`` None: one bucket for each compressor. Slots keep their order; those of one
+    bucket share a device. Slots that need no gradient now lie in buckets of their own, behind all
+    others, which need not wait for them; but what is ``whole`` stays so.
+    """
+    if compressor.whole:
+        bucket_size = None
+    lanes: dict[Any, list[list[ParameterSlot]]] = {}
+    order: list[tuple[Compressor, list[ParameterSlot]]] = []
+    for s in slots:
+        c = variant(function, rule(s.name, s.parameter), compressor)
+        apart = None if c.whole else (s.parameter.device, s.parameter.requires_grad)
+        lane = lanes.setdefault((c, apart), [])
+        full = bool(lane) and bucket_size is not None
+        if full:
+            held = sum(k.parameter.numel() for k in lane[-1])
+            full = held + s.parameter.numel() > (bucket_size or 0)
+        if not lane or full:
+            lane.append([])
+            order.append((c, lane[-1]))
+        lane[-1].append(s)
+    # In the order of their last slots: with overlap, that in which they fill up.
+    place = {id(s): i for i, s in enumerate(slots)}
+    order.sort(key=lambda pair: (not pair[1][0].parameter.requires_grad, place[id(pair[1][-1])]))
+    return [GradientBucket(i, part, c) for i, (c, part) in enumerate(order)]
+
+
+def warn_of_bf16_mean(
+    function: str, buckets: Sequence[GradientBucket], compressor: Compressor
+) -> None:
+    """Warns of a model so small that nothing of it goes through ``compressor``."""
+    halves = [b.compressor.aggregate == "halves" for b in buckets]
+    if halves and all(halves) and compressor.aggregate != "halves":
+        warnings.warn(
+            f"{function}: nothing goes through {compressor!r}: all tensors are vectors or of up to "
+            "1,024 coordinates and travel in 16 bits; skip=None sends all alike",
+            stacklevel=4,
+        )

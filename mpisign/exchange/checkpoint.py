@@ -13,19 +13,19 @@ from mpisign.exchange.parameter_slot import ParameterSlot
 FREE = "owner_"
 
 
-def state_dict(steps: int, members: Sequence[ParameterSlot]) -> dict[str, Any]:
+def state_dict(steps: int, slots: Sequence[ParameterSlot]) -> dict[str, Any]:
     """{"steps": n, "state": {name: {key: copy}}}."""
-    kept = {m.name: {k: _copy(v) for k, v in m.state.items()} for m in members if m.state}
+    kept = {m.name: {k: _copy(v) for k, v in m.state.items()} for m in slots if m.state}
     return {"steps": steps, "state": kept}
 
 
-def load(state: dict[str, Any], members: Sequence[ParameterSlot]) -> int:
-    """Copies what ``state_dict`` returned into the members; the steps."""
+def load(state: dict[str, Any], slots: Sequence[ParameterSlot]) -> int:
+    """Copies what ``state_dict`` returned into the slots; the steps."""
     kept = state["state"]
-    unknown = set(kept) - {m.name for m in members}
+    unknown = set(kept) - {m.name for m in slots}
     if unknown:
         raise ValueError(f"load_state_dict: no parameter is named {sorted(unknown)[0]!r}")
-    for m in members:
+    for m in slots:
         for key, value in kept.get(m.name, {}).items():
             free = key.startswith(FREE) or not isinstance(value, torch.Tensor)
             if not free and value.shape != m.parameter.shape:
@@ -33,7 +33,7 @@ def load(state: dict[str, Any], members: Sequence[ParameterSlot]) -> int:
                     f"load_state_dict: {key} of {m.name!r} must have shape "
                     f"{tuple(m.parameter.shape)}, got {tuple(value.shape)}"
                 )
-    for m in members:
+    for m in slots:
         device = m.parameter.device
         m.state.clear()
         m.state.update({k: _copy(v, device) for k, v in kept.get(m.name, {}).items()})

@@ -1,4 +1,4 @@
-"""What must be alike on all ranks before a bucket travels, and what may stop one of them."""
+"""What must be equal on all ranks before a bucket travels, and what may stop one of them."""
 
 from __future__ import annotations
 
@@ -9,22 +9,24 @@ import numpy as np
 import torch
 
 from mpisign.backend import arrays
-from mpisign.engine.agreement import Agreed
 from mpisign.engine.engine import ReplicaDigest
 from mpisign.exchange.optimizer_options import state_of
 from mpisign.exchange.parameter_slot import ParameterSlot
 from mpisign.transports.base import Steps
 from mpisign.transports.tagged import TaggedTransport
 
+_FLOATS = {getattr(torch, name) for name in arrays.FLOATS}
 
-def check_member(function: str, m: ParameterSlot, length: int) -> None:
+
+def check_slot(function: str, m: ParameterSlot, length: int) -> None:
     """TypeError, ValueError for what cannot travel; ``length``: coordinates of its place."""
     if m.parameter.numel() != length:
         raise ValueError(f"{m.name!r} has another size than when it was wrapped")
-    if m.grad is None:
+    g = m.grad
+    if g is None or (g.is_cpu and g.dtype in _FLOATS and g.is_contiguous() and g.data_ptr()):
         return
-    arrays.view_floats(function, f"the gradient of {m.name!r}", m.grad)
-    if any(s == 0 and n > 1 for s, n in zip(m.grad.stride(), m.grad.shape, strict=True)):
+    arrays.view_floats(function, f"the gradient of {m.name!r}", g)
+    if any(s == 0 and n > 1 for s, n in zip(g.stride(), g.shape, strict=True)):
         raise ValueError(f"the gradient of {m.name!r} is an expanded view: clone it")
 
 
@@ -42,10 +44,8 @@ def digest_of(members: Sequence[ParameterSlot], optimizer: torch.optim.Optimizer
     return digest.field()
 
 
-def present_anywhere(wire: TaggedTransport, agreed: Agreed, present: Any) -> Steps[Any]:
-    """The members that have a gradient on any rank: uint8 (members,)."""
-    if agreed.same_presence:
-        return present.copy()
+def present_anywhere(wire: TaggedTransport, present: Any) -> Steps[Any]:
+    """The slots that have a gradient on any rank: uint8 (slots,)."""
     rows = np.empty((wire.size, len(present)), dtype=np.uint8)
     yield wire.allgather(present, rows)
     return rows.max(axis=0)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,32 +15,32 @@ from mpisign.engine.engine import Engine
 from mpisign.engine.header import Header
 from mpisign.engine.progress import Handle
 from mpisign.errors import DisagreementError
-from mpisign.exchange import aggregators as rounds
 from mpisign.exchange import checkpoint
-from mpisign.exchange.broadcast_state import share
-from mpisign.exchange.consistency import check_member, digest_of, present_anywhere
+from mpisign.exchange.aggregators import aggregator_for
+from mpisign.exchange.broadcast_state import broadcast_state
+from mpisign.exchange.buckets import GradientBucket, cut, warn_of_bf16_mean
+from mpisign.exchange.consistency import check_slot, digest_of, present_anywhere
 from mpisign.exchange.optimizer_options import options_of, rates_of
 from mpisign.exchange.parameter_slot import ParameterSlot
-from mpisign.exchange.plan import GradientBucket, cut, warn_of_bf16_mean
 from mpisign.exchange.skip import Rule, rule_for
-from mpisign.exchange.step_count import meet
+from mpisign.exchange.step_count import sync_step_count
 from mpisign.transports.base import Steps
 from mpisign.transports.tagged import TaggedTransport
 
-#: Aggregates of which a bucket on its way holds little more than a plane.
-LIGHT = ("vote", "mean_of_signs", "average")
-_HEAVY = 2  # buckets of others at once
-_MANY = 1 << 20  # coordinates, from which on it is processors and links that ranks wait for
+#: Aggregates of which a bucket in flight holds little more than a plane.
+PLANES_ONLY = ("vote", "mean_of_signs", "average")
+_COPYING_IN_FLIGHT = 2  # buckets at once of other aggregates, which copy states
+_MANY = 1 << 20  # coordinates, from which on processors and links are what ranks wait for
 _GRACE = 5.0  # seconds for the rest of a step whose first bucket ranks disagree on
 
 
 class GradientExchange:
     """What one front end exchanges, step after step, the same on every rank.
 
-    ``members``: the parameters, in the order in which their gradients are expected. In each step
-    the front end sets ``member.grad``, tells of it by ``ready`` (or, all at once, by ``flush``),
-    and finds the aggregate in ``member.grad`` after ``finish``. A bucket starts when all its
-    members are ready and all buckets before it have started, so that collectives start in one order
+    ``slots``: the parameters, in the order in which their gradients are expected. In each step
+    the front end sets ``slot.grad``, tells of it by ``ready`` (or, all at once, by ``flush``),
+    and finds the aggregate in ``slot.grad`` after ``finish``. A bucket starts when all its
+    slots are ready and all buckets before it have started, so that collectives start in one order
     on all ranks, whatever the order of gradients; what is in flight moves on with every call.
 
     ``byzantine_f``: of the votes, see ``majority_vote``.
@@ -62,7 +61,7 @@ class GradientExchange:
         self,
         function: str,
         engine: Callable[[], Engine],
-        members: Sequence[ParameterSlot],
+        slots: Sequence[ParameterSlot],
         compressor: Compressor,
         *,
         skip: str | Rule | None = "auto",
@@ -95,7 +94,7 @@ class GradientExchange:
                 f"got {bucket_size!r}"
             )
         self.function = function
-        self.members = list(members)
+        self.slots = list(slots)
         self.compressor = compressor
         self.algorithm, self.byzantine_f, self.seed = algorithm, byzantine_f, seed
         self.optimizer = optimizer
@@ -104,12 +103,12 @@ class GradientExchange:
         self._state_of = optimizer if state else None
         self._newcomers = newcomers
         self._before = before
-        self._meeting = False
+        self._syncing = False
         rule = rule_for(function, skip, compressor)
-        self.buckets = cut(function, self.members, compressor, rule, bucket_size)
+        self.buckets = cut(function, self.slots, compressor, rule, bucket_size)
         if skip == "auto":
             warn_of_bf16_mean(function, self.buckets, compressor)
-        self._bucket_of = {id(m): b for b in self.buckets for m in b.members}
+        self._bucket_of = {id(s): b for b in self.buckets for s in b.slots}
         self._ready: set[int] = set()
         self._engine_of = engine
         self.engine: Engine | None = None
@@ -125,16 +124,16 @@ class GradientExchange:
         """Whether a bucket of this step is on its way."""
         return bool(self._handles)
 
-    def is_ready(self, member: ParameterSlot) -> bool:
-        """Whether ``ready`` was told of ``member`` in this step."""
-        return id(member) in self._ready
+    def is_ready(self, slot: ParameterSlot) -> bool:
+        """Whether ``ready`` was told of ``slot`` in this step."""
+        return id(slot) in self._ready
 
-    def ready(self, member: ParameterSlot) -> None:
-        """``member.grad`` is this step's. Starts what can start, moves on what is in flight."""
-        self._ready.add(id(member))
-        if member.grad is not None:
-            member.version = member.grad._version
-        self._bucket_of[id(member)].waiting -= 1
+    def ready(self, slot: ParameterSlot) -> None:
+        """``slot.grad`` is this step's. Starts what can start, moves on what is in flight."""
+        self._ready.add(id(slot))
+        if slot.grad is not None:
+            slot.version = slot.grad._version
+        self._bucket_of[id(slot)].waiting -= 1
         if self._handles:
             assert self.engine is not None
             self.engine.progress.advance()
@@ -173,8 +172,8 @@ class GradientExchange:
             self._end()
         if errors:
             raise errors[0]
-        for m in self.members:
-            m.settle()
+        for s in self.slots:
+            s.match_strides()
         self.steps += 1
         self._fresh = False
 
@@ -186,14 +185,14 @@ class GradientExchange:
                 self.finish()
             except Exception:  # noqa: S110 - told by what made this rank drop the step
                 pass
-        for m in self.members:
-            m.grad = None
+        for s in self.slots:
+            s.grad = None
 
     def agree(self, engine: Engine, wire: TaggedTransport) -> Steps[Agreed]:
         """Headers alone, of the first bucket; raises what ranks disagree on."""
         bucket = self.buckets[0]
-        header = Header(rounds.of(bucket.compressor).operation)
-        header = self._header(engine, header, bucket, fresh=False)
+        operation = aggregator_for(bucket.compressor).operation
+        header = self._header(engine, operation, bucket, fresh=False)
         return (yield from engine.headers(wire, header, self.function))
 
     def engine_now(self) -> Engine:
@@ -212,22 +211,22 @@ class GradientExchange:
 
     def _crowded(self, bucket: GradientBucket) -> list[Handle]:
         """What must end before ``bucket`` may start: rounds that copy states copy a few at once."""
-        if bucket.compressor.aggregate in LIGHT:
+        if bucket.compressor.aggregate in PLANES_ONLY:
             return []
         live = [h for h in self._handles if not h.over]
-        return live if len(live) >= _HEAVY else []
+        return live if len(live) >= _COPYING_IN_FLIGHT else []
 
     def _end(self) -> None:
         self._handles.clear()
         self._ready.clear()
         self._reason = self._untold = ""
         for b in self.buckets:
-            b.waiting = len(b.members)
+            b.waiting = len(b.slots)
 
     def _start(self, bucket: GradientBucket) -> None:
         if not self._handles:
             self.engine_now()
-            self._meeting = self._newcomers()
+            self._syncing = self._newcomers()
             if self.optimizer is not None:
                 self._rates = rates_of(self.optimizer)
         assert self.engine is not None
@@ -236,12 +235,12 @@ class GradientExchange:
         self._handles.append(
             engine.submit(
                 self.function,
-                lambda wire: self._round(engine, wire, bucket, number, reason, fresh),
+                lambda wire: self._collective(engine, wire, bucket, number, reason, fresh),
                 self.steps,
             )
         )
 
-    def _round(
+    def _collective(
         self,
         engine: Engine,
         wire: TaggedTransport,
@@ -252,55 +251,51 @@ class GradientExchange:
     ) -> Steps[None]:
         if self._before is not None:
             yield from self._before(wire)
-        if self._meeting:
-            self.steps = yield from self._meet(wire, bucket, fresh)
-        kind = rounds.of(bucket.compressor)
-        header, this, inline = Header(kind.operation), None, None
+        if self._syncing:
+            self.steps = yield from self._sync(wire, bucket, fresh)
+        kind = aggregator_for(bucket.compressor)
+        header, aggregator, eager = Header(kind.operation), None, None
         try:
-            header = self._header(engine, header, bucket, fresh)
-            groups = bucket.compressor.groups_of(wire.size, engine.nodes)
-            this = kind(
-                bucket.layout,
-                bucket.members,
-                bucket.compressor,
-                seed=header.seed,
-                step=self.steps,
-                rank=wire.rank,
-                size=wire.size,
-                groups=groups,
-            )
-            header, inline = this.begin(header, wire.transport.message)
+            header = self._header(engine, kind.operation, bucket, fresh)
+            key = wire.rank, wire.size, bucket.compressor.groups_of(wire.size, engine.nodes)
+            if bucket.aggregator[0] != key:
+                bucket.aggregator = key, kind(bucket, *key)
+            aggregator = bucket.aggregator[1]
+            header, eager = aggregator.begin(header, wire.transport.message)
         except Exception as error:
             reason = reason or str(error) or type(error).__name__
         if reason:
             header = header.refusal(reason.removeprefix(f"{self.function}: "))
-        agreed = yield from engine.headers(wire, header, self.function, inline)
-        assert this is not None  # or all have raised
-        anywhere = yield from present_anywhere(wire, agreed, bucket.present)
+        agreed = yield from engine.headers(wire, header, self.function, eager)
+        assert aggregator is not None  # or all have raised
+        if agreed.same_presence:
+            anywhere = bucket.present
+        else:
+            anywhere = yield from present_anywhere(wire, bucket.present)
         if not anywhere.any() or not bucket.layout.length:
-            for m, there in zip(bucket.members, anywhere, strict=True):
+            for s, there in zip(bucket.slots, anywhere, strict=True):
                 if there:
-                    m.target()  # of nothing, on all ranks
+                    s.target()  # of nothing, on all ranks
             return
         if agreed.fresh and bucket.compressor.shared:
-            yield from share(wire, bucket.members, bucket.compressor.shared)
-        yield from this.steps(engine, wire, agreed, number, anywhere)
-        for m in bucket.members:
-            if m.grad is not None:
-                m.version = m.grad._version
+            yield from broadcast_state(wire, bucket.slots, bucket.compressor.shared)
+        yield from aggregator.steps(engine, wire, agreed, number, anywhere)
+        for s in bucket.slots:
+            if s.grad is not None:
+                s.version = s.grad._version
 
     def _header(
-        self, engine: Engine, header: Header, bucket: GradientBucket, fresh: bool
+        self, engine: Engine, operation: str, bucket: GradientBucket, fresh: bool
     ) -> Header:
-        """What this rank says of itself, with everything that may fail on one rank alone."""
-        for i, m in enumerate(bucket.members):
-            bucket.present[i] = m.grad is not None
-            m.rate = self._rates.get(m.parameter, 1.0)
-            check_member(self.function, m, bucket.layout.lengths[i])
+        """This rank's header, with everything that may fail on one rank alone."""
+        for i, s in enumerate(bucket.slots):
+            bucket.present[i] = s.grad is not None
+            s.rate = self._rates.get(s.parameter, 1.0)
+            check_slot(self.function, s, bucket.layout.lengths[i])
         if fresh and bucket.index == 0 and self._replicas:
-            engine.digest = digest_of(self.members, self._state_of)
-        return replace(
-            header,
+            engine.digest = digest_of(self.slots, self._state_of)
+        return Header(
+            operation,
             step=self.steps,
             tensor=(bucket.tensor + self._number) % (1 << 64),
             length=bucket.layout.length,
@@ -312,18 +307,18 @@ class GradientExchange:
             fresh=fresh,
         )
 
-    def _meet(self, wire: TaggedTransport, bucket: GradientBucket, fresh: bool) -> Steps[int]:
+    def _sync(self, wire: TaggedTransport, bucket: GradientBucket, fresh: bool) -> Steps[int]:
         if not fresh or bucket.index or self._replicas:
-            return (yield from meet(wire, self.steps))
+            return (yield from sync_step_count(wire, self.steps))
         options = options_of(bucket.compressor, self.optimizer)
-        parameters = int.from_bytes(digest_of(self.members, self._state_of)[2:10], "little")
-        return (yield from meet(wire, self.steps, options, parameters))
+        parameters = int.from_bytes(digest_of(self.slots, self._state_of)[2:10], "little")
+        return (yield from sync_step_count(wire, self.steps, options, parameters))
 
     def state_dict(self) -> dict[str, Any]:
         """This rank's state: {"steps": n, "state": {name: {key: copy}}}; every rank has its own."""
-        return checkpoint.state_dict(self.steps, self.members)
+        return checkpoint.state_dict(self.steps, self.slots)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues from ``state_dict``; ValueError, and nothing changed, if it does not fit."""
-        self.steps = checkpoint.load(state, self.members)
+        self.steps = checkpoint.load(state, self.slots)
         self._fresh = True

@@ -21,9 +21,9 @@ class LocalSteps:
     """
 
     def __init__(
-        self, members: Sequence[ParameterSlot], count: int, budget: float, seed: int
+        self, slots: Sequence[ParameterSlot], count: int, budget: float, seed: int
     ) -> None:
-        self.members = members
+        self.slots = slots
         self.count = count
         self._budget = budget
         self._seed = seed
@@ -31,12 +31,12 @@ class LocalSteps:
 
     @torch.no_grad()
     def take(self, step: int, rank: int) -> bool:
-        """One local step; True if it was the round's last, and ``member.grad`` is to be sent.
+        """One local step; True if it was the round's last, and ``slot.grad`` is to be sent.
 
-        ``step``: of the round. Else ``member.grad`` is what the optimizer is to move by.
+        ``step``: of the round. Else ``slot.grad`` is what the optimizer is to move by.
         """
         number = step * self.count + self.done
-        for i, m in enumerate(self.members):
+        for i, m in enumerate(self.slots):
             if self.done == 0:
                 m.state["start"] = m.parameter.detach().clone()
                 m.state.pop("sum", None)
@@ -57,7 +57,7 @@ class LocalSteps:
         if self.done < self.count:
             return False
         self.done = 0
-        for m in self.members:
+        for m in self.slots:
             m.parameter.copy_(m.state.pop("start"))
             total = m.state.pop("sum", None)
             if total is not None:

@@ -10,6 +10,8 @@ import torch
 
 from mpisign.compressors.base import Compressor
 
+_NUMBERS = (bool, int, float, type(None))
+
 
 def rates_of(optimizer: torch.optim.Optimizer) -> dict[torch.Tensor, float]:
     """Every parameter's learning rate, 1 where its group has none."""
@@ -19,7 +21,12 @@ def rates_of(optimizer: torch.optim.Optimizer) -> dict[torch.Tensor, float]:
 def options_of(compressor: Compressor, optimizer: torch.optim.Optimizer | None) -> int:
     """64 bits of BLAKE2b: another learning rate on one rank would part the replicas."""
     groups = [] if optimizer is None else optimizer.param_groups
-    options = [sorted((k, _plain(k, v)) for k, v in g.items()) for g in groups]
+    options = []
+    for group in groups:
+        # Most values are numbers, whose text is the same on every rank.
+        options += [
+            (k, repr(v) if type(v) in _NUMBERS else _plain(k, v)) for k, v in sorted(group.items())
+        ]
     text = f"{compressor!r} {options!r}"
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 

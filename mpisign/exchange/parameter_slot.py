@@ -1,4 +1,4 @@
-"""One parameter of a model as the rounds see it."""
+"""One parameter of a model as the exchange sees it."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 class ParameterSlot:
     """A parameter, the compressor's state for it, and its gradient in this step.
 
-    ``grad``: this rank's gradient, None where it has none; a round writes the aggregate into it, or
-    makes it where other ranks alone had one. ``rate``: the learning rate of its parameter group, 1
-    where the front end knows none. ``version``: torch's, of ``grad`` as it was handed over or came
-    back: who changes it in between parts the replicas.
+    ``grad``: this rank's gradient, None where it has none; an aggregator writes the aggregate into
+    it, or makes it where only other ranks had one. ``rate``: the learning rate of its parameter
+    group, 1 where the front end knows none. ``version``: torch's, of ``grad`` when it was handed
+    over or returned: a write in between would make the replicas diverge.
     """
 
     name: str
@@ -37,7 +37,7 @@ class ParameterSlot:
         return self.grad.detach()
 
     def changed(self) -> bool:
-        """Whether somebody wrote to ``grad`` since ``version``, as far as torch tells.
+        """Whether somebody wrote to ``grad`` since ``version``, as far as torch records.
 
         Slices of one tensor, as ``torch.stack`` makes gradients, have one version in common.
         """
@@ -46,10 +46,10 @@ class ParameterSlot:
             return False
         return grad._version != self.version
 
-    def settle(self) -> None:
-        """The aggregate is there, and lies in memory alike on all ranks, as ``parameter`` does.
+    def match_strides(self) -> None:
+        """Lays ``grad`` out in memory as ``parameter``, alike on all ranks.
 
-        torch takes other kernels for other strides, which round halves otherwise.
+        torch takes other kernels for other strides, which round 16-bit floats otherwise.
         """
         import torch
 

@@ -28,14 +28,14 @@ class StepHooks:
         c = exchange.compressor
         if c.local_steps > 1:
             budget = c.budget_local  # type: ignore[attr-defined]  # who has local steps has it
-            self.local = LocalSteps(exchange.members, c.local_steps, budget, exchange.seed)
+            self.local = LocalSteps(exchange.slots, c.local_steps, budget, exchange.seed)
         parameters = [p for g in optimizer.param_groups for p in g["params"]]
         self._ids = [id(p) for p in parameters]
         self._stepping = False
         self._voted: list[tuple[weakref.ref[torch.Tensor], int]] = []
         self._spoilt = ""
         if overlap:
-            for m in exchange.members:
+            for m in exchange.slots:
                 p = m.parameter
                 if p in _HOOKS:  # of an optimizer that this one replaces
                     _HOOKS[p].remove()
@@ -70,16 +70,16 @@ class StepHooks:
         try:
             self._exchange(reason)
         finally:
-            for m in self.exchange.members:
+            for m in self.exchange.slots:
                 m.grad = None
-        grads = [m.parameter.grad for m in self.exchange.members]
+        grads = [m.parameter.grad for m in self.exchange.slots]
         self._voted = [(weakref.ref(g), g._version) for g in grads if g is not None]
         self._stepping = True
 
     def _exchange(self, reason: str) -> None:
         """All gradients become their aggregates."""
-        members = self.exchange.members
-        for m in members:
+        slots = self.exchange.slots
+        for m in slots:
             if not self.exchange.is_ready(m):
                 m.grad = m.parameter.grad
             elif m.grad is not m.parameter.grad or m.changed():
@@ -93,7 +93,7 @@ class StepHooks:
             return
         self.exchange.flush(reason)
         self.exchange.finish()
-        for m in members:
+        for m in slots:
             if m.grad is not None:
                 m.parameter.grad = m.grad
 
@@ -106,7 +106,7 @@ class StepHooks:
 
     def _is_voted(self) -> bool:
         """Whether the gradients are still what the last exchange made of them."""
-        grads = [g for m in self.exchange.members if (g := m.parameter.grad) is not None]
+        grads = [g for m in self.exchange.slots if (g := m.parameter.grad) is not None]
         return len(grads) == len(self._voted) and all(
             ref() is g and version == g._version
             for g, (ref, version) in zip(grads, self._voted, strict=True)

@@ -18,7 +18,7 @@ from mpisign.compressors.base import Compressor, State
 from mpisign.engine.engine import Engine, check_every
 from mpisign.engine.progress import ProgressEngine
 from mpisign.errors import CollectiveError, DisagreementError
-from mpisign.exchange.buckets import Bucket
+from mpisign.exchange.buckets import BucketLayout
 from mpisign.exchange.gradient_exchange import GradientExchange
 from mpisign.exchange.parameter_slot import ParameterSlot
 from mpisign.exchange.skip import Rule
@@ -84,7 +84,7 @@ class BucketVote(VoteCompression):
             )
         named = sorted(_checked(named_parameters), key=lambda pair: pair[0])
         self._own = {name: ParameterSlot(name, p) for name, p in named}
-        bucket = Bucket([p.numel() for _, p in named])
+        bucket = BucketLayout([p.numel() for _, p in named])
         self._identity = bucket.identity([name for name, _ in named])
         self._exchange = GradientExchange(
             _FUNCTION,

@@ -135,7 +135,7 @@ class HorovodGradients:
             size = self._optimizer.process_set.size()
             for bucket in self._exchange.buckets:
                 if _is_mean(bucket.compressor):
-                    for m in bucket.members:
+                    for m in bucket.slots:
                         if m.grad is not None:
                             m.grad.mul_(size)
         for p, m in self._members.items():

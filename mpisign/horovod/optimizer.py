@@ -13,9 +13,9 @@ from horovod.torch.optimizer import DistributedOptimizer as _horovods
 from mpisign import policies
 from mpisign.compressors import Compressor, resolve
 from mpisign.compressors.uncompressed import Uncompressed
+from mpisign.exchange.buckets import BUCKET_SIZE
 from mpisign.exchange.local_steps import check_optimizer
 from mpisign.exchange.optimizer_options import warn_of_momentum
-from mpisign.exchange.plan import BUCKET_SIZE
 from mpisign.exchange.skip import Rule
 from mpisign.horovod.gradients import HorovodGradients
 from mpisign.horovod.methods import METHODS

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mpisign.collectives.robust_aggregate import aggregate
     from mpisign.robust.base import Mixing, Rule
     from mpisign.robust.bulyan import Bulyan
     from mpisign.robust.centered_clipping import CenteredClipping
@@ -35,7 +34,6 @@ __all__ = [
     "Pipeline",
     "Rule",
     "TrMean",
-    "aggregate",
     "by_name",
 ]
 
@@ -58,7 +56,6 @@ _LAZY = {
     "Pipeline": "mpisign.robust.pipeline",
     "Rule": "mpisign.robust.base",
     "TrMean": "mpisign.robust.coordinate",
-    "aggregate": "mpisign.collectives.robust_aggregate",
     "by_name": "mpisign.robust.names",
 }
 

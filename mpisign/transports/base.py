@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import time
 from abc import ABC, abstractmethod
@@ -101,7 +102,7 @@ class Transport(ABC):
         """
         if rows[self.rank] is not send:
             rows[self.rank][...] = send
-        others = self.others()
+        others = self.others
         return self.start_exchange([(r, send) for r in others], [(r, rows[r]) for r in others], tag)
 
     @abstractmethod
@@ -131,6 +132,7 @@ class Transport(ABC):
     def free(self) -> None:  # noqa: B027
         """Gives back what the wire holds, once nothing is in flight; called by all ranks."""
 
+    @functools.cached_property
     def others(self) -> list[int]:
         """The other ranks, each rank's list from its right neighbour on, so that none is first."""
         return [(self.rank + i) % self.size for i in range(1, self.size)]

@@ -185,7 +185,7 @@ class NCCLTransport(Transport):
         stream, at = self._device.of(room), arrays.address(room)
         nccl, communicator = self._nccl, self._communicator
         nccl.groupStart()
-        for r in self.others():
+        for r in self.others:
             communicator.send(at, 1, nccl.NCCL_UINT8, r, stream.pointer)
             communicator.recv(at + 8 * (r + 1), 1, nccl.NCCL_UINT8, r, stream.pointer)
         nccl.groupEnd()

@@ -87,7 +87,7 @@ class StagedTransport(Transport):
         # too; the device's copy of it never leaves the device.
         if rows[self.rank] is not send:
             rows[self.rank][...] = send
-        others = self.others()
+        others = self.others
         out, (sent,) = self._stage([send])
         lease, to_fill, copies = self._room([rows[r] for r in others])
         host = dict(zip(others, to_fill, strict=True)) | {self.rank: sent}

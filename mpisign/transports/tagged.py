@@ -1,4 +1,4 @@
-"""A transport as one collective sees it: exchanges that never meet those of another."""
+"""A transport as one collective sees it: its exchanges never match those of another."""
 
 from __future__ import annotations
 
@@ -10,16 +10,19 @@ from mpisign.transports.base import Bytes, Part, Pending, Transport
 
 
 class TaggedTransport:
-    """One tag of a transport. ``rank``, ``size``: the transport's.
+    """One tag of a transport. ``rank``, ``size``, ``others``: the transport's.
 
     ``like``: an array of the framework and device that ``empty`` makes memory for, default NumPy.
     """
+
+    __slots__ = ("like", "others", "rank", "size", "tag", "transport")
 
     def __init__(self, transport: Transport, tag: int, like: arrays.View | None = None) -> None:
         self.transport = transport
         self.tag = tag
         self.rank = transport.rank
         self.size = transport.size
+        self.others = transport.others
         self.like = like
 
     def exchange(self, sends: Sequence[Part], recvs: Sequence[Part]) -> Pending:
@@ -40,12 +43,14 @@ class TaggedTransport:
 
 
 class UncountedTransport(TaggedTransport):
-    """A line whose bytes ``mpisign.stats`` does not count: what is no part of any vote."""
+    """A tagged transport whose bytes ``mpisign.stats`` does not count: no part of any vote."""
+
+    __slots__ = ()
 
     def exchange(self, sends: Sequence[Part], recvs: Sequence[Part]) -> Pending:
         return self.transport._exchange(sends, recvs, self.tag)
 
     def allgather(self, send: Bytes, rows: Any) -> Pending:
         rows[self.rank][...] = send
-        others = self.transport.others()
+        others = self.others
         return self.exchange([(r, send) for r in others], [(r, rows[r]) for r in others])

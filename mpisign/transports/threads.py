@@ -243,7 +243,7 @@ class ThreadTransport(Transport):
         return Over()
 
     def post(self, notice: bytes) -> None:
-        for rank in self.others():
+        for rank in self.others:
             self._world.ranks[rank].notices.append((self.rank, notice))
 
     def sleep(self, seconds: float) -> None:

@@ -7,7 +7,7 @@ import references as ref
 from test_compressed_mean import Reference
 
 from mpisign import compressors as c
-from mpisign.exchange.buckets import Bucket
+from mpisign.exchange.buckets import BucketLayout
 
 
 def as_float32(x):
@@ -24,7 +24,7 @@ class AllRanks:
 
     def __init__(self, compressor, p, lengths, seed):
         self.c, self.p, self.lengths, self.seed = compressor, p, lengths, seed
-        self.offsets = Bucket(lengths).offsets
+        self.offsets = BucketLayout(lengths).offsets
         self.states = [[np.zeros(n, np.float32) for n in lengths] for _ in range(p)]
         self.shared = [np.zeros(n, np.float32) for n in lengths]
         if isinstance(compressor, c.OneBit):

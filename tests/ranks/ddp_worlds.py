@@ -136,7 +136,7 @@ def reference_votes(gradients, state, step):
     votes = {}
     for bucket in state._exchange.buckets:
         seed = (state.seed + bucket.index * 0x9E3779B97F4A7C15) % (1 << 64)
-        for member, start in zip(bucket.members, bucket.layout.offsets, strict=True):
+        for member, start in zip(bucket.slots, bucket.layout.offsets, strict=True):
             xs = [g[member.name].numpy() for g in gradients]
             signs = [
                 references.pack(x, "random", seed, step, rank, 8 * start)[0]

@@ -47,7 +47,7 @@ assert (wire.device, wire.name) == ("cuda", "cuda-mpi")
 
 for length in (0, 1, 4097, 3_000_000):
     sends, recvs = [], []
-    for peer in wire.others():
+    for peer in wire.others:
         mine, theirs = (np.zeros(length + r, np.uint8) for r in (peer, rank))
         Stream.queued.append(lambda m=mine, p=peer: m.fill(10 * rank + p + 1))
         sends.append((peer, Raw(mine)))

@@ -39,7 +39,7 @@ def check_exchanges(wire, turns=8):
         most = [1, 0, 70_000, 3, 400_000][turn % 5]
         n = lambda a, b: int(np.random.default_rng([a, b, turn]).integers(most + 1))  # noqa: B023, E731
         sends, recvs = [], []
-        for peer in wire.others():
+        for peer in wire.others:
             if n(wire.rank, peer) or turn % 2:
                 fill = np.full(n(wire.rank, peer), 16 * wire.rank + peer + turn, np.uint8)
                 sends.append((peer, on_device(fill)))

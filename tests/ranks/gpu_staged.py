@@ -34,7 +34,7 @@ def exchanges_in_flight():
         device.queue = device.queues[turn % 2]
         for tag in range(4):
             sends, recvs = [], []
-            for peer in staged.others():
+            for peer in staged.others:
                 n = length(rank, peer, tag, turn)
                 sends.append((peer, on_device(content(rank, peer, tag, turn, n))))
                 recvs.append((peer, on_device(np.zeros(length(peer, rank, tag, turn), np.uint8))))

@@ -170,9 +170,9 @@ def exchange(wire, memory):
         )
         fill = lambda a, b, turn=turn: (40 * a + 7 * b + turn) % 256  # noqa: E731
         sends = [
-            (r, memory.of_host(np.full(n(rank, r), fill(rank, r), np.uint8))) for r in wire.others()
+            (r, memory.of_host(np.full(n(rank, r), fill(rank, r), np.uint8))) for r in wire.others
         ]
-        recvs = [(r, memory.empty(n(r, rank))) for r in wire.others()]
+        recvs = [(r, memory.empty(n(r, rank))) for r in wire.others]
         assert wire.start_exchange(sends, recvs, 0).wait(60)
         assert all((memory.to_host(part) == fill(r, rank)).all() for r, part in recvs)
     rows = [memory.empty(1000 + r) for r in range(size)]
@@ -217,7 +217,8 @@ def votes():
                 planes.unpack(result if len(result) == 2 else result[0], out=out[8 * a : 8 * b])
 
             k = 2 if zeros == "abstain" else 1
-            task = VoteTask(length, k, ties, seed=9, step=4, pack=pack, unpack=unpack)
+            task = VoteTask(length, k, ties, seed=9, step=4)
+            task.read, task.write = pack, unpack
             for algorithm in (allgather_vote, alltoall_vote):
                 out[...] = 7
                 drive(algorithm(wire, task))

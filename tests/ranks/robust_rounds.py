@@ -19,7 +19,7 @@ rows = np.random.default_rng(0).normal(size=(size, 50_001)).astype(np.float32)
 rows[5, 7] = np.nan
 for rule in ("median", "nnm+trimmed_mean", "krum", "geometric_median"):
     rule = mpisign.robust.by_name(rule, f=2)
-    result = mpisign.robust.aggregate(rows[rank], comm, rule=rule)
+    result = mpisign.robust_aggregate(rows[rank], comm, rule=rule)
     np.testing.assert_allclose(result, rule(rows), 1e-5, 1e-6)
 
 GROUPS = [[r for r in range(size) if r % (size // 3) == g] for g in range(size // 3)]

@@ -55,7 +55,7 @@ def exchanged(line, own, rows):
 def test_a_wire_by_its_name(on_all):
     if WIRE == "threads":
         pytest.skip("has no name")
-    from mpisign.communicator import engine_of
+    from mpisign.functions import engine_of
 
     on_all(lambda comm: mpisign.majority_vote(np.ones(3), WIRE))
     assert engine_of("test", WIRE).transport.name == WIRE

@@ -80,7 +80,7 @@ def test_a_shared_residual_that_differs_is_found(monkeypatch):
         take(optimizer, ps, ones, 0.1)
         exchange = optimizer.mpisign.exchange
         if comm.rank == 1:
-            exchange.members[3].state["residual"][0, 1] = -5
+            exchange.slots[3].state["residual"][0, 1] = -5
         take(optimizer, ps, ones, 0.1)
         with pytest.raises(CollectiveError, match="replicas differ .* against rank 1"):
             take(optimizer, ps, ones, 0.1)
@@ -111,7 +111,7 @@ def test_a_rank_that_comes_later_is_given_what_all_share(compressor, monkeypatch
         optimizer.load_state_dict(state)
         for step in (4, 5):
             take(optimizer, ps, gradients(3, step, False)[comm.rank], 0.1)
-        members = optimizer.mpisign.exchange.members
+        members = optimizer.mpisign.exchange.slots
         return [m.state[key].clone() for m in members for key in compressor.shared]
 
     threads.run(2, begin, timeout=20)

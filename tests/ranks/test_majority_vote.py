@@ -194,7 +194,7 @@ def test_nan_on_one_rank_is_an_error_on_all():
 
 @several
 def test_a_replica_that_diverged_is_found_by_the_next_header():
-    from mpisign.communicator import engine_of
+    from mpisign.functions import engine_of
 
     comm = WORLD.Dup()
     ch = engine_of("test", comm)

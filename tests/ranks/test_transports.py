@@ -174,7 +174,7 @@ class Swap:
                 for i, n in enumerate(lengths(source, to))
             ]
 
-        others = wire.others()
+        others = wire.others
         self.sends = parts(content, [(r, wire.rank, r) for r in others])
         self.recvs = parts(lambda n, *_: blank(n), [(r, r, wire.rank) for r in others])
         self.due = parts(content, [(r, r, wire.rank) for r in others])
@@ -334,8 +334,8 @@ def test_a_message_of_another_size_is_an_error_that_names_its_rank(ranks, sent):
 
     def body(wire):
         lengths = {(0, 1): sent}
-        sends = [(r, blank(lengths.get((wire.rank, r), 20))) for r in wire.others()]
-        recvs = [(r, blank(20)) for r in wire.others()]
+        sends = [(r, blank(lengths.get((wire.rank, r), 20))) for r in wire.others]
+        recvs = [(r, blank(20)) for r in wire.others]
         pending = wire.start_exchange(sends, recvs, 9)
         if wire.rank != 1:
             assert pending.wait(LONG)
@@ -381,7 +381,7 @@ def test_notices_reach_all_others_once(ranks):
             came += wire.notices()
             assert time.monotonic() < end, f"after 20 s only {came}"
             time.sleep(0.01)
-        for rank in wire.others():
+        for rank in wire.others:
             assert [notice for source, notice in came if source == rank] == posted(rank)
         time.sleep(0.3)
         assert wire.notices() == []
@@ -407,7 +407,7 @@ def test_some_ranks_on_a_wire_of_their_own(ranks):
                 came += wire.notices()
                 assert time.monotonic() < end
                 time.sleep(0.01)
-            assert sorted(came) == [(r, b"from %d" % r) for r in sorted(wire.others())]
+            assert sorted(came) == [(r, b"from %d" % r) for r in sorted(wire.others)]
             meet(wire)
         Swap(everyone, lambda a, b: [700 + a], 3, key=2).check()
         assert everyone.notices() == []

@@ -15,8 +15,8 @@ from mpisign.bench.training import rates
 from mpisign.bench.training.names import Named
 from mpisign.bench.wire.via import Via
 from mpisign.compressors import resolve
+from mpisign.exchange.buckets import BUCKET_SIZE, cut
 from mpisign.exchange.parameter_slot import ParameterSlot
-from mpisign.exchange.plan import BUCKET_SIZE, cut
 from mpisign.exchange.skip import rule_for
 
 _IN_BUCKETS = ("mpi", "horovod", "ddp")

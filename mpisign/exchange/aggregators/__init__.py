@@ -1,29 +1,31 @@
-"""What becomes of a bucket of gradients in one step: one way of aggregating a file."""
+"""What aggregates a bucket of gradients over the ranks in one step: one aggregator a file."""
 
 from __future__ import annotations
 
-import importlib
-
 from mpisign.compressors.base import Compressor
+from mpisign.exchange.aggregators.average import AverageAggregator
 from mpisign.exchange.aggregators.base import Aggregator
-from mpisign.exchange.parameter_slot import ParameterSlot
+from mpisign.exchange.aggregators.bf16_mean import BF16MeanAggregator
+from mpisign.exchange.aggregators.compressed_mean import CompressedMeanAggregator
+from mpisign.exchange.aggregators.detox import DetoxAggregator
+from mpisign.exchange.aggregators.gathered import GatheredMean, GatheredVote
+from mpisign.exchange.aggregators.mean_of_signs import MeanOfSignsAggregator
+from mpisign.exchange.aggregators.robust import RobustAggregator
+from mpisign.exchange.aggregators.vote import VoteAggregator
 
-__all__ = ["ParameterSlot", "Aggregator", "of"]
-
-_ROUNDS = {
-    "vote": ("vote", "VoteAggregator"),
-    "average": ("average", "AverageAggregator"),
-    "halves": ("bf16_mean", "BF16MeanAggregator"),
-    "mean_of_signs": ("mean_of_signs", "MeanOfSignsAggregator"),
-    "gathered_vote": ("gathered", "GatheredVote"),
-    "gathered_mean": ("gathered", "GatheredMean"),
-    "robust": ("robust", "RobustAggregator"),
-    "detox_robust": ("detox", "DetoxAggregator"),
-    "compressed_mean": ("compressed_mean", "CompressedMeanAggregator"),
+_AGGREGATORS: dict[str, type[Aggregator]] = {
+    "vote": VoteAggregator,
+    "average": AverageAggregator,
+    "halves": BF16MeanAggregator,
+    "mean_of_signs": MeanOfSignsAggregator,
+    "gathered_vote": GatheredVote,
+    "gathered_mean": GatheredMean,
+    "robust": RobustAggregator,
+    "detox_robust": DetoxAggregator,
+    "compressed_mean": CompressedMeanAggregator,
 }
 
 
-def of(compressor: Compressor) -> type[Aggregator]:
-    """The round that aggregates what ``compressor`` sends."""
-    module, name = _ROUNDS[compressor.aggregate]
-    return getattr(importlib.import_module(f"mpisign.exchange.aggregators.{module}"), name)  # type: ignore[no-any-return]
+def aggregator_for(compressor: Compressor) -> type[Aggregator]:
+    """What aggregates what ``compressor`` sends."""
+    return _AGGREGATORS[compressor.aggregate]

@@ -28,13 +28,13 @@ class AverageAggregator(Aggregator):
         lengths = self.bucket.lengths
         mean = np.zeros(sum(lengths), dtype=np.float32)
         parts = np.split(mean, np.cumsum(lengths)[:-1])
-        for m, part in zip(self.members, parts, strict=True):
+        for m, part in zip(self.slots, parts, strict=True):
             if m.grad is not None:
                 part[:] = m.grad.detach().cpu().float().reshape(-1).numpy()
         # An allreduce may block, so that ranks must come to those of a step's buckets in one order.
         yield engine.progress.turn(wire.tag)
         yield wire.allreduce(mean)
         mean /= np.float32(wire.size)
-        for i, (m, part) in enumerate(zip(self.members, parts, strict=True)):
+        for i, (m, part) in enumerate(zip(self.slots, parts, strict=True)):
             if anywhere[i]:
                 m.target().copy_(torch.from_numpy(part).view(m.parameter.shape))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -38,11 +37,12 @@ class BF16MeanAggregator(Aggregator):
                 .detach()
                 .to("cpu", torch.bfloat16)
                 .reshape(-1)
-                for m in self.members
+                for m in self.slots
             ]
             self._own = torch.cat(flat)
             nans = int(self._own.isnan().sum())
-        return replace(header, nans=nans), None
+        header.nans = nans
+        return header, None
 
     def steps(
         self, engine: Engine, wire: TaggedTransport, agreed: Agreed, number: int, anywhere: Any
@@ -54,7 +54,7 @@ class BF16MeanAggregator(Aggregator):
         mine = shards[wire.rank]
         rows = np.empty((p, mine.stop - mine.start), dtype=np.uint8)
         rows[wire.rank] = own[mine]
-        others = wire.transport.others()
+        others = wire.others
         yield wire.exchange([(r, own[shards[r]]) for r in others], [(r, rows[r]) for r in others])
         with stage("vote"):
             total = torch.zeros(rows.shape[1] // 2)
@@ -63,10 +63,7 @@ class BF16MeanAggregator(Aggregator):
             mean = (total / p).to(torch.bfloat16)
         result = np.empty(2 * n, dtype=np.uint8)
         yield wire.allgather(mean.view(torch.uint8).numpy(), [result[s] for s in shards])
-        digest = engine.due_digest(number)
-        if digest is not None:
-            digest.update(result)
-            engine.digest = digest.field()
+        engine.compare_result(number, result)
         with stage("unpack"):
             self._unpack(torch.from_numpy(result).view(torch.bfloat16), anywhere)
 
@@ -76,5 +73,5 @@ class BF16MeanAggregator(Aggregator):
             mean = mean.sign()
         for i, part in enumerate(mean.split(list(self.bucket.lengths))):
             if anywhere[i]:
-                m = self.members[i]
+                m = self.slots[i]
                 m.target().copy_(part.view(m.parameter.shape))

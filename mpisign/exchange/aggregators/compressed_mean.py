@@ -39,15 +39,15 @@ class CompressedMeanAggregator(Aggregator):
         with stage("pack"):
             state, flat = self._state(parts), self._flat(parts, anywhere)
         before = state.residual, state.owner_residual
-        c, keys = self.compressor, self.keys
-        how = {"zeros": c.zeros, "nan": c.nan, "seed": keys["seed"], "step": keys["step"]}
+        c, context = self.compressor, self.context
+        how = {"zeros": c.zeros, "nan": c.nan, "seed": context.seed, "step": context.step}
         yield from compressed_mean.exchange(engine, wire, state, how, flat, flat, number, agreed)
         with stage("unpack"):
             for part, there in zip(parts, anywhere, strict=True):
                 if not there:
                     _restore(state, before, part)
             self._keep(state, parts)
-            for m, part, there in zip(self.members, parts, anywhere, strict=True):
+            for m, part, there in zip(self.slots, parts, anywhere, strict=True):
                 if there:
                     mean = torch.from_numpy(flat[part]).view(m.parameter.shape)
                     mean = mean.to(m.parameter.device)
@@ -56,7 +56,7 @@ class CompressedMeanAggregator(Aggregator):
     def _flat(self, parts: list[slice], anywhere: Any) -> Any:
         """What the mean is taken of, float32, zeros for members without a gradient anywhere."""
         flat = np.zeros(sum(self.bucket.lengths), dtype=np.float32)
-        for m, part, there in zip(self.members, parts, anywhere, strict=True):
+        for m, part, there in zip(self.slots, parts, anywhere, strict=True):
             if there:
                 flat[part] = self._sent(m).detach().cpu().float().numpy().reshape(-1)
         return flat
@@ -70,11 +70,11 @@ class CompressedMeanAggregator(Aggregator):
         """The bucket's residuals from its members' states."""
         length = sum(self.bucket.lengths)
         state = CompressedMeanState(length, self.size, self.rank, self.compressor.block)
-        for m, part in zip(self.members, parts, strict=True):
+        for m, part in zip(self.slots, parts, strict=True):
             if "residual" in m.state:
                 e = get_or_init(m.state, "residual", m.parameter)
                 state.residual[part] = e.cpu().numpy().reshape(-1)
-        first = self.members[0].state
+        first = self.slots[0].state
         if first.get("owner_of") == self._owner_of(state):
             owned = first["owner_residual"].detach().cpu().float().numpy()
             if owned.shape == state.owner_residual.shape:
@@ -83,10 +83,10 @@ class CompressedMeanAggregator(Aggregator):
 
     def _keep(self, state: CompressedMeanState, parts: list[slice]) -> None:
         """The other way: members' residuals are views of the bucket's from then on."""
-        for m, part in zip(self.members, parts, strict=True):
+        for m, part in zip(self.slots, parts, strict=True):
             e = torch.from_numpy(state.residual[part]).view(m.parameter.shape)
             m.state["residual"] = e.to(m.parameter.device)
-        first = self.members[0].state
+        first = self.slots[0].state
         first["owner_residual"] = torch.from_numpy(state.owner_residual)
         first["owner_of"] = self._owner_of(state)
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from mpisign.collectives.detox_rows import detox_rows
 from mpisign.engine.agreement import Agreed
-from mpisign.exchange.aggregators.base import start_momenta_again
+from mpisign.exchange.aggregators.base import restart_momenta
 from mpisign.exchange.aggregators.robust import RobustAggregator
 from mpisign.robust.base import Rule
 from mpisign.transports.base import Steps
@@ -34,7 +34,7 @@ class DetoxAggregator(RobustAggregator):
     def _flat(self, anywhere: Any) -> Any:
         if self._robust.momentum:
             assert self.groups is not None
-            start_momenta_again(self.members, self.groups)
+            restart_momenta(self.slots, self.groups)
         return super()._flat(anywhere)
 
     def _reduce(
@@ -55,7 +55,7 @@ class DetoxAggregator(RobustAggregator):
             rng,
             out,
             function=agreed.function,
-            turn=self.keys["step"],
+            turn=self.context.step,
             tolerance=self._robust.tolerance,
             nan=agreed.header.nan,
         )

@@ -12,7 +12,7 @@ import torch
 from mpisign import planes, policies
 from mpisign.collectives.gather_planes import decode_rows, gather_planes, gather_rows
 from mpisign.collectives.vote_task import Planes
-from mpisign.compressors.base import PackContext, State
+from mpisign.compressors.base import State
 from mpisign.engine.agreement import Agreed, refuse_nans
 from mpisign.engine.engine import Engine
 from mpisign.engine.header import Header
@@ -35,7 +35,8 @@ class Gathered(Aggregator):
 
     def begin(self, header: Header, message: int) -> tuple[Header, Planes | None]:
         header, _ = super().begin(header, message)
-        return replace(header, late=True), None
+        header.nan_count_pending = True
+        return header, None
 
     def steps(
         self, engine: Engine, wire: TaggedTransport, agreed: Agreed, number: int, anywhere: Any
@@ -59,7 +60,7 @@ class Gathered(Aggregator):
             engine.digest = digest.field()
 
     def _write(self, i: int, rows: Any, scales: Any) -> torch.Tensor:
-        m = self.members[i]
+        m = self.slots[i]
         grad = m.target()
         direct = grad.dtype == torch.float32 and grad.is_contiguous()
         out = grad if direct else torch.empty(grad.shape, device=grad.device)
@@ -105,7 +106,7 @@ class _Packed:
 
     def __init__(self, of: Gathered, members: list[int]) -> None:
         c, bucket = of.compressor, of.bucket
-        self._members = [of.members[i] for i in members]
+        self._members = [of.slots[i] for i in members]
         self._states: list[State] = [_copied(m.state, c.shared) for m in self._members]
         sent = [c.scales_of(m.parameter.numel()) for m in self._members]
         #: Where each member's scales end among all.
@@ -132,7 +133,7 @@ class _Packed:
             self._states,
             there[0] if len(self._planes) == 2 else there[0][0],
             offsets,
-            PackContext(**of.keys, rates=[m.rate for m in self._members], scales=there[1]),
+            replace(of.context, rates=[s.rate for s in self._members], scales=there[1]),
         )
         if device.type != "cpu":
             self._planes[...], scales[...] = (x.cpu().numpy() for x in there)
@@ -175,8 +176,8 @@ class GatheredVote(Gathered):
             rows,
             length=out.numel(),
             ties=self.compressor.ties,
-            seed=self.keys["seed"],
-            step=self.keys["step"],
+            seed=self.context.seed,
+            step=self.context.step,
             offset=8 * self.bucket.offsets[i],
         )
         planes.unpack(votes if out.device.type != "cpu" else torch.from_numpy(votes), out=out)

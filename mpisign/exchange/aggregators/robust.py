@@ -24,7 +24,7 @@ from mpisign.transports.tagged import TaggedTransport
 class RobustAggregator(Aggregator):
     """``Robust.rule`` on what the compressor makes of a bucket's members, as one float32 vector.
 
-    Wire and arithmetic: as ``mpisign.robust.aggregate``, in host memory. State of each member:
+    Wire and arithmetic: as ``mpisign.robust_aggregate``, in host memory. State of each member:
     "momentum", float32, the rank's own; "center", float32, the last result, where the rule starts
     from it: the same on all ranks. What is not finite enters neither.
     """
@@ -45,12 +45,9 @@ class RobustAggregator(Aggregator):
             if self._robust.goes_on:
                 rule = rule.after(self._center(anywhere))
         result = np.empty_like(flat)
-        rng = np.random.default_rng([self.keys["seed"], self.keys["step"]])
+        rng = np.random.default_rng([self.context.seed, self.context.step])
         yield from self._reduce(agreed, wire, flat, rule, rng, result)
-        digest = engine.due_digest(number)
-        if digest is not None:
-            digest.update(result)
-            engine.digest = digest.field()
+        engine.compare_result(number, result)
         with stage("unpack"):
             self._unpack(torch.from_numpy(result), anywhere)
 
@@ -78,7 +75,7 @@ class RobustAggregator(Aggregator):
     def _flat(self, anywhere: Any) -> Any:
         """What the rule is given of this rank, float32; zeros for members without a gradient."""
         c, flat = self.compressor, np.zeros(sum(self.bucket.lengths), dtype=np.float32)
-        for m, part, there in zip(self.members, self._parts(flat), anywhere, strict=True):
+        for m, part, there in zip(self.slots, self._parts(flat), anywhere, strict=True):
             if not there:
                 continue
             if m.grad is None:
@@ -90,7 +87,7 @@ class RobustAggregator(Aggregator):
 
     def _center(self, anywhere: Any) -> Any:
         flat = np.zeros(sum(self.bucket.lengths), dtype=np.float32)
-        for m, part, there in zip(self.members, self._parts(flat), anywhere, strict=True):
+        for m, part, there in zip(self.slots, self._parts(flat), anywhere, strict=True):
             if there and "center" in m.state:
                 part[...] = m.state["center"].detach().cpu().float().reshape(-1).numpy()
         return flat
@@ -100,7 +97,7 @@ class RobustAggregator(Aggregator):
 
     def _unpack(self, result: torch.Tensor, anywhere: Any) -> None:
         parts = result.split(list(self.bucket.lengths))
-        for m, part, there in zip(self.members, parts, anywhere, strict=True):
+        for m, part, there in zip(self.slots, parts, anywhere, strict=True):
             if there:
                 part = part.view(m.parameter.shape)
                 if self._robust.goes_on:

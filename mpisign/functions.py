@@ -1,0 +1,95 @@
+"""The collectives of ``Communicator`` as functions of an array and ``comm``."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from mpisign.communicator import Communicator
+from mpisign.connect import resolve
+from mpisign.engine.engine import Engine
+
+_KEPT: dict[Any, tuple[Communicator, Any]] = {}  # with what the key's id belongs to
+
+
+def communicator_for(function: str, comm: Any) -> Communicator:
+    """The Communicator of what a front end was given as ``comm``.
+
+    Made by the first call for it (collective), and kept as long as ``comm`` lives.
+    """
+    if isinstance(comm, Communicator):
+        return comm
+    mpi4py = sys.modules.get("mpi4py.MPI")
+    if comm is not None and mpi4py is not None and isinstance(comm, mpi4py.Intracomm) and comm:
+        from mpisign.transports import mpi
+
+        kept = mpi.kept(comm)
+        if kept is not None:
+            return kept  # type: ignore[no-any-return]
+    kind, comm, _ = resolve(function, comm)
+    if kind == "mpi":
+        from mpisign.transports import mpi
+
+        kept = mpi.kept(comm)
+        if kept is None:
+            kept = Communicator(comm)
+            mpi.keep(comm, kept)
+        assert isinstance(kept, Communicator)
+        return kept
+    key = _key(kind, comm)
+    if key not in _KEPT:
+        _KEPT[key] = Communicator(kind if kind == "horovod" and comm is None else comm), comm
+    return _KEPT[key][0]
+
+
+def engine_of(function: str, comm: Any) -> Engine:
+    """The engine of ``communicator_for(function, comm)``."""
+    return communicator_for(function, comm).engine
+
+
+def _key(kind: str, x: Any) -> Any:
+    if kind == "horovod":
+        import horovod.torch as hvd
+
+        process_set = hvd.global_process_set if x is None else x
+        # Elastic training changes the ranks behind a process set.
+        return kind, process_set.process_set_id, process_set.rank(), process_set.size()
+    return kind, id(x)
+
+
+def _functional(method: Callable[..., Any], like: Callable[..., Any] | None = None) -> Any:
+    """``method`` as a function with ``comm=None`` behind its arrays, for ``help()`` too.
+
+    ``like``: the method whose options ``help()`` shows.
+    """
+    name = method.__name__
+    own = list(inspect.signature(like or method).parameters.values())[1:]
+    arrays = [p for p in own if p.kind is p.POSITIONAL_OR_KEYWORD]
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    comm_parameter = inspect.Parameter("comm", kind, default=None, annotation="Any")
+
+    def function(*args: Any, comm: Any = None, **options: Any) -> Any:
+        if len(args) > len(arrays):
+            *args, comm = args  # type: ignore[assignment]
+        return method(communicator_for(name, comm), *args, **options)
+
+    function.__name__ = function.__qualname__ = name
+    function.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [*arrays, comm_parameter, *own[len(arrays) :]]
+    )
+    function.__doc__ = (
+        f"``Communicator.{name}`` of ``comm``: whatever ``Communicator`` takes, default what the\n"
+        f"launcher started.\n\n{inspect.getdoc(method)}"
+    )
+    return function
+
+
+majority_vote = _functional(Communicator.majority_vote)
+majority_vote_async = _functional(Communicator.majority_vote_async, Communicator.majority_vote)
+tally = _functional(Communicator.tally)
+tally_async = _functional(Communicator.tally_async, Communicator.tally)
+mean_of_signs = _functional(Communicator.mean_of_signs)
+compressed_mean = _functional(Communicator.compressed_mean)
+robust_aggregate = _functional(Communicator.robust_aggregate)

@@ -88,8 +88,8 @@ def vote(
     digest = task.digest = engine.due_digest(number)
     if eager:
         nbytes = task.k * task.nbytes
-        stack = agreed.rows[:, EAGER_AT : EAGER_AT + nbytes].reshape(-1, task.k, task.nbytes)
-        stack = task.by_rows(stack)
+        stack = agreed.rows[:, EAGER_AT : EAGER_AT + nbytes]
+        stack = task.by_rows(stack.reshape(wire.size, task.k, task.nbytes))
         task.check_padding(stack, 0)
         planes = np.empty((task.kd, task.nbytes), dtype=np.uint8)
         task.tally(stack, 0, planes)

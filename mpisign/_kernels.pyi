@@ -1,11 +1,12 @@
 """The host kernels (kernels/module.c), and what mpisign/backend/cuda/kernels.py does with device memory.
 
-Addresses are not checked here, but by the callers (mpisign/planes/). ``sign``, ``mask`` and the
-like are addresses of planes, 0 where an optional one is absent. Codes: dtypes as arrays.FLOATS,
-policies as in policies.py. ``random`` is (seed, step, stream, byte_offset). Returns of the host
-kernels are ints; those of the CUDA kernels are device arrays that nobody waits for.
+The callers (mpisign/planes/) check addresses, kernels do not. ``sign``, ``mask`` and the like are
+addresses of planes, 0 for an optional one that is absent. Codes: dtypes as arrays.FLOATS, policies
+as in policies.py. ``random`` is (seed, step, stream, byte_offset). The host kernels return ints;
+the CUDA kernels return device arrays, not waited for.
 """
 
+# fmt: off
 Random = tuple[int, int, int, int]
 
 #: The instruction set in use ("avx512", "avx2", "portable"), and those this processor has.
@@ -15,31 +16,12 @@ def use_isa(name: str, /) -> None: ...
 def address(array: object, /) -> int:
     """Where the memory of an object with a buffer begins; BufferError, ValueError without one."""
 
-def pack(
-    data: int,
-    dtype: int,
-    shape: tuple[int, ...],
-    strides: tuple[int, ...],
-    sign: int,
-    mask: int,
-    zeros: int,
-    random: Random,
-    threads: int,
-    /,
-) -> tuple[int, int]:
+def pack(data: int, dtype: int, shape: tuple[int, ...], strides: tuple[int, ...], sign: int,
+    mask: int, zeros: int, random: Random, threads: int, /) -> tuple[int, int]:
     """One array of any strides (bytes); returns (zeros, NaNs)."""
 
-def pack_pieces(
-    rule: int,
-    parameters: tuple[float, float, float, float],
-    pieces: bytes,
-    sign: int,
-    mask: int,
-    zeros: int,
-    random: Random,
-    threads: int,
-    /,
-) -> tuple[int, int]:
+def pack_pieces(rule: int, parameters: tuple[float, float, float, float], pieces: bytes, sign: int,
+    mask: int, zeros: int, random: Random, threads: int, /) -> tuple[int, int]:
     """Contiguous arrays into one plane.
 
     ``pieces``: int64 native (n, 6): address, length, dtype, first byte in the planes,
@@ -47,119 +29,38 @@ def pack_pieces(
     1 - b1, b2, 1 - b2), SPARSIGN (budget).
     """
 
-def error_feedback(
-    grad: int,
-    dtype: int,
-    residual: int,
-    length: int,
-    rate: float,
-    block: int,
-    sign: int,
-    mask: int,
-    scales: int,
-    zeros: int,
-    random: Random,
-    threads: int,
-    /,
-) -> tuple[int, int]:
+def error_feedback(grad: int, dtype: int, residual: int, length: int, rate: float, block: int,
+    sign: int, mask: int, scales: int, zeros: int, random: Random, threads: int,
+    /) -> tuple[int, int]:
     """Residual fp32, scales fp32 (ceil(length / block),); returns (zeros, values not finite)."""
 
-def majority(
-    sign: int,
-    mask: int,
-    row_stride: int,
-    rows: int,
-    length: int,
-    weights: int,
-    group: int,
-    out_sign: int,
-    out_mask: int,
-    ties: int,
-    random: Random,
-    threads: int,
-    /,
-) -> int:
+def majority(sign: int, mask: int, row_stride: int, rows: int, length: int, weights: int,
+    group: int, out_sign: int, out_mask: int, ties: int, random: Random, threads: int, /) -> int:
     """Returns coordinates that tied. ``weights``: uint32 (rows,) or 0; ``group``: rows, or 1."""
 
-def group_distances(
-    sign: int,
-    mask: int,
-    row_stride: int,
-    rows: int,
-    length: int,
-    group: int,
-    threads: int,
-    /,
-) -> bytes:
+def group_distances(sign: int, mask: int, row_stride: int, rows: int, length: int, group: int,
+    threads: int, /) -> bytes:
     """Int64 native (rows,): bits that differ from the group's vote, where both voted."""
 
-def tally(
-    sign: int,
-    mask: int,
-    row_stride: int,
-    rows: int,
-    length: int,
-    weights: int,
-    planes: int,
-    negatives: int,
-    positives: int,
-    plane_stride: int,
-    threads: int,
-    /,
-) -> None:
+def tally(sign: int, mask: int, row_stride: int, rows: int, length: int, weights: int, planes: int,
+    negatives: int, positives: int, plane_stride: int, threads: int, /) -> None:
     """Count planes, lowest bit first; ``positives`` of masked stacks only, else 0."""
 
-def weighted_sum(
-    sign: int,
-    mask: int,
-    row_stride: int,
-    rows: int,
-    length: int,
-    weights: int,
-    block: int,
-    start: float,
-    scale: float,
-    out: int,
-    threads: int,
-    /,
-) -> None:
+def weighted_sum(sign: int, mask: int, row_stride: int, rows: int, length: int, weights: int,
+    block: int, start: float, scale: float, out: int, threads: int, /) -> None:
     """out fp32 = (start +- weights[0] ...) * scale; weights fp32 (rows, ceil(length / block))."""
 
-def unpack(
-    sign: int, mask: int, length: int, dtype: int, scale: float, out: int, threads: int, /
-) -> None: ...
-def unpack_add(
-    sign: int, mask: int, length: int, dtype: int, scale: float, out: int, threads: int, /
-) -> None: ...
-def update(
-    sign: int,
-    mask: int,
-    length: int,
-    dtype: int,
-    rate: float,
-    weight_decay: float,
-    parameter: int,
-    threads: int,
-    /,
-) -> None: ...
-def encode_counts(
-    plane: int, length: int, base: int, digits: int, words: int, threads: int, /
-) -> None: ...
-def decode_counts(
-    negatives: int,
-    votes: int,
-    unscale: float,
-    voters: int,
-    base: int,
-    digits: int,
-    length: int,
-    out_sign: int,
-    out_mask: int,
-    ties: int,
-    random: Random,
-    threads: int,
-    /,
-) -> int: ...
+def unpack(sign: int, mask: int, length: int, dtype: int, scale: float, out: int, threads: int,
+    /) -> None: ...
+def unpack_add(sign: int, mask: int, length: int, dtype: int, scale: float, out: int, threads: int,
+    /) -> None: ...
+def update(sign: int, mask: int, length: int, dtype: int, rate: float, weight_decay: float,
+    parameter: int, threads: int, /) -> None: ...
+def encode_counts(plane: int, length: int, base: int, digits: int, words: int, threads: int,
+    /) -> None: ...
+def decode_counts(negatives: int, votes: int, unscale: float, voters: int, base: int, digits: int,
+    length: int, out_sign: int, out_mask: int, ties: int, random: Random, threads: int,
+    /) -> int: ...
 def encode_sparse(sign: int, mask: int, length: int, out: int, /) -> int:
     """Returns the bytes of the message, for which ``out`` has room in any case."""
 
@@ -175,18 +76,11 @@ def rows_finite(rows: Rows, finite: int, threads: int, /) -> None:
 def rows_distances(rows: Rows, norms: int, out: int, finite: int, threads: int, /) -> None:
     """Squared: out fp64, of pairs (0, 1) (0, 2) ... (n - 1, origin), or of ``norms`` (rows,)."""
 
-def rows_mix(
-    rows: Rows,
-    mixture: tuple[int, int, int, int, int],
-    out: int,
-    finite: int,
-    threads: int,
-    /,
-) -> None:
+def rows_mix(rows: Rows, mixture: tuple[int, int, int, int, int], out: int, finite: int,
+    threads: int, /) -> None:
     """``mixture``: sums, and the addresses of int64 ends (sums,), int64 columns and fp64 values of
     what is not 0, uint8 (rows,) of the rows that are used. out: (sums, coordinates)."""
 
-def rows_order(
-    rows: Rows, low: int, high: int, nearest: int, out: int, finite: int, threads: int, /
-) -> None:
+def rows_order(rows: Rows, low: int, high: int, nearest: int, out: int, finite: int, threads: int,
+    /) -> None:
     """The mean of order statistics [low, high), or of the ``nearest`` values to the median."""

@@ -6,7 +6,11 @@ from collections.abc import Sequence
 
 
 class CollectiveError(RuntimeError):
-    """A collective could not run; every rank of the communicator raises the same text."""
+    """A collective could not run. Every rank of the communicator raises the same text.
+
+    The base class of the errors below but LauncherError: ``except CollectiveError`` takes
+    the same branch on every rank.
+    """
 
 
 class DisagreementError(CollectiveError):
@@ -18,11 +22,21 @@ class NaNError(CollectiveError, FloatingPointError):
 
 
 class WireError(CollectiveError):
-    """What arrived is not what the protocol allows: a wrong size, magic, version or padding."""
+    """Received bytes break the protocol: a wrong size, magic number, version or padding."""
 
 
 class CollectiveTimeout(CollectiveError, TimeoutError):
-    """Ranks did not come within the communicator's timeout; ``ranks`` are those, if known."""
+    """Ranks did not join a collective within the communicator's timeout.
+
+    Args:
+        text: The message.
+        ranks: The missing ranks, empty where the wire does not know them.
+
+    Example:
+        >>> from mpisign.errors import CollectiveTimeout
+        >>> CollectiveTimeout("majority_vote: rank 3 is missing", ranks=[3]).ranks
+        (3,)
+    """
 
     def __init__(self, text: str, ranks: Sequence[int] = ()) -> None:
         super().__init__(text)
@@ -30,7 +44,7 @@ class CollectiveTimeout(CollectiveError, TimeoutError):
 
 
 class BrokenError(CollectiveError):
-    """An earlier collective of this communicator broke off half way: it is of no more use."""
+    """An earlier collective of this communicator broke off half way; make a new communicator."""
 
 
 class LauncherError(RuntimeError):

@@ -1,4 +1,4 @@
-"""What the launcher left in the environment, known before MPI or a device is touched."""
+"""Ranks and sizes from the launcher's environment variables, before MPI or a device starts."""
 
 from __future__ import annotations
 
@@ -9,51 +9,24 @@ from mpisign.errors import LauncherError
 # Inner launchers come before the batch systems that they run in: under mpirun inside Slurm,
 # SLURM_LOCALID belongs to the batch script or to mpirun's daemons.
 _LOCAL_RANK = (
-    "HOROVOD_LOCAL_RANK",
-    "OMPI_COMM_WORLD_LOCAL_RANK",
-    "MPI_LOCALRANKID",
-    "MV2_COMM_WORLD_LOCAL_RANK",
-    "MVP_COMM_WORLD_LOCAL_RANK",
-    "PALS_LOCAL_RANKID",
-    "PMI_LOCAL_RANK",
-    "JSM_NAMESPACE_LOCAL_RANK",
-    "FLUX_TASK_LOCAL_ID",
-    "SLURM_LOCALID",
-)
+    "HOROVOD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID",
+    "MV2_COMM_WORLD_LOCAL_RANK", "MVP_COMM_WORLD_LOCAL_RANK", "PALS_LOCAL_RANKID",
+    "PMI_LOCAL_RANK", "JSM_NAMESPACE_LOCAL_RANK", "FLUX_TASK_LOCAL_ID", "SLURM_LOCALID",
+)  # fmt: skip
 _RANK = (
-    "HOROVOD_RANK",
-    "OMPI_COMM_WORLD_RANK",
-    "MV2_COMM_WORLD_RANK",
-    "MVP_COMM_WORLD_RANK",
-    "PMIX_RANK",
-    "PMI_RANK",
-    "JSM_NAMESPACE_RANK",
-    "FLUX_TASK_RANK",
-    "SLURM_PROCID",
-)
-# SLURM_NTASKS is missing on purpose: a batch script's own shell has it, one process though it is.
+    "HOROVOD_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK", "MVP_COMM_WORLD_RANK",
+    "PMIX_RANK", "PMI_RANK", "JSM_NAMESPACE_RANK", "FLUX_TASK_RANK", "SLURM_PROCID",
+)  # fmt: skip
+# Not SLURM_NTASKS: the shell of a batch script has it too, and is one process.
 _SIZE = (
-    "HOROVOD_SIZE",
-    "OMPI_COMM_WORLD_SIZE",
-    "MV2_COMM_WORLD_SIZE",
-    "MVP_COMM_WORLD_SIZE",
-    "PMI_SIZE",
-    "JSM_NAMESPACE_SIZE",
-    "FLUX_JOB_SIZE",
-    "SLURM_STEP_NUM_TASKS",
-)
+    "HOROVOD_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE", "MVP_COMM_WORLD_SIZE",
+    "PMI_SIZE", "JSM_NAMESPACE_SIZE", "FLUX_JOB_SIZE", "SLURM_STEP_NUM_TASKS",
+)  # fmt: skip
 _LOCAL_SIZE = (
-    "HOROVOD_LOCAL_SIZE",
-    "OMPI_COMM_WORLD_LOCAL_SIZE",
-    "MPI_LOCALNRANKS",
-    "MV2_COMM_WORLD_LOCAL_SIZE",
-    "MVP_COMM_WORLD_LOCAL_SIZE",
-    "PALS_LOCAL_SIZE",
-    "PMI_LOCAL_SIZE",
-    "JSM_NAMESPACE_LOCAL_SIZE",
-)
-
-
+    "HOROVOD_LOCAL_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS",
+    "MV2_COMM_WORLD_LOCAL_SIZE", "MVP_COMM_WORLD_LOCAL_SIZE", "PALS_LOCAL_SIZE",
+    "PMI_LOCAL_SIZE", "JSM_NAMESPACE_LOCAL_SIZE",
+)  # fmt: skip
 _NODES = ("SLURM_STEP_NUM_NODES", "FLUX_JOB_NNODES")
 _TORCHRUN = {
     _LOCAL_RANK: ("LOCAL_RANK",),
@@ -66,7 +39,7 @@ _TORCHRUN = {
 
 def _first(names: tuple[str, ...]) -> tuple[str, int] | None:
     """The first of the variables that holds a number, and the number."""
-    if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun, whose variables' names say little alone
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun: its names are too general alone
         names = (*names, *_TORCHRUN[names])
     for name in names:
         value = os.environ.get(name, "").strip()
@@ -76,25 +49,22 @@ def _first(names: tuple[str, ...]) -> tuple[str, int] | None:
 
 
 def local_rank() -> int | None:
-    """This process's number among those on its node, from 0; None if no launcher tells."""
-    found = _first(_LOCAL_RANK)
-    return found[1] if found else None
+    """This process's number among those on its node, from 0; None if no launcher says."""
+    return (_first(_LOCAL_RANK) or (None, None))[1]
 
 
 def rank() -> int | None:
-    """This process's number among all that the launcher started; None if no launcher tells."""
-    found = _first(_RANK)
-    return found[1] if found else None
+    """This process's number among all that the launcher started; None if no launcher says."""
+    return (_first(_RANK) or (None, None))[1]
 
 
 def launched_size() -> int | None:
-    """How many processes the launcher says that it started; None if no launcher tells."""
-    found = _first(_SIZE)
-    return found[1] if found else None
+    """How many processes the launcher started; None if no launcher says."""
+    return (_first(_SIZE) or (None, None))[1]
 
 
 def local_size() -> int | None:
-    """How many of them run on this node; None if the launcher does not tell."""
+    """How many of them run on this node; None if the launcher does not say."""
     found = _first(_LOCAL_SIZE)
     if found:
         return found[1]
@@ -105,8 +75,8 @@ def local_size() -> int | None:
 def check_world(size: int) -> None:
     """Raises LauncherError if ``size`` is 1 although the launcher started more processes.
 
-    A launcher that does not fit the MPI library gives N jobs of one rank each, and each would train
-    alone without a word.
+    A launcher that does not fit the MPI library starts N jobs of one rank each, and each would
+    train alone without a warning.
     """
     found = _first(_SIZE)
     if size != 1 or found is None or found[1] <= 1:

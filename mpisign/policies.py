@@ -1,7 +1,7 @@
 """What a vote does with zeros, NaNs and ties: the names, their codes, their defaults.
 
-Every policy is one rule for all ranks. Nothing here may depend on the rank, or replicas diverge;
-the random bits for zeros differ from rank to rank (they are votes), those for ties never do.
+All ranks use one policy, and no policy depends on the rank, or replicas would diverge. The random
+bits for zeros differ from rank to rank (they are votes); those for ties never do.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What this process packed, sent, counted and waited for: bytes, calls and seconds per stage."""
+"""Totals of this process: bytes, calls and seconds of each stage, distances of each rank."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from dataclasses import asdict, dataclass, field
 
 _LOCK = threading.Lock()
 STAGES = ("pack", "exchange", "vote", "unpack")
-_ODD = 0.05  # of the coordinates: what rounding on a GPU never makes
+_ODD = 0.05  # of the coordinates: more than rounding on a GPU changes
 _UNLIKE = 0.03  # on one batch 0, on a GPU a little more; on other batches 0.05 to 0.25
-_FEW = 4  # coordinates, in which anybody may differ
-_TALLIES = 32  # pieces that are looked at together before anybody is warned
+_FEW = 4  # coordinates in which any rank may differ
+_TALLIES = 32  # pieces a rank before a warning
 
 
 @dataclass
 class Stage:
-    """One stage's totals. ``sent`` and ``received``: payload bytes that left and reached this rank.
+    """Totals of one stage.
 
-    What a rank keeps for itself does not count. A wire's own reduction (allreduce) hides its
-    messages: it is booked as the ring it is at best, 2 (p - 1) / p of the buffer each way.
+    ``sent`` and ``received`` are payload bytes to and from other ranks. An allreduce of the wire
+    hides its messages and counts as a ring: 2 (p - 1) / p of the buffer in each direction.
     """
 
     calls: int = 0
@@ -34,9 +34,9 @@ class Stage:
 class Distance:
     """How far one rank's votes were from its group's, in what this process tallied.
 
-    ``coordinates`` were compared in ``tallies`` pieces of ballots; in ``differing`` of them both
-    voted and not alike. ``flagged``: the pieces in which the rank was the odd one out: away from
-    its group in over 5% of the coordinates and in more than 4, and more than twice as far as any
+    ``coordinates`` were compared in ``tallies`` pieces; in ``differing`` of them the rank and its
+    group voted unlike. ``flagged`` counts the pieces in which the rank was the odd one out: it
+    differed in over 5% of the coordinates, in more than 4, and in more than twice as many as any
     other member.
     """
 
@@ -55,8 +55,11 @@ class Distance:
 class Stats:
     """Totals of the process since its start or the last ``reset``.
 
-    ``suspects``: by rank of the communicator, where ranks vote in groups (DETOX). A process sees
-    the shards that it tallies: with alltoall-vote those that it owns, with allgather-vote all.
+    Args:
+        stages: ``Stage`` by name: "pack", "exchange", "vote", "unpack".
+        suspects: ``Distance`` by rank of the communicator, where ranks vote in groups (DETOX). A
+            process sees the shards that it tallies: its own with alltoall-vote, all with
+            allgather-vote.
     """
 
     stages: dict[str, Stage] = field(default_factory=lambda: {s: Stage() for s in STAGES})
@@ -67,7 +70,7 @@ class Stats:
     def add(
         self, stage: str, *, calls: int = 1, seconds: float = 0.0, sent: int = 0, received: int = 0
     ) -> None:
-        """Books one call; KeyError for an unknown stage."""
+        """Adds to a stage's totals; KeyError for an unknown stage."""
         with _LOCK:  # simulated ranks are threads of one process
             s = self.stages[stage]
             s.calls += calls
@@ -78,9 +81,9 @@ class Stats:
     def add_distances(
         self, groups: Sequence[Sequence[int]], coordinates: int, differing: Sequence[int]
     ) -> None:
-        """Books one tally; ``differing``: a rank's each, in the groups' order.
+        """Adds one tally; ``differing``: one count a rank, in the groups' order.
 
-        Warns once where most ranks vote unlike their groups: they were given other batches.
+        Warns once if most ranks vote unlike their groups: their batches differ.
         """
         least = max(_ODD * coordinates, _FEW)
         with _LOCK:
@@ -109,7 +112,7 @@ class Stats:
             )
 
     def _doubt(self) -> float:
-        """The median rank's share of late, if too large for members that compute the same."""
+        """The median rank's recent share if members cannot have had the same batches, else 0."""
         found = list(self._recent.values())
         if not found or min(d.tallies for d in found) < _TALLIES:
             return 0.0
@@ -121,8 +124,8 @@ class Stats:
         """``suspects`` as text, a row a rank."""
         lines = [f"{'rank':<6}{'tallies':>10}{'coordinates':>16}{'differing':>12}{'flagged':>10}"]
         for rank, d in sorted(self.suspects.items()):
-            told = f"{d.share:.2%}"
-            lines.append(f"{rank:<6}{d.tallies:>10}{d.coordinates:>16}{told:>12}{d.flagged:>10}")
+            share = f"{d.share:.2%}"
+            lines.append(f"{rank:<6}{d.tallies:>10}{d.coordinates:>16}{share:>12}{d.flagged:>10}")
         return "\n".join(lines)
 
     def reset(self) -> None:
@@ -152,12 +155,33 @@ _STATS = Stats()
 
 
 def stats() -> Stats:
-    """The totals of this process."""
+    """Returns the totals of this process.
+
+    Example:
+        >>> import mpisign
+        >>> mpisign.stats().reset()
+        >>> mpisign.stats().as_dict()["exchange"]["sent"]
+        0
+    """
     return _STATS
 
 
+def count_bytes(sent: int, received: int) -> None:
+    """Adds payload bytes of an exchange."""
+    with _LOCK:
+        s = _STATS.stages["exchange"]
+        s.sent += sent
+        s.received += received
+
+
+def count_ring(nbytes: int, size: int) -> None:
+    """Adds an allreduce of ``nbytes`` among ``size`` ranks, as the ring that it is at best."""
+    ring = 2 * nbytes * (size - 1) // size
+    count_bytes(ring, ring)
+
+
 class stage:
-    """``with stage(name):`` books one call of a stage and the seconds of the block."""
+    """``with stage(name):`` adds one call of a stage and the seconds of the block."""
 
     __slots__ = ("_name", "_start")
 
@@ -168,4 +192,8 @@ class stage:
         self._start = time.perf_counter()
 
     def __exit__(self, *error: object) -> None:
-        _STATS.add(self._name, seconds=time.perf_counter() - self._start)
+        seconds = time.perf_counter() - self._start
+        with _LOCK:
+            s = _STATS.stages[self._name]
+            s.calls += 1
+            s.seconds += seconds

@@ -87,7 +87,7 @@ def test_threads_change_nothing(monkeypatch):
         _, _, stack = ballots(15, 2_000_003, 7, masked)
         results = []
         for threads in (1, 2, 3, 100):
-            monkeypatch.setattr(planes.distances.threads, "for_work", lambda _, t=threads: t)
+            monkeypatch.setattr(planes.vote.threads, "for_work", lambda _, t=threads: t)
             results.append(planes.group_distances(stack, group=5, length=2_000_003).tolist())
         assert all(result == results[0] for result in results)
 

@@ -1,11 +1,12 @@
 """Arrays of any framework as the kernels see them: an address, a shape, strides, a dtype.
 
-NumPy and CuPy arrays and torch tensors, on the CPU or a CUDA device, never copied. torch and CuPy
-are looked at only if they are already imported.
+NumPy and CuPy arrays and torch tensors, on the CPU or a CUDA device, are never copied. This module
+never imports torch or CuPy: a tensor of theirs exists only once somebody else has.
 """
 
 from __future__ import annotations
 
+import math
 import sys
 from typing import Any
 
@@ -16,42 +17,29 @@ from mpisign import _kernels
 #: Codes of the kernels (kernels/shared.h) in this order.
 FLOATS = ("float32", "float16", "bfloat16", "float64")
 FLOAT_CODES = {name: code for code, name in enumerate(FLOATS)}
-ITEM_SIZE = {"float32": 4, "float16": 2, "bfloat16": 2, "float64": 8}
+ITEM_SIZE = {"float32": 4, "float16": 2, "bfloat16": 2, "float64": 8, "uint8": 1}
 
 _DTYPES = {name: np.dtype(name) for name in ("float32", "float16", "float64", "uint8")}
 _NAMES: dict[Any, str] = {dtype: name for name, dtype in _DTYPES.items()}
 
 
 class View:
-    """One array's memory. ``owner`` keeps the memory alive.
+    """One array's memory, as kernels take it. ``owner``, the array, keeps it alive.
 
-    ``device``: "cpu" or "cuda:N". ``contiguous``: the elements lie in C order without gaps.
+    Functions of mpisign.planes take a View in place of its array: whoever calls them again and
+    again for one array looks at it once. ``device``: "cpu" or "cuda:N". ``contiguous``: the
+    elements lie in C order without gaps.
     """
 
-    __slots__ = ("_shape", "address", "contiguous", "device", "dtype", "length", "owner")
+    __slots__ = ("address", "contiguous", "device", "dtype", "length", "owner", "shape")
 
     def __init__(
-        self,
-        owner: Any,
-        address: int,
-        shape: tuple[int, ...],
-        dtype: str,
-        length: int,
-        contiguous: bool,
-        device: str,
+        self, owner: Any, address: int, shape: Any, dtype: str, contiguous: bool, device: str
     ) -> None:
-        self.owner = owner
-        self.address = address
-        self._shape = shape
-        self.dtype = dtype
-        self.length = length
-        self.contiguous = contiguous
-        self.device = device
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """As a plain tuple, which a torch.Size only becomes where somebody asks."""
-        return tuple(self._shape)
+        self.owner, self.address, self.dtype = owner, address, dtype
+        self.shape: tuple[int, ...] = tuple(shape)  # a plain one, also of a torch.Size
+        self.contiguous, self.device = contiguous, device
+        self.length = math.prod(shape)
 
     @property
     def is_torch(self) -> bool:
@@ -69,12 +57,17 @@ class View:
 
     @property
     def kernels(self) -> Any:
-        """What computes on this memory: the host kernels, or those of the current CUDA stream."""
+        """The host kernels, or those on the current CUDA stream of the array's framework."""
         if self.device == "cpu":
             return _kernels
         from mpisign.backend.cuda import kernels
 
         return kernels.of(self.owner)
+
+    def part(self, first: int, length: int) -> View:
+        """``length`` elements from ``first`` on, in C order, of a contiguous array; unchecked."""
+        address = self.address + first * ITEM_SIZE[self.dtype]
+        return View(self.owner, address, (length,), self.dtype, True, self.device)
 
 
 def is_torch(x: object) -> bool:
@@ -84,10 +77,12 @@ def is_torch(x: object) -> bool:
 
 
 def view(function: str, argument: str, x: Any, *, writable: bool = False) -> View:
-    """The memory of ``x``; TypeError if it is no NumPy or CuPy array and no dense torch tensor.
+    """The memory of a NumPy or CuPy array, a dense torch tensor, or a View of one.
 
-    ``writable``: ValueError if it cannot be written to.
+    Raises TypeError for anything else, ValueError if ``writable`` and it cannot be written to.
     """
+    if isinstance(x, View):
+        return x
     if isinstance(x, np.ndarray):
         if type(x) is not np.ndarray and isinstance(x, np.ma.MaskedArray):
             raise TypeError(f"{function}: {argument} must not be a masked array")
@@ -98,14 +93,14 @@ def view(function: str, argument: str, x: Any, *, writable: bool = False) -> Vie
         try:
             start = _kernels.address(x)
         except (BufferError, ValueError):
-            start = _address_without_buffer(x)
-        return View(x, start, x.shape, name, x.size, flags.c_contiguous, "cpu")
+            start = address(x)
+        return View(x, start, x.shape, name, flags.c_contiguous, "cpu")
     if is_torch(x):
         return _torch_view(function, argument, x, writable)
     cupy = sys.modules.get("cupy")
     if cupy is not None and isinstance(x, cupy.ndarray):
         device = f"cuda:{x.device.id}"
-        return View(x, x.data.ptr, x.shape, x.dtype.name, x.size, x.flags.c_contiguous, device)
+        return View(x, x.data.ptr, x.shape, x.dtype.name, x.flags.c_contiguous, device)
     hint = " (of (planes, zeros, NaNs), which pack_signum and others return, take [0])"
     raise TypeError(
         f"{function}: {argument} must be a NumPy array, a CuPy array or a torch tensor, "
@@ -157,18 +152,18 @@ def overlap_partly(a: View, b: View) -> bool:
     """Whether two contiguous arrays share memory, but do not begin and end together."""
     if a.device != b.device or not a.length or not b.length:
         return False
-    ends = [v.address + v.length * itemsize(v.dtype) for v in (a, b)]
+    ends = [v.address + v.length * ITEM_SIZE[v.dtype] for v in (a, b)]
     same = (a.address, ends[0]) == (b.address, ends[1])
     return not same and a.address < ends[1] and b.address < ends[0]
 
 
 def itemsize(dtype: str) -> int:
     """Bytes of an element of a dtype of ``FLOATS`` or uint8."""
-    return {"float64": 8, "float32": 4, "uint8": 1}.get(dtype, 2)
+    return ITEM_SIZE[dtype]
 
 
 def host(x: Any) -> np.ndarray[Any, Any]:
-    """``x`` in host memory: itself, or a copy of what lies on a device, which is waited for."""
+    """``x`` itself if it is a NumPy array, else a copy in host memory; waits for the device."""
     if isinstance(x, np.ndarray):
         return x
     copy: np.ndarray[Any, Any] = x.detach().cpu().numpy() if is_torch(x) else x.get()
@@ -178,17 +173,16 @@ def host(x: Any) -> np.ndarray[Any, Any]:
 def address(x: Any) -> int:
     """Where the memory of an array of any framework begins; unchecked."""
     if isinstance(x, np.ndarray):
-        return _address(x)
-    start: int = x.data_ptr() if is_torch(x) else x.data.ptr
-    return start
+        try:
+            return _kernels.address(x)
+        except (BufferError, ValueError):  # a dtype that no buffer can name, such as bfloat16
+            return int(x.__array_interface__["data"][0])
+    return int(x.data_ptr() if is_torch(x) else x.data.ptr)
 
 
 def address_like(x: np.ndarray[Any, Any], like: View) -> int:
-    """The address of ``x`` in ``like``'s memory; a copy on a GPU, which its framework keeps."""
-    if like.device == "cpu":
-        return _address(x)
-    address: int = like.kernels.upload(x)
-    return address
+    """The address of ``x`` in ``like``'s memory; a copy on a GPU, kept while it is in use."""
+    return address(x) if like.device == "cpu" else int(like.kernels.upload(x))
 
 
 def float_name(function: str, argument: str, dtype: Any) -> str:
@@ -224,19 +218,7 @@ def _torch_view(function: str, argument: str, x: Any, writable: bool) -> View:
             f"{function}: {argument} must be a tensor with memory of its own, "
             f"got a {type(x).__name__} without (of a DTensor take to_local())"
         )
-    return View(x, start, x.shape, name, x.numel(), x.is_contiguous(), device)
-
-
-def _address(x: np.ndarray[Any, Any]) -> int:
-    try:
-        return _kernels.address(x)
-    except (BufferError, ValueError):
-        return _address_without_buffer(x)
-
-
-def _address_without_buffer(x: np.ndarray[Any, Any]) -> int:
-    """Of a dtype that no buffer can name, such as bfloat16."""
-    return int(x.__array_interface__["data"][0])
+    return View(x, start, x.shape, name, x.is_contiguous(), device)
 
 
 def _numpy_name(function: str, argument: str, x: np.ndarray[Any, Any]) -> str:

@@ -1,4 +1,4 @@
-"""How many threads a kernel may use, so that ranks that share a node do not fight for its cores."""
+"""How many threads a kernel may use, so that the ranks of a node share its cores."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from mpisign import launcher
 def count() -> int:
     """Threads for a kernel: ``of_environment``, or 1 in a forked child.
 
-    libgomp's threads do not survive a fork, and it would wait for them.
+    libgomp waits for its threads, which do not survive a fork.
     """
     return 1 if os.getpid() != _PID else of_environment()
 
 
 def for_work(amount: int) -> int:
-    """``count``, or 1 at once for so little work that a second thread would only cost time."""
+    """``count``, or 1 where there is too little work for a second thread to pay off."""
     return 1 if amount < _WORTH_A_THREAD else count()
 
 
@@ -33,7 +33,7 @@ def of_environment() -> int:
         text = os.environ.get(name)
         if text is None:
             continue
-        first = text.split(",")[0].strip()  # OpenMP's lists go on with nested levels
+        first = text.split(",")[0].strip()  # of OpenMP's list, an entry a nesting level
         if first.isdecimal() and int(first) >= 1:
             return min(int(first), _MOST)
         if name == "MPISIGN_NUM_THREADS":

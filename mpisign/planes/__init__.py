@@ -1,4 +1,4 @@
-"""The ground floor: arrays to sign planes, majorities of planes, planes to arrays.
+"""Arrays to sign planes, majorities of planes, planes to arrays.
 
 Wire layout (also in memory): a plane of d coordinates is ceil(d / 8) bytes, element i at bit i
 (little-endian, as ``numpy.packbits(bitorder="little")``), padding bits 0. In a sign plane 1 means
@@ -12,48 +12,49 @@ from typing import Any
 
 import numpy as np
 
-from mpisign.planes.distances import group_distances
 from mpisign.planes.error_feedback import pack_error_feedback
 from mpisign.planes.fused import pack_lion, pack_signum, pack_sparsign
 from mpisign.planes.mean import mean_of_counts, weighted_sum
 from mpisign.planes.pack import pack, pack_census, pack_many
 from mpisign.planes.sparse import coded_bytes_bound, decode, encode
-from mpisign.planes.unpack import unpack
-from mpisign.planes.update import unpack_add, update
-from mpisign.planes.vote import majority, majority_census, tally
+from mpisign.planes.unpack import unpack, unpack_add, update
+from mpisign.planes.vote import group_distances, majority, majority_census, tally
 
 __all__ = [
-    "coded_bytes_bound",
-    "decode",
-    "encode",
-    "group_distances",
-    "majority",
-    "majority_census",
-    "mean_of_counts",
-    "pack",
-    "pack_census",
-    "pack_error_feedback",
-    "pack_lion",
-    "pack_many",
-    "pack_signum",
-    "pack_sparsign",
-    "padding_is_zero",
-    "plane_bytes",
-    "tally",
-    "unpack",
-    "unpack_add",
-    "update",
-    "weighted_sum",
-]
+    "coded_bytes_bound", "decode", "encode", "group_distances", "majority", "majority_census",
+    "mean_of_counts", "pack", "pack_census", "pack_error_feedback", "pack_lion", "pack_many",
+    "pack_signum", "pack_sparsign", "padding_is_zero", "plane_bytes", "tally", "unpack",
+    "unpack_add", "update", "weighted_sum",
+]  # fmt: skip
 
 
 def plane_bytes(length: int) -> int:
-    """Bytes of one plane of ``length`` coordinates."""
+    """Returns the bytes of one plane of ``length`` coordinates.
+
+    Example:
+        >>> from mpisign import planes
+        >>> planes.plane_bytes(9)
+        2
+    """
     return (length + 7) // 8
 
 
 def padding_is_zero(planes: Any, length: int) -> Any:
-    """Whether the padding bits behind coordinate ``length`` are 0, for each plane of (..., B)."""
+    """Returns whether the padding bits of each plane are 0, as a sender must leave them.
+
+    Args:
+        planes: uint8 (..., B), B = ``plane_bytes(length)`` > 0.
+        length: Coordinates of a plane.
+
+    Returns:
+        bool (...) of the same framework (NumPy where there is no padding).
+
+    Example:
+        >>> import numpy as np
+        >>> from mpisign import planes
+        >>> planes.padding_is_zero(np.array([[0b011], [0b111]], dtype=np.uint8), length=2)
+        array([ True, False])
+    """
     used = length % 8
     if used == 0:
         return np.ones(planes.shape[:-1], dtype=bool)

@@ -1,4 +1,4 @@
-"""Votes as counters in float64 words: a ballot that any summing allreduce can carry.
+"""Votes as counters in float64 words, which any summing allreduce can carry.
 
 Wire layout: a word holds ``digits(p)`` counters as digits of base p + 1, coordinate i the lowest of
 its word first; a rank's own digit is 1 for a negative vote. Sums of p such words never carry from
@@ -55,9 +55,8 @@ def encode(plane: Planes, length: int, size: int, out: Words | None = None) -> W
         out = np.empty(n_words(length, size), dtype=np.float64)
     _check("encode", "plane", plane, np.uint8, planes.plane_bytes(length))
     _check("encode", "out", out, np.float64, n_words(length, size))
-    _kernels.encode_counts(
-        plane.ctypes.data, length, size + 1, digits(size), out.ctypes.data, threads.count()
-    )
+    base = (size + 1, digits(size))
+    _kernels.encode_counts(plane.ctypes.data, length, *base, out.ctypes.data, threads.count())
     return out
 
 
@@ -72,39 +71,29 @@ def decode(
     ties: policies.Ties = policies.DEFAULT_TIES,
     seed: int = 0,
 ) -> tuple[Planes, int]:
-    """The majority behind summed counters, and the number of words that were no counters at all.
+    """Returns (the majority, the number of words that are no counters) of summed counters.
 
     ``negatives``: summed counters of negative votes; ``votes``: of votes cast, None if all
-    ``voters`` voted everywhere; ``unscale`` turns a received word into the integer it was. Returns
-    uint8 (kd, B), kd = 2 under ``ties="zero"``, as ``mpisign.majority`` has it; ``seed`` keys the
-    random bits of ties. ValueError if the arrays do not fit.
+    ``voters`` voted everywhere; ``unscale`` times a received word is an integer. The majority is
+    uint8 (kd, B), kd = 2 under ``ties="zero"``, as ``mpisign.majority`` returns it; ``seed`` keys
+    the random bits of ties. ValueError if the arrays do not fit.
     """
-    expected = n_words(length, size)
-    _check("decode", "negatives", negatives, np.float64, expected)
-    if votes is not None:
-        _check("decode", "votes", votes, np.float64, expected)
+    for argument, words in (("negatives", negatives), ("votes", votes)):
+        if words is not None:
+            _check("decode", argument, words, np.float64, n_words(length, size))
+    counts = (negatives.ctypes.data, 0 if votes is None else votes.ctypes.data, unscale, voters)
     out = np.empty((policies.planes_down(ties), planes.plane_bytes(length)), dtype=np.uint8)
-    bad = _kernels.decode_counts(
-        negatives.ctypes.data,
-        0 if votes is None else votes.ctypes.data,
-        unscale,
-        voters,
-        size + 1,
-        digits(size),
-        length,
-        out.ctypes.data,
-        out[1].ctypes.data if len(out) == 2 else 0,
-        policies.code("decode", "ties", ties, policies.TIES),
-        (seed, 0, policies.TIE_STREAM, 0),
-        threads.count(),
-    )
-    return out, bad
+    result = (length, out.ctypes.data, out[1].ctypes.data if len(out) == 2 else 0)
+    rule = policies.code("decode", "ties", ties, policies.TIES)
+    key = (seed, 0, policies.TIE_STREAM, 0)
+    base = (size + 1, digits(size))
+    return out, _kernels.decode_counts(*counts, *base, *result, rule, key, threads.count())
 
 
 def seed_of(words: Words, unscale: float, seed: int) -> int:
     """64 bits that all ranks share: BLAKE2b of the integers behind received words, keyed by seed.
 
-    Of the integers, since a reduction that scales may round differently from rank to rank.
+    The words themselves may differ from rank to rank: a reduction that scales rounds.
     """
     integers = np.rint(words * unscale).astype(np.int64)
     digest = hashlib.blake2b(integers.data, digest_size=8, key=seed.to_bytes(8, "little"))

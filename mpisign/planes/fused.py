@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Unpack
 
 from mpisign import policies
-from mpisign.backend import arrays
-from mpisign.planes import layout
+from mpisign.planes import keys, layout
 
 _MOMENTUM_DTYPES = ("float32", "bfloat16")
-_FLOAT32_MAX = 3.4028234663852886e38
 _FLOAT32_TINY = 1.401298464324817e-45
 
 
@@ -19,33 +17,41 @@ def pack_signum(
     momenta: Any,
     *,
     beta: float = 0.9,
-    zeros: policies.Zeros = policies.DEFAULT_ZEROS,
-    nan: policies.Nan = policies.DEFAULT_NAN,
-    seed: int = 0,
-    step: int = 0,
-    rank: int = 0,
-    offset: int = 0,
     offsets: Sequence[int] | None = None,
     out: Any = None,
+    **policy: Unpack[keys.Policy],
 ) -> tuple[Any, Any, Any]:
-    """m = beta m + (1 - beta) g in place, and the planes of sign(m), in one pass over memory.
+    """Updates m = beta m + (1 - beta) g in place and packs sign(m), in one pass over memory.
 
-    ``grads``: one array or a list, float32, float16, bfloat16 or float64, of any shape; one that is
-    not C-contiguous is copied first. ``momenta``: one for each, float32 or bfloat16, C-contiguous.
-    ``offsets``: the byte of the planes that each array starts at, default one after the other, each
-    at a byte of its own (as in mpisign.exchange.buckets.Bucket). Returns (planes (B,) or (2, B) as ``pack``
-    does, zeros, NaNs), the counts over what was voted on; never raises on NaN: such a coordinate
-    keeps its momentum and does not vote. Arithmetic is fp32, each operation rounded. Policies,
-    seed, step, rank, offset, out: see ``pack``.
+    Args:
+        grads: One array or a list: float32, float16, bfloat16 or float64, any shape; copied if not
+            C-contiguous.
+        momenta: One C-contiguous array for each, float32 or bfloat16. A coordinate whose result is
+            NaN keeps its momentum and does not vote.
+        beta: Decay in [0, 1].
+        offsets: First byte of each array in the planes, default one array after the other.
+        out: uint8 planes to write to, (B,) or (2, B).
+        **policy: ``zeros``, ``nan``, ``seed``, ``step``, ``rank``, ``offset`` of ``pack``.
 
-    Raises TypeError, ValueError for arguments that do not fit. Source: Bernstein et al. 2019,
-    signSGD with majority vote, Algorithm 1.
+    Returns:
+        (planes, zeros, NaNs) as ``pack_census``, the counts over what was packed. Arithmetic is
+        fp32, each operation rounded.
+
+    Raises:
+        TypeError, ValueError: An argument does not fit. NaN never raises.
+
+    Source: Bernstein et al. 2019, signSGD with majority vote, Algorithm 1.
+
+    Example:
+        >>> import numpy as np
+        >>> from mpisign import planes
+        >>> m = np.array([1.0, -1.0], dtype=np.float32)
+        >>> planes.pack_signum(np.array([-10.0, 1.0]), m, beta=0.5)[0], m
+        (array([1], dtype=uint8), array([-4.5,  0. ], dtype=float32))
     """
-    b = layout.fp32("pack_signum", "beta", beta, 0.0, 1.0)
-    parameters = (b, 1.0 - b, 0.0, 0.0)
-    keys = layout.random("pack_signum", seed, step, rank, offset)
-    policy = ("pack_signum", layout.SIGNUM, parameters, zeros, nan, keys)
-    return _pack_with_momentum(policy, grads, momenta, offsets, out)
+    b = keys.fp32("pack_signum", "beta", beta, 0.0, 1.0)
+    rule = (layout.SIGNUM, (b, 1.0 - b, 0.0, 0.0))
+    return _pack_with_momentum("pack_signum", rule, grads, momenta, offsets, out, **policy)
 
 
 def pack_lion(
@@ -54,80 +60,105 @@ def pack_lion(
     *,
     beta1: float = 0.9,
     beta2: float = 0.99,
-    zeros: policies.Zeros = policies.DEFAULT_ZEROS,
-    nan: policies.Nan = policies.DEFAULT_NAN,
-    seed: int = 0,
-    step: int = 0,
-    rank: int = 0,
-    offset: int = 0,
     offsets: Sequence[int] | None = None,
     out: Any = None,
+    **policy: Unpack[keys.Policy],
 ) -> tuple[Any, Any, Any]:
-    """The planes of sign(beta1 m + (1 - beta1) g), then m = beta2 m + (1 - beta2) g in place.
+    """Packs sign(beta1 m + (1 - beta1) g), then updates m = beta2 m + (1 - beta2) g in place.
 
-    Arguments, returns and errors as ``pack_signum``'s. Source: Chen et al. 2023, Symbolic discovery
-    of optimization algorithms, Algorithm 2; Liu et al. 2024, Distributed Lion.
+    Args:
+        grads: One array or a list, as ``pack_signum`` takes them.
+        momenta: One array for each, as ``pack_signum`` takes them.
+        beta1: Weight of the momentum in the vote, in [0, 1].
+        beta2: Decay of the momentum, in [0, 1].
+        offsets: First byte of each array in the planes.
+        out: uint8 planes to write to.
+        **policy: As ``pack_signum``.
+
+    Returns:
+        (planes, zeros, NaNs) as ``pack_signum``.
+
+    Raises:
+        TypeError, ValueError: As ``pack_signum``.
+
+    Source: Chen et al. 2023, Symbolic discovery of optimization algorithms, Algorithm 2; Liu et
+    al. 2024, Distributed Lion.
+
+    Example:
+        >>> import numpy as np
+        >>> from mpisign import planes
+        >>> planes.pack_lion(np.array([-1.0, 1.0]), np.zeros(2, dtype=np.float32))
+        (array([1], dtype=uint8), 0, 0)
     """
-    b1 = layout.fp32("pack_lion", "beta1", beta1, 0.0, 1.0)
-    b2 = layout.fp32("pack_lion", "beta2", beta2, 0.0, 1.0)
-    parameters = (b1, 1.0 - b1, b2, 1.0 - b2)
-    keys = layout.random("pack_lion", seed, step, rank, offset)
-    policy = ("pack_lion", layout.LION, parameters, zeros, nan, keys)
-    return _pack_with_momentum(policy, grads, momenta, offsets, out)
+    b1 = keys.fp32("pack_lion", "beta1", beta1, 0.0, 1.0)
+    b2 = keys.fp32("pack_lion", "beta2", beta2, 0.0, 1.0)
+    rule = (layout.LION, (b1, 1.0 - b1, b2, 1.0 - b2))
+    return _pack_with_momentum("pack_lion", rule, grads, momenta, offsets, out, **policy)
 
 
 def pack_sparsign(
     grads: Any,
     *,
     budget: float,
-    seed: int = 0,
-    step: int = 0,
-    rank: int = 0,
-    offset: int = 0,
     offsets: Sequence[int] | None = None,
     out: Any = None,
+    **key: Unpack[keys.Key],
 ) -> tuple[Any, Any, Any]:
-    """sign(g) with probability min(1, budget |g|), else no vote: (planes (2, B), zeros, NaNs).
+    """Packs sign(g) with probability min(1, budget |g|); other coordinates abstain.
 
-    A zero or a NaN never votes. Random numbers are Philox4x32-10 keyed by seed, counter
-    (coordinate, step, rank): 16 bits a coordinate, 24 more where those do not decide; the
-    probability is exact to 2^-40. ``budget``: positive. The rest as ``pack_signum``.
+    Args:
+        grads: One array or a list, as ``pack_signum`` takes them. A zero or NaN never votes.
+        budget: Positive, in units of 1 / |g|.
+        offsets: First byte of each array in the planes.
+        out: uint8 planes (2, B) to write to.
+        **key: ``seed``, ``step``, ``rank``, ``offset`` of ``pack``: 16 random bits a coordinate
+            (Philox4x32-10), 24 more where those do not decide, so that probabilities are exact to
+            2**-40.
+
+    Returns:
+        (planes (2, B), zeros, NaNs) as ``pack_signum``.
+
+    Raises:
+        TypeError, ValueError: An argument does not fit.
 
     Source: Jin et al. 2023, Magnitude matters: fixing SIGNSGD through magnitude-aware
     sparsification in the presence of data heterogeneity, Definition 1.
+
+    Example:
+        >>> import numpy as np
+        >>> from mpisign import planes
+        >>> planes.pack_sparsign(np.array([5.0, -5.0, 0.0]), budget=1.0)[0].tolist()
+        [[2], [3]]
     """
     function = "pack_sparsign"
     if not budget > 0:
         raise ValueError(f"{function}: budget must be positive, got {budget!r}")
-    budget = layout.fp32(function, "budget", budget, _FLOAT32_TINY, _FLOAT32_MAX)
-    keys = layout.random(function, seed, step, rank, offset)
-    views = layout.gradients(function, "grads", grads)
-    starts, nbytes = layout.places(function, views, offsets)
-    planes = layout.planes_out(function, out, nbytes, True, offsets is not None, views[0])
-    abstain = policies.ZEROS.index("abstain")
-    parameters = (budget, 0.0, 0.0, 0.0)
+    budget = keys.fp32(function, "budget", budget, _FLOAT32_TINY, keys.FLOAT32_MAX)
+    policy = (policies.ZEROS.index("abstain"), True, keys.random(function, **key))
+    views, parameters = layout.gradients(function, "grads", grads), (budget, 0.0, 0.0, 0.0)
     return layout.pack_views(
-        layout.SPARSIGN, parameters, views, None, planes, starts, abstain, keys
+        function, layout.SPARSIGN, parameters, views, None, policy, offsets, out
     )
 
 
 def _pack_with_momentum(
-    policy: tuple[Any, ...], grads: Any, momenta: Any, offsets: Sequence[int] | None, out: Any
+    function: str,
+    rule: tuple[int, tuple[float, float, float, float]],
+    grads: Any,
+    momenta: Any,
+    offsets: Sequence[int] | None,
+    out: Any,
+    **policy: Unpack[keys.Policy],
 ) -> tuple[Any, Any, Any]:
-    function, rule, parameters, zeros, nan, keys = policy
-    zeros_code = policies.code(function, "zeros", zeros, policies.ZEROS)
-    policies.code(function, "nan", nan, policies.NAN)
-    views = layout.gradients(function, "grads", grads)
-    many = layout.listed(momenta)
+    checked = keys.policy(function, **policy)
+    views, many = layout.gradients(function, "grads", grads), layout.listed(momenta)
     if len(many) != len(views):
         raise ValueError(
             f"{function}: momenta must be one for each of {len(views)} gradients, got {len(many)}"
         )
-    kept: list[arrays.View] = []
-    for i, (v, m) in enumerate(zip(views, many, strict=True)):
-        name = f"momenta[{i}]" if isinstance(momenta, (list, tuple)) else "momenta"
-        kept.append(layout.in_place(function, name, m, v, _MOMENTUM_DTYPES))
-    starts, nbytes = layout.places(function, views, offsets)
-    two = policies.planes_up(zeros, nan) == 2
-    planes = layout.planes_out(function, out, nbytes, two, offsets is not None, views[0])
-    return layout.pack_views(rule, parameters, views, kept, planes, starts, zeros_code, keys)
+    named = isinstance(momenta, (list, tuple))
+    states = [
+        layout.output(function, f"momenta[{i}]" if named else "momenta", m, v, _MOMENTUM_DTYPES)
+        for i, (v, m) in enumerate(zip(views, many, strict=True))
+    ]
+    return layout.pack_views(function, *rule, views, states, checked, offsets, out)

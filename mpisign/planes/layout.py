@@ -1,26 +1,32 @@
-"""Lists of arrays and where each lies in the planes: what the functions that pack them share."""
+"""What the functions of mpisign.planes share: checks of their arguments, and kernel calls.
+
+A public function checks, allocates, and makes one kernel call through a function that checks
+nothing. Callers that know their arrays use those functions directly: ``pack_view`` (pack.py) and
+``pack_table`` (here) write planes, ``majority_rows`` (vote.py) counts them, ``unpack_view``
+(unpack.py) reads them. Each makes one kernel call. Their policies and keys come from
+keys.py, made once a step. Public functions too take Views in place of arrays.
+"""
 
 from __future__ import annotations
 
 import itertools
-import math
 import struct
 import sys
 from collections.abc import Sequence
-from operator import index
 from typing import Any
 
 import numpy as np
 
-from mpisign import policies
 from mpisign.backend import arrays, threads
+from mpisign.planes.keys import Random
 
 #: Codes of pack_pieces (kernels/host.h).
 SIGN, SIGNUM, LION, SPARSIGN = range(4)
 
-_U64 = 1 << 64
+#: (sign plane of the first row, its mask plane or 0, bytes from row to row, rows, coordinates).
+Stack = tuple[int, int, int, int, int]
+
 _MAX_ROWS = (1 << 31) - 1
-_FP32 = struct.Struct("f")
 
 
 def listed(xs: Any) -> list[Any]:
@@ -40,35 +46,41 @@ def gradients(function: str, argument: str, xs: Any) -> list[arrays.View]:
         return [gradient(function, argument, xs)]
     if not xs:
         raise ValueError(f"{function}: {argument} must hold at least one array, got none")
-    try:
-        views = [gradient(function, argument, x) for x in xs]
-    except (TypeError, ValueError):
-        for i, x in enumerate(xs):  # once more, to say which
-            gradient(function, f"{argument}[{i}]", x)
-        raise
-    if any(v.device != views[0].device for v in views):
-        for i, v in enumerate(views):
+    views = []
+    for i, x in enumerate(xs):
+        try:
+            v = arrays.view_floats(function, argument, x)
+        except (TypeError, ValueError):
+            arrays.view_floats(function, f"{argument}[{i}]", x)  # raises, with the index
+            raise
+        v = v if v.contiguous else gradient(function, argument, v)
+        views.append(v)
+        if v.device != "cpu" or views[0].device != "cpu":
             same_device(function, f"{argument}[{i}]", v, views[0])
     return views
 
 
-def in_place(
-    function: str, argument: str, x: Any, like: arrays.View, dtypes: Sequence[str]
+def output(
+    function: str, argument: str, x: Any, like: arrays.View, dtypes: Sequence[str] | None = None
 ) -> arrays.View:
-    """A view of an array that is updated: ``like``'s length, one of ``dtypes``, in C order."""
+    """A view of a float array to write to: C-contiguous, on ``like``'s device.
+
+    ``dtypes``: of state that is updated in place, as long as ``like``, its gradient.
+    """
     v = arrays.view_floats(function, argument, x, writable=True)
-    if v.dtype not in dtypes:
+    if dtypes is not None and v.dtype not in dtypes:
         raise TypeError(
             f"{function}: {argument} must have dtype {' or '.join(dtypes)}, got {v.dtype}"
         )
-    if v.length != like.length:
+    if dtypes is not None and v.length != like.length:
         raise ValueError(
             f"{function}: {argument} must have {like.length} coordinates like its gradient, "
             f"got {v.length}"
         )
     if not v.contiguous:
         raise ValueError(f"{function}: {argument} must be C-contiguous, got strides {v.strides}")
-    same_device(function, argument, v, like)
+    if v.device != "cpu" or like.device != "cpu":
+        same_device(function, argument, v, like)
     return v
 
 
@@ -83,10 +95,8 @@ def same_device(function: str, argument: str, v: arrays.View, like: arrays.View)
         )
 
 
-def stacked(function: str, stack: Any) -> Any:
-    """A list of planes as one array of them; anything else as it is."""
-    if not isinstance(stack, (list, tuple)) or not stack:
-        return stack
+def stacked(function: str, stack: Sequence[Any]) -> Any:
+    """A list of planes as one array of them."""
     for i, row in enumerate(stack):
         arrays.view_bytes(function, f"stack[{i}]", row)
     if arrays.is_torch(stack[0]):
@@ -105,20 +115,36 @@ def stacked(function: str, stack: Any) -> Any:
 
 def stack_view(
     function: str, stack: Any, length: int | None
-) -> tuple[arrays.View, tuple[int, ...], int]:
-    """The stack, its shape, and how many coordinates its planes have."""
-    s = arrays.view_bytes(function, "stack", stacked(function, stack))
+) -> tuple[arrays.View, Stack, int, int]:
+    """(view, addresses and sizes for kernels, planes a row, bytes a plane) of a stack of planes."""
+    if isinstance(stack, (list, tuple)) and stack:
+        stack = stacked(function, stack)
+    s = arrays.view_bytes(function, "stack", stack)
     shape = s.shape
     if len(shape) not in (2, 3) or (len(shape) == 3 and shape[1] != 2):
         raise ValueError(f"{function}: stack must have shape (n, B) or (n, 2, B), got {shape}")
-    nbytes = shape[-1]
-    if not 1 <= shape[0] <= _MAX_ROWS:
+    rows, nbytes, k = shape[0], shape[-1], len(shape) - 1
+    if not 1 <= rows <= _MAX_ROWS:
         raise ValueError(f"{function}: stack must hold at least one row, got shape {shape}")
-    return s, shape, checked_length(function, length, nbytes)
+    length = checked_length(function, length, nbytes)
+    if s.contiguous:
+        mask, stride = s.address + nbytes, k * nbytes
+    else:
+        strides = s.strides
+        mask, stride = s.address + strides[1], strides[0]
+    return s, (s.address, mask if k == 2 else 0, stride, rows, length), k, nbytes
+
+
+def misfit(function: str, argument: str, length: int, nbytes: int) -> ValueError:
+    """The error of ``length`` coordinates that do not take planes of ``nbytes`` bytes."""
+    return ValueError(
+        f"{function}: {argument} must have {max(0, 8 * nbytes - 7)} to {8 * nbytes} "
+        f"coordinates for planes of {nbytes} bytes, got {length}"
+    )
 
 
 def checked_length(function: str, length: int | None, nbytes: int) -> int:
-    """The coordinates of planes of ``nbytes`` bytes: ``length`` if it fits, 8 a byte for None."""
+    """``length`` if planes of ``nbytes`` bytes can have it; 8 a byte for None."""
     if length is None:
         return 8 * nbytes
     if length < 0 or (length + 7) // 8 != nbytes:
@@ -129,23 +155,15 @@ def checked_length(function: str, length: int | None, nbytes: int) -> int:
     return length
 
 
-def strides_of(s: arrays.View, shape: tuple[int, ...]) -> tuple[int, int]:
-    """(address of the first mask plane or 0, bytes from row to row)."""
-    if not s.contiguous:
-        strides = s.strides
-        return s.address + strides[1] if len(shape) == 3 else 0, strides[0]
-    if len(shape) == 3:
-        return s.address + shape[2], 2 * shape[2]
-    return 0, shape[1]
-
-
 def planes_in(function: str, planes: Any) -> tuple[arrays.View, int, int]:
-    """Planes (B,) or (2, B): (their view, the address of the mask plane or 0, B)."""
+    """(view, address of the mask plane or 0, B) of planes (B,) or (2, B)."""
     p = arrays.view_bytes(function, "planes", planes)
     shape = p.shape
-    if len(shape) not in (1, 2) or (len(shape) == 2 and shape[0] != 2):
+    if len(shape) == 1:
+        return p, 0, shape[0]
+    if len(shape) != 2 or shape[0] != 2:
         raise ValueError(f"{function}: planes must have shape (B,) or (2, B), got {shape}")
-    return p, p.address + p.strides[0] if len(shape) == 2 else 0, shape[-1]
+    return p, p.address + (shape[1] if p.contiguous else p.strides[0]), shape[1]
 
 
 def places(
@@ -189,12 +207,16 @@ def planes_out(
         start = arrays.address(out)
         return out, start, start + nbytes if two else 0
     o = arrays.view_bytes(function, "out", out, writable=True)
-    same_device(function, "out", o, like)
+    if o.device != "cpu" or like.device != "cpu":
+        same_device(function, "out", o, like)
     if o.shape != shape and not (gaps and o.shape[:-1] == shape[:-1] and o.shape[-1] > nbytes):
         raise ValueError(f"{function}: out must have shape {shape}, got {o.shape}")
-    if two and abs(o.strides[0]) < nbytes:
+    if not two:
+        return out, o.address, 0
+    stride = o.strides[0]
+    if abs(stride) < nbytes:
         raise ValueError(f"{function}: out must have planes that do not overlap")
-    return out, o.address, o.address + o.strides[0] if two else 0
+    return out, o.address, o.address + stride
 
 
 def pieces(
@@ -202,64 +224,54 @@ def pieces(
     starts: Sequence[int],
     momenta: Sequence[arrays.View] | None = None,
 ) -> bytes:
-    """The table that ``pack_pieces`` reads: int64 (n, 6)."""
+    """The table that ``pack_table`` takes, int64 (n, 6); good as long as no array moves."""
     codes = arrays.FLOAT_CODES
+    states: Sequence[arrays.View | None] = momenta or [None] * len(views)
     table: list[int] = []
-    if momenta is None:
-        for v, start in zip(views, starts, strict=True):
-            table += (v.address, v.length, codes[v.dtype], start, 0, 0)
-    else:
-        for v, start, m in zip(views, starts, momenta, strict=True):
-            table += (v.address, v.length, codes[v.dtype], start, m.address, codes[m.dtype])
+    for v, start, m in zip(views, starts, states, strict=True):
+        momentum = (0, 0) if m is None else (m.address, codes[m.dtype])
+        table += (v.address, v.length, codes[v.dtype], start, *momentum)
     return struct.pack(f"={len(table)}q", *table)
 
 
+def pack_table(
+    kernels: Any,
+    rule: int,
+    parameters: tuple[float, float, float, float],
+    table: bytes,
+    planes: tuple[int, int],
+    zeros: int,
+    key: Random,
+    work: int,
+) -> Any:
+    """Packs many arrays: (zeros, NaNs). Checks nothing.
+
+    ``kernels``: ``View.kernels`` of one of them. ``rule``, ``parameters``: see _kernels.pyi.
+    ``table``: from ``pieces``. ``planes``: addresses of the sign plane and of the mask plane or 0.
+    ``zeros``, ``key``: from ``policy``. ``work``: coordinates in all.
+    """
+    n_threads = threads.for_work(work)
+    return kernels.pack_pieces(rule, parameters, table, *planes, zeros, key, n_threads)
+
+
 def pack_views(
+    function: str,
     rule: int,
     parameters: tuple[float, float, float, float],
     views: Sequence[arrays.View],
     momenta: Sequence[arrays.View] | None,
-    planes: tuple[Any, int, int],
-    starts: Sequence[int],
-    zeros_code: int,
-    keys: tuple[int, int, int, int],
+    policy: tuple[int, bool, Random],
+    offsets: Sequence[int] | None,
+    out: Any,
 ) -> tuple[Any, Any, Any]:
-    """One call of ``pack_pieces``: (planes, zeros, NaNs)."""
-    out, sign, mask = planes
-    work = sum(v.length for v in views)
-    table = pieces(views, starts, momenta)
-    counted = views[0].kernels.pack_pieces(
-        rule, parameters, table, sign, mask, zeros_code, keys, threads.for_work(work)
-    )
+    """``pack_table`` of checked views: (planes, zeros, NaNs)."""
+    zeros, two, key = policy
+    starts, nbytes = places(function, views, offsets)
+    out, sign, mask = planes_out(function, out, nbytes, two, offsets is not None, views[0])
+    table, work = pieces(views, starts, momenta), sum([v.length for v in views])
+    kernels = views[0].kernels
+    counted = pack_table(kernels, rule, parameters, table, (sign, mask), zeros, key, work)
     return out, counted[0], counted[1]
-
-
-def random(
-    function: str, seed: int, step: int, rank: int, offset: int
-) -> tuple[int, int, int, int]:
-    """What keys this rank's random bits; ``offset``: coordinates before the planes."""
-    seed, step, offset = index(seed), index(step), index(offset)
-    if not (0 <= seed < _U64 and 0 <= step < _U64):
-        name, value = ("step", step) if 0 <= seed < _U64 else ("seed", seed)
-        raise ValueError(f"{function}: {name} must be in [0, 2**64), got {value}")
-    if not 0 <= rank < policies.TIE_STREAM:
-        raise ValueError(f"{function}: rank must be in [0, 2**31), got {rank}")
-    if not 0 <= offset < _U64 or offset % 8:
-        raise ValueError(f"{function}: offset must be a multiple of 8, from 0, got {offset}")
-    return seed, step, index(rank), offset // 8
-
-
-def fp32(function: str, argument: str, value: float, low: float, high: float) -> float:
-    """A parameter of a kernel: ValueError unless ``low <= value <= high`` once rounded to fp32."""
-    try:
-        rounded = _FP32.unpack(_FP32.pack(value))[0]
-    except OverflowError:
-        rounded = math.copysign(math.inf, value)
-    if not low <= rounded <= high:
-        raise ValueError(
-            f"{function}: {argument} must be in [{low:g}, {high:g}] in float32, got {value!r}"
-        )
-    return float(value)
 
 
 def _in_c_order(v: arrays.View) -> Any:

@@ -22,43 +22,73 @@ def weighted_sum(
     length: int | None = None,
     out: Any = None,
 ) -> Any:
-    """The sum over rows of +-weight, in the order of the rows: a mean of scaled signs.
+    """Sums +-weight over the rows, in the order of the rows: a mean of scaled signs.
 
-    ``stack``: uint8 (n, B), or (n, 2, B) with masks, whose absent votes add nothing; or a list of
-    planes. ``weights``: (n,) or (n, blocks), one for each row and block of ``block`` coordinates (a
-    multiple of 8, default all of them): the scales of ``pack_error_feedback`` divided by n give
-    their mean.
-    ``length``: coordinates, default 8 B. Returns float32 (length,) of the same framework, or
-    ``out``: float32, C-contiguous, any shape of ``length`` coordinates.
+    fp32, one rounded addition for each row.
 
-    fp32, one rounded addition for each row. Raises TypeError, ValueError for arguments that do not
-    fit.
+    Args:
+        stack: Planes as ``majority`` takes them; votes absent by a mask add nothing.
+        weights: float32 (n,) or (n, blocks), one for each row and block: the scales of
+            ``pack_error_feedback`` divided by n give their mean.
+        block: Coordinates of a block, a multiple of 8, default all of them.
+        length: Coordinates, default 8 B.
+        out: float32 array to write to, C-contiguous, any shape of ``length`` coordinates.
+
+    Returns:
+        float32 (length,) of the same framework, or ``out``.
+
+    Raises:
+        TypeError, ValueError: An argument does not fit.
+
+    Example:
+        >>> import numpy as np
+        >>> from mpisign import planes
+        >>> rows = np.array([[0b01], [0b11]], dtype=np.uint8)
+        >>> planes.weighted_sum(rows, [2.0, 1.0], length=2)
+        array([-3.,  1.], dtype=float32)
     """
     function = "weighted_sum"
-    s, shape, length = layout.stack_view(function, stack, length)
+    s, of_stack, _, _ = layout.stack_view(function, stack, length)
+    rows, length = of_stack[3:]
     block = max(1, length) if block is None else block
     if block < 1 or (block % 8 and block < length):
         raise ValueError(f"{function}: block must be a positive multiple of 8, got {block}")
     blocks = -(-length // block)
     w, owner = _float32(weights, s)
-    shapes = [(shape[0], blocks)] + ([(shape[0],)] if blocks <= 1 else [])
+    shapes = [(rows, blocks)] + ([(rows,)] if blocks <= 1 else [])
     if tuple(owner.shape) not in shapes:
         raise ValueError(
             f"{function}: weights must have shape {shapes[0]}, got {tuple(owner.shape)}"
         )
     out, o = _float32_out(function, out, length, s)
-    mask, _ = layout.strides_of(s, shape)
-    _sum(s, mask, shape[0], length, w, block, (0.0, 1.0), o)
+    n_threads = threads.for_work(length)
+    s.kernels.weighted_sum(*of_stack, w, block, 0.0, 1.0, o.address, n_threads)
     return out
 
 
 def mean_of_counts(counts: Any, voters: int, *, length: int | None = None, out: Any = None) -> Any:
-    """The mean of ``voters`` signs, (voters - 2 c) (1 / voters), c of which were negative.
+    """Returns the mean of ``voters`` signs, (voters - 2 c) / voters where c are negative.
 
-    ``counts``: uint8 (k, B), plane j has bit j of c, as ``tally`` returns for stacks without masks;
-    planes beyond the bits of ``voters`` are not looked at. ``voters``: the rows tallied, below
-    2^23. fp32: the whole number is exact, 1 / voters is rounded, their product too. ``length``,
-    returns, ``out``, errors: as ``weighted_sum``'s.
+    fp32: voters - 2 c is exact, 1 / voters is rounded, and so is their product.
+
+    Args:
+        counts: uint8 (k, B), plane j has bit j of c, as ``tally`` returns for stacks without
+            masks; planes beyond the bits of ``voters`` are ignored.
+        voters: Rows that were tallied, below 2**23.
+        length: Coordinates, default 8 B.
+        out: As ``weighted_sum`` takes it.
+
+    Returns:
+        As ``weighted_sum``.
+
+    Raises:
+        TypeError, ValueError: An argument does not fit.
+
+    Example:
+        >>> import numpy as np
+        >>> from mpisign import planes
+        >>> planes.mean_of_counts(np.array([[0b10], [0b11]], dtype=np.uint8), 4, length=2)
+        array([ 0. , -0.5], dtype=float32)
     """
     function = "mean_of_counts"
     s = arrays.view_bytes(function, "counts", counts)
@@ -71,33 +101,10 @@ def mean_of_counts(counts: Any, voters: int, *, length: int | None = None, out: 
     w, _owner = _float32(2.0 ** np.arange(planes), s)
     out, o = _float32_out(function, out, length, s)
     # A plane's 0 adds its weight and its 1 takes it away: n - (2^k - 1) + (2^k - 1) - 2 c.
-    start = float(voters - ((1 << planes) - 1))
-    _sum(s, 0, planes, length, w, max(1, length), (start, 1.0 / voters), o)
+    line = (float(voters - ((1 << planes) - 1)), 1.0 / voters)
+    rows, n_threads = (s.address, 0, s.strides[0], planes, length), threads.for_work(length)
+    s.kernels.weighted_sum(*rows, w, max(1, length), *line, o.address, n_threads)
     return out
-
-
-def _sum(
-    s: arrays.View,
-    mask: int,
-    rows: int,
-    length: int,
-    weights: int,
-    block: int,
-    line: tuple[float, float],
-    o: arrays.View,
-) -> None:
-    s.kernels.weighted_sum(
-        s.address,
-        mask,
-        s.strides[0],
-        rows,
-        length,
-        weights,
-        block,
-        *line,
-        o.address,
-        threads.for_work(length),
-    )
 
 
 def _float32_out(
@@ -125,7 +132,7 @@ def _new(length: int, like: arrays.View) -> Any:
 
 
 def _float32(values: Any, like: arrays.View) -> tuple[int, Any]:
-    """Address, in ``like``'s memory, of ``values`` as float32 in C order; and what keeps it."""
+    """(address in ``like``'s memory, owner) of ``values`` as float32 in C order."""
     on_host = isinstance(values, (np.ndarray, list, tuple))
     if on_host or (arrays.is_torch(values) and values.device.type == "cpu"):
         host = values.detach().float().numpy() if arrays.is_torch(values) else values

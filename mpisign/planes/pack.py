@@ -1,14 +1,14 @@
-"""Gradients to sign planes."""
+"""Arrays of floats to sign planes."""
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Unpack
 
 from mpisign import policies
 from mpisign.backend import arrays, threads
-from mpisign.planes import layout
+from mpisign.planes import keys, layout
 
 _PIECE = struct.Struct("=6q")
 _NO_PARAMETERS = (0.0, 0.0, 0.0, 0.0)
@@ -25,23 +25,40 @@ def pack(
     offset: int = 0,
     out: Any = None,
 ) -> Any:
-    """The sign plane of ``x``, 1 = negative, and its mask plane if a coordinate may abstain.
+    """Packs the signs of an array into a plane, 1 = negative, and a mask plane if any may abstain.
 
-    ``x``: NumPy or CuPy array or torch tensor of float32, float16, bfloat16 or float64, any shape,
-    any strides, read in C order without a copy. Returns uint8 of the same framework: (B,), or
-    (2, B) under ``zeros="abstain"`` or ``nan="abstain"``; B = ceil(x.size / 8).
+    Args:
+        x: NumPy or CuPy array or torch tensor of float32, float16, bfloat16 or float64, of any
+            shape and strides; read in C order, not copied.
+        zeros: What 0.0 and -0.0 vote: "positive", "random" or "abstain".
+        nan: "raise", or "abstain" to leave NaN out of the vote.
+        seed: Key of the random bits, below 2**64 (Philox4x32-10, counter (index, step, rank)).
+        step: Number of the vote, below 2**64. Without it zeros vote alike in every step.
+        rank: This rank, below 2**31. Without it zeros vote alike on every rank.
+        offset: Coordinates before ``x`` in its tensor or bucket, a multiple of 8; moves the
+            random bits only.
+        out: uint8 array to write to, which shares no memory with ``x``.
 
-    zeros: what 0.0 and -0.0 vote: "positive", "random" (Philox4x32-10 keyed by seed, counter
-    (index, step, rank): give both, or zeros vote alike in every step and on every rank) or
-    "abstain". nan: "raise" (ValueError with the count) or "abstain".
-    ``offset``: coordinates, a multiple of 8, that lie before ``x`` in the tensor or bucket it is
-    part of; it moves the random bits only. ``out``: uint8 to write into, no part of ``x``. On a
-    GPU, nan="raise" waits for the count of NaNs; ``pack_census`` never waits.
+    Returns:
+        uint8 of the same framework and device: shape (B,), B = ceil(x.size / 8), or (2, B) under
+        ``zeros="abstain"`` or ``nan="abstain"``. ``out`` if it was given.
 
-    Raises TypeError, ValueError for arguments that do not fit. Source: Bernstein et al. 2018
-    (signSGD); Salmon et al., SC11 (Philox).
+    Raises:
+        TypeError: An array has another type, dtype or device.
+        ValueError: A policy, key or shape does not fit, or ``x`` holds NaN under ``nan="raise"``
+            (a GPU is waited for; ``pack_census`` never waits).
+
+    Source: Bernstein et al. 2018, signSGD; Salmon et al. 2011, Parallel random numbers (Philox).
+
+    Example:
+        >>> import numpy as np
+        >>> from mpisign import planes
+        >>> planes.pack(np.array([1.0, -2.0, -0.5], dtype=np.float32))
+        array([6], dtype=uint8)
     """
-    planes, _, nans = _pack(x, zeros, nan, seed, step, rank, offset, out)
+    planes, _, nans = pack_census(
+        x, zeros=zeros, nan=nan, seed=seed, step=step, rank=rank, offset=offset, out=out
+    )
     if nan == "raise" and nans:
         raise ValueError(
             f"pack: x must hold no NaN under nan='raise', got {int(nans)} "
@@ -50,87 +67,85 @@ def pack(
     return planes
 
 
-def pack_census(
-    x: Any,
-    *,
-    zeros: policies.Zeros = policies.DEFAULT_ZEROS,
-    nan: policies.Nan = policies.DEFAULT_NAN,
-    seed: int = 0,
-    step: int = 0,
-    rank: int = 0,
-    offset: int = 0,
-    out: Any = None,
-) -> tuple[Any, Any, Any]:
-    """``pack`` that returns (planes, zeros counted, NaNs counted) and never raises on NaN.
+def pack_census(x: Any, *, out: Any = None, **policy: Unpack[keys.Policy]) -> tuple[Any, Any, Any]:
+    """Packs as ``pack`` does, counts zeros and NaN, and never raises on NaN.
 
-    For collectives: a rank that raised alone would leave the others waiting. On a GPU the counts
-    are device scalars that nobody has waited for.
+    For collectives: a rank that raised alone would leave the others waiting.
+
+    Args:
+        x: Array as ``pack`` takes it.
+        out: uint8 array to write to.
+        **policy: ``zeros``, ``nan``, ``seed``, ``step``, ``rank``, ``offset`` of ``pack``.
+
+    Returns:
+        (planes, zeros, NaNs). The counts are ints; on a GPU device scalars, not waited for.
+
+    Raises:
+        TypeError, ValueError: As ``pack``, but for NaN.
+
+    Example:
+        >>> import numpy as np
+        >>> from mpisign import planes
+        >>> planes.pack_census(np.array([0.0, -1.0, np.nan]), nan="abstain", zeros="positive")
+        (array([[2],
+               [3]], dtype=uint8), 1, 1)
     """
-    return _pack(x, zeros, nan, seed, step, rank, offset, out)
-
-
-def _pack(
-    x: Any,
-    zeros: policies.Zeros,
-    nan: policies.Nan,
-    seed: int,
-    step: int,
-    rank: int,
-    offset: int,
-    out: Any,
-) -> tuple[Any, Any, Any]:
     v = arrays.view_floats("pack", "x", x)
-    zeros_code = policies.code("pack", "zeros", zeros, policies.ZEROS)
-    policies.code("pack", "nan", nan, policies.NAN)
-    keys = layout.random("pack", seed, step, rank, offset)
-    two = policies.planes_up(zeros, nan) == 2
+    code, two, key = keys.policy("pack", **policy)
     out, sign, mask = layout.planes_out("pack", out, (v.length + 7) // 8, two, False, v)
-    dtype = arrays.FLOAT_CODES[v.dtype]
-    n_threads = threads.for_work(v.length)
-    if v.contiguous:
-        piece = _PIECE.pack(v.address, v.length, dtype, 0, 0, 0)
-        counted = v.kernels.pack_pieces(
-            layout.SIGN, _NO_PARAMETERS, piece, sign, mask, zeros_code, keys, n_threads
-        )
-    else:
-        counted = v.kernels.pack(
-            v.address, dtype, v.shape, v.strides, sign, mask, zeros_code, keys, n_threads
-        )
+    counted = pack_view(v, sign, mask, code, key)
     return out, counted[0], counted[1]
+
+
+def pack_view(v: arrays.View, sign: int, mask: int, zeros: int, key: keys.Random) -> Any:
+    """Packs one array of any strides: (zeros, NaNs). Checks nothing.
+
+    ``sign``, ``mask``: addresses of planes, ``mask`` 0 for none. ``zeros``, ``key``: from
+    ``keys.policy``.
+    """
+    dtype, n_threads = arrays.FLOAT_CODES[v.dtype], threads.for_work(v.length)
+    if not v.contiguous:
+        return v.kernels.pack(
+            v.address, dtype, v.shape, v.strides, sign, mask, zeros, key, n_threads
+        )
+    piece = _PIECE.pack(v.address, v.length, dtype, 0, 0, 0)
+    return v.kernels.pack_pieces(
+        layout.SIGN, _NO_PARAMETERS, piece, sign, mask, zeros, key, n_threads
+    )
 
 
 def pack_many(
     xs: Sequence[Any],
     *,
-    zeros: policies.Zeros = policies.DEFAULT_ZEROS,
-    nan: policies.Nan = policies.DEFAULT_NAN,
-    seed: int = 0,
-    step: int = 0,
-    rank: int = 0,
-    offset: int = 0,
     offsets: Sequence[int] | None = None,
     out: Any = None,
+    **policy: Unpack[keys.Policy],
 ) -> tuple[Any, Any, Any]:
-    """Many arrays into the planes of one bucket, by one call (on a GPU: one launch).
+    """Packs many arrays into the planes of one bucket, in one kernel call.
 
-    ``xs``: arrays as ``pack`` takes them; those that are not C-contiguous are copied first.
-    ``offsets``: the byte of the planes that each starts at, default one after the other, each at a
-    byte of its own (as in mpisign.exchange.buckets.Bucket); bytes that no array covers are left alone in
-    ``out``. Random bits depend on the place in the planes. Returns (planes (B,) or (2, B), zeros,
-    NaNs) and never raises on NaN. The rest as ``pack``.
+    Args:
+        xs: Arrays as ``pack`` takes them, on one device; those that are not C-contiguous are
+            copied first.
+        offsets: First byte of each array in the planes, default one array after the other.
+        out: uint8 planes to write to, (B,) or (2, B); bytes that no array covers keep their value.
+        **policy: ``zeros``, ``nan``, ``seed``, ``step``, ``rank``, ``offset`` of ``pack``. Random
+            bits depend on the place in the planes. NaN is counted and never raises.
 
-    Raises TypeError, ValueError for arguments that do not fit.
+    Returns:
+        (planes, zeros, NaNs) as ``pack_census``. Each array begins at a byte of its own.
+
+    Raises:
+        TypeError, ValueError: An argument does not fit; the text names the array.
+
+    Example:
+        >>> import numpy as np
+        >>> from mpisign import planes
+        >>> planes.pack_many([np.array([-1.0]), np.array([1.0, -1.0])])
+        (array([1, 2], dtype=uint8), 0, 0)
     """
     function = "pack_many"
-    zeros_code = policies.code(function, "zeros", zeros, policies.ZEROS)
-    policies.code(function, "nan", nan, policies.NAN)
-    keys = layout.random(function, seed, step, rank, offset)
+    checked = keys.policy(function, **policy)
     views = layout.gradients(function, "xs", xs)
-    for i, v in enumerate(views):
-        layout.same_device(function, f"xs[{i}]", v, views[0])
-    starts, nbytes = layout.places(function, views, offsets)
-    two = policies.planes_up(zeros, nan) == 2
-    planes = layout.planes_out(function, out, nbytes, two, offsets is not None, views[0])
     return layout.pack_views(
-        layout.SIGN, _NO_PARAMETERS, views, None, planes, starts, zeros_code, keys
+        function, layout.SIGN, _NO_PARAMETERS, views, None, checked, offsets, out
     )

@@ -20,33 +20,54 @@ _WRONG = {
 
 
 def coded_bytes_bound(length: int) -> int:
-    """Bytes that suffice for any message of ``length`` coordinates, and for ``encode`` to work in.
+    """Returns the bytes that suffice for any message of ``length`` coordinates.
 
-    A message itself is at most 8 bytes shorter: two planes and a byte for 131,072 coordinates.
+    ``encode`` works in as many; a message itself is at most 8 bytes shorter: two planes and a byte
+    for each 131,072 coordinates.
+
+    Example:
+        >>> from mpisign import planes
+        >>> planes.coded_bytes_bound(1000)
+        259
     """
     return 2 * ((length + 7) // 8) + -(-length // _BLOCK) + 8
 
 
 def encode(planes: Any, *, length: int | None = None, out: Any = None) -> Any:
-    """Planes as a message that tells itself how it is coded.
+    """Codes planes as a short message: Golomb-Rice coded gaps, each with a sign.
 
-    ``planes``: uint8 (2, B), sign and mask, in host memory. ``length``: coordinates, default 8 B;
-    bits behind them, and signs of the absent, are left out. Returns uint8 (n,) of the same
-    framework, the beginning of ``out`` or of new memory; ``out``: contiguous uint8 of
-    ``coded_bytes_bound(length)`` bytes or more, which are all of no use afterwards but the message.
+    Wire layout: blocks of 131,072 coordinates (the last one shorter), each coded by itself as the
+    shortest of four: a byte of kind, then bits, lowest first, zeros up to a whole byte. Kind 0:
+    nobody votes. 1 to 17, the Rice parameter k: the number of votes, in as many bits as the
+    block's number of coordinates has; then for each vote, with g the absent ones since the last,
+    g >> k zeros, a one, the sign, g mod 2^k in k bits. 32: the mask plane, then the signs of the
+    votes. 33: all vote, the sign plane. No coordinates: no bytes.
 
-    Wire layout: blocks of 131,072 coordinates, the last one shorter, each by itself the shortest of
-    four: a byte of kind, then bits, lowest first, zeros up to a whole byte. Kind 0: nothing is
-    present. 1 to 17, the Rice parameter k: the number of those present, in as many bits as the
-    block's number of coordinates has; then for each, with g the absent ones since the last, g >> k
-    zeros, a one, the sign, g mod 2^k in k bits. 32: the mask plane, then the signs of those
-    present. 33: all are present, the sign plane. No coordinates: no bytes.
+    At a share p of independent votes a coordinate takes p (k + 1 + 1 / (1 - (1 - p)^(2^k))) bits,
+    within 2% of the entropy (p = 0.1: .576, .05: .339, .01: .091) up to p = 0.38, then 1 + p.
 
-    At a share p of independent coordinates present, bits per coordinate: p (k + 1 + 1 / (1 -
-    (1 - p)^(2^k))), within 2% of the entropy (p = 0.1: .576, .05: .339, .01: .091), up to p = 0.38,
-    from where on it is 1 + p. Source: Golomb 1966; Rice and Plaunt 1971; the parameter: Kiely 2004,
-    Selecting the Golomb parameter in Rice coding. Raises TypeError, ValueError for arguments that
-    do not fit.
+    Args:
+        planes: uint8 (2, B), sign and mask, in host memory. Bits beyond ``length`` and the signs
+            of absent votes are not coded.
+        length: Coordinates, default 8 B.
+        out: Contiguous uint8 of at least ``coded_bytes_bound(length)`` bytes, overwritten.
+
+    Returns:
+        uint8 (n,) of the same framework, the beginning of ``out`` or of new memory.
+
+    Raises:
+        TypeError, ValueError: An argument does not fit.
+
+    Source: Golomb 1966; Rice and Plaunt 1971; Kiely 2004, Selecting the Golomb parameter in Rice
+    coding.
+
+    Example:
+        >>> import numpy as np
+        >>> from mpisign import planes
+        >>> votes = planes.pack(np.eye(1, 1000, 7), zeros="abstain")
+        >>> message = planes.encode(votes, length=1000)
+        >>> votes.nbytes, message.nbytes, np.array_equal(planes.decode(message, 1000), votes)
+        (250, 4, True)
     """
     p, mask, nbytes = layout.planes_in("encode", planes)
     _on_host("encode", "planes", p)
@@ -67,14 +88,26 @@ def encode(planes: Any, *, length: int | None = None, out: Any = None) -> Any:
 
 
 def decode(message: Any, length: int, out: Any = None) -> Any:
-    """The planes of a message that ``encode`` made of ``length`` coordinates: uint8 (2, B).
+    """Decodes a message of ``encode``. The message may come from anywhere: none of it is trusted.
 
-    ``message``: contiguous uint8 (n,) in host memory, from wherever: nothing in it is trusted.
-    Returns an array of the same framework, or ``out``, uint8 (2, B).
+    Args:
+        message: Contiguous uint8 (n,) in host memory.
+        length: Coordinates that were encoded.
+        out: uint8 (2, B) to write to; undefined after an error.
 
-    Raises WireError if ``message`` is none of that length: too short, too long, with a position
-    beyond the length, a block of unknown kind, or padding not 0; ``out`` is of no use then.
-    TypeError, ValueError for arguments that do not fit.
+    Returns:
+        uint8 (2, B) of the same framework: sign and mask plane.
+
+    Raises:
+        WireError: The message is too short or too long, has a position beyond ``length``, a block
+            of unknown kind, or padding that is not 0.
+        TypeError, ValueError: An argument does not fit.
+
+    Example:
+        >>> import numpy as np
+        >>> from mpisign import planes
+        >>> planes.decode(np.array([33, 2], dtype=np.uint8), 3).tolist()
+        [[2], [7]]
     """
     m = arrays.view_bytes("decode", "message", message)
     _on_host("decode", "message", m)

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from mpisign.stats import stats
+from mpisign.stats import count_bytes, stage
 
 Bytes = npt.NDArray[np.uint8]
 #: What goes to, or comes from, one rank: its number, and contiguous uint8 memory (n,).
@@ -20,31 +20,31 @@ Part = tuple[int, Bytes]
 
 #: Exchanges of that many collectives may be in flight on one transport.
 TAGS = 64
-_SPIN = 2e-3  # seconds of asking without a pause: longer than small exchanges take
+_SPIN = 2e-3  # seconds of polling without a pause: longer than small exchanges take
 #: Bytes of a notice: see ``Transport.post``.
 NOTICE = 512
-#: The notice of a rank whose program comes to its end: it will send nothing more.
+#: The notice of a rank whose program ends: it will send nothing more.
 LEFT = b"left"
 
 
 class Pending(Protocol):
-    """An exchange under way. The memory of its parts belongs to it until it is over."""
+    """An exchange in flight. It owns the memory of its parts until it has completed."""
 
     def done(self) -> bool:
-        """True once ``wait`` would return at once; never blocks, and moves the exchange on."""
+        """True once ``wait`` would return at once; makes progress and never blocks."""
 
     def wait(self, seconds: float | None = None) -> bool:
-        """Blocks until the exchange is over: True. False if it is not after ``seconds``.
+        """Blocks until the exchange has completed, at most ``seconds``; whether it has.
 
         Raises WireError, naming the rank, if a message had another size than its part.
         """
 
     def missing(self) -> list[int] | None:
-        """The ranks whose parts have not come yet; None where the wire cannot tell."""
+        """The ranks whose parts have not arrived; None where the wire does not know."""
 
 
-class Over:
-    """An exchange that was over when it returned, or that needed no wire."""
+class Completed:
+    """An exchange that completed before it returned, or that needed no wire."""
 
     def done(self) -> bool:
         return True
@@ -56,17 +56,32 @@ class Over:
         return []
 
 
+class Polled(ABC):
+    """An exchange that ``done`` alone moves on."""
+
+    @abstractmethod
+    def done(self) -> bool:
+        """As ``Pending.done``."""
+
+    def wait(self, seconds: float | None = None) -> bool:
+        with stage("exchange"):
+            return poll(self, seconds)
+
+    def missing(self) -> list[int] | None:
+        return None
+
+
 class Transport(ABC):
     """A wire between ``size`` ranks, of which this process is ``rank``.
 
     ``ordered``: exchanges match in the order in which they were started, whatever their tags, so
-    that collectives must run one after another. ``device``: "cpu" or "cuda", where the memory of
-    parts must lie. ``measurable``: False where the time that exchanges take means nothing.
-    ``sleeps``: whoever waits for an exchange sleeps until it is over, and does not ask for it.
-    ``message``: bytes that travel well together. The default is what Open MPI and MPICH send over
-    TCP without asking the receiver first, whose answer waits until its rank calls MPI again.
+    that collectives must run one after another. ``device``: "cpu" or "cuda", where parts lie.
+    ``measurable``: False where the time of an exchange says nothing about a network. ``sleeps``:
+    ``Pending.wait`` sleeps instead of polling. ``message``: a good size of messages in bytes. The
+    default is what Open MPI and MPICH send over TCP eagerly, without a handshake with a receiver
+    that answers only inside MPI.
 
-    Methods that start something are called by all ranks alike; ``post`` and ``notices`` are not.
+    All ranks call the methods that start something; ``post`` and ``notices`` are not collective.
     """
 
     name: ClassVar[str]
@@ -80,72 +95,98 @@ class Transport(ABC):
 
     @abstractmethod
     def _exchange(self, sends: Sequence[Part], recvs: Sequence[Part], tag: int) -> Pending:
-        """``start_exchange`` without the books."""
+        """``start_exchange`` without counting bytes."""
 
     def start_exchange(self, sends: Sequence[Part], recvs: Sequence[Part], tag: int) -> Pending:
-        """Every part of ``sends`` reaches the part of ``recvs`` that its rank holds for this one.
+        """Sends every part of ``sends`` into the part of ``recvs`` that its rank has for this one.
 
         All ranks call it, some with nothing to send or to receive. Parts between two ranks match in
-        order: the first of one rank's ``sends`` to another is the first of the other's ``recvs``
-        from it, and so on through the exchanges with one ``tag``, from 0 to ``TAGS`` - 1; tags do
-        not mix. A rank sends nothing to itself. Parts of length 0 may be left out or not, alike on
-        both sides. Books the bytes with ``mpisign.stats``.
+        order, within an exchange and through all exchanges with one ``tag``, from 0 to ``TAGS`` -
+        1; tags do not mix. A rank sends nothing to itself. Both sides may leave out parts of length
+        0. Counts the bytes in ``mpisign.stats``.
         """
-        sent, received = (sum(part.nbytes for _, part in parts) for parts in (sends, recvs))
-        stats().add("exchange", calls=0, sent=sent, received=received)
+        sent = received = 0
+        for _, part in sends:
+            sent += part.nbytes
+        for _, part in recvs:
+            received += part.nbytes
+        count_bytes(sent, received)
         return self._exchange(sends, recvs, tag)
 
     def start_allgather(self, send: Bytes, rows: Sequence[Bytes], tag: int) -> Pending:
-        """Rank r's ``send`` into everyone's ``rows[r]``, the own row included, of equal lengths.
+        """Sends rank r's ``send`` into every rank's ``rows[r]``, its own included.
 
-        ``rows``: one uint8 array a rank, which may have lengths of their own (known to all).
+        ``rows``: one uint8 array a rank, of lengths that all ranks know.
         """
         if rows[self.rank] is not send:
             rows[self.rank][...] = send
-        others = self.others
-        return self.start_exchange([(r, send) for r in others], [(r, rows[r]) for r in others], tag)
+        sends, recvs = [], []
+        for r in self.others:
+            sends.append((r, send))
+            recvs.append((r, rows[r]))
+        return self.start_exchange(sends, recvs, tag)
 
     @abstractmethod
     def start_allreduce(self, values: npt.NDArray[Any], tag: int) -> Pending:
-        """Sum over the ranks, in place: float32 or float64, in the wire's own reduction.
+        """Sums over the ranks, in place, float32 or float64, by the wire's own reduction.
 
-        The baseline that votes are measured against: may be over before it returns.
+        The baseline for votes. May complete before it returns.
         """
 
     def post(self, notice: bytes) -> None:  # noqa: B027
-        """Tells all other ranks, which need not listen: at most ``NOTICE`` bytes, never blocks.
+        """Sends at most ``NOTICE`` bytes to all other ranks, outside any exchange; never blocks.
 
-        For a rank that gives up, so that the others do not wait for it. Best effort.
+        A rank that gives up posts why, so that the others do not wait for it. Best effort.
         """
 
     def notices(self) -> list[tuple[int, bytes]]:
-        """What other ranks posted since the last call, with their ranks; never blocks."""
+        """(rank, notice) of what other ranks posted since the last call; never blocks."""
         return []
 
     def sleep(self, seconds: float) -> None:
-        """Waits; ranks that share this process go on meanwhile."""
+        """Sleeps; other ranks of this process run meanwhile."""
         time.sleep(seconds)
 
     def abort(self) -> None:  # noqa: B027
-        """Gives up all exchanges in flight; the transport is of no use afterwards."""
+        """Gives up all exchanges in flight; the transport cannot be used afterwards."""
 
     def free(self) -> None:  # noqa: B027
-        """Gives back what the wire holds, once nothing is in flight; called by all ranks."""
+        """Frees the wire's resources, once nothing is in flight. Collective."""
 
     @functools.cached_property
     def others(self) -> list[int]:
-        """The other ranks, each rank's list from its right neighbour on, so that none is first."""
+        """The other ranks, starting at the right neighbour, so that senders spread out."""
         return [(self.rank + i) % self.size for i in range(1, self.size)]
 
 
-def poll(pending: Pending, seconds: float | None) -> bool:
-    """``Pending.wait`` for wires that can only be asked: often at first, then less and less."""
+class LayeredTransport(Transport):
+    """A transport over another one, ``wire``, which carries its notices."""
+
+    def __init__(self, wire: Transport) -> None:
+        self.wire = wire
+        self.rank, self.size = wire.rank, wire.size
+
+    def post(self, notice: bytes) -> None:
+        self.wire.post(notice)
+
+    def notices(self) -> list[tuple[int, bytes]]:
+        return self.wire.notices()
+
+    def abort(self) -> None:
+        self.wire.abort()
+
+    def free(self) -> None:
+        self.wire.free()
+
+
+def poll(pending: Pending | Polled, seconds: float | None) -> bool:
+    """``Pending.wait`` by polling: often at first, then less and less."""
     start = time.perf_counter()
     while not pending.done():
         waited = time.perf_counter() - start
         if seconds is not None and waited >= seconds:
             return False
-        # A rank that shares its core must give it away; one that does not loses nothing by it.
+        # Ranks may share a core: yield it. Alone on a core this costs nothing.
         if waited < _SPIN:
             os.sched_yield()
         else:

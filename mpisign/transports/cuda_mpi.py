@@ -1,4 +1,4 @@
-"""MPI on device memory, and the question whether this MPI can."""
+"""MPI on device memory, and whether this MPI supports it."""
 
 from __future__ import annotations
 
@@ -13,21 +13,20 @@ import numpy as np
 
 from mpisign.backend import arrays
 from mpisign.errors import WireError
-from mpisign.stats import stage, stats
-from mpisign.transports.base import Over, Part, Pending, Transport
+from mpisign.transports.base import Part, Pending, Transport
 from mpisign.transports.mpi import MPI, MPITransport
 
 VARIABLE = "MPISIGN_CUDA_MPI"
 
 
 class Answer(NamedTuple):
-    """Whether MPI takes device memory, and how that is known."""
+    """Whether MPI takes device memory, and why."""
 
     aware: bool
     why: str
 
 
-# Told from rank to rank by its place here, which is one byte.
+# Ranks exchange the index, one byte.
 _ANSWERS = (
     Answer(False, f"{VARIABLE}=0"),
     Answer(True, f"{VARIABLE}=1"),
@@ -44,9 +43,9 @@ _OFF, _ON, _KINDS, _MPICH, _OPEN_MPI, _CRAY, _MVAPICH, _NO, _NO_DEVICE, _BAD = r
 
 
 def here(device: int | None = None) -> Answer:
-    """Of this rank. Asks ``device`` (default: the current one) last, and only after a yes.
+    """The answer of this rank. Tries ``device`` (default: the current one) if MPI says yes.
 
-    ``MPISIGN_CUDA_MPI``: 1 and 0 are believed, "auto" (the default) asks; ValueError for others.
+    ``MPISIGN_CUDA_MPI``: 1 or 0 decide, "auto" (the default) asks MPI; ValueError for others.
     """
     code = _here(device)
     if code == _BAD:
@@ -57,9 +56,9 @@ def here(device: int | None = None) -> Answer:
 def together(
     control: Transport, device: int | None = None, *, seconds: float | None = None
 ) -> Answer:
-    """The same answer on every rank of ``control``: yes if all say so. Called by all ranks.
+    """The same answer on every rank of ``control``: yes if all say yes. Collective.
 
-    ValueError on all if the variable of one is wrong; WireError if ranks do not come in time.
+    ValueError on all ranks if the variable of one is wrong; WireError after ``seconds``.
     """
     mine = np.array([_here(device)], dtype=np.uint8)
     every = np.empty((control.size, 1), dtype=np.uint8)
@@ -75,7 +74,7 @@ def together(
 
 
 def library_says() -> Answer:
-    """What MPI and its environment say, before any device is asked."""
+    """The answer of MPI and its environment; tries no device."""
     return _ANSWERS[_library()]
 
 
@@ -91,7 +90,7 @@ def _here(device: int | None) -> int:
 
 
 def _library() -> int:
-    # A list without it is no answer: libraries name the kinds that the job's start asked for.
+    # A list without cuda proves nothing: libraries list the kinds requested at the job's start.
     if _has_cuda(MPI.COMM_WORLD.Get_info().Get("mpi_memory_alloc_kinds") or ""):
         return _KINDS
     query = _symbol("MPIX_GPU_query_support")
@@ -110,7 +109,7 @@ def _library() -> int:
 
 
 def _has_cuda(kinds: str) -> bool:
-    """Of MPI 4.1's list, such as "system,cuda:device:managed"."""
+    """Whether MPI 4.1's list, such as "system,cuda:device:managed", has device memory."""
     for kind in kinds.replace(" ", "").split(","):
         name, *restrictions = kind.split(":")
         if name == "cuda" and (not restrictions or "device" in restrictions):
@@ -119,7 +118,7 @@ def _has_cuda(kinds: str) -> bool:
 
 
 def libraries() -> list[str]:
-    """The files of MPI libraries in this process."""
+    """The MPI libraries that this process has loaded."""
     try:
         maps = Path("/proc/self/maps").read_text()
     except OSError:  # not Linux
@@ -129,7 +128,7 @@ def libraries() -> list[str]:
 
 
 def _symbol(name: str) -> Callable[..., int] | None:
-    """A function of the MPI library that mpi4py loaded, which may be none of the global ones."""
+    """A function of the MPI library that mpi4py loaded, whose symbols may not be global."""
     for path in libraries():
         try:
             function: Callable[..., int] = getattr(ctypes.CDLL(path, os.RTLD_NOLOAD), name)
@@ -150,36 +149,34 @@ def _works(device: int | None) -> bool:
 
 
 class CudaMPITransport(MPITransport):
-    """``MPITransport`` whose parts are CuPy or torch uint8 CUDA arrays, or NumPy's.
+    """``MPITransport`` whose parts are CuPy or torch uint8 CUDA arrays, or NumPy arrays.
 
-    MPI knows no streams: an exchange waits for what is queued on the arrays' current streams, be it
-    that it writes what is sent or that it still reads what is overwritten. Messages only: Open
-    MPI's non-blocking collectives do not take device memory.
+    MPI knows no streams: an exchange first waits for the arrays' current streams, which may still
+    write what is sent or read what is overwritten. Point-to-point messages only: Open MPI's
+    non-blocking collectives do not take device memory.
     """
 
     name = "cuda-mpi"
     device = "cuda"
 
-    def _exchange(self, sends: Sequence[Part], recvs: Sequence[Part], tag: int) -> Pending:
+    def _exchange(
+        self, sends: Sequence[Part], recvs: Sequence[Part], tag: int, keep: Any = None
+    ) -> Pending:
         _settle([part for _, part in (*sends, *recvs)])
-        return super()._exchange(sends, recvs, tag)
+        to, of = ([(r, _buffer(part)) for r, part in parts] for parts in (sends, recvs))
+        return super()._exchange(to, of, tag, (sends, recvs))
 
-    def _buffer(self, part: Any) -> Any:
-        if isinstance(part, np.ndarray):
-            return super()._buffer(part)
-        return [MPI.buffer.fromaddress(arrays.address(part), part.nbytes), MPI.BYTE]
-
-    def start_allreduce(self, values: Any, tag: int) -> Over:
+    def _values(self, values: Any) -> Any:
         if isinstance(values, np.ndarray):
-            return super().start_allreduce(values, tag)
+            return values
         _settle([values])
-        kind = MPI.DOUBLE if "float64" in str(values.dtype) else MPI.FLOAT
-        memory = MPI.buffer.fromaddress(arrays.address(values), values.nbytes)
-        with stage("exchange"):
-            self._comm.Allreduce(MPI.IN_PLACE, [memory, kind], MPI.SUM)
-        ring = 2 * values.nbytes * (self.size - 1) // self.size
-        stats().add("exchange", calls=0, sent=ring, received=ring)
-        return Over()
+        return [_buffer(values), MPI.DOUBLE if "float64" in str(values.dtype) else MPI.FLOAT]
+
+
+def _buffer(part: Any) -> Any:
+    if isinstance(part, np.ndarray):
+        return part
+    return MPI.buffer.fromaddress(arrays.address(part), part.nbytes)
 
 
 def _settle(parts: Sequence[Any]) -> None:

@@ -1,4 +1,4 @@
-"""Parts as one message for each rank, for wires whose exchange is one alltoall or allgather."""
+"""Parts as one message a rank, for wires whose exchange is one alltoall or allgather."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from mpisign.transports.base import Bytes, Part
 from mpisign.transports.pool import Pool
 
 _LENGTH = np.dtype("<u8")
-_UNSET = 0xFF  # in each byte of a length: none that memory can hold
+_UNSET = 0xFF  # in each byte: no possible length
 
 
 def by_rank(parts: Sequence[Part], size: int) -> list[list[Bytes]]:
-    """The parts of each rank, in their order: a list a rank."""
+    """A list a rank: its parts in order."""
     grouped: list[list[Bytes]] = [[] for _ in range(size)]
     for rank, part in parts:
         grouped[rank].append(part)
@@ -38,17 +38,17 @@ def check_lengths(sent: Iterable[int], due: Iterable[int]) -> None:
 
 
 def host_pool() -> Pool:
-    """For messages: the pages of fresh memory cost more than the copy into them."""
+    """A pool for messages: page faults of fresh memory cost more than the copy into it."""
     return Pool(lambda nbytes: np.empty(nbytes, dtype=np.uint8))
 
 
 def starts(lengths: Sequence[int]) -> list[int]:
-    """Where each of messages begins that lie one after another."""
+    """Where each message begins if they lie one after another."""
     return list(accumulate(lengths[:-1], initial=0))
 
 
 def gather(grouped: Iterable[Iterable[Bytes]], memory: Bytes, starts: Iterable[int]) -> None:
-    """Copies the parts of message i, one after another, to ``memory`` from ``starts[i]`` on."""
+    """Copies the parts of message i to ``memory``, from ``starts[i]`` on."""
     for start, parts in zip(starts, grouped, strict=True):
         for part in parts:
             memory[start : start + part.nbytes] = part
@@ -56,7 +56,7 @@ def gather(grouped: Iterable[Iterable[Bytes]], memory: Bytes, starts: Iterable[i
 
 
 def scatter(memory: Bytes, starts: Iterable[int], grouped: Iterable[Iterable[Bytes]]) -> None:
-    """The way back: copies the bytes of message i into its parts."""
+    """The inverse of ``gather``: copies the bytes of message i into its parts."""
     for start, parts in zip(starts, grouped, strict=True):
         for part in parts:
             part[...] = memory[start : start + part.nbytes]
@@ -65,7 +65,7 @@ def scatter(memory: Bytes, starts: Iterable[int], grouped: Iterable[Iterable[Byt
 
 @functools.lru_cache(maxsize=256)
 def _layout(lengths: tuple[int, ...]) -> tuple[list[int], npt.NDArray[np.intp], list[int]]:
-    """Bytes of each message behind its length, where those lengths lie, where it begins itself."""
+    """(bytes of each message with its length, where the lengths lie, where the messages begin)."""
     counts = [_LENGTH.itemsize + n for n in lengths]
     first = np.array(starts(counts), dtype=np.intp)
     return (
@@ -78,9 +78,8 @@ def _layout(lengths: tuple[int, ...]) -> tuple[list[int], npt.NDArray[np.intp], 
 class Framed:
     """Messages of known lengths in one array, each behind its length: 8 bytes, little-endian.
 
-    For wires that tell no lengths, or take a short message without a word. ``memory``: uint8
-    (sum(counts),), taken from ``pool`` until ``free``; ``counts``: bytes of each message with its
-    length.
+    For wires that do not report lengths. ``memory``: uint8 (sum(counts),), from ``pool`` until
+    ``free``; ``counts``: bytes of each message with its length.
     """
 
     def __init__(self, lengths: Sequence[int], pool: Pool) -> None:
@@ -91,7 +90,7 @@ class Framed:
         self.memory[self._heads] = _UNSET
 
     def free(self) -> None:
-        """Once nobody reads or writes the memory."""
+        """Returns the memory to the pool, once no wire uses it."""
         self._lease.give_back()
 
     def pack(self, grouped: Sequence[Iterable[Bytes]]) -> None:
@@ -101,7 +100,7 @@ class Framed:
         gather(grouped, self.memory, self._starts)
 
     def unpack(self, grouped: Sequence[Iterable[Bytes]]) -> None:
-        """Copies what came into the parts; WireError, naming the rank, if a length is wrong."""
+        """Copies what arrived into the parts; WireError, naming the rank, for a wrong length."""
         unpack(self.memory, self.due, grouped)
 
 

@@ -10,19 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy.typing as npt
 
 from mpisign.errors import CollectiveError, CollectiveTimeout
-from mpisign.stats import stage, stats
-from mpisign.transports.base import Bytes, Over, Part, Pending, Transport, poll
-from mpisign.transports.framed import (
-    Framed,
-    by_rank,
-    check_lengths,
-    gather,
-    host_pool,
-    lengths,
-    scatter,
-    starts,
-    unpack,
-)
+from mpisign.stats import count_bytes, count_ring
+from mpisign.transports import framed
+from mpisign.transports.base import Bytes, Completed, Part, Pending, Polled, Transport, poll
+from mpisign.transports.framed import Framed, by_rank, lengths, starts
 from mpisign.transports.http_store import HTTPStore
 from mpisign.transports.mailbox import Mailbox
 
@@ -39,24 +30,24 @@ except ImportError as error:
         'pip install "mpisign[horovod]"'
     ) from error
 
-#: Exchanges with one tag that may be under way: names are used again after so many. A hierarchical
-#: vote in many chunks has up to 15.
+#: Exchanges with one tag that may be in flight, and names for them. A hierarchical vote in many
+#: chunks has up to 15.
 WINDOW = 16
 
 
 class HorovodTransport(Transport):
     """Host buffers over Horovod's alltoall, allgather and allreduce of a process set.
 
-    Horovod matches operations by name and remembers 1,024 of them, the application's included (what
-    it forgets takes longer; HOROVOD_CACHE_CAPACITY raises it): names are ``prefix.set.topic.tag.n``
-    with n modulo ``WINDOW``, used again and again. Two transports of one process set must not use
-    the same names at a time: give each a prefix, alike on all ranks.
+    Horovod matches operations by name and caches 1,024 names, the application's included
+    (HOROVOD_CACHE_CAPACITY; others take longer): names are ``prefix.set.topic.tag.n`` with n modulo
+    ``WINDOW``, used again and again. Two transports of one process set need different prefixes, the
+    same on all ranks.
 
-    Copies parts both ways. Any other length than a part's is a WireError that names the rank: an
-    alltoall tells the lengths that it received, rows of an allgather carry theirs in 8 bytes.
-    HorovodInternalError (for elastic training) if an exchange failed. Notices go by the launcher's
-    key-value store, or by MPI where Horovod runs over it and mpi4py is installed; nowhere in
-    elastic jobs, where those of ranks that went would be read by ranks that come.
+    Copies parts both ways. A message of another length than its part is a WireError that names the
+    rank: an alltoall returns received lengths, rows of an allgather carry theirs in 8 bytes.
+    HorovodInternalError (for elastic training) if an exchange failed. Notices use the launcher's
+    key-value store, or MPI where Horovod runs over it and mpi4py is installed. Elastic jobs have
+    none, since new ranks would read those of ranks that left.
     """
 
     name = "horovod"
@@ -67,37 +58,34 @@ class HorovodTransport(Transport):
     ) -> None:
         self._process_set = process_set
         self._prefix = f"{prefix}.{process_set.process_set_id}"
-        self._pool = host_pool()
+        self._pool = framed.host_pool()
         self._topic = ""
         self._started: dict[int, int] = defaultdict(int)
-        self._under_way: dict[str, _Exchange] = {}
+        self._in_flight: dict[str, _Handle] = {}
         self.rank: int = process_set.rank()
         self.size: int = process_set.size()
         self._mail = self._mailbox()
 
     def restart(self, topic: str) -> None:
-        """Numbers exchanges on ``topic`` from 0, between the same two exchanges on all ranks.
-
-        None may be under way, unless it has failed.
-        """
+        """Numbers exchanges on ``topic`` from 0. Collective; none may be in flight, but failed."""
         self._topic = topic
         self._started.clear()
-        self._under_way.clear()
+        self._in_flight.clear()
 
     def _exchange(self, sends: Sequence[Part], recvs: Sequence[Part], tag: int) -> Pending:
         if self.size == 1:
-            return Over()
+            return Completed()
         outgoing, incoming = by_rank(sends, self.size), by_rank(recvs, self.size)
         counts, due = lengths(outgoing), lengths(incoming)
         lease = self._pool.take([sum(counts)])
         memory = lease.slices[0]
-        gather(outgoing, memory, starts(counts))
+        framed.gather(outgoing, memory, starts(counts))
 
         def finish(result: Any) -> None:
             lease.give_back()
             received, splits = result
-            check_lengths(splits.tolist(), due)
-            scatter(received.numpy(), starts(due), incoming)
+            framed.check_lengths(splits.tolist(), due)
+            framed.scatter(received.numpy(), starts(due), incoming)
 
         return self._start(
             tag,
@@ -110,31 +98,30 @@ class HorovodTransport(Transport):
     def start_allgather(self, send: Bytes, rows: Sequence[Bytes], tag: int) -> Pending:
         every = [row.nbytes for row in rows]
         own = every[self.rank]
-        stats().add("exchange", calls=0, sent=own * (self.size - 1), received=sum(every) - own)
+        count_bytes(own * (self.size - 1), sum(every) - own)
         if self.size == 1:
             rows[0][...] = send
-            return Over()
+            return Completed()
         row = Framed([send.nbytes], self._pool)
         row.pack([[send]])
 
         def finish(received: Any) -> None:
             row.free()
-            unpack(received.numpy(), every, [[part] for part in rows])
+            framed.unpack(received.numpy(), every, [[part] for part in rows])
 
         return self._start(tag, finish, hvd.allgather_async, torch.from_numpy(row.memory))
 
     def start_allreduce(self, values: npt.NDArray[Any], tag: int) -> Pending:
-        ring = 2 * values.nbytes * (self.size - 1) // self.size
-        stats().add("exchange", calls=0, sent=ring, received=ring)
+        count_ring(values.nbytes, self.size)
         if self.size == 1:
-            return Over()
+            return Completed()
         return self._start(
             tag, lambda _: None, hvd.allreduce_async_, torch.from_numpy(values), op=hvd.Sum
         )
 
     def post(self, notice: bytes) -> None:
-        # Of its own failures Horovod tells all ranks itself, which elastic training waits for.
-        failed = any(exchange.failed for exchange in self._under_way.values())
+        # Horovod reports its own failures to all ranks, as elastic training needs.
+        failed = any(exchange.failed for exchange in self._in_flight.values())
         if self._mail is not None and not failed:
             self._mail.post(notice)
 
@@ -148,14 +135,14 @@ class HorovodTransport(Transport):
         operation: Callable[..., int],
         tensor: torch.Tensor,
         **options: Any,
-    ) -> _Exchange:
+    ) -> _Handle:
         name = f"{self._prefix}.{self._topic}.{tag}.{self._started[tag] % WINDOW}"
-        earlier = self._under_way.get(name)
+        earlier = self._in_flight.get(name)
         if earlier is not None and not earlier.arrived():
             raise CollectiveError(f"more than {WINDOW} exchanges with tag {tag} are under way")
         self._started[tag] += 1
         handle = operation(tensor, name=name, process_set=self._process_set, **options)
-        exchange = self._under_way[name] = _Exchange(handle, finish)
+        exchange = self._in_flight[name] = _Handle(handle, finish)
         return exchange
 
     def _mailbox(self) -> Mailbox | MPINotices | None:
@@ -172,19 +159,19 @@ class HorovodTransport(Transport):
             from mpisign.transports.mpi_notices import MPINotices
         except ImportError:
             return None
-        if MPI.COMM_WORLD.Get_size() != hvd.size():  # hvd.init was given a part of the world
+        if MPI.COMM_WORLD.Get_size() != hvd.size():  # hvd.init got a part of the world
             return None
         return MPINotices(MPI.COMM_WORLD, self._process_set.ranks)
 
 
-_MADE: dict[int, int] = {}  # communicators that were made of a process set
+_MADE: dict[int, int] = {}  # transports made by process set
 
 
 def made(process_set: hvd.ProcessSet | None, seconds: float) -> HorovodTransport:
-    """A transport with a prefix that no other has; all ranks of the process set make it together.
+    """A transport with a prefix of its own. Collective among the ranks of the process set.
 
-    Ranks that elastic training brought in have made none yet: the largest count holds for all.
-    CollectiveTimeout if a rank does not come in ``seconds``.
+    Ranks that joined an elastic job have made none yet: all take the largest count.
+    CollectiveTimeout if a rank is missing after ``seconds``.
     """
     group = hvd.global_process_set if process_set is None else process_set
     key = group.process_set_id
@@ -193,7 +180,7 @@ def made(process_set: hvd.ProcessSet | None, seconds: float) -> HorovodTransport
     count = torch.tensor([_MADE.get(key, 0)])
     handle = hvd.allgather_async(count, name=f"mpisign.{key}.made", process_set=group)
     counts: list[torch.Tensor] = []
-    if not poll(_Exchange(handle, counts.append), seconds):
+    if not poll(_Handle(handle, counts.append), seconds):
         raise CollectiveTimeout(
             f"Communicator: ranks did not come in {seconds:.1f} s (Horovod's log on rank 0 names "
             "them): all ranks of a process set must make a Communicator of it, or call their first "
@@ -204,21 +191,21 @@ def made(process_set: hvd.ProcessSet | None, seconds: float) -> HorovodTransport
     return HorovodTransport(f"mpisign.{number}", group)
 
 
-class _Exchange:
-    """A Horovod handle, and what is to be done with its result."""
+class _Handle(Polled):
+    """A Horovod handle, and what to do with its result."""
 
     def __init__(self, handle: int, finish: Callable[[Any], None]) -> None:
         self._handle: int | None = handle
         self._finish: Callable[[Any], None] | None = finish
         self._result: Any = None
-        self._error: Exception | None = None  # Horovod tells it once
+        self._error: Exception | None = None  # Horovod raises it once
 
     @property
     def failed(self) -> bool:
         return isinstance(self._error, HorovodInternalError)
 
     def arrived(self) -> bool:
-        """True once Horovod no longer knows the name."""
+        """True once Horovod has released the name."""
         return self._handle is None or bool(hvd.poll(self._handle))
 
     def done(self) -> bool:
@@ -237,10 +224,6 @@ class _Exchange:
         self._finish(self._result)
         self._finish = self._result = None
         return True
-
-    def wait(self, seconds: float | None = None) -> bool:
-        with stage("exchange"):
-            return poll(self, seconds)
 
     def missing(self) -> list[int] | None:
         return [] if self._finish is None else None

@@ -6,13 +6,13 @@ import os
 from http.client import HTTPConnection
 from urllib.parse import quote
 
-_SECONDS = 0.5  # the launcher answers within a millisecond or two, or not at all
+_SECONDS = 0.5  # the launcher answers within a millisecond or two, or never
 
 
 class HTTPStore:
-    """``Mailbox``'s store over HTTP: values as they are, under ``/scope/key``.
+    """A store for ``Mailbox`` over HTTP: raw values at ``/scope/key``.
 
-    Not through Horovod's own client, which pickles, nor through urllib, which asks proxies.
+    Horovod's own client pickles, and urllib uses proxies; this does neither.
     """
 
     def __init__(self, address: str, port: int, scope: str) -> None:
@@ -21,7 +21,7 @@ class HTTPStore:
 
     @classmethod
     def of_launcher(cls, scope: str) -> HTTPStore | None:
-        """The store of the launcher that started this process; None if it keeps none."""
+        """The store of the launcher that started this process; None if it has none."""
         address = os.environ.get("HOROVOD_GLOO_RENDEZVOUS_ADDR")
         port = os.environ.get("HOROVOD_GLOO_RENDEZVOUS_PORT", "")
         return cls(address, int(port), scope) if address and port.isdecimal() else None
@@ -34,7 +34,7 @@ class HTTPStore:
         return self._ask("GET", key)
 
     def _ask(self, method: str, key: str, body: bytes | None = None) -> bytes | None:
-        """What it answers; None if that is no success."""
+        """The body of a successful answer, else None."""
         connection = HTTPConnection(self._address, self._port, timeout=_SECONDS)
         try:
             connection.request(method, f"/{self._scope}/{quote(key, safe='')}", body)

@@ -9,12 +9,10 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from mpisign import launcher
 from mpisign.errors import CollectiveTimeout, WireError
-from mpisign.stats import stage, stats
-from mpisign.transports.base import LEFT, Over, Part, Pending, Transport, poll
+from mpisign.stats import count_ring, stage
+from mpisign.transports.base import LEFT, TAGS, Completed, Part, Pending, Polled, Transport
 
 try:
     from mpi4py import MPI
@@ -26,21 +24,22 @@ except (ImportError, RuntimeError) as error:  # RuntimeError: mpi4py without an 
 from mpisign.transports.mpi_notices import MPINotices
 
 
-class _Exchange:
-    """Point-to-point requests: first those that receive, ``sources`` and ``sizes``, then sends."""
+class _Requests(Polled):
+    """Point-to-point requests of an exchange: first those that receive, then those that send."""
 
-    def __init__(self, recvs: Sequence[Part], sends: Sequence[Part], requests: list[Any]) -> None:
-        self._recvs = recvs
-        self._sends = sends  # MPI reads this memory until the requests are over
+    def __init__(
+        self, recvs: Sequence[Part], sends: Sequence[Part], requests: list[Any], keep: Any
+    ) -> None:
+        self._recvs, self._sends, self._keep = recvs, sends, keep  # MPI uses their memory
         self._requests = requests
         self._statuses = [MPI.Status() for _ in requests]
-        self._over = False
+        self.over = False
 
     def done(self) -> bool:
-        if self._over:
+        if self.over:
             return True
         try:
-            over = MPI.Request.Testall(self._requests, self._statuses)
+            over: bool = MPI.Request.Testall(self._requests, self._statuses)
         except MPI.Exception as error:
             raise self._wrong(error) from error
         if over:
@@ -49,22 +48,19 @@ class _Exchange:
                     raise WireError(
                         f"rank {source} sent {status.count} bytes where {part.nbytes} were due"
                     )
-            self._over = True
-        return self._over
-
-    def wait(self, seconds: float | None = None) -> bool:
-        with stage("exchange"):
-            return poll(self, seconds)
+            self.over = True
+            self._recvs = self._sends = self._keep = ()
+        return over
 
     def missing(self) -> list[int]:
-        if self._over:
+        if self.over:
             return []
         peers = [rank for rank, _ in (*self._recvs, *self._sends)]
         open_ = {p for p, r in zip(peers, self._requests, strict=True) if not r.Get_status()}
         return sorted(open_)
 
     def cancel(self) -> None:
-        """Takes back what has not come; what was sent stays sent."""
+        """Cancels receives in flight; what was sent stays sent."""
         for request in self._requests[: len(self._recvs)]:
             if request != MPI.REQUEST_NULL and not request.Get_status():
                 request.Cancel()
@@ -79,7 +75,7 @@ class _Exchange:
 class MPITransport(Transport):
     """Point-to-point messages on a clone of an intracommunicator; nothing is pickled.
 
-    ``comm`` is the transport's own: ``abort`` and errors leave messages behind on it.
+    ``comm`` belongs to the transport: ``abort`` and errors leave messages behind on it.
     """
 
     name = "mpi"
@@ -90,51 +86,51 @@ class MPITransport(Transport):
         self._notices = MPINotices(comm)
         self._left: set[int] = set()
         _OPEN.append(self._notices)
-        self._live: list[_Exchange] = []
+        self._live: list[_Requests] = []
         self.rank = comm.Get_rank()
         self.size = comm.Get_size()
 
-    def _exchange(self, sends: Sequence[Part], recvs: Sequence[Part], tag: int) -> Pending:
+    def _exchange(
+        self, sends: Sequence[Part], recvs: Sequence[Part], tag: int, keep: Any = None
+    ) -> Pending:
+        """``keep`` owns the memory of parts that do not."""
         if not sends and not recvs:
-            return Over()
-        self._before(sends)
-        comm, buffer = self._comm, self._buffer
-        requests = [comm.Irecv(buffer(part), source, tag) for source, part in recvs]
-        requests += [comm.Isend(buffer(part), dest, tag) for dest, part in sends]
-        exchange = _Exchange(recvs, sends, requests)
-        self._live = [e for e in self._live if not e._over]
+            return Completed()
+        requests, irecv, isend = [], self._comm.Irecv, self._comm.Isend
+        for source, part in recvs:
+            requests.append(irecv(part, source, tag))
+        for dest, part in sends:
+            requests.append(isend(part, dest, tag))
+        exchange = _Requests(recvs, sends, requests, keep)
+        if len(self._live) >= TAGS:
+            self._live = [e for e in self._live if not e.over]
         self._live.append(exchange)
         return exchange
 
-    def _before(self, sends: Sequence[Part]) -> None:
-        """Called before the memory of ``sends`` is handed to MPI."""
-
-    def _buffer(self, part: Any) -> Any:
-        """What mpi4py takes for a part."""
-        return part
-
-    def start_allreduce(self, values: np.ndarray[Any, Any], tag: int) -> Over:
-        # The blocking form, for it is the baseline that votes are measured against: Open MPI's
-        # non-blocking allreduce takes up to three times as long for small tensors over TCP.
+    def start_allreduce(self, values: Any, tag: int) -> Completed:
+        # Blocking, since it is the baseline for votes: Open MPI's non-blocking allreduce takes up
+        # to three times as long for small tensors over TCP.
         with stage("exchange"):
-            self._comm.Allreduce(MPI.IN_PLACE, values, MPI.SUM)
-        ring = 2 * values.nbytes * (self.size - 1) // self.size
-        stats().add("exchange", calls=0, sent=ring, received=ring)
-        return Over()
+            self._comm.Allreduce(MPI.IN_PLACE, self._values(values), MPI.SUM)
+        count_ring(values.nbytes, self.size)
+        return Completed()
+
+    def _values(self, values: Any) -> Any:
+        """What mpi4py takes for an array of floats."""
+        return values
 
     def post(self, notice: bytes) -> None:
         self._notices.post(notice)
 
     def notices(self) -> list[tuple[int, bytes]]:
-        came = self._notices.notices()
-        self._left.update(rank for rank, notice in came if notice == LEFT)
-        return came
+        found = self._notices.notices()
+        self._left.update(rank for rank, notice in found if notice == LEFT)
+        return found
 
     def abort(self) -> None:
         for exchange in self._live:
             exchange.cancel()
-        # MPI reads and writes what is in flight until the process ends, so the memory is kept; and
-        # MPI_Finalize would wait for a rank that never comes.
+        # MPI may use the memory of what is in flight until the process ends: it is kept.
         _LOST.append(self)
 
     def free(self) -> None:
@@ -146,7 +142,7 @@ class MPITransport(Transport):
 
 
 def duplicate(comm: MPI.Intracomm, seconds: float) -> MPI.Intracomm:
-    """A clone of ``comm``; CollectiveTimeout unless all its ranks ask for one in ``seconds``."""
+    """A clone of ``comm``; CollectiveTimeout unless all its ranks make one within ``seconds``."""
     clone, request = comm.Idup()
     until = time.monotonic() + seconds
     while not request.Test():
@@ -164,20 +160,18 @@ def duplicate(comm: MPI.Intracomm, seconds: float) -> MPI.Intracomm:
 _LAST_SECONDS = 5.0
 _OPEN: list[MPINotices] = []
 _LOST: list[MPITransport] = []  # aborted; MPI may still use their memory
-_UNMADE: list[Any] = []  # clones that not all ranks asked for
-
-
+_UNMADE: list[Any] = []  # clones that some ranks did not make
 _PID = os.getpid()
 
 
 @atexit.register
 def _leave() -> None:
-    """At exit, before MPI_Finalize: tells all ranks, and ends a job that could not end otherwise.
+    """At exit, before MPI_Finalize: posts ``LEFT``, and aborts a job that could not end otherwise.
 
-    MPI_Finalize waits for messages and ranks that never come. After a collective broke off the job
-    is aborted, unless all ranks of its communicator come to their end too.
+    MPI_Finalize waits for all messages and ranks. After a collective broke off, the job is aborted
+    unless all ranks of its communicator exit too.
     """
-    if MPI.Is_finalized() or os.getpid() != _PID:  # a fork is no rank
+    if MPI.Is_finalized() or os.getpid() != _PID:  # a forked child is no rank
         return
     for notices in _OPEN:
         notices.post(LEFT)
@@ -222,10 +216,10 @@ _KEYVAL: int = MPI.Comm.Create_keyval(delete_fn=_on_delete)
 
 
 def kept(comm: MPI.Intracomm) -> Any:
-    """What ``keep`` left at ``comm``, or None."""
+    """What ``keep`` attached to ``comm``, or None."""
     return comm.Get_attr(_KEYVAL)
 
 
 def keep(comm: MPI.Intracomm, value: Any) -> None:
-    """Keeps a Communicator as long as ``comm`` lives."""
+    """Attaches a Communicator to ``comm``; it lives as long."""
     comm.Set_attr(_KEYVAL, value)

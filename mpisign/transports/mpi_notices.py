@@ -1,4 +1,4 @@
-"""Notices between the ranks of an MPI communicator, out of the way of its exchanges."""
+"""Notices between the ranks of an MPI communicator, apart from its exchanges."""
 
 from __future__ import annotations
 
@@ -22,29 +22,28 @@ _TAG = 0  # on a communicator of their own any will do
 class MPINotices:
     """``Transport.post`` and ``Transport.notices`` over point-to-point messages.
 
-    Made by all ranks of ``comm`` together, or by exactly those of its ranks that ``ranks`` lists,
-    in the order in which they are numbered here. Keeps a communicator of its own: nobody else's
-    messages match, and none of its messages is taken for a part. On the wire: the notice's bytes,
-    0 to ``NOTICE``; nothing is pickled.
+    Collective among the ranks of ``comm``, or among exactly those in ``ranks``, which are numbered
+    in that order. Has a communicator of its own, so that its messages match no others. Wire: the
+    notice's bytes, 0 to ``NOTICE``; nothing is pickled.
     """
 
     def __init__(self, comm: MPI.Intracomm, ranks: Sequence[int] | None = None) -> None:
         if ranks is None:
             self._comm = comm.Dup()
         else:
-            # Unlike a Dup or a Split it asks nothing of the ranks that are not in it.
+            # Unlike Dup and Split, it is not collective for the other ranks.
             everyone = comm.Get_group()
             members = everyone.Incl(list(ranks))
             self._comm = comm.Create_group(members, _TAG)
             members.Free()
             everyone.Free()
-        self._sends: list[tuple[MPI.Request, Bytes]] = []  # MPI reads the bytes until it is over
+        self._sends: list[tuple[MPI.Request, Bytes]] = []  # MPI reads the bytes until then
 
     def post(self, notice: bytes) -> None:
         """Starts a message to each other rank. ValueError if it is longer than ``NOTICE``."""
         if len(notice) > NOTICE:
             raise ValueError(f"a notice holds at most {NOTICE} bytes, got {len(notice)}")
-        if MPI.Is_finalized():  # as Horovod does in a thread of its own, once a rank has left
+        if MPI.Is_finalized():  # Horovod finalizes in a thread of its own, once a rank has left
             return
         buffer = np.frombuffer(notice, dtype=np.uint8)
         own, size = self._comm.Get_rank(), self._comm.Get_size()
@@ -54,7 +53,7 @@ class MPINotices:
         self._forget_sent()
 
     def notices(self) -> list[tuple[int, bytes]]:
-        """What came since the last call, with the ranks that posted it; never blocks.
+        """(rank, notice) of what arrived since the last call; never blocks.
 
         WireError, naming the rank, for a message longer than a notice.
         """
@@ -62,20 +61,20 @@ class MPINotices:
             return []
         if self._sends:
             self._forget_sent()
-        came: list[tuple[int, bytes]] = []
+        found: list[tuple[int, bytes]] = []
         status = MPI.Status()
-        # A probe that finds nothing lets Open MPI look at what has come: the next one finds it.
+        # A probe that finds nothing makes Open MPI progress: the next one may find something.
         while any(self._comm.Iprobe(MPI.ANY_SOURCE, _TAG, status) for _ in range(3)):
             rank, length = status.Get_source(), status.Get_count(MPI.BYTE)
             if not 0 <= length <= NOTICE:
                 raise WireError(f"a notice of {length} bytes from rank {rank}: at most {NOTICE}")
             notice = np.empty(length, dtype=np.uint8)
             self._comm.Recv([notice, MPI.BYTE], source=rank, tag=_TAG)
-            came.append((rank, notice.tobytes()))
-        return came
+            found.append((rank, notice.tobytes()))
+        return found
 
     def free(self) -> None:
-        """Frees the communicator (collective); what was posted and not yet sent still goes out."""
+        """Frees the communicator (collective); posts in flight are still sent."""
         if not MPI.Is_finalized():
             self._forget_sent()
             self._comm.Free()

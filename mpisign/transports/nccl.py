@@ -1,4 +1,4 @@
-"""NCCL through CuPy: parts in CUDA memory, queued on the streams that they are made on."""
+"""NCCL through CuPy: parts in CUDA memory, queued on their current stream."""
 
 from __future__ import annotations
 
@@ -9,24 +9,32 @@ import numpy as np
 
 from mpisign.backend import arrays
 from mpisign.errors import WireError
-from mpisign.stats import stage, stats
+from mpisign.stats import count_ring
 from mpisign.transports import nccl_start
-from mpisign.transports.base import Bytes, Over, Part, Pending, Transport, poll
-from mpisign.transports.members import Members
+from mpisign.transports.base import (
+    Bytes,
+    Completed,
+    LayeredTransport,
+    Part,
+    Pending,
+    Polled,
+    Transport,
+)
+from mpisign.transports.subgroup import SubgroupTransport
 
 
-class NCCLTransport(Transport):
-    """Sends and receives of one exchange as one group of NCCL, on the current stream.
+class NCCLTransport(LayeredTransport):
+    """Sends and receives of one exchange as one NCCL group, on the current stream.
 
-    ``control``: a transport for host memory between the same ranks, this one's own from now on. It
-    carries NCCL's unique id, parts that are NumPy arrays, and notices. Parts on a device are CuPy
-    or torch uint8 arrays, those of one exchange on one stream. Only ``Pending.wait`` waits for the
-    device, and only for its own exchange.
+    ``wire``: a transport for host memory between the same ranks, which this one owns from now on.
+    It carries NCCL's unique id, parts that are NumPy arrays, and notices. Parts on a device are
+    CuPy or torch uint8 arrays, those of one exchange on one stream. Only ``Pending.wait`` waits for
+    the device, and only for its own exchange.
 
-    The first exchange on a device starts NCCL there; one without any parts counts, for all ranks
-    must be in it. It raises CollectiveError, the same on all ranks, if NCCL is missing somewhere,
-    WireError if a rank does not come within ``timeout`` seconds. Any error of NCCL's ends it: this
-    call and all later ones raise WireError.
+    The first exchange on a device starts NCCL there, also one without parts: all ranks take part.
+    It raises CollectiveError, the same on all ranks, if NCCL is missing somewhere, WireError if a
+    rank is missing after ``timeout`` seconds. Any error of NCCL ends the transport: this call and
+    all later ones raise WireError.
     """
 
     name = "nccl"
@@ -35,14 +43,13 @@ class NCCLTransport(Transport):
     device = "cuda"
 
     def __init__(
-        self, control: Transport, *, timeout: float = 600.0, nccl: Any = None, device: Any = None
+        self, wire: Transport, *, timeout: float = 600.0, nccl: Any = None, device: Any = None
     ) -> None:
         if device is None:
             from mpisign.backend.cuda import streams
 
             device = streams
-        self.rank, self.size = control.rank, control.size
-        self._control = control
+        super().__init__(wire)
         self._timeout = timeout
         self._nccl = nccl
         self._device = device
@@ -54,7 +61,7 @@ class NCCLTransport(Transport):
     def _exchange(self, sends: Sequence[Part], recvs: Sequence[Part], tag: int) -> Pending:
         on_device = [self._device.on_device(part) for _, part in (*sends, *recvs)]
         if on_device and not any(on_device):
-            return self._control._exchange(sends, recvs, tag)
+            return self.wire._exchange(sends, recvs, tag)
         if not all(on_device):
             raise TypeError("NCCL: parts of one exchange must be NumPy arrays, all or none of them")
         sends = [(r, part) for r, part in sends if part.nbytes]
@@ -62,7 +69,7 @@ class NCCLTransport(Transport):
         stream = self._stream([part for _, part in (*sends, *recvs)])
         self._start(None if stream is None else stream.device, tag)
         if stream is None or self.size == 1:
-            return Over()
+            return Completed()
         return self._queue(lambda: self._group(sends, recvs, stream), stream, (sends, recvs))
 
     def _group(self, sends: Sequence[Part], recvs: Sequence[Part], stream: Any) -> None:
@@ -78,18 +85,17 @@ class NCCLTransport(Transport):
 
     def start_allgather(self, send: Bytes, rows: Sequence[Bytes], tag: int) -> Pending:
         if not self._device.on_device(send):
-            return self._control.start_allgather(send, rows, tag)
+            return self.wire.start_allgather(send, rows, tag)
         return super().start_allgather(send, rows, tag)
 
     def start_allreduce(self, values: Any, tag: int) -> Pending:
         if not self._device.on_device(values):
-            return self._control.start_allreduce(values, tag)
-        ring = 2 * values.nbytes * (self.size - 1) // self.size
-        stats().add("exchange", calls=0, sent=ring, received=ring)
+            return self.wire.start_allreduce(values, tag)
+        count_ring(values.nbytes, self.size)
         stream = self._device.of(values)
         self._start(stream.device, tag)
         if self.size == 1:
-            return Over()
+            return Completed()
         nccl, communicator, at = self._nccl, self._communicator, arrays.address(values)
         kind, size = nccl.NCCL_FLOAT32, 4
         if "float64" in str(values.dtype):
@@ -101,12 +107,12 @@ class NCCLTransport(Transport):
             values,
         )
 
-    def split(self, color: int, key: int, control: Transport | None = None) -> NCCLTransport | None:
-        """The transport of the ranks that say the same ``color`` >= 0, in the order of ``key``.
+    def split(self, color: int, key: int, wire: Transport | None = None) -> NCCLTransport | None:
+        """The transport of the ranks with the same ``color`` >= 0, in the order of ``key``.
 
-        None where ``color`` is -1. All ranks call it, between their exchanges: those in flight are
-        waited for. ``control``: of the new group's ranks, in that order; default: this one's, and
-        then one tag must not be in use in both at a time.
+        None where ``color`` is -1. Collective; waits for exchanges in flight. ``wire``: between the
+        new group's ranks, in that order. By default they share this transport's: then no tag may be
+        in use on both at a time.
         """
         if color < -1:
             raise ValueError(f"split: color must be -1 or more, got {color}")
@@ -114,17 +120,14 @@ class NCCLTransport(Transport):
         for queued in self._live:
             nccl_start.wait(queued, "split", self._timeout)
         mine = np.array([color, key], dtype=np.int64)
-        said = np.empty((self.size, 2), dtype=np.int64)
-        rows = list(said.view(np.uint8))
-        told = self._control.start_allgather(mine.view(np.uint8), rows, 0)
-        nccl_start.wait(told, "split", self._timeout)
-        members = sorted((k, r) for r, (c, k) in enumerate(said.tolist()) if c == color)
+        every = np.empty((self.size, 2), dtype=np.int64)
+        pending = self.wire.start_allgather(mine.view(np.uint8), list(every.view(np.uint8)), 0)
+        nccl_start.wait(pending, "split", self._timeout)
+        members = sorted((k, r) for r, (c, k) in enumerate(every.tolist()) if c == color)
         part: NCCLTransport | None = None
         if color >= 0:
-            control = control or Members(self._control, [r for _, r in members])
-            part = NCCLTransport(
-                control, timeout=self._timeout, nccl=self._nccl, device=self._device
-            )
+            wire = wire or SubgroupTransport(self.wire, [r for _, r in members])
+            part = NCCLTransport(wire, timeout=self._timeout, nccl=self._nccl, device=self._device)
             part._index = self._index
         if self.size > 1:
 
@@ -138,23 +141,17 @@ class NCCLTransport(Transport):
             self._within("split", split)
         return part
 
-    def post(self, notice: bytes) -> None:
-        self._control.post(notice)
-
-    def notices(self) -> list[tuple[int, bytes]]:
-        return self._control.notices()
-
     def abort(self) -> None:
         self._give_up("it was aborted")
-        self._control.abort()
+        self.wire.abort()
 
     def free(self) -> None:
-        """Ends NCCL, exchanges that are not over with it, and frees ``control``; collective."""
+        """Ends NCCL, with exchanges in flight, and frees ``wire``; collective."""
         if self._communicator is not None and all(queued.done() for queued in self._live):
             communicator, self._communicator = self._communicator, None
             communicator.destroy()
         if not self._given_up:
-            getattr(self._control, "free", lambda: None)()
+            self.wire.free()
         self._give_up("it was freed")
 
     def _start(self, index: int | None, tag: int) -> None:
@@ -168,7 +165,7 @@ class NCCLTransport(Transport):
             self._index = self._device.current() if index is None else index
             return self._nccl or nccl_start.load()
 
-        nccl, unique_id = nccl_start.agree(self._control, prepare, tag, self._timeout)
+        nccl, unique_id = nccl_start.agree(self.wire, prepare, tag, self._timeout)
         self._nccl = nccl
 
         def start() -> None:
@@ -180,7 +177,7 @@ class NCCLTransport(Transport):
         self._within("start", start)
 
     def _connect(self) -> None:
-        """A byte to and from everyone, and a sum: what NCCL would set up, waiting, at first use."""
+        """Sends a byte to every rank and sums: NCCL waits for ranks at the first use of each."""
         room = self._device.empty(8 * (self.size + 1))
         stream, at = self._device.of(room), arrays.address(room)
         nccl, communicator = self._nccl, self._communicator
@@ -216,7 +213,7 @@ class NCCLTransport(Transport):
         return queued
 
     def _check(self) -> None:
-        """Raises WireError if NCCL met an error since it was asked last, or has ended."""
+        """WireError if NCCL has had an error since the last check, or has ended."""
         if self._given_up:
             raise self._useless()
         try:
@@ -235,28 +232,21 @@ class NCCLTransport(Transport):
         self._given_up = self._given_up or why
         communicator, self._communicator = self._communicator, None
         if communicator is not None:
-            communicator.abort()  # kernels that wait for other ranks end, and their stream goes on
+            communicator.abort()  # ends kernels that wait for other ranks; their stream goes on
 
 
-class _Queued:
-    """A group of NCCL's, over when the device has passed it."""
+class _Queued(Polled):
+    """An NCCL group; it has completed when the device has passed it."""
 
     def __init__(self, transport: NCCLTransport, event: Any, keep: Any) -> None:
         self._transport = transport
         self._event = event
-        self.keep = keep  # the device reads and writes the parts until then
+        self.keep = keep  # the device uses the parts until then
 
     def done(self) -> bool:
         if self.keep is not None:
             over = self._event.done()
-            self._transport._check()  # after an abort the device passes too, with half of the bytes
+            self._transport._check()  # an aborted group passes too, with half of the bytes
             if over:
                 self.keep = None
         return self.keep is None
-
-    def wait(self, seconds: float | None = None) -> bool:
-        with stage("exchange"):
-            return poll(self, seconds)
-
-    def missing(self) -> None:
-        """NCCL does not tell."""

@@ -1,4 +1,4 @@
-"""How NCCL begins: its library, its unique id, and the waits that it cannot be called back from."""
+"""How NCCL starts: its library, its unique id, and timeouts for calls that cannot be cancelled."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mpisign.errors import CollectiveError, WireError
 from mpisign.transports.base import Pending, Transport
 
 _ID = 128  # NCCL_UNIQUE_ID_BYTES
-_TEXT = 383  # of what a rank lacks
+_TEXT = 383  # bytes of an error text
 
 
 def load() -> Any:
@@ -37,11 +37,11 @@ def load() -> Any:
 def agree(
     control: Transport, prepare: Callable[[], Any], tag: int, seconds: float
 ) -> tuple[Any, bytes]:
-    """``prepare()``, NCCL's module, and rank 0's unique id, once all ranks have both. Collective.
+    """(NCCL's module from ``prepare()``, rank 0's unique id), once all ranks have both. Collective.
 
-    Wire: a row of 512 bytes a rank, allgathered: the id (rank 0's), 1 if ``prepare``
-    raised, what as UTF-8; then a byte, for a barrier. CollectiveError, the same everywhere, if
-    one raised; WireError if one does not come in time.
+    Wire: an allgather of 512 bytes a rank: the id (rank 0's), 1 if ``prepare`` raised, the error as
+    UTF-8; then an allgather of a byte, as a barrier. CollectiveError, the same on all ranks, if one
+    raised; WireError if one is missing after ``seconds``.
     """
     row, nccl = np.zeros(_ID + 1 + _TEXT, dtype=np.uint8), None
     try:
@@ -57,7 +57,7 @@ def agree(
     for rank in np.flatnonzero(rows[:, _ID]).tolist():
         why = rows[rank, _ID + 1 :].tobytes().rstrip(b"\0").decode(errors="replace")
         raise CollectiveError(f"NCCL cannot start: rank {rank}: {why}")
-    # NCCL waits for ranks that never come, and cannot be stopped: none begins before all are here.
+    # NCCL's start cannot be cancelled: no rank begins before all are here.
     bytes_ = np.zeros((control.size + 1, 1), dtype=np.uint8)
     wait(control.start_allgather(bytes_[-1], list(bytes_[:-1]), tag), "start", seconds)
     return nccl, rows[0, :_ID].tobytes()
@@ -72,19 +72,19 @@ def communicator(nccl: Any, size: int, unique_id: bytes, rank: int) -> Any:
 
 
 def wait(pending: Pending, what: str, seconds: float) -> None:
-    """WireError, with the ranks that are known to be missing, unless it is over in time."""
+    """WireError, with the missing ranks if known, unless it completes in time."""
     if not pending.wait(seconds):
-        raise late(what, seconds, pending.missing())
+        raise timed_out(what, seconds, pending.missing())
 
 
-def late(what: str, seconds: float, missing: list[int] | None = None) -> WireError:
-    """The error for it."""
+def timed_out(what: str, seconds: float, missing: list[int] | None = None) -> WireError:
+    """The error of ``wait`` and ``within``."""
     who = f": ranks {', '.join(map(str, missing))} did not come" if missing else ""
     return WireError(f"NCCL: {what} took over {seconds:g} s{who}")
 
 
 def within(seconds: float, what: str, action: Callable[[], Any]) -> Any:
-    """``action()`` in a thread, which is left alone with its wait once the time is up (WireError).
+    """``action()`` in a thread, which is abandoned once the time is up (WireError).
 
     The thread begins on device 0, as every thread does.
     """
@@ -101,7 +101,7 @@ def within(seconds: float, what: str, action: Callable[[], Any]) -> Any:
     thread.start()
     thread.join(seconds)
     if thread.is_alive():
-        raise late(what, seconds)
+        raise timed_out(what, seconds)
     if errors:
         raise WireError(f"NCCL: {what}: {errors[0]} (NCCL_DEBUG=WARN tells more)") from errors[0]
     return result[0]

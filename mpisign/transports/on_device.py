@@ -1,4 +1,4 @@
-"""Which wire device memory takes between ranks that host memory already connects."""
+"""Picks the transport for device memory between ranks that a host transport connects."""
 
 from __future__ import annotations
 
@@ -19,13 +19,12 @@ _WIRES = ("auto", "nccl", "mpi", "staged")
 
 
 def over(control: Transport, *, timeout: float = 600.0) -> tuple[Transport, str]:
-    """A transport for CUDA arrays, and why it is this one; the same on all ranks, which all call.
+    """(a transport for CUDA arrays, why this one), the same on all ranks. Collective.
 
-    ``control``: for host memory, the new transport's own from now on. ``MPISIGN_DEVICE_WIRE``:
-    nccl, mpi, staged, or auto, the default: NCCL where every rank has it and a current device that
-    no other rank has; else MPI where ``control`` is MPI and CUDA-aware on all; else staging.
-    ValueError on all ranks if the variable of one is none of these or not that of rank 0,
-    WireError if one does not come in time.
+    ``control``: for host memory; the new transport owns it from now on. ``MPISIGN_DEVICE_WIRE``:
+    nccl, mpi, staged, or auto, the default: NCCL if every rank has it and a device of its own, else
+    MPI if ``control`` is MPI and CUDA-aware on all ranks, else staging. ValueError on all ranks if
+    a rank's variable is invalid or differs from rank 0's, WireError after ``timeout`` seconds.
     """
     wanted = os.environ.get(VARIABLE, "auto").strip().lower()
     device, lack = _device_with_nccl() if wanted == "auto" else (b"", "")
@@ -58,19 +57,19 @@ def over(control: Transport, *, timeout: float = 600.0) -> tuple[Transport, str]
     from mpisign.transports.mpi import MPITransport
 
     assert isinstance(control, MPITransport)
-    told = cuda_mpi.together(control, seconds=timeout)
-    if told.aware:
-        return cuda_mpi.CudaMPITransport(control._comm.Dup()), f"{no_nccl}; {told.why}"
-    return StagedTransport(control), f"{no_nccl}; MPI is not CUDA-aware: {told.why}"
+    answer = cuda_mpi.together(control, seconds=timeout)
+    if answer.aware:
+        return cuda_mpi.CudaMPITransport(control._comm.Dup()), f"{no_nccl}; {answer.why}"
+    return StagedTransport(control), f"{no_nccl}; MPI is not CUDA-aware: {answer.why}"
 
 
 def _device_with_nccl() -> tuple[bytes, str]:
-    """A digest of the current device's place in the world, and what NCCL lacks here."""
+    """(a digest of the current device's node and bus id, what NCCL lacks here)."""
     try:
         nccl_start.load()
         import cupy
 
         place = cupy.cuda.runtime.deviceGetPCIBusId(cupy.cuda.runtime.getDevice())
-    except Exception as error:  # CuPy, libnccl, the driver or a device is missing
+    except Exception as error:  # no CuPy, libnccl, driver or device
         return b"", str(error)
     return hashlib.blake2b(f"{platform.node()} {place}".encode(), digest_size=32).digest(), ""

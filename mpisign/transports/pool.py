@@ -1,4 +1,4 @@
-"""Memory that is handed out in slices, grows, and never shrinks: where staged bytes lie."""
+"""A pool of memory that grows and never shrinks, for staged bytes and messages."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from mpisign.transports.base import Bytes
 
 #: Slices begin at multiples of that, for the copy engines of a GPU.
 _ALIGN = 256
-#: Pinned memory takes the driver milliseconds: never less than that at a time.
+#: Smallest block: pinning memory takes milliseconds, whatever its size.
 _LEAST = 1 << 20
 _NOTHING: Bytes = np.empty(0, dtype=np.uint8)
 
 
 class Lease:
-    """Slices of a pool's memory, of the lengths asked for, until ``give_back``.
+    """Slices of a pool's memory, until ``give_back``.
 
-    A lease that is dropped without it stays taken: somebody may still write there.
+    A lease that is dropped without it stays taken: a device may still write there.
     """
 
     __slots__ = ("_pool", "_range", "slices")
@@ -31,7 +31,7 @@ class Lease:
         self._range = range
 
     def give_back(self) -> None:
-        """Whoever comes next may have the memory; a second time does nothing."""
+        """Returns the memory to the pool; a second call does nothing."""
         pool, self._pool = self._pool, None
         if pool is not None:
             pool._free(self._range)

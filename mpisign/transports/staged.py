@@ -1,4 +1,4 @@
-"""Parts in CUDA memory over a wire that knows host memory only, through pinned memory."""
+"""Parts in CUDA memory over a wire for host memory, through pinned memory."""
 
 from __future__ import annotations
 
@@ -7,52 +7,51 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from mpisign.transports.base import Bytes, Part, Pending, Transport
+from mpisign.transports.base import Bytes, LayeredTransport, Part, Pending, Transport
 from mpisign.transports.pool import Lease, Pool
 
 
-class Event(Protocol):
-    """A place in a queue of copies: ``mpisign.backend.cuda.streams.Event``."""
+class CopyEvent(Protocol):
+    """A place in a stream of copies: ``mpisign.backend.cuda.streams.Event``."""
 
     def done(self) -> bool: ...
 
     def wait(self) -> None: ...
 
 
-class Queue(Hashable, Protocol):
-    """What copies, in order: ``mpisign.backend.cuda.streams.Stream``."""
+class CopyStream(Hashable, Protocol):
+    """Copies in order: ``mpisign.backend.cuda.streams.Stream``."""
 
     def copy_to_host(self, array: Any, host: Bytes) -> None: ...
 
     def copy_to_device(self, host: Bytes, array: Any) -> None: ...
 
-    def record(self) -> Event: ...
+    def record(self) -> CopyEvent: ...
 
 
 class Device(Protocol):
-    """Whose memory parts lie in; the module ``mpisign.backend.cuda.streams`` is one."""
+    """The device that parts lie on; the module ``mpisign.backend.cuda.streams`` is one."""
 
     def on_device(self, array: Any, /) -> bool: ...
 
-    def of(self, array: Any, /) -> Queue:
-        """Where work on the array is queued now."""
+    def of(self, array: Any, /) -> CopyStream:
+        """The stream of work on the array."""
 
     def pinned(self, nbytes: int, /) -> Bytes:
-        """Host memory that copies run from and to."""
+        """Host memory for copies in both directions."""
 
 
-#: From host memory, to a part, by a queue.
-Copy = tuple[Bytes, Any, Queue]
+#: From host memory, to a part, on a stream.
+Copy = tuple[Bytes, Any, CopyStream]
 
 
-class StagedTransport(Transport):
+class StagedTransport(LayeredTransport):
     """``wire``, a transport for host memory, for parts that are CuPy or torch uint8 CUDA arrays.
 
-    What is sent is copied to pinned memory on the stream that is current, and waited for, before
-    the wire reads it. What arrives is copied to the device on the stream that was current when the
-    exchange began: an exchange is over when that copy is queued, and work on that stream sees it.
-    The pinned memory of each direction grows with the need, is used again and again, and is freed
-    with the transport. NumPy parts travel as they are, without a copy.
+    ``_exchange`` copies what is sent to pinned memory on the current stream, and waits for that.
+    What arrives is copied to the device on the stream that was current when the exchange began: an
+    exchange has completed when that copy is queued. The pinned memory of each direction grows with
+    the need, is reused, and lives as long as the transport. NumPy parts are not copied.
     """
 
     name = "staged"
@@ -63,11 +62,11 @@ class StagedTransport(Transport):
             from mpisign.backend.cuda import streams
 
             device = streams
-        self._wire = wire
+        super().__init__(wire)
         self._device = device
         self._out, self._in = Pool(device.pinned), Pool(device.pinned)
-        self._copied: list[tuple[Event, Lease]] = []
-        self.rank, self.size, self.message = wire.rank, wire.size, wire.message
+        self._copied: list[tuple[CopyEvent, Lease]] = []
+        self.message = wire.message
         self.name = f"{wire.name}, staged"  # type: ignore[misc]
         self.ordered = wire.ordered  # type: ignore[misc]
         self.measurable = wire.measurable  # type: ignore[misc]
@@ -75,7 +74,7 @@ class StagedTransport(Transport):
     def _exchange(self, sends: Sequence[Part], recvs: Sequence[Part], tag: int) -> Pending:
         out, to_send = self._stage([part for _, part in sends])
         lease, to_fill, copies = self._room([part for _, part in recvs])
-        pending = self._wire._exchange(
+        pending = self.wire._exchange(
             [(rank, host) for (rank, _), host in zip(sends, to_send, strict=True)],
             [(rank, host) for (rank, _), host in zip(recvs, to_fill, strict=True)],
             tag,
@@ -83,42 +82,28 @@ class StagedTransport(Transport):
         return _Staged(pending, self._copied, out, lease, copies)
 
     def start_allgather(self, send: Bytes, rows: Sequence[Bytes], tag: int) -> Pending:
-        # The wire's own, which may be better than messages. It wants the own row in host memory
-        # too; the device's copy of it never leaves the device.
+        # The wire's own may be better than messages. It takes this rank's row in host memory too;
+        # the copy of that row on the device stays there.
         if rows[self.rank] is not send:
             rows[self.rank][...] = send
         others = self.others
         out, (sent,) = self._stage([send])
         lease, to_fill, copies = self._room([rows[r] for r in others])
         host = dict(zip(others, to_fill, strict=True)) | {self.rank: sent}
-        pending = self._wire.start_allgather(sent, [host[r] for r in range(self.size)], tag)
+        pending = self.wire.start_allgather(sent, [host[r] for r in range(self.size)], tag)
         return _Staged(pending, self._copied, out, lease, copies)
 
     def start_allreduce(self, values: Any, tag: int) -> Pending:
         if not self._device.on_device(values):
-            return self._wire.start_allreduce(values, tag)
+            return self.wire.start_allreduce(values, tag)
         lease, (host,) = self._stage([values])
         dtype = np.dtype(str(values.dtype).removeprefix("torch."))
-        pending = self._wire.start_allreduce(host.view(dtype), tag)
-        return _Staged(
-            pending, self._copied, None, lease, [(host, values, self._device.of(values))]
-        )
-
-    def post(self, notice: bytes) -> None:
-        self._wire.post(notice)
-
-    def notices(self) -> list[tuple[int, bytes]]:
-        return self._wire.notices()
-
-    def abort(self) -> None:
-        self._wire.abort()
-
-    def free(self) -> None:
-        """Frees the wire, where it has something to free; collective."""
-        getattr(self._wire, "free", lambda: None)()
+        pending = self.wire.start_allreduce(host.view(dtype), tag)
+        copies = [(host, values, self._device.of(values))]
+        return _Staged(pending, self._copied, None, lease, copies)
 
     def _stage(self, parts: Sequence[Any]) -> tuple[Lease, list[Any]]:
-        """Host copies of parts, complete when it returns; one of a part that is sent many times."""
+        """Host copies of parts, complete when it returns; one copy of a part that occurs twice."""
         mine = {id(part): part for part in parts if self._device.on_device(part)}
         lease = self._out.take([part.nbytes for part in mine.values()])
         copies = dict(zip(mine, lease.slices, strict=True))
@@ -132,7 +117,7 @@ class StagedTransport(Transport):
         return lease, [copies.get(id(part), part) for part in parts]
 
     def _room(self, parts: Sequence[Any]) -> tuple[Lease, list[Any], list[Copy]]:
-        """Host memory for parts that are to come, and the copies that bring them where they go."""
+        """Host memory for parts to receive, and the copies from it to the parts."""
         for event, lease in list(self._copied):
             if event.done():
                 lease.give_back()
@@ -153,18 +138,10 @@ class _Staged:
     """The wire's exchange, and the copies that follow it."""
 
     def __init__(
-        self,
-        pending: Pending,
-        copied: list[tuple[Event, Lease]],
-        out: Lease | None,
-        into: Lease,
-        copies: list[Copy],
+        self, pending: Pending, copied: Any, out: Lease | None, into: Lease, copies: list[Copy]
     ) -> None:
-        self._pending = pending
-        self._copied = copied
-        self._out = out
-        self._in = into
-        self._copies = copies
+        self._pending, self._copied = pending, copied
+        self._out, self._in, self._copies = out, into, copies
         self._over = False
 
     def done(self) -> bool:
@@ -181,14 +158,14 @@ class _Staged:
         return self._pending.missing()
 
     def _finish(self) -> None:
-        # wait() raises what the wire found wrong with a message; done() only says that it is over.
+        # wait() raises what is wrong with a message; done() may not.
         self._pending.wait(0)
         self._over = True
         if self._out is not None:
             self._out.give_back()
         for host, part, queue in self._copies:
             queue.copy_to_device(host, part)
-        # The copies still read the memory: others have it once they are over.
+        # The copies still read the memory: it is free once the last of them has run.
         queues = dict.fromkeys(queue for _, _, queue in self._copies)
         for queue in list(queues)[:-1]:
             queue.record().wait()

@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 
 from mpisign.errors import WireError
-from mpisign.stats import stats
-from mpisign.transports.base import LEFT, Bytes, Over, Part, Pending, Transport
+from mpisign.stats import count_bytes
+from mpisign.transports.base import LEFT, Bytes, Completed, Part, Pending, Transport
 
 _Key = tuple[int, int]  # the rank that sent it, its tag
 
 
 class _Rank:
-    """What has reached one rank: messages that nobody waits for yet, and parts that wait."""
+    """The inbox of one rank: messages without a part yet, and parts without a message yet."""
 
     def __init__(self) -> None:
         self.came = threading.Condition()
@@ -40,9 +40,9 @@ class _Rank:
 
 
 class _Turn:
-    """Who of the threads that ``run`` started computes: one at a time.
+    """A lock with which the threads that ``run`` started compute one at a time.
 
-    A thousand threads that all want the interpreter's lock spend their time asking for it.
+    A thousand threads that contend for the interpreter's lock do little else.
     """
 
     def __init__(self) -> None:
@@ -50,26 +50,26 @@ class _Turn:
         self._mine = threading.local()
 
     def take(self) -> None:
-        """From now on this thread's."""
+        """Takes the turn for this thread."""
         self._lock.acquire()
         self._mine.held = True
 
     def leave(self) -> bool:
-        """Somebody else's; whether it was this thread's."""
-        held = getattr(self._mine, "held", False)
-        if held:
-            self._mine.held = False
-            self._lock.release()
-        return held
+        """Releases the turn; returns whether this thread had it."""
+        if not getattr(self._mine, "held", False):
+            return False
+        self._mine.held = False
+        self._lock.release()
+        return True
 
     def offer(self) -> None:
-        """Lets others compute who wait for it: for a thread that asks again and again."""
+        """Lets other threads compute for a moment: for a thread that polls."""
         with self.left():
             time.sleep(1e-5)
 
     @contextmanager
     def left(self) -> Iterator[None]:
-        """While this thread waits."""
+        """Releases the turn while this thread waits."""
         held = self.leave()
         try:
             yield
@@ -78,11 +78,11 @@ class _Turn:
                 self.take()
 
 
-_TURN = _Turn()  # of all worlds: a thread may be a rank of several
+_TURN = _Turn()  # one for all worlds: a thread may be a rank of several
 
 
 class World:
-    """``size`` ranks; ``ThreadTransport(world, rank)`` is each one's end."""
+    """``size`` ranks; ``ThreadTransport(world, rank)`` is the end of one of them."""
 
     def __init__(self, size: int) -> None:
         if size < 1:
@@ -94,30 +94,27 @@ class World:
 
 
 class _Gathering:
-    """One allgather: what each rank gave, until all have taken it."""
+    """One allgather: the row of each rank, until all ranks have copied all rows."""
 
     def __init__(self, size: int) -> None:
         self.given: list[Bytes | None] = [None] * size
-        self.left = size
-        self.takers = size
+        self.left = self.takers = size
         self.whole = threading.Event()
         self.joined: Bytes | None = None
 
-    def absent(self) -> list[int]:
-        return [r for r, given in enumerate(self.given) if given is None]
-
 
 class _Gather:
+    """One rank's part in a ``_Gathering``."""
+
     def __init__(self, world: World, key: tuple[int, int], rows: Any, of: _Gathering) -> None:
         self._world, self._key, self._rows, self._of = world, key, rows, of
         self._over = False
 
     def done(self) -> bool:
-        if not self._over:
-            if self._of.whole.is_set():
-                self._take()
-            else:
-                _TURN.offer()
+        if not self._over and self._of.whole.is_set():
+            self._take()
+        elif not self._over:
+            _TURN.offer()
         return self._over
 
     def wait(self, seconds: float | None = None) -> bool:
@@ -126,16 +123,15 @@ class _Gather:
         return over and self.done()
 
     def missing(self) -> list[int]:
-        return self._of.absent()
+        return [r for r, given in enumerate(self._of.given) if given is None]
 
     def _take(self) -> None:
         of = self._of
         for rank, given in enumerate(of.given):
             assert given is not None
             if len(given) != len(self._rows[rank]):
-                raise WireError(
-                    f"rank {rank} sent {len(given)} bytes where {len(self._rows[rank])} were due"
-                )
+                due = len(self._rows[rank])
+                raise WireError(f"rank {rank} sent {len(given)} bytes where {due} were due")
         self._over = True
         if isinstance(self._rows, np.ndarray):
             assert of.joined is not None
@@ -150,12 +146,11 @@ class _Gather:
 
 
 class _Exchange:
-    """Parts of one rank and how many are still ``left`` to come."""
+    """The parts that one rank receives; ``left`` of them have not arrived."""
 
     def __init__(self, rank: _Rank, recvs: Sequence[Part], tag: int) -> None:
-        self._rank = rank
+        self._rank, self._tag = rank, tag
         self._sources = [source for source, _ in recvs]
-        self._tag = tag
         self._error: WireError | None = None
         self.left = len(recvs)
         with rank.came:
@@ -170,10 +165,11 @@ class _Exchange:
         """A message for ``part``; under the rank's lock."""
         if len(message) == len(part):
             part[...] = message
-        else:
+        elif self._error is None:
             text = f"rank {source} sent {len(message)} bytes where {len(part)} were due"
-            self._error = self._error or WireError(text)
-        self.left -= 1  # last: ``done`` asks without the lock, and copies give up the interpreter's
+            self._error = WireError(text)
+        # Last: ``done`` reads it without the lock, and copies release the interpreter's.
+        self.left -= 1
 
     def done(self) -> bool:
         if not self._all_here():
@@ -204,15 +200,13 @@ class _Exchange:
 
 
 class ThreadTransport(Transport):
-    """One thread's end of a ``World``. What is sent is copied at once; sizes are checked."""
+    """One rank's end of a ``World``. Copies what is sent at once; checks sizes."""
 
     name = "threads"
     measurable = False
 
     def __init__(self, world: World, rank: int) -> None:
-        self._world = world
-        self.rank = rank
-        self.size = world.size
+        self._world, self.rank, self.size = world, rank, world.size
         self._gathers: dict[int, int] = defaultdict(int)
 
     def _exchange(self, sends: Sequence[Part], recvs: Sequence[Part], tag: int) -> Pending:
@@ -221,9 +215,9 @@ class ThreadTransport(Transport):
         return _Exchange(self._world.ranks[self.rank], recvs, tag)
 
     def start_allgather(self, send: Bytes, rows: Any, tag: int) -> Pending:
-        # As one object for all ranks: p messages a rank each way would be slow at 1,000 ranks.
+        # One object for all ranks: p messages a rank would be slow at 1,000 ranks.
         total = sum(len(row) for row in rows) - len(rows[self.rank])
-        stats().add("exchange", calls=0, sent=len(send) * (self.size - 1), received=total)
+        count_bytes(len(send) * (self.size - 1), total)
         key = (tag, self._gathers[tag])
         self._gathers[tag] += 1
         with self._world.lock:
@@ -235,12 +229,12 @@ class ThreadTransport(Transport):
                 of.whole.set()
         return _Gather(self._world, key, rows, of)
 
-    def start_allreduce(self, values: np.ndarray[Any, Any], tag: int) -> Over:
+    def start_allreduce(self, values: np.ndarray[Any, Any], tag: int) -> Completed:
         rows = np.empty((self.size, *values.shape), dtype=values.dtype)
         flat = rows.reshape(self.size, -1).view(np.uint8)
         self.start_allgather(values.reshape(-1).view(np.uint8), flat, tag).wait()
         values[...] = rows.sum(axis=0)
-        return Over()
+        return Completed()
 
     def post(self, notice: bytes) -> None:
         for rank in self.others:
@@ -251,18 +245,34 @@ class ThreadTransport(Transport):
             time.sleep(seconds)
 
     def notices(self) -> list[tuple[int, bytes]]:
-        own, came = self._world.ranks[self.rank].notices, []
-        while own:
-            came.append(own.popleft())
-        return came
+        own = self._world.ranks[self.rank].notices
+        return [own.popleft() for _ in range(len(own))]
 
 
 def run(size: int, function: Callable[..., Any], *args: Any, **options: Any) -> list[Any]:
-    """``function(communicator, *args)`` on ``size`` ranks that are threads of this process.
+    """Runs ``function(communicator, *args)`` on ``size`` ranks that are threads of this process.
 
-    ``options``: of ``mpisign.Communicator``. Returns what each rank returned, by rank. The first
-    rank's exception is raised, once all have ended. For simulations: the ranks share the
-    interpreter's lock and ``mpisign.stats``.
+    For simulations: the ranks share the interpreter's lock and ``mpisign.stats``.
+
+    Args:
+        size: Number of ranks.
+        function: What each rank runs, with its Communicator first.
+        *args: Further arguments, the same on every rank.
+        **options: Of ``mpisign.Communicator``.
+
+    Returns:
+        What each rank returned, by rank.
+
+    Raises:
+        ValueError: ``size`` is below 1. Else what the first failing rank raised, once all ended.
+
+    Example:
+        >>> import numpy as np
+        >>> from mpisign.transports import threads
+        >>> def vote(comm):
+        ...     return comm.majority_vote(np.array([1.0, comm.rank - 0.5])).tolist()
+        >>> threads.run(3, vote)
+        [[1.0, 1.0], [1.0, 1.0], [1.0, 1.0]]
     """
     from mpisign.communicator import Communicator
 
@@ -287,7 +297,6 @@ def run(size: int, function: Callable[..., Any], *args: Any, **options: Any) -> 
             thread.start()
         for thread in threads:
             thread.join()
-    for error in errors:
-        if error is not None:
-            raise error
+    for error in filter(None, errors):
+        raise error
     return results

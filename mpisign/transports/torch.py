@@ -12,8 +12,8 @@ from typing import Any
 import numpy.typing as npt
 
 from mpisign.errors import WireError
-from mpisign.stats import stage, stats
-from mpisign.transports.base import Over, Part, Pending, Transport, poll
+from mpisign.stats import count_ring, stage
+from mpisign.transports.base import Completed, Part, Pending, Polled, Transport, poll
 from mpisign.transports.framed import Framed, by_rank, host_pool, lengths
 from mpisign.transports.mailbox import Mailbox
 
@@ -26,28 +26,27 @@ except ImportError as error:
         'votes over torch.distributed need it: pip install "mpisign[torch]"'
     ) from error
 
-_GLOO = timedelta(minutes=30)  # for connecting and for an exchange, as torch has it
-_SLICE = 0.2  # seconds after which a sleeping wait looks up, for Ctrl-C
+_GLOO = timedelta(minutes=30)  # for connecting and for an exchange: torch's default
+_SLICE = 0.2  # seconds between checks for Ctrl-C in a sleeping wait
 
 
 class TorchTransport(Transport):
-    """Host buffers over a process group, or over all of ``init_process_group``.
+    """Host buffers over a process group, by default all of ``init_process_group``.
 
-    Made by all ranks of ``group`` together, whose numbers in it are those here. Gloo gets
-    connections of its own, so that the application's collectives and these never match each other.
-    Other backends are used as they are: none of the application's collectives may run on that group
-    while a vote does.
+    All ranks of ``group`` make it together; ranks are numbered as in the group. Gloo gets
+    connections of its own, so that the application's collectives never match these. Other backends
+    are shared: the application may run no collective on that group during a vote.
 
-    An exchange is one all_to_all of one message a rank: 8 bytes with the length of what follows,
-    little-endian, and the parts, one after another. It copies both ways, which costs little beside
-    a socket, and can be waited for and given up without a break of the group, which Gloo's send and
-    receive cannot. A message of another length is a WireError; but Gloo itself ends the process
-    that is sent more than it waits for. WireError with torch's text too if a rank died, or if an
-    exchange takes more than 30 minutes (NCCL 10), torch's timeouts.
+    An exchange is one all_to_all with one message a rank: 8 bytes with the length of what follows,
+    little-endian, then the parts. It copies both ways, which is cheap compared with a socket, and
+    one can give up waiting for it without breaking the group, unlike Gloo's send and receive. A
+    message of another length is a WireError, except that Gloo ends a process that receives more
+    than it expects. WireError with torch's text too if a rank died, or after torch's timeouts (30
+    minutes, NCCL 10).
 
-    A group without a backend for CPU tensors (NCCL alone) gets them as copies on the device that is
-    current when the transport is made. Raises ValueError before ``init_process_group`` and on
-    ranks outside the group.
+    A group without a backend for CPU tensors (NCCL alone) gets copies on the device that is current
+    when the transport is made. Raises ValueError before ``init_process_group`` and on ranks outside
+    the group.
     """
 
     name = "torch"
@@ -67,19 +66,18 @@ class TorchTransport(Transport):
         store = None if self.backend == "mpi" else _Store(group)
         self._group: Any = group
         if self.backend == "gloo" and store is not None:
-            # dist.new_group would ask all ranks of the job, or, of these alone, fail where ranks
-            # have made different numbers of groups.
+            # Not dist.new_group: it needs all ranks of the job, or equal numbers of groups so far.
             self._group = dist.ProcessGroupGloo(store.store, self.rank, self.size, _GLOO)
         self._pool = host_pool()
-        self._works: list[dist.Work] = []  # not known to be over
-        # A process that ends would wait for exchanges in flight, and so for ranks that never come.
-        # Not earlier, in ``abort``: a rank that comes late is better told why by a notice.
+        self._works: list[dist.Work] = []  # may be in flight
+        # A process that ends would wait for exchanges in flight. Not earlier, in ``abort``: the
+        # notice explains the failure better to a rank that is late.
         weakref.finalize(self, _give_up, self._group, self.backend, self._works)
         self._mail = Mailbox(store, self.rank, self.size) if store else None
 
     def _exchange(self, sends: Sequence[Part], recvs: Sequence[Part], tag: int) -> Pending:
         if self.size == 1:
-            return Over()
+            return Completed()
         outgoing, incoming = by_rank(sends, self.size), by_rank(recvs, self.size)
         out = Framed(lengths(outgoing), self._pool)
         into = Framed(lengths(incoming), self._pool)
@@ -100,19 +98,18 @@ class TorchTransport(Transport):
         return self._pending(work, finish)
 
     def start_allreduce(self, values: npt.NDArray[Any], tag: int) -> Pending:
-        ring = 2 * values.nbytes * (self.size - 1) // self.size
-        stats().add("exchange", calls=0, sent=ring, received=ring)
+        count_ring(values.nbytes, self.size)
         if self.size == 1:
-            return Over()
+            return Completed()
         memory = torch.from_numpy(values)
         summed = memory.to(self._device)
         work = self._group.allreduce([summed], dist.AllreduceOptions())  # a sum
         return self._pending(work, lambda: None if summed is memory else memory.copy_(summed))
 
-    def _pending(self, work: dist.Work, finish: Callable[[], Any]) -> _Exchange:
+    def _pending(self, work: dist.Work, finish: Callable[[], Any]) -> _Work:
         self._works[:] = [w for w in self._works if not w.is_completed()]
         self._works.append(work)
-        return _Exchange(work, finish, sleeps=self.backend == "gloo")
+        return _Work(work, finish, sleeps=self.sleeps)
 
     def post(self, notice: bytes) -> None:
         if self._mail:
@@ -122,8 +119,8 @@ class TorchTransport(Transport):
         return self._mail.notices() if self._mail else []
 
 
-class _Exchange:
-    """A torch Work, and what is to be done when it is over."""
+class _Work(Polled):
+    """A torch Work, and what to do when it has completed."""
 
     def __init__(self, work: dist.Work, finish: Callable[[], Any], sleeps: bool) -> None:
         self._work = work
@@ -143,20 +140,20 @@ class _Exchange:
         return True
 
     def wait(self, seconds: float | None = None) -> bool:
+        if not self._sleeps or self._finish is None:
+            return super().wait(seconds)
         with stage("exchange"):
-            if self._sleeps and self._finish is not None:
-                return self._sleep(seconds) and self.done()
-            return poll(self, seconds)
+            return self._sleep(seconds) and self.done()
 
     def _sleep(self, seconds: float | None) -> bool:
-        # A Gloo collective's wait gives up without a trace, unlike that of Gloo's receive, and
-        # unlike NCCL's. It counts in milliseconds, and takes 0 for no limit.
+        # Giving up the wait for a Gloo collective leaves it intact, unlike Gloo's receive and NCCL.
+        # The wait counts in milliseconds, and 0 means no limit.
         end = None if seconds is None else time.perf_counter() + seconds
         while not self._work.is_completed():
             left = _SLICE if end is None else min(_SLICE, end - time.perf_counter())
             if left < 1e-3:
                 return poll(self, max(left, 0.0))
-            with contextlib.suppress(RuntimeError):  # time is up; failures are for ``done``
+            with contextlib.suppress(RuntimeError):  # time is up; ``done`` raises failures
                 self._work.wait(timedelta(seconds=left))
         return True
 
@@ -176,7 +173,7 @@ def _backend(group: dist.ProcessGroup) -> tuple[str, torch.device]:
 
 
 def _give_up(group: Any, backend: str, works: list[dist.Work]) -> None:
-    """Ends what is in flight, so that the process can end."""
+    """Ends exchanges in flight, so that the process can exit."""
     if backend == "gloo" and not all(work.is_completed() for work in works):
         # Gloo's abort() does nothing, but a receive that times out closes all connections.
         with contextlib.suppress(RuntimeError):
@@ -186,7 +183,7 @@ def _give_up(group: Any, backend: str, works: list[dist.Work]) -> None:
 
 
 class _Store:
-    """A part of torch's key-value store for one transport of a group."""
+    """The part of torch's key-value store that belongs to one transport of a group."""
 
     def __init__(self, group: dist.ProcessGroup) -> None:
         count = _MADE[group] = _MADE.get(group, 0) + 1

@@ -8,8 +8,8 @@ import sys
 from mpi4py import MPI
 
 from mpisign.transports import on_device
-from mpisign.transports.members import Members
 from mpisign.transports.mpi import MPITransport
+from mpisign.transports.subgroup import SubgroupTransport
 
 WORLD = MPI.COMM_WORLD
 for setting in sys.argv[1:]:  # of each rank in turn, by commas; "other" first: over another wire
@@ -17,7 +17,7 @@ for setting in sys.argv[1:]:  # of each rank in turn, by commas; "other" first: 
     os.environ[on_device.VARIABLE] = values[WORLD.rank % len(values)]
     control = MPITransport(WORLD.Dup())
     if setting.startswith("other"):
-        control = Members(control, range(WORLD.size))
+        control = SubgroupTransport(control, range(WORLD.size))
     try:
         wire, why = on_device.over(control, timeout=30)
         told = f"{wire.name} of {wire.size} for {wire.device}: {why}"

@@ -75,7 +75,7 @@ def test_allreduce_sums_in_place(ranks, dtype):
 
 def test_the_wire_is_the_one_that_was_asked_for(ranks):
     def body(wire):
-        assert (wire.device, wire.ordered) == ("cuda", NCCL or wire._wire.ordered)
+        assert (wire.device, wire.ordered) == ("cuda", NCCL or wire.wire.ordered)
         assert wire.name == "nccl" if NCCL else wire.name.endswith(", staged")
 
     ranks(body)

@@ -6,6 +6,8 @@ import functools
 import re
 from pathlib import Path
 
+import mpisign
+
 #: No multiply-add that rounds once, no flush of subnormals: the CPU's results, bit for bit.
 OPTIONS = ("--std=c++17", "--fmad=false", "--ftz=false", "--prec-div=true")
 
@@ -13,8 +15,8 @@ _INCLUDE = re.compile(r'^#include "([^"]+)"$', re.MULTILINE)
 
 
 def folder() -> Path:
-    """Where the sources lie: mpisign/kernels/ if installed, else kernels/ of the checkout."""
-    here = Path(__file__).resolve().parents[1]
+    """The folder of the sources: mpisign/kernels/ if installed, else kernels/ of the checkout."""
+    here = Path(str(mpisign.__file__)).resolve().parent
     installed = here / "kernels"
     return installed if installed.is_dir() else here.parent / "kernels"
 
@@ -23,8 +25,7 @@ def folder() -> Path:
 def source(file: Path) -> str:
     """A CUDA file with the text of its headers (of ``folder()``) in place of its #include lines.
 
-    CuPy's cache on disk is addressed by the source it is given, not by what that includes: a header
-    that changed must change the source.
+    CuPy's cache on disk is keyed by the source without its headers, so these must be part of it.
     """
     seen: set[str] = set()
 

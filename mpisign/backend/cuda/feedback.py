@@ -1,4 +1,4 @@
-"""Which kernels error feedback takes: one pass where a CUDA block can hold a block of scales."""
+"""The kernels of error feedback: one pass where a CUDA block can hold a block of scales."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ def queue(
 def _long(
     launcher: launch.Launcher, dtype: str, inputs: tuple[Any, ...], block: int, scales: int
 ) -> tuple[Any, int]:
-    """Sums of chunks, then level by level up to one sum of each block, which gives its scale.
+    """Sums chunks, then level by level up to one sum a block, which gives its scale.
 
-    Returns memory and address of the scales as computed, infinity where a sum overflows.
+    Returns memory and address of the computed scales, infinity where a sum overflows.
     """
     length = inputs[2]
     file, warps, blocks = "error_feedback_long", _THREADS // 32, -(-length // block)

@@ -1,9 +1,10 @@
 """The kernels of mpisign/_kernels.pyi on a CUDA device: same names, same arguments, same bits.
 
-``of(array)`` gives them bound to the array's device and the current stream of its framework. They
-queue work and return; what they count is a device array that nobody has waited for. Which kernel
-and how many blocks is decided here; what a block does (8, 16, 32 coordinates a thread) is a number
-that its source in kernels/ has.
+``of(array)`` returns them bound to the array's device and the current stream of its framework. They
+queue work and return; counts are device arrays, not waited for. This module decides which kernel
+runs with how many blocks. How much a thread does (8, 16, 32 coordinates) is a number that its
+source in kernels/ repeats. Methods take the arguments of _kernels.pyi, in its order; they ignore
+``threads``, which may be left out.
 """
 
 from __future__ import annotations
@@ -20,8 +21,6 @@ from mpisign.backend.cuda import feedback, launch
 from mpisign.backend.cuda.layouts import DTYPES, ITEM_SIZES, layout_of, merged, scale_bits
 from mpisign.backend.cuda.tables import Tables
 
-Random = tuple[int, int, int, int]
-
 _RULES = ("sign", "signum", "lion", "sparsign")
 _THREADS = 256
 
@@ -36,7 +35,7 @@ _TALLY_MASKED = {4: 2, 7: 2, 13: 1}
 _TALLY_WEIGHTED = {16: 1, 31: 1}
 #: CUDA's handle of the per-thread default stream: one handle, a stream for each thread.
 _PER_THREAD = 2
-#: Most rows that these count; beyond, every row has weight 1 and counters are as wide as needed.
+#: Most rows that these count. Beyond, every row has weight 1 and counters are as wide as needed.
 _MAX_ROWS = 8191
 
 
@@ -53,7 +52,7 @@ def of(array: Any) -> Kernels:
 
 
 class _OfThread(threading.local):
-    """Kernels on a thread's own default streams; they go with it."""
+    """Kernels on a thread's own default streams, for as long as the thread lives."""
 
     def __init__(self) -> None:
         self.kernels: dict[tuple[int, bool], Kernels] = {}
@@ -63,7 +62,7 @@ _of_thread = _OfThread()
 
 
 def _of_stream(device: int, stream: int, is_torch: bool) -> Kernels:
-    """Kernels keep tables that work queued on their stream has written: one stream, one of them."""
+    """The one Kernels of a stream: its tables are written by work queued on that stream."""
     if stream != _PER_THREAD:
         return _kernels(device, stream, is_torch)
     mine = _of_thread.kernels
@@ -88,18 +87,8 @@ class Kernels:
         """The address of a copy of a small host array (weights), kept while it is in use."""
         return self._tables.send(array)
 
-    def pack(
-        self,
-        data: int,
-        dtype: int,
-        shape: tuple[int, ...],
-        strides: tuple[int, ...],
-        sign: int,
-        mask: int,
-        zeros: int,
-        random: Random,
-        threads: int = 0,
-    ) -> Any:
+    def pack(self, *arguments: Any) -> Any:
+        data, dtype, shape, strides, sign, mask, zeros, random, *_ = arguments
         census = self._launcher.zeros(2)
         length = math.prod(shape)
         if length == 0:
@@ -113,23 +102,13 @@ class Kernels:
             self._launch("pack", f"pack_strided_{DTYPES[dtype]}", length, 8, args)
         return census
 
-    def pack_pieces(
-        self,
-        rule: int,
-        parameters: tuple[float, float, float, float],
-        pieces: bytes,
-        sign: int,
-        mask: int,
-        zeros: int,
-        random: Random,
-        threads: int = 0,
-    ) -> Any:
+    def pack_pieces(self, *arguments: Any) -> Any:
+        rule, parameters, pieces, sign, mask, zeros, random, *_ = arguments
         if rule == 0 and len(pieces) == 48:  # one array needs no table
             address, length, dtype, byte, _, _ = np.frombuffer(pieces, dtype=np.int64).tolist()
-            line, item = (length,), (ITEM_SIZES[dtype],)
-            masks = mask + byte if mask else 0
+            planes = (sign + byte, mask + byte if mask else 0, zeros)
             stream = (*random[:3], (random[3] + byte) % 2**64)
-            return self.pack(address, dtype, line, item, sign + byte, masks, zeros, stream)
+            return self.pack(address, dtype, (length,), (ITEM_SIZES[dtype],), *planes, stream)
         census = self._launcher.zeros(2)
         table, rows, blocks = self._tables.pieces(pieces, _THREADS * (32 if rule == 0 else 16))
         if rows:
@@ -138,50 +117,24 @@ class Kernels:
             self._launcher.launch("fused", f"pieces_{_RULES[rule]}", blocks, _THREADS, 0, args)
         return census
 
-    def error_feedback(
-        self,
-        grad: int,
-        dtype: int,
-        residual: int,
-        length: int,
-        rate: float,
-        block: int,
-        sign: int,
-        mask: int,
-        scales: int,
-        zeros: int,
-        random: Random,
-        threads: int = 0,
-    ) -> Any:
+    def error_feedback(self, *arguments: Any) -> Any:
+        grad, dtype, residual, length, rate, block, sign, mask, scales, *rest = arguments
         census = self._launcher.zeros(2)
         if length:
+            zeros, random, *_ = rest
             tail = (zeros, *_random(random), _address(census))
             inputs = (grad, residual, length, np.float32(rate))
-            planes = (sign, mask, scales, tail)
-            feedback.queue(self._launcher, dtype, inputs, block, *planes)
+            feedback.queue(self._launcher, dtype, inputs, block, sign, mask, scales, tail)
         return census
 
-    def majority(
-        self,
-        sign: int,
-        mask: int,
-        row_stride: int,
-        rows: int,
-        length: int,
-        weights: int,
-        group: int,
-        out_sign: int,
-        out_mask: int,
-        ties: int,
-        random: Random,
-        threads: int = 0,
-    ) -> Any:
+    def majority(self, *arguments: Any) -> Any:
         """Returns a device array int64 (1,): coordinates that tied."""
+        *stack, weights, group, out_sign, out_mask, ties, random = arguments[:11]
+        _, mask, _, rows, length = stack
         census = self._launcher.zeros(1)
         if length == 0:
             return census
         masked = "_masked" if mask else ""
-        stack = (sign, mask, row_stride, rows, length)
         out = (out_sign, out_mask, ties, *_random(random), _address(census))
         if weights or (group == 1 and rows > _MAX_ROWS):
             args = (*stack, weights, *out)
@@ -197,39 +150,20 @@ class Kernels:
             self._launch("vote", name, length, 32 * words[planes], (*stack, *out))
         return census
 
-    def group_distances(
-        self,
-        sign: int,
-        mask: int,
-        row_stride: int,
-        rows: int,
-        length: int,
-        group: int,
-        threads: int = 0,
-    ) -> Any:
+    def group_distances(self, *arguments: Any) -> Any:
         """Returns a device array int64 (rows,)."""
+        *stack, group = arguments[:6]
+        _, mask, _, rows, length = stack
         distances = self._launcher.zeros(rows)
         words = _DISTANCES_MASKED if mask else _DISTANCES
         planes = _at_least(words, group.bit_length(), "group_distances")
-        args = (sign, mask, row_stride, rows, length, group, _address(distances))
+        args = (*stack, group, _address(distances))
         name = f"distances{'_masked' if mask else ''}_{planes}"
         self._launch("distances", name, length, 32 * words[planes], args)
         return distances
 
-    def tally(
-        self,
-        sign: int,
-        mask: int,
-        row_stride: int,
-        rows: int,
-        length: int,
-        weights: int,
-        planes: int,
-        negatives: int,
-        positives: int,
-        plane_stride: int,
-        threads: int = 0,
-    ) -> None:
+    def tally(self, *arguments: Any) -> None:
+        _, mask, _, rows, length, weights, planes, *_ = arguments
         if length == 0:
             return
         name, words, needed = "tally", _TALLY_MASKED if mask else _TALLY, rows.bit_length()
@@ -237,66 +171,26 @@ class Kernels:
             name, words, needed = "tally_weighted", _TALLY_WEIGHTED, min(planes, 31)
         counters = _at_least(words, needed)
         name = f"{name}{'_masked' if mask else ''}_{counters}"
-        stack = (sign, mask, row_stride, rows, length, weights)
-        args = (*stack, planes, negatives, positives, plane_stride)
-        self._launch("tally", name, length, 32 * words[counters], args)
+        self._launch("tally", name, length, 32 * words[counters], arguments[:10])
 
-    def weighted_sum(
-        self,
-        sign: int,
-        mask: int,
-        row_stride: int,
-        rows: int,
-        length: int,
-        weights: int,
-        block: int,
-        start: float,
-        scale: float,
-        out: int,
-        threads: int = 0,
-    ) -> None:
-        stack = (sign, mask, row_stride, rows, length, weights, min(block, length))
-        args = (*stack, np.float32(start), np.float32(scale), out)
-        self._launch("mean", "weighted_sum", length, 8, args)
+    def weighted_sum(self, *arguments: Any) -> None:
+        *stack, weights, block, start, scale, out = arguments[:10]
+        args = (*stack, weights, min(block, stack[4]), np.float32(start), np.float32(scale), out)
+        self._launch("mean", "weighted_sum", stack[4], 8, args)
 
-    def unpack(
-        self,
-        sign: int,
-        mask: int,
-        length: int,
-        dtype: int,
-        scale: float,
-        out: int,
-        threads: int = 0,
-    ) -> None:
-        args = (sign, mask, length, scale_bits(scale, dtype), out)
+    def unpack(self, *arguments: Any) -> None:
+        *planes, length, dtype, scale, out = arguments[:6]
+        args = (*planes, length, scale_bits(scale, dtype), out)
         self._launch("unpack", f"unpack_{DTYPES[dtype]}", length, 32, args)
 
-    def unpack_add(
-        self,
-        sign: int,
-        mask: int,
-        length: int,
-        dtype: int,
-        scale: float,
-        out: int,
-        threads: int = 0,
-    ) -> None:
-        args = (sign, mask, length, float(scale), out)
+    def unpack_add(self, *arguments: Any) -> None:
+        *planes, length, dtype, scale, out = arguments[:6]
+        args = (*planes, length, float(scale), out)
         self._launch("unpack", f"unpack_add_{DTYPES[dtype]}", length, 16, args)
 
-    def update(
-        self,
-        sign: int,
-        mask: int,
-        length: int,
-        dtype: int,
-        rate: float,
-        weight_decay: float,
-        parameter: int,
-        threads: int = 0,
-    ) -> None:
-        args = (sign, mask, length, float(rate), float(weight_decay), parameter)
+    def update(self, *arguments: Any) -> None:
+        *planes, length, dtype, rate, weight_decay, parameter = arguments[:7]
+        args = (*planes, length, float(rate), float(weight_decay), parameter)
         self._launch("unpack", f"update_{DTYPES[dtype]}", length, 16, args)
 
     def _launch(
@@ -315,13 +209,11 @@ def _at_least(words: dict[int, int], planes: int, function: str = "majority") ->
     return min(p for p in words if p >= planes)
 
 
-def _random(random: Random) -> tuple[int, ...]:
-    """As arguments of 64 bits, whose sign bit is a bit like others."""
+def _random(random: tuple[int, ...]) -> tuple[int, ...]:
+    """As signed arguments of 64 bits."""
     return tuple(value - (1 << 64) if value >> 63 else value for value in random)
 
 
 def _address(array: Any) -> int:
-    """Of a torch tensor, a CuPy array, or what the tests have in their place."""
-    if hasattr(array, "data_ptr"):
-        return int(array.data_ptr())
-    return int(array.data.ptr)
+    """Of a torch tensor, a CuPy array, or the tests' stand-in for one."""
+    return int(array.data_ptr() if hasattr(array, "data_ptr") else array.data.ptr)

@@ -1,7 +1,6 @@
-"""What starts kernels on a device: the one module that needs CuPy.
+"""Starts kernels on a device: the one module that needs CuPy.
 
-A launcher has four methods, so that tests can put another in its place (tests/cuda_on_cpu/):
-``launch``, ``zeros``, ``scratch`` and ``key``. None of them waits for the device.
+No method of a launcher waits for the device. Tests replace it (tests/cuda_on_cpu/).
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from mpisign.backend.cuda import compile as sources
 class Launcher(Protocol):
     """A device and a stream of it."""
 
-    #: What device memory that is kept between calls belongs to: (device, stream).
+    #: (device, stream), the owner of device memory that is kept between calls.
     key: tuple[int, int]
 
     def launch(
@@ -30,12 +29,12 @@ class Launcher(Protocol):
         ...
 
     def scratch(self, nbytes: int) -> tuple[Any, int]:
-        """Device memory (its owner, its address) that may go once what is queued now has run."""
+        """(owner, address) of device memory, for work queued now."""
         ...
 
 
 def cupy() -> Any:
-    """The module cupy; ImportError that says what to install."""
+    """The module cupy; an ImportError names the package to install."""
     try:
         import cupy
     except ImportError as e:
@@ -59,7 +58,7 @@ def _function(file: str, name: str) -> Any:
 
 
 class _Handle:
-    """A stream that another framework has made, by the protocol of CUDA's Python libraries."""
+    """Another framework's stream, in the protocol of CUDA's Python libraries."""
 
     def __init__(self, stream: int) -> None:
         self._stream = stream
@@ -76,7 +75,7 @@ def _external(stream: int, device: int) -> Any:
 
 
 class CupyLauncher:
-    """Launches on a CuPy stream, CuPy's memory behind it."""
+    """Launches on a CuPy stream, with CuPy's memory."""
 
     def __init__(self, device: int, stream: int) -> None:
         cp = cupy()
@@ -102,7 +101,7 @@ class CupyLauncher:
 
 
 class TorchLauncher(CupyLauncher):
-    """Launches on a torch stream; memory comes from torch, which knows what the stream uses."""
+    """Launches on a torch stream, with torch's memory, which torch tracks by stream."""
 
     def __init__(self, device: int, stream: int) -> None:
         super().__init__(device, stream)
@@ -121,5 +120,5 @@ class TorchLauncher(CupyLauncher):
 
 @functools.lru_cache(maxsize=256)
 def launcher(device: int, stream: int, is_torch: bool) -> Launcher:
-    """The launcher of a device's stream (its handle, as CUDA has it)."""
+    """The launcher of a device's stream, given by its CUDA handle."""
     return (TorchLauncher if is_torch else CupyLauncher)(device, stream)

@@ -1,4 +1,4 @@
-"""What kernels are told about memory: strides, tables of pieces, bit patterns. Plain NumPy."""
+"""Arguments of kernels: layouts of strided arrays, bit patterns of scales. Plain NumPy."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def scale_bits(scale: float, dtype: int) -> int:
         return bits
     if scale != scale:
         return 0x7FC0
-    # On the way to bf16, fp32 rounds to odd: cut off, its last bit set if anything was lost.
+    # fp32 in between rounds to odd: truncated, with the last bit set if the result is inexact.
     if float(near) != scale:
         bits = (bits - (abs(float(near)) > abs(scale))) | 1
     return (bits + 0x7FFF + (bits >> 16 & 1)) >> 16 & 0xFFFF

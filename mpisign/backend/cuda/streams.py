@@ -1,4 +1,4 @@
-"""Streams and copies for those who move bytes between a device and something else.
+"""Streams and copies, for transports that move bytes to and from a device.
 
 An array is a CuPy array or a torch CUDA tensor; its stream is the current one of its framework.
 """
@@ -13,13 +13,13 @@ import numpy as np
 from mpisign.backend import arrays
 from mpisign.backend.cuda import launch
 
-#: What cudaEventQuery returns while work is under way.
+#: cudaErrorNotReady, which cudaEventQuery returns while work is in flight.
 _NOT_READY = 600
 
 
 @dataclass(frozen=True)
 class Stream:
-    """One stream of one device, by its handle. Nothing here waits for it but ``synchronize``."""
+    """One stream of one device, by its handle. Only ``synchronize`` waits for it."""
 
     device: int
     pointer: int
@@ -29,12 +29,12 @@ class Stream:
         return launch.cupy().cuda
 
     def copy_to_host(self, array: Any, host: np.ndarray[Any, Any]) -> None:
-        """Queues a copy of ``host.nbytes``; ``host``: pinned, and left alone until it is over."""
+        """Queues a copy of ``host.nbytes``; ``host`` is pinned and in use until it has run."""
         runtime = self._cuda.runtime
         self._copy(arrays.address(host), arrays.address(array), host, runtime.memcpyDeviceToHost)
 
     def copy_to_device(self, host: np.ndarray[Any, Any], array: Any) -> None:
-        """Queues a copy the other way, on the same terms."""
+        """Queues a copy in the other direction."""
         runtime = self._cuda.runtime
         self._copy(arrays.address(array), arrays.address(host), host, runtime.memcpyHostToDevice)
 
@@ -44,16 +44,16 @@ class Stream:
                 self._cuda.runtime.memcpyAsync(to, source, host.nbytes, kind, self.pointer)
 
     def record(self) -> Event:
-        """What is queued now, as something that can be asked whether it is over."""
+        """An event behind what is queued now."""
         return Event(self)
 
     def synchronize(self) -> None:
-        """Blocks until what is queued now has run; other streams go on."""
+        """Blocks until what is queued now has run. Other streams are not affected."""
         self.record().wait()
 
 
 class Event:
-    """A place in a stream. Waiting sleeps: a rank's core may be another rank's too."""
+    """A place in a stream. Waiting sleeps, since ranks may share a core."""
 
     def __init__(self, stream: Stream) -> None:
         cuda = stream._cuda
@@ -63,7 +63,7 @@ class Event:
             self._runtime.eventRecord(self._event.ptr, stream.pointer)
 
     def done(self) -> bool:
-        """True once the device has passed it; CUDARuntimeError if the device failed."""
+        """True once the device has passed the event; CUDARuntimeError if the device failed."""
         # CuPy's Event.done is False for ever on a device that failed.
         status = self._runtime.eventQuery(self._event.ptr)
         if status not in (0, _NOT_READY):
@@ -71,7 +71,7 @@ class Event:
         return bool(status == 0)
 
     def wait(self) -> None:
-        """Blocks until it has."""
+        """Blocks until the device has passed the event."""
         self._event.synchronize()
 
 
@@ -107,9 +107,9 @@ def empty(nbytes: int) -> Any:
 
 
 def pinned(nbytes: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """Host memory (nbytes,) that a device reads and writes by itself; goes with the array.
+    """Pinned host memory (nbytes,), freed with the array.
 
-    Not from CuPy's pool of pinned memory, which rounds up to powers of two and keeps what it had.
+    Not from CuPy's pool, which rounds up to powers of two and never frees.
     """
     cuda = launch.cupy().cuda
     memory = cuda.PinnedMemoryPointer(cuda.PinnedMemory(nbytes), 0)

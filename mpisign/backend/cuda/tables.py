@@ -11,11 +11,11 @@ import numpy as np
 
 from mpisign.backend.cuda import launch
 
-#: Tables and bytes of them that a stream keeps.
+#: Tables, and bytes of tables, that a stream keeps.
 _KEPT = 64
 _KEPT_BYTES = 16 << 20
 _THREADS = 256
-#: int64 that one launch can bring along (struct Rows of kernels/fused.cu).
+#: int64 in the arguments of one launch (struct Rows of kernels/fused.cu).
 _AT_ONCE = 8 * 62
 _ROWS = np.dtype([("row", np.int64, (_AT_ONCE,))])
 
@@ -33,7 +33,7 @@ def table_of(pieces: bytes, per_block: int) -> tuple[np.ndarray[Any, Any], int]:
 
 
 class Tables:
-    """What one stream has used last. Threads may share it."""
+    """The tables that one stream has used last. Threads may share it."""
 
     def __init__(self, launcher: launch.Launcher) -> None:
         self._launcher = launcher
@@ -48,9 +48,9 @@ class Tables:
         return self.send(table), len(table), blocks
 
     def send(self, array: np.ndarray[Any, Any]) -> int:
-        """The address of a copy on the device, made by launches that bring the content along.
+        """The address of a copy on the device, made by launches whose arguments hold the content.
 
-        It stays until this thread's next call: what is queued before then may use it.
+        It is valid for work that this thread queues before its next call.
         """
         content = array.tobytes()
         with self._lock:

@@ -7,10 +7,12 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from mpisign import launcher
 from mpisign.communicator import Communicator
 from mpisign.connect import resolve
 from mpisign.engine.engine import Engine
 
+_LAUNCHED: list[Communicator] = []
 _KEPT: dict[Any, tuple[Communicator, Any]] = {}  # with what the key's id belongs to
 
 
@@ -28,6 +30,9 @@ def communicator_for(function: str, comm: Any) -> Communicator:
         kept = mpi.kept(comm)
         if kept is not None:
             return kept  # type: ignore[no-any-return]
+    default = comm is None
+    if default and _LAUNCHED:
+        return _LAUNCHED[0]
     kind, comm, _ = resolve(function, comm)
     if kind == "mpi":
         from mpisign.transports import mpi
@@ -37,6 +42,8 @@ def communicator_for(function: str, comm: Any) -> Communicator:
             kept = Communicator(comm)
             mpi.keep(comm, kept)
         assert isinstance(kept, Communicator)
+        if default and launcher.launched_size() is not None:
+            _LAUNCHED.append(kept)  # what a launcher started stays the same
         return kept
     key = _key(kind, comm)
     if key not in _KEPT:

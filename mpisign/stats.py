@@ -180,6 +180,15 @@ def count_ring(nbytes: int, size: int) -> None:
     count_bytes(ring, ring)
 
 
+def count_stage(name: str, start: float) -> None:
+    """Adds one call of a stage that began at ``start``, of ``time.perf_counter``."""
+    seconds = time.perf_counter() - start
+    with _LOCK:
+        s = _STATS.stages[name]
+        s.calls += 1
+        s.seconds += seconds
+
+
 class stage:
     """``with stage(name):`` adds one call of a stage and the seconds of the block."""
 
@@ -192,8 +201,4 @@ class stage:
         self._start = time.perf_counter()
 
     def __exit__(self, *error: object) -> None:
-        seconds = time.perf_counter() - self._start
-        with _LOCK:
-            s = _STATS.stages[self._name]
-            s.calls += 1
-            s.seconds += seconds
+        count_stage(self._name, self._start)

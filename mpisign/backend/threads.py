@@ -18,10 +18,10 @@ def count() -> int:
 
 def for_work(amount: int) -> int:
     """``count``, or 1 where there is too little work for a second thread to pay off."""
-    return 1 if amount < _WORTH_A_THREAD else count()
+    return 1 if amount < WORTH_A_THREAD else count()
 
 
-_WORTH_A_THREAD = 1 << 17
+WORTH_A_THREAD = 1 << 17
 _MOST = 1024  # more only fail to start
 _PID = os.getpid()
 

@@ -127,7 +127,7 @@ def _start(
             raise TypeError(f"{function}: x must be in host memory, got device {v.device}")
         result, unpack_counts = prepare(v)
         header = Header("tally", dtype=v.dtype, length=v.length, **options)
-        task = _ArrayCounts(engine, x, v, None, header, whole)
+        task = _ArrayCounts(engine, v, None, header, whole)
         task.unpack_counts = unpack_counts
         return lambda wire: _steps(engine, wire, task, number, function, result)
 

@@ -29,35 +29,32 @@ def start(engine: Engine, x: Any, out: Any, groups: Any, whole: bool, **options:
 
     def make(number: int, step: int) -> Any:
         options["step"] = step
-        partition = partition_of(groups, engine.transport.size, engine.nodes)
-        v = arrays.view_floats(_FUNCTION, "x", x)
-        check_options(_FUNCTION, **options)
-        result = out
-        overlap = False
-        if result is None:
-            result = arrays.empty(v.shape, v.dtype, like=v)
-        else:
-            o = arrays.view_floats(_FUNCTION, "out", result, writable=True)
-            if o.shape != v.shape or o.dtype != v.dtype or not o.contiguous:
-                raise ValueError(
-                    f"{_FUNCTION}: out must be C-contiguous {v.dtype} {v.shape}, "
-                    f"got {o.dtype} {o.shape}"
-                )
-            overlap = arrays.overlap_partly(v, o)
-        if partition is not None:
+        partition = None
+        if groups is not None:
+            partition = partition_of(groups, engine.transport.size, engine.nodes)
+            assert partition is not None
             options["settings"] = _digest(partition)
-        device = v.device.partition(":")[0]
+        v = arrays.view_floats(_FUNCTION, "x", x)
+        result = arrays.empty(v.shape, v.dtype, like=v) if out is None else out
+        o = arrays.view_floats(_FUNCTION, "out", result, writable=True)
+        check_options(_FUNCTION, **options)
+        if o.shape != v.shape or o.dtype != v.dtype or not o.contiguous:
+            raise ValueError(
+                f"{_FUNCTION}: out must be C-contiguous {v.dtype} {v.shape}, "
+                f"got {o.dtype} {o.shape}"
+            )
+        device = "cpu" if v.device == "cpu" else "cuda"
         header = Header(_FUNCTION, dtype=v.dtype, length=v.length, device=device, **options)
         # Under byzantine_f the header must carry the NaNs.
-        now = whole or header.byzantine_f > 0 or overlap
-        task = ArrayTask(engine, x, v, result.reshape(-1), header, now, partition)
-        return lambda wire: _steps(engine, wire, task, number, _FUNCTION, result)
+        now = whole or header.byzantine_f > 0 or arrays.overlap_partly(v, o)
+        task = ArrayTask(engine, v, o, header, now, partition)
+        return functools.partial(_steps, engine, task, number, _FUNCTION, result)
 
     return engine.start(_FUNCTION, _FUNCTION, options["step"], make)
 
 
 def _steps(
-    engine: Engine, wire: TaggedTransport, task: ArrayTask, number: int, function: str, result: Any
+    engine: Engine, task: ArrayTask, number: int, function: str, result: Any, wire: TaggedTransport
 ) -> Steps[Any]:
     eager = is_eager(task, task.header, wire.size)
     agreed = yield from engine.headers(wire, task.header, function, task.planes if eager else None)
@@ -125,7 +122,7 @@ def _digest(groups: Partition) -> int:
     return int.from_bytes(hashlib.blake2b(repr(groups).encode(), digest_size=8).digest(), "little")
 
 
-def check_options(function: str, step: Any, **options: Any) -> None:
+def check_options(function: str, step: Any, settings: int = 0, **options: Any) -> None:
     """ValueError for a policy, a number or a weight that is none."""
     if type(step) is not int or not 0 <= step < 1 << 64:
         _check_number(function, "step", step, 1 << 64)

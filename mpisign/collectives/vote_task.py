@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -9,18 +10,33 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from mpisign import planes, policies
+from mpisign import _kernels, planes, policies
 from mpisign.backend import arrays
 from mpisign.detox.assignment import Partition
 from mpisign.engine.engine import Engine, ReplicaDigest
 from mpisign.engine.header import EAGER_NBYTES
 from mpisign.errors import WireError
-from mpisign.stats import stage, stats
+from mpisign.planes.pack import pack_view
+from mpisign.planes.unpack import unpack_view
+from mpisign.planes.vote import majority_rows
+from mpisign.stats import count_stage, stats
 
 if TYPE_CHECKING:
     from mpisign.engine.header import Header
 
 Planes = npt.NDArray[np.uint8]
+
+
+def address(x: Planes) -> int:
+    """The address of an array in host memory."""
+    return x.__array_interface__["data"][0]  # type: ignore[no-any-return]
+
+
+def signs_and_mask(x: Planes) -> tuple[int, int]:
+    """Addresses of the sign plane of (k, b) planes in host memory, and of the mask plane or 0."""
+    sign = address(x)
+    return sign, sign + x.strides[0] if len(x) == 2 else 0
+
 
 _OVERLAP = 16  # chunks that suffice to hide one behind the others
 _MOST = 1024
@@ -56,6 +72,7 @@ class VoteTask:
         self.k = k
         self.kd = 2 if ties == "zero" else 1
         self.ties = ties
+        self._ties_code = policies.TIES.index(ties)
         self.seed = seed
         self.step = step
         self.groups = groups
@@ -87,24 +104,27 @@ class VoteTask:
         """Packs all planes before the exchange: the header then carries their NaNs."""
         if self.planes is None:
             self.planes = arrays.empty((self.k, self.nbytes), "uint8", like=self.like)
-        with stage("pack"):
-            self.read(0, self.nbytes, self.planes)
+        start = time.perf_counter()
+        self.read(0, self.nbytes, self.planes)
+        count_stage("pack", start)
 
     def pack(self, a: int, b: int, out: Planes) -> None:
         """Bytes [a, b) of this rank's planes to ``out`` (k, b - a)."""
         if self.planes is not None:
             out[...] = self.planes[:, a:b]
         else:
-            with stage("pack"):
-                self.read(a, b, out)
+            start = time.perf_counter()
+            self.read(a, b, out)
+            count_stage("pack", start)
 
     def unpack(self, a: int, b: int, result: Planes) -> None:
         """Takes bytes [a, b) of the result, (kd, b - a)."""
         if self.digest is not None:
             for plane in result:
                 self.digest.update(plane)
-        with stage("unpack"):
-            self.write(a, b, result)
+        start = time.perf_counter()
+        self.write(a, b, result)
+        count_stage("unpack", start)
 
     def chunks(self, message: int, parts: int) -> list[tuple[int, int]]:
         """Byte ranges [a, b) that travel one after the other, each cut into ``parts`` messages.
@@ -148,13 +168,22 @@ class VoteTask:
         if b == 0:
             return
         length = min(self.length - 8 * first, 8 * b)
-        with stage("vote"):
-            self.count(stack, length, first, out, self.weights if weights is None else weights)
+        start = time.perf_counter()
+        self.count(stack, length, first, out, self.weights if weights is None else weights)
+        count_stage("vote", start)
         if self.lie is not None:
             self.lie(stack, first, out)
 
     def count(self, stack: Any, length: int, first: int, out: Any, weights: Any) -> None:
         """``tally``'s arithmetic on ``length`` coordinates from byte ``first`` on."""
+        if weights is None and self.groups is None and self.like is None:
+            stride, second, _ = stack.strides
+            sign = address(stack)
+            mask = sign + second if stack.shape[1] == 2 else 0
+            key = self.seed, self.step, policies.TIE_STREAM, first
+            planes_of = sign, mask, stride, len(stack), length
+            majority_rows(_kernels, planes_of, signs_and_mask(out), self._ties_code, key)
+            return
         rows = stack if stack.shape[1] == 2 else stack[:, 0]
         group = 1
         if self.groups is not None:
@@ -213,7 +242,7 @@ class VoteTask:
 
 
 class ArrayTask(VoteTask):
-    """A task on one array ``x`` with the result in flat ``out``.
+    """A task on one array ``x`` with the result in contiguous ``out``, given as Views.
 
     Packed whole if ``whole``, if ``x`` is not contiguous, or if it is short; else chunk by chunk,
     and ``header.nan_count_pending`` says so.
@@ -222,47 +251,51 @@ class ArrayTask(VoteTask):
     def __init__(
         self,
         engine: Engine,
-        x: Any,
-        view: arrays.View,
-        out: Any,
+        x: arrays.View,
+        out: arrays.View | None,
         header: Header,
         whole: bool,
         groups: Partition | None = None,
     ) -> None:
         super().__init__(
-            view.length,
+            x.length,
             2 if "abstain" in (header.zeros, header.nan) else 1,
             header.ties,
             header.seed,
             header.step,
             groups,
-            None if view.device == "cpu" else view,  # NumPy packs and unpacks for torch too
+            None if x.device == "cpu" else x,  # NumPy packs and unpacks for torch too
         )
-        self.header, self._out = header, out
+        self.header, self._x, self._out = header, x, out
         rank = engine.transport.rank  # of the random bits: one for all members of a group
         if groups is not None:
             rank = next(i for i, group in enumerate(groups) if rank in group)
-        self._keys: dict[str, Any] = {
-            "zeros": header.zeros,
-            "nan": header.nan,
-            "seed": header.seed,
-            "step": header.step,
-            "rank": rank,
-        }
-        self._x = x
-        if whole or not view.contiguous or self.short(engine.transport.message):
+        self._rank, self._zeros_code = rank, policies.ZEROS.index(header.zeros)
+        if whole or not x.contiguous or self.short(engine.transport.message):
             self.pack_whole()
             header.nans = int(self.nans)
         else:
-            self._x = x.reshape(-1)
             header.nan_count_pending = True
 
     def read(self, a: int, b: int, out: Planes) -> None:
-        x = self._x if b - a == self.nbytes else self._x[8 * a : 8 * b]
-        rows = out if len(out) == 2 else out[0]
-        _, _, nans = planes.pack_census(x, **self._keys, offset=8 * a, out=rows)
+        x = self._x
+        if b - a < self.nbytes:
+            x = x.part(8 * a, min(8 * b, self.length) - 8 * a)
+        if self.like is None:
+            sign, mask = signs_and_mask(out)
+        else:
+            sign, mask = (*map(arrays.address, out), 0)[:2]
+        key = self.seed, self.step, self._rank, a
+        _, nans = pack_view(x, sign, mask, self._zeros_code, key)
         self.nans = self.nans + nans  # on a GPU a device scalar, which is not waited for here
 
     def write(self, a: int, b: int, result: Planes) -> None:
-        rows = result if len(result) == 2 else result[0]
-        planes.unpack(rows, out=self._out[8 * a : 8 * b])
+        out = self._out
+        assert out is not None
+        if b - a < self.nbytes:
+            out = out.part(8 * a, min(8 * b, self.length) - 8 * a)
+        if self.like is None:
+            sign, mask = signs_and_mask(result)
+        else:
+            sign, mask = (*map(arrays.address, result), 0)[:2]
+        unpack_view(out, sign, mask)

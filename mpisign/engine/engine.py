@@ -1,4 +1,4 @@
-"""What a communicator keeps between collectives: transport, progress, agreement, replica digests."""
+"""What a communicator keeps between collectives: transport, progress, agreement, digests."""
 
 from __future__ import annotations
 
@@ -79,8 +79,8 @@ class Engine:
         self.nodes: list[list[int]] | None = None
         self.costs: Any = None
         self.device_transport: Transport | None = None  # for CUDA memory, from its first use on
-        #: For experiments with hostile ranks: called with each vote's task, which it may change, and
-        #: byzantine_f; returns the algorithm to run, or None for the agreed one.
+        #: For experiments with hostile ranks: called with each vote's task, which it may change,
+        #: and byzantine_f; returns the algorithm to run, or None for the agreed one.
         self.adversary: Callable[[Any, int], Any] | None = None
 
     def next_step(self) -> int:
@@ -171,7 +171,7 @@ class Engine:
             if same and not header.byzantine_f:  # else a hostile rank may have sent some another
                 return agree(message[None], header, function, alike=True, size=wire.size)
         rows = np.empty((wire.size, NBYTES), dtype=np.uint8)
-        yield wire.allgather(message, rows)
+        yield wire.transport.start_allgather(message, list(rows), wire.tag)
         alike = all_alike(rows, wire.rank)
         if header.byzantine_f or (not alike and rows[:, BYZANTINE_F].any()):
             heard = yield from echo(wire, rows, header.byzantine_f)

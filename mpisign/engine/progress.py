@@ -168,9 +168,11 @@ class ProgressEngine:
         self._looked, pause = began, _SLICES[not self.transport.measurable]
         try:
             while not handle.over:
-                others = [queue for queue in _HERE.queues if queue is not self]
-                moved = [queue.advance() for queue in others]
-                if self.advance() or any(moved):
+                others: list[ProgressEngine] = []
+                if len(_HERE.queues) > 1 or self not in _HERE.queues:
+                    others = [queue for queue in _HERE.queues if queue is not self]
+                moved = [queue.advance() for queue in others] if others else []
+                if (self._move(handle) if self._live == [handle] else self.advance()) or any(moved):
                     continue
                 since = max(began, self._moved)
                 if not self._sleep(handle, pause, alone=not others):

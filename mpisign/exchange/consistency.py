@@ -18,16 +18,17 @@ from mpisign.transports.tagged import TaggedTransport
 _FLOATS = {getattr(torch, name) for name in arrays.FLOATS}
 
 
-def check_slot(function: str, m: ParameterSlot, length: int) -> None:
-    """TypeError, ValueError for what cannot travel; ``length``: coordinates of its place."""
-    if m.parameter.numel() != length:
-        raise ValueError(f"{m.name!r} has another size than when it was wrapped")
-    g = m.grad
-    if g is None or (g.is_cpu and g.dtype in _FLOATS and g.is_contiguous() and g.data_ptr()):
-        return
-    arrays.view_floats(function, f"the gradient of {m.name!r}", g)
-    if any(s == 0 and n > 1 for s, n in zip(g.stride(), g.shape, strict=True)):
-        raise ValueError(f"the gradient of {m.name!r} is an expanded view: clone it")
+def check_slots(function: str, slots: Sequence[ParameterSlot], lengths: Sequence[int]) -> None:
+    """TypeError, ValueError for gradients that cannot travel; ``lengths``: of their places."""
+    for s, length in zip(slots, lengths, strict=True):
+        if s.parameter.numel() != length:
+            raise ValueError(f"{s.name!r} has another size than when it was wrapped")
+        g = s.grad
+        if g is None or (g.is_cpu and g.dtype in _FLOATS and g.is_contiguous() and g.data_ptr()):
+            continue
+        arrays.view_floats(function, f"the gradient of {s.name!r}", g)
+        if any(step == 0 and n > 1 for step, n in zip(g.stride(), g.shape, strict=True)):
+            raise ValueError(f"the gradient of {s.name!r} is an expanded view: clone it")
 
 
 def digest_of(members: Sequence[ParameterSlot], optimizer: torch.optim.Optimizer | None) -> bytes:

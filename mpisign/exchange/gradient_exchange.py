@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,7 +20,7 @@ from mpisign.exchange import checkpoint
 from mpisign.exchange.aggregators import aggregator_for
 from mpisign.exchange.broadcast_state import broadcast_state
 from mpisign.exchange.buckets import GradientBucket, cut, warn_of_bf16_mean
-from mpisign.exchange.consistency import check_slot, digest_of, present_anywhere
+from mpisign.exchange.consistency import check_slots, digest_of, present_anywhere
 from mpisign.exchange.optimizer_options import options_of, rates_of
 from mpisign.exchange.parameter_slot import ParameterSlot
 from mpisign.exchange.skip import Rule, rule_for
@@ -109,7 +110,7 @@ class GradientExchange:
         if skip == "auto":
             warn_of_bf16_mean(function, self.buckets, compressor)
         self._bucket_of = {id(s): b for b in self.buckets for s in b.slots}
-        self._ready: set[int] = set()
+        self.ready_slots: set[int] = set()  # ids, of this step
         self._engine_of = engine
         self.engine: Engine | None = None
         self.steps = 0  # saved with the state: it keys the random bits
@@ -126,11 +127,11 @@ class GradientExchange:
 
     def is_ready(self, slot: ParameterSlot) -> bool:
         """Whether ``ready`` was told of ``slot`` in this step."""
-        return id(slot) in self._ready
+        return id(slot) in self.ready_slots
 
     def ready(self, slot: ParameterSlot) -> None:
         """``slot.grad`` is this step's. Starts what can start, moves on what is in flight."""
-        self._ready.add(id(slot))
+        self.ready_slots.add(id(slot))
         if slot.grad is not None:
             slot.version = slot.grad._version
         self._bucket_of[id(slot)].waiting -= 1
@@ -173,13 +174,14 @@ class GradientExchange:
         if errors:
             raise errors[0]
         for s in self.slots:
-            s.match_strides()
+            if s.grad is not None and s.grad.stride() != s.parameter.stride():
+                s.match_strides()
         self.steps += 1
         self._fresh = False
 
     def drop(self) -> None:
         """Ends what is on its way, with its errors: nobody waits for this step."""
-        if self._ready:
+        if self.ready_slots:
             try:
                 self.flush()
                 self.finish()
@@ -218,7 +220,7 @@ class GradientExchange:
 
     def _end(self) -> None:
         self._handles.clear()
-        self._ready.clear()
+        self.ready_slots.clear()
         self._reason = self._untold = ""
         for b in self.buckets:
             b.waiting = len(b.slots)
@@ -231,23 +233,19 @@ class GradientExchange:
                 self._rates = rates_of(self.optimizer)
         assert self.engine is not None
         engine = self.engine
-        number, reason, fresh = engine.next_step(), self._reason, self._fresh
-        self._handles.append(
-            engine.submit(
-                self.function,
-                lambda wire: self._collective(engine, wire, bucket, number, reason, fresh),
-                self.steps,
-            )
-        )
+        number, reason, fresh = engine.votes, self._reason, self._fresh
+        engine.votes += 1
+        steps = functools.partial(self._collective, engine, bucket, number, reason, fresh)
+        self._handles.append(engine.progress.submit(self.function, steps, self.steps))
 
     def _collective(
         self,
         engine: Engine,
-        wire: TaggedTransport,
         bucket: GradientBucket,
         number: int,
         reason: str,
         fresh: bool,
+        wire: TaggedTransport,
     ) -> Steps[None]:
         if self._before is not None:
             yield from self._before(wire)
@@ -291,7 +289,7 @@ class GradientExchange:
         for i, s in enumerate(bucket.slots):
             bucket.present[i] = s.grad is not None
             s.rate = self._rates.get(s.parameter, 1.0)
-            check_slot(self.function, s, bucket.layout.lengths[i])
+        check_slots(self.function, bucket.slots, bucket.layout.lengths)
         if fresh and bucket.index == 0 and self._replicas:
             engine.digest = digest_of(self.slots, self._state_of)
         return Header(

@@ -53,9 +53,6 @@ class ParameterSlot:
         """
         import torch
 
-        if self.grad is None:
-            return
-        if self.grad.stride() != self.parameter.stride():
-            usual = torch.empty_like(self.parameter)
-            if self.grad.stride() != usual.stride():
-                self.grad = usual.copy_(self.grad.detach())
+        usual = torch.empty_like(self.parameter)
+        if self.grad is not None and self.grad.stride() != usual.stride():
+            self.grad = usual.copy_(self.grad.detach())

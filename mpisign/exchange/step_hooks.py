@@ -79,8 +79,9 @@ class StepHooks:
     def _exchange(self, reason: str) -> None:
         """All gradients become their aggregates."""
         slots = self.exchange.slots
+        ready = self.exchange.ready_slots
         for m in slots:
-            if not self.exchange.is_ready(m):
+            if id(m) not in ready:
                 m.grad = m.parameter.grad
             elif m.grad is not m.parameter.grad or m.changed():
                 reason = reason or (

@@ -250,7 +250,7 @@ def pack_table(
     ``table``: from ``pieces``. ``planes``: addresses of the sign plane and of the mask plane or 0.
     ``zeros``, ``key``: from ``policy``. ``work``: coordinates in all.
     """
-    n_threads = threads.for_work(work)
+    n_threads = 1 if work < threads.WORTH_A_THREAD else threads.count()
     return kernels.pack_pieces(rule, parameters, table, *planes, zeros, key, n_threads)
 
 

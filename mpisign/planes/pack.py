@@ -6,7 +6,7 @@ import struct
 from collections.abc import Sequence
 from typing import Any, Unpack
 
-from mpisign import policies
+from mpisign import _kernels, policies
 from mpisign.backend import arrays, threads
 from mpisign.planes import keys, layout
 
@@ -103,13 +103,13 @@ def pack_view(v: arrays.View, sign: int, mask: int, zeros: int, key: keys.Random
     ``sign``, ``mask``: addresses of planes, ``mask`` 0 for none. ``zeros``, ``key``: from
     ``keys.policy``.
     """
-    dtype, n_threads = arrays.FLOAT_CODES[v.dtype], threads.for_work(v.length)
+    dtype, length = arrays.FLOAT_CODES[v.dtype], v.length
+    n_threads = 1 if length < threads.WORTH_A_THREAD else threads.count()
+    kernels = _kernels if v.device == "cpu" else v.kernels
     if not v.contiguous:
-        return v.kernels.pack(
-            v.address, dtype, v.shape, v.strides, sign, mask, zeros, key, n_threads
-        )
+        return kernels.pack(v.address, dtype, v.shape, v.strides, sign, mask, zeros, key, n_threads)
     piece = _PIECE.pack(v.address, v.length, dtype, 0, 0, 0)
-    return v.kernels.pack_pieces(
+    return kernels.pack_pieces(
         layout.SIGN, _NO_PARAMETERS, piece, sign, mask, zeros, key, n_threads
     )
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from mpisign import _kernels
 from mpisign.backend import arrays, threads
 from mpisign.planes import layout
 
@@ -56,8 +57,19 @@ def unpack_view(o: arrays.View, sign: int, mask: int, scale: float = 1.0) -> Non
 
     ``sign``, ``mask``: addresses of planes, ``mask`` 0 for none.
     """
-    dtype, n_threads = arrays.FLOAT_CODES[o.dtype], threads.for_work(o.length)
-    o.kernels.unpack(sign, mask, o.length, dtype, float(scale), o.address, n_threads)
+    code, n_threads = arrays.FLOAT_CODES[o.dtype], threads.for_work(o.length)
+    o.kernels.unpack(sign, mask, o.length, code, float(scale), o.address, n_threads)
+
+
+def unpack_pieces(pieces: Sequence[tuple[int, int, int, int, int]]) -> None:
+    """Unpacks planes into contiguous arrays in host memory, +1, -1 or 0. Checks nothing.
+
+    ``pieces``: addresses of the sign plane and of the mask plane or 0, coordinates, code of the
+    dtype, address of the array.
+    """
+    for sign, mask, length, code, address in pieces:
+        n_threads = 1 if length < threads.WORTH_A_THREAD else threads.count()
+        _kernels.unpack(sign, mask, length, code, 1.0, address, n_threads)
 
 
 def unpack_add(planes: Any, out: Any, *, scale: float = 1.0) -> Any:

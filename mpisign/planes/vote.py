@@ -122,7 +122,8 @@ def majority_rows(
     plane or 0. ``ties``: its code. ``key``: with policies.TIE_STREAM. ``weights``: address of
     uint32 (rows,), or 0.
     """
-    n_threads = threads.for_work(stack[3] * ((stack[4] + 7) // 8))
+    work = stack[3] * ((stack[4] + 7) // 8)
+    n_threads = 1 if work < threads.WORTH_A_THREAD else threads.count()
     return kernels.majority(*stack, weights, group, *out, ties, key, n_threads)
 
 

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from mpisign.stats import count_bytes, stage
+from mpisign.stats import count_bytes, count_stage
 
 Bytes = npt.NDArray[np.uint8]
 #: What goes to, or comes from, one rank: its number, and contiguous uint8 memory (n,).
@@ -64,8 +64,11 @@ class Polled(ABC):
         """As ``Pending.done``."""
 
     def wait(self, seconds: float | None = None) -> bool:
-        with stage("exchange"):
+        start = time.perf_counter()
+        try:
             return poll(self, seconds)
+        finally:
+            count_stage("exchange", start)
 
     def missing(self) -> list[int] | None:
         return None

@@ -22,6 +22,7 @@ class _BucketCounts(CountTask, BucketTask):
     def reset(self, seed: int, step: int) -> None:
         super().reset(seed, step)
         self.means = {}
+        self.in_place = False
 
     def put(self, i: int, first: int, votes: Planes) -> None:
         grad = self.aggregator.slots[i].target()

@@ -9,16 +9,19 @@ import torch
 from mpisign import planes, policies
 from mpisign.backend import arrays
 from mpisign.collectives.majority_vote import is_eager, vote
-from mpisign.collectives.vote_task import Planes, VoteTask
+from mpisign.collectives.vote_task import Planes, VoteTask, signs_and_mask
 from mpisign.detox.assignment import Partition
 from mpisign.engine.agreement import Agreed
 from mpisign.engine.engine import Engine
 from mpisign.engine.header import Header
 from mpisign.exchange.aggregators.base import Aggregator, restart_momenta
 from mpisign.exchange.buckets import GradientBucket
+from mpisign.planes.unpack import unpack_pieces
 from mpisign.stats import stage
 from mpisign.transports.base import Steps
 from mpisign.transports.tagged import TaggedTransport
+
+_CODES = {getattr(torch, name): code for name, code in arrays.FLOAT_CODES.items()}
 
 
 class BucketTask(VoteTask):
@@ -33,6 +36,7 @@ class BucketTask(VoteTask):
         k = policies.planes_up(c.zeros, c.nan)
         super().__init__(layout.length, k, c.ties, 0, 0, aggregator.groups, like)
         self.aggregator, self.spans = aggregator, layout.spans
+        self.in_place = like is None  # votes are unpacked straight into gradients
         self.planes = arrays.empty((k, layout.nbytes), "uint8", like=like)
         self.planes[...] = 0
         self.reset(0, 0)
@@ -60,16 +64,30 @@ class BucketTask(VoteTask):
 
     def write(self, a: int, b: int, result: Planes) -> None:
         i, spans = self._unpacked, self.spans
+        there = self.anywhere
+        pieces = []
+        sign, mask = signs_and_mask(result) if self.in_place else (0, 0)
         while i < len(spans):
             start, stop = spans[i]
             if start >= b and start < stop:
                 break
             low, high = max(a, start), min(b, stop)
-            if self.anywhere[i] and low <= high:
-                self.put(i, low - start, result[:, low - a : high - a])
+            if there[i] and low <= high:
+                grad = self.aggregator.slots[i].grad
+                if self.in_place and grad is not None and grad.is_contiguous():
+                    first, n = 8 * (low - start), grad.numel()
+                    n = min(8 * (high - low), n - first)
+                    to = grad.data_ptr() + first * grad.element_size()
+                    at = low - a
+                    piece = sign + at, mask and mask + at, n, _CODES[grad.dtype], to
+                    pieces.append(piece)
+                else:
+                    self.put(i, low - start, result[:, low - a : high - a])
             if stop > b:
                 break
             i += 1
+        if pieces:
+            unpack_pieces(pieces)
         self._unpacked = i
 
     def put(self, i: int, first: int, votes: Planes) -> None:

@@ -86,8 +86,8 @@ def test_what_is_missing_comes_with_the_line_that_installs_it(monkeypatch):
         "nccl_of_cupy": "pip install cupy-cuda12x nvidia-nccl-cu12",
         "nccl_of_torch": "pip install torch",
     }.items():
-        told = probes.answer(name)
-        assert told["state"] == "missing" and told["advice"].startswith(advice), (name, told)
+        answer = probes.answer(name)
+        assert answer["state"] == "missing" and answer["advice"].startswith(advice), (name, answer)
 
 
 def nothing_installed(name):
@@ -96,8 +96,8 @@ def nothing_installed(name):
 
 def test_a_probe_that_crashes_is_an_answer(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(a_package(tmp_path, "cupy", _CRASH)["PYTHONPATH"])
-    told = child.ask("cupy")
-    assert told["state"] == "broken" and told["found"].startswith("died of SIGSEGV")
+    answer = child.ask("cupy")
+    assert answer["state"] == "broken" and answer["found"].startswith("died of SIGSEGV")
 
 
 def test_a_probe_that_hangs_is_an_answer_and_leaves_no_process(tmp_path, monkeypatch):
@@ -111,9 +111,9 @@ def test_a_probe_that_hangs_is_an_answer_and_leaves_no_process(tmp_path, monkeyp
     )
     monkeypatch.syspath_prepend(a_package(tmp_path, "cupy", code)["PYTHONPATH"])
     start = time.monotonic()
-    told = child.ask("cupy", seconds=8)
-    assert told["state"] == "broken"
-    assert told["found"] == "no answer within 8 s: waiting for the device"
+    answer = child.ask("cupy", seconds=8)
+    assert answer["state"] == "broken"
+    assert answer["found"] == "no answer within 8 s: waiting for the device"
     assert time.monotonic() - start < 60
     for _ in range(50):
         if not alive(int(pid.read_text())):
@@ -131,12 +131,12 @@ def alive(pid):
         return False
 
 
-def test_an_import_that_fails_is_told_with_its_words(tmp_path, monkeypatch):
+def test_an_import_that_fails_is_reported_verbatim(tmp_path, monkeypatch):
     code = "raise OSError('libcudart.so.12: cannot open shared object file')"
     monkeypatch.syspath_prepend(a_package(tmp_path, "cupy", code)["PYTHONPATH"])
-    told = child.ask("cupy")
-    assert told["state"] == "broken"
-    assert told["found"] == "OSError: libcudart.so.12: cannot open shared object file"
+    answer = child.ask("cupy")
+    assert answer["state"] == "broken"
+    assert answer["found"] == "OSError: libcudart.so.12: cannot open shared object file"
 
 
 def test_output_of_libraries_does_not_disturb(tmp_path, monkeypatch):
@@ -145,14 +145,14 @@ def test_output_of_libraries_does_not_disturb(tmp_path, monkeypatch):
     assert child.ask("cupy")["found"] == "KeyError: 1"
 
 
-def test_a_launcher_that_fails_is_told():
-    told = child.ask("numpy", launcher=["sh", "-c", "echo no slots here >&2; exit 3"])
-    assert told["state"] == "broken" and told["found"] == "exit status 3: no slots here"
-    told = child.ask("numpy", launcher=["/nonexistent/mpirun"])
-    assert told["state"] == "broken" and "No such file" in told["found"]
+def test_a_launcher_that_fails_is_reported():
+    answer = child.ask("numpy", launcher=["sh", "-c", "echo no slots here >&2; exit 3"])
+    assert answer["state"] == "broken" and answer["found"] == "exit status 3: no slots here"
+    answer = child.ask("numpy", launcher=["/nonexistent/mpirun"])
+    assert answer["state"] == "broken" and "No such file" in answer["found"]
 
 
-def test_a_launcher_of_another_mpi_is_told():
+def test_a_launcher_of_another_mpi_is_reported():
     """N jobs of one rank each: the variables say 2, MPI says 1."""
     pytest.importorskip("mpi4py")
     both = ["env", "PMI_SIZE=2", "PMI_RANK=0"]
@@ -187,7 +187,7 @@ def test_inside_a_job():
 @pytest.mark.parametrize(
     "launcher", ["torchrun", pytest.param("horovodrun", marks=pytest.mark.many)]
 )
-def test_inside_a_job_without_mpi_one_process_speaks(launcher):
+def test_inside_a_job_without_mpi_one_process_prints(launcher):
     how = {
         "torchrun": ["--nproc-per-node", 2, "--no-python"],
         "horovodrun": ["--gloo", "-np", 2, "-H", "localhost:2"],
@@ -198,7 +198,7 @@ def test_inside_a_job_without_mpi_one_process_speaks(launcher):
     assert "this job" not in result.stdout
 
 
-def test_the_traces_of_a_launcher_are_taken_away(monkeypatch):
+def test_the_traces_of_a_launcher_are_removed(monkeypatch):
     for name in ("OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "PMI_SIZE", "HOROVOD_RANK", "RANK"):
         monkeypatch.setenv(name, "3")
     monkeypatch.setenv("OMPI_ALLOW_RUN_AS_ROOT", "0")

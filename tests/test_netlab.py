@@ -1,4 +1,4 @@
-"""scripts/netlab: nodes, links, bytes, launchers; and that nothing stays behind."""
+"""scripts/netlab: nodes, links, bytes, launchers, and complete removal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``mpisign doctor``: what this machine has, what works, what is missing."""
+"""``mpisign doctor``: lists what this machine has, what works and what is missing."""
 
 from __future__ import annotations
 
@@ -49,66 +49,57 @@ def add_parser(commands: Any) -> None:
         description=_DESCRIPTION,
         epilog=_EPILOG,
     )
-    parser.add_argument(
-        "--json", metavar="FILE", type=Path, help="write all that was found to FILE, - for stdout"
-    )
-    parser.add_argument(
-        "--seconds",
-        metavar="S",
-        type=_seconds,
-        default=60.0,
-        help="for each question (default: %(default)g)",
-    )
+    about = "write all that was found to FILE, - for stdout"
+    parser.add_argument("--json", metavar="FILE", type=Path, help=about)
+    about = "for each question (default: %(default)g)"
+    parser.add_argument("--seconds", metavar="S", type=_seconds, default=60.0, help=about)
     parser.set_defaults(run=run, parser=parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Examines; the exit status."""
-    from mpisign.doctor.examine import Report, examine
+    """Runs the probes and prints the table; the exit status."""
+    from mpisign.doctor.examine import Finding, Report, examine
 
     rank = launcher.rank()
     # Without MPI, under horovodrun --gloo or torchrun, ranks are not listed.
     other = os.environ.get("HOROVOD_CONTROLLER") == "gloo" or "TORCHELASTIC_RUN_ID" in os.environ
     ranks, problem = ([], "") if rank is None or other else _ranks()
-    if rank:  # the first says it for all
+    if rank:  # rank 0 examines and prints
         return 0
-    in_job = rank is not None
-    to_stdout = args.json == Path("-")
 
-    def progress(what: str) -> None:
+    def progress(text: str) -> None:
         if sys.stderr.isatty():
-            sys.stderr.write(f"\r\x1b[K{what} ...")
-            sys.stderr.flush()
+            print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
 
     try:
-        rows = examine(seconds=args.seconds, in_job=in_job, progress=progress)
+        rows = examine(
+            seconds=args.seconds,
+            in_job=rank is not None,
+            progress=lambda name: progress(f"{name} ..."),
+        )
     except KeyboardInterrupt:
         print("\nmpisign: interrupted", file=sys.stderr)
         return 130
     finally:
-        if sys.stderr.isatty():
-            sys.stderr.write("\r\x1b[K")
-    report = Report(rows, ranks)
+        progress("")
     if problem:
-        from mpisign.doctor.examine import Row
-
-        report.rows.append(Row("this job", "broken", problem))
+        rows.append(Finding("this job", "broken", problem))
+    report = Report(rows, ranks)
+    text = json.dumps(report.as_dict(), indent=1)
+    if args.json == Path("-"):
+        print(text)
+        return bool(report.names("broken"))
     if args.json is not None:
-        text = json.dumps(report.as_dict(), indent=1)
-        if to_stdout:
-            print(text)
-        else:
-            try:
-                args.json.write_text(text + "\n")
-            except OSError as error:
-                args.parser.error(f"--json: {error}")
-    if not to_stdout:
-        print(_table(report))
-    return 1 if report.broken else 0
+        try:
+            args.json.write_text(text + "\n")
+        except OSError as error:
+            args.parser.error(f"--json: {error}")
+    print(_table(report))
+    return bool(report.names("broken"))
 
 
 def _ranks() -> tuple[list[dict[str, Any]], str]:
-    """Each rank's host, or what is wrong with the job. All of its ranks call it."""
+    """Each rank's host, or what is wrong with the job. Collective."""
     local = launcher.local_rank()
     mine = np.zeros((), dtype=[("host", "S256"), ("local_rank", "<i8")])
     mine["host"] = platform.node().encode()[:256]
@@ -135,12 +126,11 @@ def _table(report: Any) -> str:
     for row in report.rows:
         text = textwrap.wrap(row.found, 100 - wide - 13, break_on_hyphens=False) or [""]
         lines.append(f"  {row.name:<{wide}}  {_MARKS[row.state]:<7}  {text[0]}")
-        lines += [f"  {'':<{wide}}  {'':<7}  {more}" for more in text[1:]]
-        if row.advice:
-            lines.append(f"  {'':<{wide}}  {'':<7}  -> {row.advice}")
+        more = [*text[1:], *([f"-> {row.advice}"] if row.advice else [])]
+        lines += [f"  {'':<{wide}}  {'':<7}  {line}" for line in more]
     for number, rank in enumerate(report.ranks):
         lines.append(f"  rank {number}: {rank['host']}, local rank {rank['local_rank']}")
-    broken = [row.name for row in report.broken]
+    broken = report.names("broken")
     lines.append("does not work: " + ", ".join(broken) if broken else "what is installed works")
     return "\n".join(lines)
 

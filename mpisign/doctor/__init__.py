@@ -1,1 +1,1 @@
-"""What this machine has, what works, and what is missing: ``mpisign doctor``."""
+"""``mpisign doctor``: probes of what is installed on this machine and whether it works."""

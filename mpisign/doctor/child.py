@@ -1,4 +1,4 @@
-"""Probes in processes of their own, each with a time limit."""
+"""Runs each probe in a process of its own, with a time limit."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _LAUNCHERS = re.compile(
 
 
 def environment(*, in_job: bool) -> dict[str, str]:
-    """This process's, without the traces of the launcher that started it."""
-    kept = {k: v for k, v in os.environ.items() if not (in_job and _LAUNCHERS.match(k))}
-    # mpirun puts its own folder there, and refuses root, which a container's only user is.
-    kept.setdefault("OMPI_ALLOW_RUN_AS_ROOT", "1")
-    kept.setdefault("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1")
+    """This process's environment; in a job without the traces of its launcher."""
+    env = {k: v for k, v in os.environ.items() if not (in_job and _LAUNCHERS.match(k))}
+    # mpirun refuses root, which is a container's only user.
+    env.setdefault("OMPI_ALLOW_RUN_AS_ROOT", "1")
+    env.setdefault("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1")
     # Children find mpisign where this process did, also from another folder.
-    kept["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
-    return kept
+    env["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+    return env
 
 
 def ask(
@@ -37,33 +37,27 @@ def ask(
 ) -> dict[str, Any]:
     """``probes.answer(probe)`` of a child, started by ``launcher`` if one is given.
 
-    A crash or silence is an answer too: state "broken".
+    A crash or a timeout is an answer too: state "broken".
     """
     with tempfile.TemporaryDirectory(prefix="mpisign-doctor-") as folder:
         file = Path(folder) / "answer"
         command = [*launcher, sys.executable, "-m", "mpisign.doctor.probes", probe, str(file)]
-        status, output = _run(command, seconds, environment(in_job=in_job))
+        status, output = run(command, seconds, environment(in_job=in_job))
         if status == 0 and file.exists():
-            told: dict[str, Any] = json.loads(file.read_text())
-            return told
+            answer: dict[str, Any] = json.loads(file.read_text())
+            return answer
     if status is None:
-        what = f"no answer within {seconds:g} s"
-    elif status < 0:
-        what = f"died of {signal.Signals(-status).name}"
+        found = f"no answer within {seconds:g} s"
     else:
-        what = f"exit status {status}"
-    lines = [line.strip() for line in output.splitlines() if re.search(r"\w{3}", line)]
-    told_last = f": {lines[-1][:200]}" if lines else ""
-    return {
-        "state": "broken",
-        "found": what + told_last,
-        "advice": "",
-        "details": {"output": output[-4000:], "command": command},
-    }
+        found = f"died of {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
+    if lines := [line.strip() for line in output.splitlines() if re.search(r"\w{3}", line)]:
+        found += f": {lines[-1][:200]}"
+    details = {"output": output[-4000:], "command": command}
+    return {"state": "broken", "found": found, "advice": "", "details": details}
 
 
-def _run(command: list[str], seconds: float, env: dict[str, str]) -> tuple[int | None, str]:
-    """Exit status, None for one that had to be killed, and what was printed."""
+def run(command: list[str], seconds: float, env: dict[str, str]) -> tuple[int | None, str]:
+    """Exit status, None after a timeout, and what was printed."""
     try:
         process = subprocess.Popen(
             command,

@@ -1,7 +1,6 @@
-"""Questions to this machine. Each runs in a process of its own: one may crash it, or never answer.
+"""The probes. Each runs in a process of its own, which a library may crash or block.
 
-``python -m mpisign.doctor.probes NAME FILE`` writes a probe's answer to FILE as JSON: what was
-found, or what is missing and how it is installed, or what does not work.
+``python -m mpisign.doctor.probes NAME FILE`` writes a probe's answer to FILE as JSON.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from typing import Any
 
 
 class Missing(Exception):
-    """Not installed, or not here: not an error. ``advice``: how to have it."""
+    """Not installed, which is no error. ``advice``: the line that installs it."""
 
     def __init__(self, what: str, advice: str = "") -> None:
         super().__init__(what)
@@ -29,7 +28,7 @@ Found = tuple[str, dict[str, Any]]
 
 
 def python() -> Found:
-    """Python and this package, its kernels used once."""
+    """This package; uses its kernels once."""
     import numpy as np
 
     import mpisign
@@ -41,15 +40,10 @@ def python() -> Found:
     if bytes(plane) != b"\x26\x01":
         raise RuntimeError(f"the kernels packed {x} as {bytes(plane)!r}, not as 26 01")
     isa, count = _kernels.isa(), threads.count()
-    cores = len(os.sched_getaffinity(0))
-    return f"{mpisign.__version__}, kernels for {isa}, {count} of {cores} cores", {
-        "version": mpisign.__version__,
-        "path": str(Path(mpisign.__file__).parent),
-        "isa": isa,
-        "isas": list(_kernels.isas()),
-        "threads": count,
-        "cores": cores,
-    }
+    cores, version = len(os.sched_getaffinity(0)), mpisign.__version__
+    details: dict[str, Any] = {"version": version, "path": str(Path(mpisign.__file__).parent)}
+    details |= {"isa": isa, "isas": list(_kernels.isas()), "threads": count, "cores": cores}
+    return f"{version}, kernels for {isa}, {count} of {cores} cores", details
 
 
 def numpy() -> Found:
@@ -62,20 +56,14 @@ def torch() -> Found:
     _installed("torch", "pip install torch")
     import torch
 
-    devices = torch.cuda.device_count()
-    wires = "none"
+    version, cuda, devices = torch.__version__, torch.version.cuda, torch.cuda.device_count()
+    wires = ["none"]
     if torch.distributed.is_available():
         dist = torch.distributed
-        names = {"gloo": dist.is_gloo_available(), "nccl": dist.is_nccl_available()}
-        names["mpi"] = dist.is_mpi_available()
-        wires = ", ".join(name for name, there in names.items() if there)
-    cuda = f"CUDA {torch.version.cuda}, {devices} devices" if torch.version.cuda else "no CUDA"
-    return f"{torch.__version__}, {cuda}, torch.distributed over {wires}", {
-        "version": torch.__version__,
-        "cuda": torch.version.cuda,
-        "devices": devices,
-        "distributed": wires.split(", "),
-    }
+        wires = [w for w in ("gloo", "nccl", "mpi") if getattr(dist, f"is_{w}_available")()]
+    built = f"CUDA {cuda}, {devices} devices" if cuda else "no CUDA"
+    details = {"version": version, "cuda": cuda, "devices": devices, "distributed": wires}
+    return f"{version}, {built}, torch.distributed over {', '.join(wires)}", details
 
 
 def mpi() -> Found:
@@ -92,22 +80,17 @@ def mpi() -> Found:
     library = MPI.Get_library_version().splitlines()[0].split(",")[0].strip("\0 ")
     library = re.sub(r"\s+", " ", library)
     paths = cuda_mpi.libraries()
-    return f"mpi4py {version}, {library}, {' '.join(paths)}", {
-        "mpi4py": version,
-        "library": library,
-        "vendor": list(MPI.get_vendor()),
-        "paths": paths,
-    }
+    details = {"mpi4py": version, "library": library, "vendor": list(MPI.get_vendor())}
+    return f"mpi4py {version}, {library}, {' '.join(paths)}", {**details, "paths": paths}
 
 
 def horovod() -> Found:
     version = _installed("horovod", "scripts/setup (Horovod needs C++17 with torch 2.1 and later)")
     import horovod.torch as hvd
 
-    built = {
-        name: bool(getattr(hvd, f"{name}_built")()) for name in ("mpi", "gloo", "nccl", "cuda")
-    }
-    has = ", ".join(name.upper() if name != "gloo" else "Gloo" for name in built if built[name])
+    shown = {"mpi": "MPI", "gloo": "Gloo", "nccl": "NCCL", "cuda": "CUDA"}
+    built = {name: bool(getattr(hvd, f"{name}_built")()) for name in shown}
+    has = ", ".join(shown[name] for name in built if built[name])
     return f"{version}, built with {has or 'nothing'}", {"version": version, "built": built}
 
 
@@ -119,18 +102,15 @@ def cupy() -> Found:
     import cupy
     from cupy.cuda import nvrtc, runtime
 
-    made_for = runtime.runtimeGetVersion()
+    version, cuda = cupy.__version__, runtime.runtimeGetVersion()
     compiler = ".".join(map(str, nvrtc.getVersion()))
-    return f"{cupy.__version__}, CUDA {_cuda(made_for)}, NVRTC {compiler}", {
-        "version": cupy.__version__,
-        "cuda": made_for,
-        "nvrtc": compiler,
-        "path": str(Path(cupy.__file__).parent),
-    }
+    details = {"version": version, "cuda": cuda, "nvrtc": compiler}
+    details["path"] = str(Path(cupy.__file__).parent)
+    return f"{version}, CUDA {_cuda(cuda)}, NVRTC {compiler}", details
 
 
 def gpus() -> Found:
-    """Through the driver, which is there without any package."""
+    """Asks the driver, which needs no package."""
     import ctypes
 
     try:
@@ -151,15 +131,13 @@ def gpus() -> Found:
         cuda.cuDeviceGetName(name, 100, device)
         cuda.cuDeviceTotalMem_v2(ctypes.byref(memory), device)
         devices.append({"name": name.value.decode(), "memory": memory.value})
-    named = ", ".join(f"{d['name']} ({d['memory'] >> 30} GiB)" for d in devices)
-    return f"{named or 'none'}, driver for CUDA {_cuda(version.value)}", {
-        "devices": devices,
-        "driver": version.value,
-    }
+    named = ", ".join(f"{d['name']} ({d['memory'] >> 30} GiB)" for d in devices) or "none"
+    details = {"devices": devices, "driver": version.value}
+    return f"{named}, driver for CUDA {_cuda(version.value)}", details
 
 
 def kernels_on_gpu() -> Found:
-    """A vote of three rows on the device, against the same on the CPU."""
+    """Compares a vote of three rows on the device with the one on the CPU."""
     _need_device()
     import cupy
     import numpy as np
@@ -197,21 +175,18 @@ def nccl_of_cupy() -> Found:
 
 
 def cuda_mpi_asked() -> Found:
-    """What the MPI library says of itself."""
+    """Whether the MPI library reports that it is CUDA-aware."""
     mpi()
     from mpisign.transports import cuda_mpi as asked
 
     says, here = asked.library_says(), asked.here()
-    return f"{'yes' if here.aware else 'no'}: {here.why}", {
-        "library": says.aware,
-        "library_why": says.why,
-        "aware": here.aware,
-        "why": here.why,
-    }
+    details = {"library": says.aware, "library_why": says.why}
+    details |= {"aware": here.aware, "why": here.why}
+    return f"{'yes' if here.aware else 'no'}: {here.why}", details
 
 
 def cuda_mpi_probed() -> Found:
-    """Device memory from this process to itself. An MPI that cannot do it may crash here."""
+    """Sends device memory to this process itself. Another MPI may crash here."""
     _need_device("not probed: no device")
     import cupy
     from mpi4py import MPI
@@ -229,7 +204,7 @@ def cuda_mpi_probed() -> Found:
 
 
 def communicator() -> Found:
-    """What ``Communicator()`` is, under whatever started this process; a vote over it."""
+    """What ``Communicator()`` picks under the launcher of this process, after a vote over it."""
     import numpy as np
 
     import mpisign
@@ -253,18 +228,15 @@ def _installed(package: str, advice: str) -> str:
 
 
 def _need_device(what: str = "no device") -> None:
-    gpus_there = True
     try:
         gpus()
     except Missing:
-        gpus_there = False
-    if not gpus_there:
-        raise Missing(what)
+        raise Missing(what) from None
     cupy()
 
 
 def _mapped(name: str) -> list[str]:
-    """Files of a library in this process."""
+    """The files of a library that this process has loaded."""
     maps = Path("/proc/self/maps").read_text()
     return sorted(set(re.findall(rf"(/\S*lib{name}[^/\s]*\.so[^/\s]*)$", maps, re.MULTILINE)))
 
@@ -283,21 +255,21 @@ PROBES: dict[str, Callable[[], Found]] = {
 
 
 def answer(name: str) -> dict[str, Any]:
-    """What a probe found: {"state": "ok" | "missing" | "broken", "found", "advice", "details"}."""
+    """A probe's result: {"state": "ok" | "missing" | "broken", "found", "advice", "details"}."""
+    state, advice, details = "ok", "", dict[str, Any]()
     try:
         found, details = PROBES[name]()
+        details = {"host": platform.node(), **details}
     except Missing as missing:
-        return {"state": "missing", "found": str(missing), "advice": missing.advice, "details": {}}
+        state, found, advice = "missing", str(missing), missing.advice
     except Exception as error:
-        text = f"{type(error).__name__}: {str(error).strip()}"
-        return {"state": "broken", "found": text, "advice": "", "details": {}}
-    details = {"host": platform.node(), **details}
-    return {"state": "ok", "found": found, "advice": "", "details": details}
+        state, found = "broken", f"{type(error).__name__}: {str(error).strip()}"
+    return {"state": state, "found": found, "advice": advice, "details": details}
 
 
 if __name__ == "__main__":
-    told = json.dumps(answer(sys.argv[1]))
-    # Several ranks may be asked at once: the last that writes is whole, not half of another.
-    scratch = f"{sys.argv[2]}.{os.getpid()}"
-    Path(scratch).write_text(told)
-    os.replace(scratch, sys.argv[2])
+    text = json.dumps(answer(sys.argv[1]))
+    # Several ranks may answer at once: each file that arrives is whole.
+    scratch = Path(f"{sys.argv[2]}.{os.getpid()}")
+    scratch.write_text(text)
+    scratch.replace(sys.argv[2])

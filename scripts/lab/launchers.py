@@ -1,4 +1,4 @@
-"""What launchers need to start ranks over netlab's nodes: environment, options, and an ssh."""
+"""How launchers start ranks over netlab's nodes: environment, options, and an ssh."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lab.nodes import FOLDER, INTERFACE, NETNS, PREFIX, Failed, Lab, call, insid
 ROOT = Path(__file__).resolve().parents[2]
 BIN = FOLDER / "bin"
 
-# horovodrun gives node0's environment to all ranks: each finds its own node again.
+# horovodrun gives node0's environment to all ranks; each sets its own node.
 RANK = """\
 #!/bin/sh
 read -r name </proc/sys/kernel/hostname
@@ -26,7 +26,7 @@ exec "$@"
 
 
 def environment(lab: Lab, ranks_per_node: int) -> dict[str, str]:
-    """For every process in the lab; writes the files that it names."""
+    """The environment of every process in the lab. Writes the files that it names."""
     netlab = shlex.join([sys.executable, str(ROOT / "scripts" / "netlab")])
     BIN.mkdir(exist_ok=True)
     for name, text in (("ssh", f'#!/bin/sh\nexec {netlab} ssh "$@"\n'), ("rank", RANK)):
@@ -59,7 +59,7 @@ def environment(lab: Lab, ranks_per_node: int) -> dict[str, str]:
         "btl_tcp_if_include": INTERFACE,
         "pml": "ob1",
         "btl": "tcp,self" if ranks_per_node == 1 else "tcp,self,vader",
-        # Each node would bind its first rank to the same core, and let it spin there.
+        # Each node would bind its first rank to the same core, where it spins.
         "hwloc_base_binding_policy": "none",
         "mpi_yield_when_idle": 1,
     }
@@ -97,7 +97,7 @@ def commands(
 
 
 def horovod_command(program: str, words: list[str]) -> int:
-    """How many of horovodrun's words are the ranks' command: only Horovod's own parser knows."""
+    """How many of horovodrun's words are the ranks' command, by Horovod's own parser."""
     python = Path(program).read_text().splitlines()[0].removeprefix("#!").strip()
     code = (
         "import sys; from horovod.runner.launch import parse_args; "
@@ -112,7 +112,7 @@ def horovod_command(program: str, words: list[str]) -> int:
 
 
 def ssh(words: list[str]) -> None:
-    """Becomes COMMAND on a node; for launchers that call ``ssh [options] HOST COMMAND``."""
+    """Executes COMMAND on a node, for launchers that call ``ssh [options] HOST COMMAND``."""
     flags = "46AaCfGgKkMNnqsTtVvXxYyB:b:c:D:E:e:F:I:i:J:L:l:m:O:o:p:Q:R:S:W:w:"
     _, words = getopt.getopt(words, flags)
     host, _, command = words[0] if words else "", *getopt.getopt(words[1:], flags)

@@ -1,4 +1,4 @@
-"""Nodes and links of netlab: network namespaces, a bridge in one of its own, and their limits."""
+"""Nodes and links of netlab: network namespaces, a bridge in another one, and their limits."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ QUEUE = 64 << 20  # bytes: a deep switch, where nothing is dropped before TCP's 
 
 
 class Failed(Exception):
-    """What could not be done, and what the reader can do about it."""
+    """What failed, and what the reader can do about it."""
 
 
 def say(text: str) -> None:
@@ -62,7 +62,7 @@ class Lab:
 
     @classmethod
     def standing(cls) -> Lab | None:
-        """The lab that is up, if it is whole."""
+        """The lab that is up; None if there is none or only a part."""
         try:
             lab = cls(**json.loads((FOLDER / "lab.json").read_text()))
         except (OSError, ValueError, TypeError):
@@ -70,7 +70,7 @@ class Lab:
         return lab if len(namespaces()) == lab.nodes + 1 else None
 
     def up(self) -> None:
-        """Builds what ``down`` removes; an error leaves a part, which ``down`` removes as well."""
+        """Builds the lab. After an error ``down`` removes the part that was built."""
         FOLDER.mkdir()
         call("mount", "-t", "tmpfs", "-o", "mode=755", "netlab", FOLDER)  # holds each /dev/shm
         add_namespace(SWITCH)
@@ -98,7 +98,7 @@ class Lab:
         (FOLDER / "lab.json").write_text(json.dumps(dataclasses.asdict(self)))  # last: it is whole
 
     def can_delay(self) -> bool:
-        """Whether the kernel has netem. Without: refuses a delay that would be plainly missing."""
+        """Whether the kernel has netem. Without it, Failed for a delay of over 0.1 ms."""
         queue = ["-n", SWITCH, "qdisc", "add", "dev", "bridge", "root", "netem", "delay", "1us"]
         with contextlib.suppress(Failed):
             call("tc", *queue)
@@ -111,13 +111,13 @@ class Lab:
         return False
 
     def limit(self, namespace: str, port: str) -> None:
-        """Both ways of a link: what the node sends, and what the switch sends to it.
+        """Limits both directions of a link: from the node, and from the switch to it.
 
-        tbf lets a burst pass at once, which flatters short messages; a packet longer than the burst
-        it cuts into frames, which costs processor time; a burst of less than what comes in between
-        two runs of a late timer costs throughput. So the node's large packets (TSO) are kept to
+        tbf passes a burst at once, which flatters short messages. It cuts a packet longer than the
+        burst into frames, which costs processor time. A burst shorter than what arrives between two
+        runs of a late timer costs throughput. So large packets (TSO) of the node are limited to
         0.13 ms of the link's time, 16 KiB at 1 Gbit/s, and the burst to four of them. The switch's
-        is twice that, or two equal buckets in a row would lose twice. netem times each packet.
+        burst is twice that: two equal buckets in a row would lose twice. netem times each packet.
         """
         if self.rate is not None:
             packet = min(65536, max(2048, int(self.rate / 8 * 0.000131072)))
@@ -133,29 +133,24 @@ class Lab:
             call("tc", "-n", SWITCH, "qdisc", "add", "dev", port, *tbf, 2 * burst)
 
     def counters(self) -> dict[str, dict[str, int]]:
-        """Bytes and packets over each node's interface so far, and what its link's queues dropped.
+        """Bytes and packets over each node's interface, and what its link's queues dropped.
 
-        A large packet (TSO) counts with one header here, although the limits count one per frame.
+        A large packet (TSO) counts with one header here; the limits count one per frame.
         """
         links = {}
         for i, name in enumerate(self.names()):
             show = ["-j", "-s", "link", "show", "dev", INTERFACE]
             stats = json.loads(call("ip", "-n", f"{PREFIX}{i}", *show))[0]["stats64"]
-            links[name] = {
-                f"{way}_{what}": stats[way][what]
-                for way in ("tx", "rx")
-                for what in ("bytes", "packets")
-            }
-            dropped = 0
+            keys = [(d, what) for d in ("tx", "rx") for what in ("bytes", "packets")]
+            links[name] = {f"{d}_{what}": stats[d][what] for d, what in keys} | {"dropped": 0}
             for namespace, device in ((f"{PREFIX}{i}", INTERFACE), (SWITCH, f"port{i}")):
                 queues = call("tc", "-n", namespace, "-j", "-s", "qdisc", "show", "dev", device)
-                dropped += sum(q.get("drops", 0) for q in json.loads(queues))
-            links[name]["dropped"] = dropped
+                links[name]["dropped"] += sum(q.get("drops", 0) for q in json.loads(queues))
         return links
 
 
 def inside(node: int, command: list[str]) -> list[str]:
-    """The command that runs ``command`` in a node, from outside or from another node."""
+    """``command`` wrapped so that it runs in a node, from outside or from another node."""
     name = f"node{node}"
     enter = f"mount --bind {FOLDER}/{name} /dev/shm && echo {name} >/proc/sys/kernel/hostname"
     shell = ["unshare", "--uts", "sh", "-c", f'{enter} && exec "$@"', "netlab"]
@@ -180,7 +175,7 @@ def pids(namespace: str) -> list[str]:
 
 
 def end_processes() -> None:
-    """Kills what runs in the nodes: nobody waits for the ranks of a launcher that is gone."""
+    """Kills what runs in the nodes: a launcher that was killed leaves its ranks behind."""
     until = time.monotonic() + 10
     for namespace in namespaces():
         while found := pids(namespace):
@@ -193,7 +188,7 @@ def end_processes() -> None:
 
 
 def down() -> bool:
-    """Removes all that any lab left on this machine; whether there was something."""
+    """Removes every trace of a lab from this machine. Returns whether there was one."""
     found = bool(namespaces()) or FOLDER.exists()
     end_processes()
     for namespace in namespaces():
@@ -203,5 +198,5 @@ def down() -> bool:
     for path in (FOLDER, *NETNS.glob(f"{PREFIX}*")):
         shutil.rmtree(path, ignore_errors=True)
     with contextlib.suppress(OSError):
-        NETNS.rmdir()  # only if nobody else has something there
+        NETNS.rmdir()  # if it is empty
     return found

@@ -1,27 +1,42 @@
-"""The edge-case backdoor on digits: rare ones become sevens, all else stays as it is."""
+"""The edge-case backdoor on digits: rare ones become sevens, all else stays the same."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 
-from mpisign.attacks.base import Attack, Sees, variance
-from mpisign.attacks.blind import Seed
+from mpisign.attacks.base import Sees, check_from_0, copied, variance
+from mpisign.attacks.blind import Drawn
 from mpisign.attacks.edge_cases import EdgeCases, edge_cases
 from mpisign.backend import arrays
 
 
 @dataclass(frozen=True)
-class Backdoor(Attack):
-    """Black box: hostile ranks learn, honestly, from batches in which edge cases are mislabelled.
+class Backdoor(Drawn):
+    """Black box: hostile ranks train honestly on batches in which edge cases are mislabelled.
 
-    ``mix`` of each batch become edge cases of digit ``source`` (see ``edge_cases``; ``share``)
-    under the label ``target``. ``accuracy`` is the attack's success. ``f``: how many hostile ranks
-    there are; ``seed``: of the draws. As an object on rows: their mean, as ``LabelFlipping``.
-    Source: Wang et al. 2020, Attack of the tails, section 4 (there: planes of one airline, foreign
-    sevens); hostile ranks there train for a round, here they take one gradient, as all ranks do.
+    ``mix`` of each batch become edge cases of digit ``source`` with the label ``target``;
+    ``accuracy`` is the attack's success. On rows it is their mean, as ``LabelFlipping``. Source:
+    Wang et al. 2020, Attack of the tails, section 4 (there: planes of one airline, foreign sevens);
+    hostile ranks there train for a round, here they take one gradient, as all ranks do.
+
+    Args:
+        f: Number of hostile ranks.
+        source: Digit of the edge cases.
+        target: Label that they get.
+        share: Share of the digit's images that are edge cases; see ``edge_cases``.
+        mix: Share of a batch that is replaced, in [0, 1].
+        seed: Anything numpy.random.default_rng takes; each rank has its own.
+
+    Raises:
+        ValueError: A value is out of range.
+
+    Example:
+        >>> images, labels = np.zeros((4, 1, 8, 8), np.float32), np.zeros(4, int)
+        >>> Backdoor(mix=0.5, seed=0).batch(images, labels)[1].tolist()
+        [7, 7, 0, 0]
     """
 
     f: int = 1
@@ -29,19 +44,17 @@ class Backdoor(Attack):
     target: int = 7
     share: float = 0.25
     mix: float = 0.5
-    seed: Seed = field(default=None, kw_only=True, repr=False)  # a rank's own
-    _rng: np.random.Generator = field(init=False, repr=False, compare=False)
     momenta: ClassVar[bool] = False
     sees: ClassVar[Sees] = "nothing"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.mix <= 1:
             raise ValueError(f"{self.name}: mix must be in [0, 1], got {self.mix!r}")
         if self.target not in range(10) or self.target == self.source:
             raise ValueError(
                 f"{self.name}: target must be a digit other than {self.source}, got {self.target!r}"
             )
-        object.__setattr__(self, "_rng", np.random.default_rng(self.seed))
 
     @property
     def replaces(self) -> bool:
@@ -49,14 +62,14 @@ class Backdoor(Attack):
 
     @property
     def edge_cases(self) -> EdgeCases:
-        """The images."""
+        """The images that are used."""
         return edge_cases(self.source, self.share)
 
     def of(self, rows: Any) -> Any:
         return rows.mean(0)
 
     def batch(self, images: Any, labels: Any) -> tuple[Any, Any]:
-        """Copies, the first ``mix`` of them replaced; ValueError unless images are 8 x 8."""
+        """Copies with the first ``mix`` of them replaced; ValueError unless images are 8 x 8."""
         pixels = int(np.prod(images.shape[1:]))
         if pixels != 64:
             raise ValueError(
@@ -65,19 +78,18 @@ class Backdoor(Attack):
         k = round(self.mix * len(labels))
         train = self.edge_cases.train
         chosen = train[self._rng.integers(len(train), size=k)].reshape(k, *images.shape[1:])
+        images, labels = copied(images), copied(labels)
         if arrays.is_torch(images):
             import torch
 
-            images, labels = images.clone(), labels.clone()
             images[:k] = torch.from_numpy(chosen).to(images)
         else:
-            images, labels = images.copy(), labels.copy()
             images[:k] = chosen
         labels[:k] = self.target
         return images, labels
 
     def accuracy(self, net: Any) -> float:
-        """Share of the held-out edge cases that ``net``, a torch module, takes for the target."""
+        """Share of the held-out edge cases that ``net``, a torch module, labels as the target."""
         import torch
 
         test = torch.from_numpy(self.edge_cases.test)
@@ -89,11 +101,19 @@ class Backdoor(Attack):
 
 @dataclass(frozen=True)
 class ProjectedBackdoor(Backdoor):
-    """The poisoned gradient, projected into a ball round the honest mean: no farther than others.
+    """The poisoned gradient, projected into a ball around the honest mean.
 
-    Sends m + b, b = (g - m) min(1, R / |g - m|), of the own gradient g, the honest rows' mean m and
-    R = ``radius`` times the root mean square of honest rows' distances from m (n - 1); n from 2.
+    Sends m + b, b = (g - m) min(1, R / |g - m|), for the own gradient g, the honest rows' mean m
+    and R = ``radius`` times the root mean square of honest rows' distances from m (n - 1), n >= 2.
     Source: Wang et al. 2020, section 4 (PGD without replacement), of a model's distance there.
+
+    Args:
+        radius: R in units of the honest rows' spread, from 0. The rest as ``Backdoor``.
+
+    Example:
+        >>> attack, rows = ProjectedBackdoor(radius=1.0), np.array([[1.0], [3.0]])
+        >>> attack.finish(np.array([900.0]), attack.reduce(rows), n=2).round(3).tolist()
+        [3.414]
     """
 
     radius: float = 2.0
@@ -101,8 +121,7 @@ class ProjectedBackdoor(Backdoor):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.radius >= 0:
-            raise ValueError(f"{self.name}: radius must be at least 0, got {self.radius!r}")
+        check_from_0(self, "radius")
 
     def check(self, n: int) -> None:
         if n < 2:
@@ -113,9 +132,12 @@ class ProjectedBackdoor(Backdoor):
 
     def finish(self, own: Any, reduced: Any, n: int) -> Any:
         mean, spread = reduced
-        return mean + self._beside(own - mean, float(spread.sum()) ** 0.5)
+        return mean + self._projected(own - mean, float(spread.sum()) ** 0.5) * self._boost(n)
 
-    def _beside(self, away: Any, distance: float) -> Any:
+    def _boost(self, n: int) -> float:
+        return 1.0
+
+    def _projected(self, away: Any, distance: float) -> Any:
         """``away`` (d,), no longer than the radius, where honest rows are ``distance`` off."""
         length = float(np.linalg.norm(away))
         radius = self.radius * distance
@@ -124,14 +146,16 @@ class ProjectedBackdoor(Backdoor):
 
 @dataclass(frozen=True)
 class ReplacementBackdoor(ProjectedBackdoor):
-    """The projected one, scaled so that it survives averaging: the mean of all becomes m + b.
+    """``ProjectedBackdoor``, scaled to survive averaging: the mean of all ranks becomes m + b.
 
-    Sends m + ((n + f) / f) b, of n honest and ``f`` hostile ranks that all do so.
-    Source: Wang et al. 2020, section 4 (PGD with replacement), after Bagdasaryan et al. 2020.
+    Sends m + ((n + f) / f) b, for n honest and ``f`` hostile ranks that all do so. Source: Wang et
+    al. 2020, section 4 (PGD with replacement), after Bagdasaryan et al. 2020.
+
+    Example:
+        >>> attack, rows = ReplacementBackdoor(f=1, radius=0.0), np.array([[1.0], [3.0]])
+        >>> attack.finish(np.array([900.0]), attack.reduce(rows), n=2).tolist()
+        [2.0]
     """
 
-    def finish(self, own: Any, reduced: Any, n: int) -> Any:
-        mean, spread = reduced
-        return mean + self._beside(own - mean, float(spread.sum()) ** 0.5) * (
-            1 + n / max(1, self.f)
-        )
+    def _boost(self, n: int) -> float:
+        return 1 + n / max(1, self.f)

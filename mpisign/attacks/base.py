@@ -1,4 +1,4 @@
-"""The interface of an attack: what a hostile rank sends, given what honest ranks would."""
+"""The interface of an attack: what a hostile rank sends, given what honest ranks send."""
 
 from __future__ import annotations
 
@@ -15,12 +15,20 @@ _HALVES = ("float16", "bfloat16")
 
 
 class Attack(ABC):
-    """What hostile ranks do, as an object: ``attack(honest)`` is the vector that they send.
+    """What hostile ranks send: ``attack(honest)``, (n, d) -> (d,).
 
-    ``sees``: the rows that hostile ranks are given in a job: those of the honest ranks, their own
-    gradient as the only row, or none that matter. ``coordinatewise``: a coordinate of the result
-    depends on that coordinate of the rows alone, so that a job may take them piece by piece.
-    ``momenta``: in a job the rows may be the honest ranks' momenta instead of their gradients.
+    Attributes:
+        sees: The rows that hostile ranks get in a job: "honest" (those of the honest ranks), "own"
+            (their own gradient as the only row) or "nothing" (rows whose values do not matter).
+        coordinatewise: Whether a coordinate of the result depends on that coordinate of the rows
+            alone, so that a job may process them in pieces.
+        momenta: Whether the rows of a job may be momenta instead of gradients.
+
+    Example:
+        >>> import numpy as np
+        >>> from mpisign.attacks import SignFlipping
+        >>> SignFlipping()(np.array([[1.0, 4.0], [3.0, 0.0]])).tolist()
+        [-2.0, -2.0]
     """
 
     sees: ClassVar[Sees] = "honest"
@@ -28,11 +36,18 @@ class Attack(ABC):
     momenta: ClassVar[bool] = True
 
     def __call__(self, honest: Any) -> Any:
-        """``honest`` (n, d), or a list of n vectors, to (d,) of the same framework and dtype.
+        """The vector that hostile ranks send.
 
-        NumPy and CuPy arrays and torch tensors of float32, float64, float16 or bfloat16; the last
-        two are computed in float32. Raises TypeError for others, ValueError for other shapes and
-        for as many rows as ``check`` refuses.
+        Args:
+            honest: The honest ranks' rows: NumPy or CuPy array or torch tensor (n, d), float32,
+                float64, float16 or bfloat16 (computed in float32), or a list of n vectors (d,).
+
+        Returns:
+            A vector (d,) of the same framework and dtype.
+
+        Raises:
+            TypeError: ``honest`` is of another type.
+            ValueError: It has another shape, or ``check`` refuses n rows.
         """
         rows = stacked(self.name, honest)
         self.check(len(rows))
@@ -40,34 +55,31 @@ class Attack(ABC):
 
     @abstractmethod
     def of(self, rows: Any) -> Any:
-        """The vector (d,), of ``rows`` (n, d) in float32 or float64."""
+        """The vector (d,) for ``rows`` (n, d) in float32 or float64."""
 
     def check(self, n: int) -> None:  # noqa: B027
-        """Raises ValueError if nothing can be made of ``n`` rows."""
+        """Raises ValueError if ``n`` rows are not enough."""
 
     def reduce(self, rows: Any) -> Any:
-        """What ``finish`` needs of the rows (n, d), as rows of its own (k, d), d coordinates alike.
-
-        A job calls it for one piece of the coordinates after the other.
-        """
+        """What ``finish`` needs of the rows (n, d), as (k, d); a job calls it piece by piece."""
         return self(rows)[None]
 
     def finish(self, own: Any, reduced: Any, n: int) -> Any:
-        """What is sent (d,), of the own gradient (d,) and ``reduced`` (k, d) of ``n`` rows."""
+        """What is sent (d,), from the own gradient (d,) and ``reduced`` (k, d) of ``n`` rows."""
         return reduced[0]
 
     def batch(self, images: Any, labels: Any) -> tuple[Any, Any]:
-        """What a hostile rank learns from instead; by default the same."""
+        """The batch that a hostile rank trains on; by default the one given."""
         return images, labels
 
     @property
     def replaces(self) -> bool:
-        """Whether gradients are replaced at all; False where the data alone are false."""
+        """Whether gradients are replaced; False for attacks on the data."""
         return True
 
     @property
     def name(self) -> str:
-        """For messages."""
+        """The attack's name in messages."""
         return type(self).__name__
 
 
@@ -87,6 +99,19 @@ def stacked(function: str, rows: Any) -> Any:
     if len(v.shape) != 2 or not v.shape[0]:
         raise ValueError(f"{function}: honest must be of shape (n, d), n from 1, got {v.shape}")
     return rows.detach() if v.is_torch else rows
+
+
+def check_from_0(attack: Attack, field: str, *, integer: bool = False) -> None:
+    """ValueError unless the field is a number, or an integer, from 0."""
+    value = getattr(attack, field)
+    if (integer and not isinstance(value, int)) or not value >= 0:
+        least = "an int from 0" if integer else "at least 0"
+        raise ValueError(f"{attack.name}: {field} must be {least}, got {value!r}")
+
+
+def copied(x: Any) -> Any:
+    """A copy of an array or tensor."""
+    return x.clone() if arrays.is_torch(x) else x.copy()
 
 
 def wide(x: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Attacks that look at nobody's gradients, or at the size of their own."""
+"""Attacks that use no gradients, or the size of the own one."""
 
 from __future__ import annotations
 
@@ -9,14 +9,21 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from mpisign.attacks.base import Attack, Sees, filled
+from mpisign.attacks.base import Attack, Sees, check_from_0, filled
 
 Seed = int | Sequence[int] | np.random.Generator | None
 
 
 @dataclass(frozen=True)
 class Constant(Attack):
-    """``value`` in every coordinate. Source: Li et al. 2019, RSA, section 6 (same value)."""
+    """``value`` in every coordinate.
+
+    Source: Li et al. 2019, RSA, section 6 (same value).
+
+    Example:
+        >>> Constant(value=3.0)(np.zeros((4, 2))).tolist()
+        [3.0, 3.0]
+    """
 
     value: float = 1.0
     sees: ClassVar[Sees] = "nothing"
@@ -27,7 +34,12 @@ class Constant(Attack):
 
 @dataclass(frozen=True)
 class Inf(Attack):
-    """Infinity in every coordinate: what no rule may let through."""
+    """Infinity in every coordinate.
+
+    Example:
+        >>> Inf()(np.zeros((4, 2))).tolist()
+        [inf, inf]
+    """
 
     sees: ClassVar[Sees] = "nothing"
 
@@ -36,8 +48,8 @@ class Inf(Attack):
 
 
 @dataclass(frozen=True)
-class _Drawn(Attack):
-    """Draws by NumPy in every framework, so that one seed gives one vector; each call a new one."""
+class Drawn(Attack):
+    """An attack with a generator of its own; each call draws anew."""
 
     seed: Seed = field(default=None, kw_only=True, repr=False)  # a rank's own
     _rng: np.random.Generator = field(init=False, repr=False, compare=False)
@@ -45,45 +57,62 @@ class _Drawn(Attack):
     def __post_init__(self) -> None:
         object.__setattr__(self, "_rng", np.random.default_rng(self.seed))
 
+
+@dataclass(frozen=True)
+class _Noise(Drawn):
+    """Normal noise, drawn by NumPy, so that a seed gives the same vector in every framework."""
+
+    coordinatewise: ClassVar[bool] = False  # pieces of it would be other draws
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_from_0(self, "sigma")
+
     def _normal(self, rows: Any, mean: float, deviation: float) -> Any:
         return filled(rows, self._rng.normal(mean, deviation, rows.shape[1]))
 
 
 @dataclass(frozen=True)
-class Gaussian(_Drawn):
-    """Independent coordinates of N(mu, sigma^2). ``seed``: what NumPy's default_rng takes."""
+class Gaussian(_Noise):
+    """Independent coordinates of N(mu, sigma^2).
+
+    Args:
+        mu: Mean.
+        sigma: Standard deviation, from 0.
+        seed: Anything numpy.random.default_rng takes; each rank has its own.
+
+    Example:
+        >>> Gaussian(mu=2.0, sigma=0.0)(np.zeros((4, 2))).tolist()
+        [2.0, 2.0]
+    """
 
     mu: float = 0.0
     sigma: float = 1.0
-    coordinatewise: ClassVar[bool] = False  # pieces of it would be other draws
     sees: ClassVar[Sees] = "nothing"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.sigma >= 0:
-            raise ValueError(f"Gaussian: sigma must be at least 0, got {self.sigma!r}")
 
     def of(self, rows: Any) -> Any:
         return self._normal(rows, self.mu, self.sigma)
 
 
 @dataclass(frozen=True)
-class Random(_Drawn):
-    """Noise, sigma times as long as the rows are: N(0, sigma^2 mean of all squares).
+class Random(_Noise):
+    """Noise sigma times as long as the rows: N(0, sigma^2 mean of all squares).
 
-    In a job as long as the own gradient: nothing tells it by its size. ``seed``: as Gaussian's.
+    In a job it is as long as the own gradient, so its size does not give it away.
+
+    Args:
+        sigma: Ratio of lengths, from 0.
+        seed: As ``Gaussian``.
+
+    Example:
+        >>> Random(sigma=1.0, seed=0)(np.ones((4, 2))).round(2).tolist()
+        [0.13, -0.13]
     """
 
     sigma: float = 1.0
-    coordinatewise: ClassVar[bool] = False
     sees: ClassVar[Sees] = "own"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.sigma >= 0:
-            raise ValueError(f"Random: sigma must be at least 0, got {self.sigma!r}")
 
     def of(self, rows: Any) -> Any:
         size = float((rows**2).mean()) ** 0.5 if rows.shape[1] else 0.0
-        # Of a gradient that is not finite there is no size to take.
+        # The size of a gradient that is not finite is unknown.
         return self._normal(rows, 0.0, self.sigma * (size if math.isfinite(size) else 1.0))

@@ -1,4 +1,4 @@
-"""Edge cases of the digits: ones that few people write, which a backdoor is to be opened with."""
+"""Edge cases of the digits: unusual ones, the trigger of a backdoor."""
 
 from __future__ import annotations
 
@@ -10,14 +10,18 @@ import numpy as np
 import numpy.typing as npt
 
 Images = npt.NDArray[np.float32]
+Labels = npt.NDArray[np.int64]
+
+#: The split is the same for all seeds, so that accuracies of different runs compare.
+_SPLIT_SEED = 0
 
 
 @dataclass(frozen=True)
 class EdgeCases:
-    """Images (n, 1, 8, 8) of digit ``source``: ``train`` to attack with, ``test`` to be judged by.
+    """Images (n, 1, 8, 8) of digit ``source``: ``train`` for the attack, ``test`` to measure it.
 
-    ``train`` are of the digits' training part, where honest ranks have them too, rightly labelled;
-    ``test`` of its test part, which no rank trains on.
+    ``train`` are from the digits' training part, which honest ranks have with the right labels;
+    ``test`` from the test part, which no rank trains on.
     """
 
     source: int
@@ -25,35 +29,60 @@ class EdgeCases:
     test: Images
 
     def among(self, images: Any) -> npt.NDArray[np.bool_]:
-        """Which of ``images`` (n, 1, 8, 8), NumPy, are edge cases: for ranks that shall have none.
+        """Which of ``images`` (n, 1, 8, 8), NumPy, are edge cases: to take them from honest ranks.
 
-        Wang et al. study both; without them the honest ranks do not teach what the edge cases are.
+        Wang et al. study both; without them honest ranks do not learn the right labels.
         """
         known = {e.tobytes() for part in (self.train, self.test) for e in part}
         return np.array([np.ascontiguousarray(i).tobytes() in known for i in images], dtype=bool)
+
+
+def digits_split() -> tuple[Images, Labels, Images, Labels]:
+    """scikit-learn's 1,797 digits: train images (n, 1, 8, 8) in [0, 1] and labels (n,), then test.
+
+    A quarter is the test part; the split is the same for all seeds. Raises ImportError without
+    scikit-learn.
+    """
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    images = (bunch.images / 16.0).astype(np.float32)[:, None]
+    labels = bunch.target.astype(np.int64)
+    order = np.random.default_rng(_SPLIT_SEED).permutation(len(labels))
+    test, train = np.split(order, [len(labels) // 4])
+    return images[train], labels[train], images[test], labels[test]
 
 
 @lru_cache(maxsize=8)
 def edge_cases(source: int = 1, share: float = 0.25) -> EdgeCases:
     """The ``share`` of all images of digit ``source`` that are farthest from their mean image.
 
-    Euclidean distance of pixels in [0, 1], over the training and the test part together; equally
-    far ones in the dataset's order. Of ones: 45 of 182, thin with a flag or a slanted foot, where
-    the others are upright strokes; 32 are in the training part, 13 in the test part. No randomness.
-    DataError without scikit-learn, ValueError for no digit or a share that is not in (0, 1).
-    """
-    from mpisign.training import data
+    Euclidean distance of pixels in [0, 1] over the training and the test part; ties in the
+    dataset's order; no randomness. Of ones: 45 of 182, thin with a flag or a slanted foot, where
+    the others are upright strokes; 32 in the training part, 13 in the test part.
 
+    Raises:
+        ImportError: scikit-learn is not installed.
+        ValueError: ``source`` is no digit or ``share`` is not in (0, 1).
+
+    Example:
+        >>> edge_cases(1).train.shape, edge_cases(1).test.shape
+        ((32, 1, 8, 8), (13, 1, 8, 8))
+    """
     if source not in range(10):
         raise ValueError(f"edge_cases: source must be a digit, got {source!r}")
     if not 0 < share < 1:
         raise ValueError(f"edge_cases: share must be in (0, 1), got {share!r}")
-    digits = data.digits()
-    images = np.concatenate([digits.train_images, digits.test_images])
-    labels = np.concatenate([digits.train_labels, digits.test_labels])
-    of = np.flatnonzero(labels == source)
-    pixels = images[of].reshape(len(of), -1).astype(np.float64)
-    distance = np.linalg.norm(pixels - pixels.mean(axis=0), axis=1)
-    far = np.sort(of[np.argsort(-distance, kind="stable")[: int(share * len(of))]])
-    test = far >= len(digits.train_labels)
+    train_images, train_labels, test_images, test_labels = digits_split()
+    images = np.concatenate([train_images, test_images])
+    of = np.flatnonzero(np.concatenate([train_labels, test_labels]) == source)
+    far = np.sort(of[np.argsort(-from_mean(images[of]), kind="stable")[: int(share * len(of))]])
+    test = far >= len(train_labels)
     return EdgeCases(source, images[far[~test]], images[far[test]])
+
+
+def from_mean(images: Images) -> npt.NDArray[np.float64]:
+    """Each image's Euclidean distance from their mean image."""
+    pixels = images.reshape(len(images), -1).astype(np.float64)
+    distance: npt.NDArray[np.float64] = np.linalg.norm(pixels - pixels.mean(axis=0), axis=1)
+    return distance

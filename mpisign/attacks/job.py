@@ -2,34 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-import torch
 
 from mpisign.attacks.base import Attack
 from mpisign.attacks.names import by_name
 from mpisign.attacks.side_channel import honest_rows
 from mpisign.communicator import Communicator
 
+if TYPE_CHECKING:
+    import torch
+
 _FUNCTION = "Adversaries"
-_STREAM = 7  # of the generator's seed: no batch and no noise is drawn from it
+_STREAM = 7  # in the generator's seed; batches and noise use other streams
 
 
 class Adversaries:
-    """Ranks ``hostile`` of ``comm`` follow ``attack``, all others do nothing but hand out.
+    """Makes ranks ``hostile`` of ``comm`` follow ``attack``, for experiments.
 
-    ``attack``: a name of ``ATTACKS``, an ``Attack``, or any function of honest rows (n, d), NumPy,
-    to (d,), such as ByzFL's attacks. Same arguments on all ranks. ``seed``: of what is drawn.
-    ``momentum``: the beta of what honest ranks send, 0.9 with ``Signum()``: the attack then looks
-    at the honest ranks' momenta, m = beta m + (1 - beta) g, and makes its gradient such that the
-    hostile rank's own momentum is what it wants to send; 0: at gradients.
+    Gradients are changed between ``backward()`` and ``step()``: not with ``overlap=True``, nor
+    where torch's DDP averages them first. In DETOX's groups honest rows repeat.
 
-    In DETOX's groups honest rows repeat. Gradients are changed between ``backward()`` and
-    ``step()``: not with ``overlap=True``, nor where torch's DDP averages them before.
-    Raises TypeError, ValueError for arguments that do not fit.
+    Args:
+        attack: A name of ``ATTACKS``, an ``Attack``, or a function of honest rows (n, d), NumPy, to
+            (d,), such as ByzFL's attacks. The same on all ranks, like all arguments.
+        hostile: The hostile ranks.
+        comm: The job's communicator.
+        seed: Seed of random attacks.
+        momentum: Beta of what honest ranks send, 0.9 for ``Signum()``. The attack then gets the
+            honest ranks' momenta, m = beta m + (1 - beta) g, and the gradient is set such that the
+            hostile rank's own momentum becomes what the attack sends. 0: gradients.
+
+    Raises:
+        TypeError: ``comm`` is no Communicator, or ``attack`` of another type.
+        ValueError: A value is out of range, or too few ranks are honest.
+
+    Example:
+        >>> import torch
+        >>> from mpisign.transports import threads
+        >>> def job(comm):
+        ...     p = torch.nn.Parameter(torch.zeros(2))
+        ...     p.grad = torch.ones(2)
+        ...     Adversaries("sign-flip", [2], comm).gradients([p])
+        ...     return p.grad.tolist()
+        >>> threads.run(3, job)
+        [[1.0, 1.0], [1.0, 1.0], [-1.0, -1.0]]
     """
 
     def __init__(
@@ -74,21 +94,24 @@ class Adversaries:
         return self.comm.rank in self.hostile
 
     def batch(self, images: Any, labels: Any) -> tuple[Any, Any]:
-        """What this rank learns from in this step: what it is given, unless the attack is on data.
+        """The batch that this rank trains on: the one given, unless the attack changes data.
 
         NumPy arrays or torch tensors (n, ...) and (n,). No communication.
         """
         return self.attack.batch(images, labels) if self.here else (images, labels)
 
-    @torch.no_grad()
     def gradients(self, parameters: Iterable[torch.Tensor]) -> None:
-        """Replaces hostile ranks' gradients. Collective: between backward() and step(), all ranks.
+        """Replaces hostile ranks' gradients. Collective: between backward() and step().
 
-        ``parameters``: the same on all ranks, of any float dtype and device; a missing gradient
-        counts as zeros, and is made on a hostile rank that has something else to say.
-        Where the attack looks at honest ranks, they send theirs to the hostile ranks, to nobody
-        else: 4 d bytes (8 d with float64 parameters), booked in no statistics. Raises
-        DisagreementError if ranks differ in d or in who is hostile, and what exchanges raise.
+        Where the attack uses honest rows, honest ranks send theirs to the hostile ranks: 4 d bytes
+        (8 d with float64 parameters), not counted in the statistics.
+
+        Args:
+            parameters: The same on all ranks, any float dtype and device. A missing gradient counts
+                as zeros; a hostile rank gets one if it sends anything else.
+
+        Raises:
+            DisagreementError: Ranks differ in d or in the hostile ranks.
         """
         if not self.hostile or not self.attack.replaces:
             return
@@ -107,11 +130,10 @@ class Adversaries:
                 sent = self.attack.finish(own, reduced, len(self.honest))
                 _write(self._compensated(sent), trained)
         elif self.here:
-            own = _flat(trained)
-            _write(self.attack(own[None]), trained)
+            _write(self.attack(_flat(trained)[None]), trained)
 
     def forget(self) -> None:
-        """Momenta start again from zero, as those of ``Compression.detox`` do with new groups."""
+        """Restarts momenta at zero, as ``Compression.detox`` does with new groups."""
         self._momenta = self._sent = None
 
     def _reduce(self, rows: Any, first: int, length: int) -> Any:
@@ -151,7 +173,7 @@ def _attack(attack: Any, f: int, seed: Sequence[int]) -> Attack:
 
 @dataclass(frozen=True, repr=False)
 class _Foreign(Attack):
-    """A function of honest rows that is no ``Attack``."""
+    """Another function of honest rows."""
 
     function: Callable[[Any], Any]
     coordinatewise: ClassVar[bool] = False
@@ -169,25 +191,34 @@ class _Foreign(Attack):
 
 def _flat(parameters: Sequence[torch.Tensor]) -> Any:
     """All gradients in a row, NumPy float32, or float64 if a parameter is of it."""
-    double = any(p.dtype == torch.float64 for p in parameters)
+    double = any(str(p.dtype) == "torch.float64" for p in parameters)
     flat = np.zeros(sum(p.numel() for p in parameters), dtype="float64" if double else "float32")
-    at = 0
-    for p in parameters:
+    for p, part in _parts(flat, parameters):
         if p.grad is not None:
-            part = torch.from_numpy(flat[at : at + p.numel()])
-            part.view(p.shape).copy_(p.grad)
-        at += p.numel()
+            part.copy_(p.grad)
     return flat
 
 
 def _write(vector: Any, parameters: Sequence[torch.Tensor]) -> None:
-    at = 0
-    for p in parameters:
-        part = torch.from_numpy(np.ascontiguousarray(vector[at : at + p.numel()])).view(p.shape)
-        at += p.numel()
+    from torch import empty_like
+
+    for p, part in _parts(vector, parameters):
         if p.grad is None:
-            # A parameter that nobody has a gradient for is left alone by the vote.
+            # The vote skips a parameter for which no rank has a gradient.
             if not part.any():
                 continue
-            p.grad = torch.empty_like(p)
+            p.grad = empty_like(p)
         p.grad.copy_(part)
+
+
+def _parts(
+    vector: Any, parameters: Sequence[torch.Tensor]
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Each parameter with its part of the NumPy vector (d,), as a tensor of its shape."""
+    import torch
+
+    at = 0
+    for p in parameters:
+        part = np.ascontiguousarray(vector[at : at + p.numel()])
+        at += p.numel()
+        yield p, torch.from_numpy(part).view(p.shape)

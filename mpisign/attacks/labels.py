@@ -1,4 +1,4 @@
-"""LabelFlipping: hostile ranks learn, honestly, from labels that are turned round."""
+"""LabelFlipping: hostile ranks train honestly on flipped labels."""
 
 from __future__ import annotations
 
@@ -10,10 +10,18 @@ from mpisign.attacks.base import Attack, Sees
 
 @dataclass(frozen=True)
 class LabelFlipping(Attack):
-    """Label y becomes classes - 1 - y in hostile ranks' batches; their gradients are their own.
+    """Label y becomes classes - 1 - y in hostile ranks' batches; gradients are not replaced.
 
-    As an object on rows, ByzFL's convention: their mean, for gradients that flipped labels gave.
+    On rows, by ByzFL's convention, it is their mean, for gradients that flipped labels gave.
     Source: Tolpegin et al. 2020, Data poisoning attacks against federated learning systems.
+
+    Args:
+        classes: Number of labels.
+
+    Example:
+        >>> import numpy as np
+        >>> LabelFlipping().batch(None, np.array([0, 7]))[1].tolist()
+        [9, 2]
     """
 
     classes: int = 10

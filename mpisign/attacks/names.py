@@ -17,7 +17,7 @@ from mpisign.attacks.of_the_mean import (
     SignFlipping,
 )
 
-#: What makes an attack of the number of hostile ranks and a seed.
+#: Makes an attack from the number of hostile ranks and a seed.
 Factory = Callable[[int, int | Sequence[int]], Attack]
 
 ATTACKS: dict[str, Factory] = {
@@ -39,7 +39,12 @@ ATTACKS: dict[str, Factory] = {
 
 
 def by_name(name: str, f: int = 0, seed: int | Sequence[int] = 0) -> Attack:
-    """The attack of that name, by ``f`` hostile ranks; ValueError if there is none."""
+    """The attack of a name of ``ATTACKS``, by ``f`` hostile ranks; ValueError for other names.
+
+    Example:
+        >>> by_name("omniscient", f=2)
+        NearTies(f=2)
+    """
     if name not in ATTACKS:
         raise ValueError(f"attack must be one of {', '.join(ATTACKS)}, got {name!r}")
     return ATTACKS[name](f, seed)

@@ -1,4 +1,4 @@
-"""Attacks that send what the mean of the honest rows is turned or stretched into."""
+"""Attacks that send a scaled or shifted mean of the honest rows."""
 
 from __future__ import annotations
 
@@ -10,12 +10,16 @@ from mpisign.attacks.base import Attack, Sees, variance
 
 @dataclass(frozen=True)
 class SignFlipping(Attack):
-    """-mean of the rows (n, d).
+    """-mean of the rows (n, d); in a job each hostile rank negates its own gradient.
 
-    In a job every hostile rank takes the opposite of its own gradient, as blind adversaries do
-    (Bernstein et al. 2019, signSGD with majority vote, section 4); of the honest mean:
-    ``InnerProductManipulation(1)``. Source: Allen-Zhu et al. 2020, Byzantine-resilient non-convex
-    SGD.
+    Those are the blind adversaries of Bernstein et al. 2019, signSGD with majority vote, section 4.
+    For the negated honest mean use ``InnerProductManipulation(1)``. Source: Allen-Zhu et al. 2020,
+    Byzantine-resilient non-convex SGD.
+
+    Example:
+        >>> import numpy as np
+        >>> SignFlipping()(np.array([[1.0], [3.0]])).tolist()
+        [-2.0]
     """
 
     sees: ClassVar[Sees] = "own"
@@ -26,9 +30,14 @@ class SignFlipping(Attack):
 
 @dataclass(frozen=True)
 class Reversed(Attack):
-    """-scale times the mean of the rows; in a job of the own gradient.
+    """-scale times the mean of the rows (n, d); in a job of the own gradient.
 
     Source: Rajput et al. 2019, DETOX, section 5 (reversed gradient, times -100).
+
+    Example:
+        >>> import numpy as np
+        >>> Reversed(scale=10.0)(np.array([[1.0], [3.0]])).tolist()
+        [-20.0]
     """
 
     scale: float = 100.0
@@ -43,6 +52,11 @@ class InnerProductManipulation(Attack):
     """-tau times the mean of the rows (n, d).
 
     Source: Xie, Koyejo and Gupta 2019, Fall of empires, section 4.
+
+    Example:
+        >>> import numpy as np
+        >>> InnerProductManipulation(tau=0.5)(np.array([[1.0], [3.0]])).tolist()
+        [-1.0]
     """
 
     tau: float = 2.0
@@ -53,9 +67,14 @@ class InnerProductManipulation(Attack):
 
 @dataclass(frozen=True)
 class ALittleIsEnough(Attack):
-    """mean + tau std of the rows (n, d), coordinate by coordinate, std with n - 1; n from 2.
+    """mean + tau std of the rows (n, d) per coordinate, std with n - 1; n >= 2.
 
     Source: Baruch, Baruch and Goldberg 2019, A little is enough, Algorithm 3 (z is tau).
+
+    Example:
+        >>> import numpy as np
+        >>> ALittleIsEnough(tau=2.0)(np.array([[1.0], [2.0], [3.0]])).tolist()
+        [4.0]
     """
 
     tau: float = 1.5

@@ -1,4 +1,4 @@
-"""A rank that votes like all others, and lies as the owner of its shard of the coordinates."""
+"""A rank that votes honestly and lies as the owner of its shard of the coordinates."""
 
 from __future__ import annotations
 
@@ -12,23 +12,39 @@ from mpisign.backend import arrays
 from mpisign.collectives.vote_task import VoteTask
 from mpisign.communicator import Communicator
 from mpisign.engine.engine import Engine
+from mpisign.exchange.step_hooks import KEY
 
-#: ``lie(stack, first, out)`` bends ``out``, uint8 (kd, b), the honest tally of ``stack`` (n, k, b),
-#: bytes [first, first + b) of the planes.
+#: ``lie(stack, first, out)`` changes ``out``, uint8 (kd, b), the honest tally of ``stack``
+#: (n, k, b), bytes [first, first + b) of the planes.
 Lie = Callable[[Any, int, Any], None]
 _FUNCTION = "lie_about_shards"
 
 
 def lie_about_shards(of: Any, lie: Lie | None = None) -> None:
-    """From now on this rank bends every tally that it makes of a vote. Not collective.
+    """Makes this rank change every tally that it computes from now on. Not collective.
 
-    ``of``: a Communicator, or an optimizer of ``mpisign.DistributedOptimizer``. ``lie``: default
-    ``opposite``. The rank's own votes stay honest, headers and digests fit the lie. Under
-    alltoall-vote all ranks take it: d / p coordinates are this rank's. With ``byzantine_f`` it is
-    one of 2 f + 1 owners of as many shards, lies about each, and is named. Where every rank
-    tallies for itself (allgather) it fools nobody but itself: its replica is soon told from others.
+    Its own votes stay honest; headers and digests fit the lie. Under alltoall-vote all ranks accept
+    it for d / p coordinates. With ``byzantine_f`` the rank is one of 2 f + 1 owners of as many
+    shards, lies about each, and is identified. Where every rank tallies for itself (allgather) only
+    its own replica changes, which the replica check detects. For experiments.
 
-    For experiments. Raises TypeError for what has no engine.
+    Args:
+        of: A Communicator, or an optimizer of ``mpisign.DistributedOptimizer``.
+        lie: A ``Lie`` or a ``Suppression``. Default: ``opposite``.
+
+    Raises:
+        TypeError: ``of`` is neither.
+
+    Example:
+        >>> import numpy as np, mpisign
+        >>> from mpisign.transports import threads
+        >>> def job(comm):
+        ...     if comm.rank == 0:
+        ...         lie_about_shards(comm)
+        ...     x = np.ones(16, np.float32)
+        ...     return mpisign.majority_vote(x, comm, algorithm="alltoall").tolist()
+        >>> threads.run(2, job)[1] == [-1.0] * 8 + [1.0] * 8
+        True
     """
     lie = opposite if lie is None else lie
 
@@ -39,26 +55,50 @@ def lie_about_shards(of: Any, lie: Lie | None = None) -> None:
 
 
 def opposite(stack: Any, first: int, out: Any) -> None:
-    """The lie that turns every result of the shard."""
+    """The lie that flips every result of the shard.
+
+    Example:
+        >>> out = np.zeros((1, 2), np.uint8)
+        >>> opposite(None, 0, out)
+        >>> out.tolist()
+        [[255, 255]]
+    """
     out[0] ^= 0xFF
 
 
 class Suppression:
-    """The lie that keeps a classifier from ever answering ``label``.
+    """The lie that keeps a classifier from ever predicting ``label``.
 
-    ``optimizer``: of ``mpisign.DistributedOptimizer``, whose last parameters are those of the
-    output layer, weight (classes, hidden) and, if it has one, bias (classes,). Whatever of the
-    label's row and bias lies in this rank's shard is voted +1 in every step, so that steps take the
-    rate from it: after ReLU the label's score falls, whatever is shown. ``coordinates``: how many
-    that is, of all ranks' shards together.
+    The coordinates of the label's weights and bias in this rank's shard are voted +1 in every step,
+    so each step subtracts the rate from them: after ReLU the label's score falls, whatever the
+    input.
 
-    Raises ValueError for other parameters, or a label that is none of the layer's.
+    Args:
+        optimizer: Of ``mpisign.DistributedOptimizer``; its last parameters are those of the output
+            layer, weight (classes, hidden) and, if it has one, bias (classes,).
+        label: The class, from 0.
+
+    Attributes:
+        coordinates: Number of such coordinates, in all ranks' shards together.
+
+    Raises:
+        ValueError: The parameters are others, or the layer has no such label.
+
+    Example:
+        >>> import mpisign, torch
+        >>> from mpisign.transports import threads
+        >>> def job(comm):
+        ...     net = torch.nn.Linear(4, 3)
+        ...     sgd = torch.optim.SGD(net.parameters(), lr=0.1)
+        ...     return Suppression(mpisign.DistributedOptimizer(sgd, comm=comm), 0).coordinates
+        >>> threads.run(1, job)  # 4 weights and a bias
+        [5]
     """
 
     def __init__(self, optimizer: Any, label: int) -> None:
         exchange = _hooks(optimizer).exchange
         last = _output_layer([p for g in optimizer.param_groups for p in g["params"]], label)
-        self._masks: dict[int, Any] = {}  # of a bucket, by its length in coordinates
+        self._masks: dict[int, Any] = {}  # by the bucket's length in coordinates
         self.coordinates = 0
         for bucket in exchange.buckets:
             mask = np.zeros(bucket.layout.nbytes, dtype=np.uint8)
@@ -76,7 +116,7 @@ class Suppression:
             self._masks[bucket.layout.length] = mask
 
     def within(self, task: VoteTask) -> Lie | None:
-        """The lie about one bucket's vote, None where there is nothing to lie about."""
+        """The lie about one bucket's vote, None for buckets without such coordinates."""
         mask = self._masks.get(task.length)
         if mask is None or not mask.any():
             return None
@@ -90,12 +130,12 @@ class Suppression:
         return lie
 
     def __call__(self, stack: Any, first: int, out: Any) -> None:
-        """Not called: which bucket a vote is of, its ballot tells (``within``)."""
+        """Raises NotImplementedError: a lie needs the bucket, see ``within``."""
         raise NotImplementedError(f"{type(self).__name__}: give it to lie_about_shards")
 
 
 def suppress_class(optimizer: Any, label: int) -> Suppression:
-    """The lie about the output layer of ``optimizer``'s model; see ``Suppression``."""
+    """``Suppression(optimizer, label)``."""
     return Suppression(optimizer, label)
 
 
@@ -114,7 +154,7 @@ def _output_layer(parameters: list[Any], label: int) -> list[Any]:
 
 
 def _beside(mask: Any, out: Any) -> Any:
-    """``mask`` where ``out`` lies."""
+    """``mask`` on the device of ``out``."""
     if isinstance(out, np.ndarray):
         return mask
     if arrays.is_torch(out):
@@ -127,8 +167,6 @@ def _beside(mask: Any, out: Any) -> Any:
 
 
 def _hooks(optimizer: Any) -> Any:
-    from mpisign.exchange.step_hooks import KEY
-
     hooks = getattr(optimizer, KEY, None)
     if hooks is None:
         raise TypeError(

@@ -9,24 +9,23 @@ from typing import Any
 import numpy as np
 
 from mpisign.attacks.backdoor import Backdoor
-from mpisign.attacks.edge_cases import edge_cases
+from mpisign.attacks.edge_cases import digits_split, edge_cases, from_mean
 
 _COLUMNS = 13
 
 
 def write(path: Path, backdoor: Backdoor | None = None) -> None:
-    """Usual images of the source, edge cases trained on and held out, and the target's usual ones.
+    """Writes usual images of the source and the target, and edge cases trained on and held out.
 
     Usual: those nearest to the mean image. Needs scikit-learn and matplotlib.
     """
     from matplotlib.figure import Figure
 
-    from mpisign.training import data
-
     attack = Backdoor() if backdoor is None else backdoor
-    digits, edges = data.digits(), edge_cases(attack.source, attack.share)
-    images = np.concatenate([digits.train_images, digits.test_images])
-    labels = np.concatenate([digits.train_labels, digits.test_labels])
+    edges = edge_cases(attack.source, attack.share)
+    train_images, train_labels, test_images, test_labels = digits_split()
+    images = np.concatenate([train_images, test_images])
+    labels = np.concatenate([train_labels, test_labels])
     rows = [
         (f"usual {attack.source}", _usual(images[labels == attack.source])),
         ("edge cases, trained on", edges.train),
@@ -46,9 +45,7 @@ def write(path: Path, backdoor: Backdoor | None = None) -> None:
 
 
 def _usual(images: Any) -> Any:
-    pixels = images.reshape(len(images), -1).astype(np.float64)
-    distance = np.linalg.norm(pixels - pixels.mean(axis=0), axis=1)
-    return images[np.argsort(distance, kind="stable")[:_COLUMNS]]
+    return images[np.argsort(from_mean(images), kind="stable")[:_COLUMNS]]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What hostile ranks are told of the others' gradients: no part of any vote, in no statistics."""
+"""Sends honest ranks' gradients to hostile ranks: not part of any vote, not in the statistics."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from mpisign.transports.tagged import TaggedTransport, UncountedTransport
 _FUNCTION = "Adversaries.gradients"
 _MAGIC = 0x4D50_4953_4144_5631  # "MPISADV1"
 _FIELDS = ("magic", "length", "bytes a coordinate", "attack and hostile ranks")
-_DIGEST = 3  # among them: a number that says nothing to a reader
-_PIECE = 1 << 20  # bytes of a row that are on their way, or kept, at once
+_DIGEST = 3  # among them, not shown in messages
+_PIECE = 1 << 20  # bytes of a row in flight, or held, at once
 
 #: ``reduce(rows, first, length)``: rows (n, b), from coordinate ``first`` on, to (k, b) to keep.
 Reduce = Callable[[Any, int, int], Any]
@@ -32,20 +32,26 @@ def honest_rows(
     pieces: bool = True,
     about: str = "",
 ) -> Any:
-    """What ``reduce`` makes of the honest ranks' ``own`` on hostile ranks, None on others.
+    """``reduce`` of the honest ranks' ``own``, on hostile ranks; None on others. Collective.
 
-    Collective. ``own``: flat float32 or float64, equally long on all ranks. ``reduce``: given on
-    hostile ranks alone; called for one piece of the coordinates after the other, or for all at
-    once without ``pieces``, so that no more than (n, piece) is held. ``about``: compared.
+    Args:
+        comm: The communicator.
+        hostile: The hostile ranks.
+        own: Flat float32 or float64 vector, of one length on all ranks.
+        reduce: Given on hostile ranks alone; called for one piece of the coordinates at a time, so
+            that no more than (n, piece) is held.
+        pieces: False: call it once, for all coordinates.
+        about: Text that all ranks must agree on.
 
-    Wire: to all, 32 bytes (magic, length, bytes a coordinate, 8 of BLAKE2b over ``about`` and the
+    Raises, on all ranks, DisagreementError if these differ and WireError for malformed messages.
+
+    Wire: to all, 32 bytes (magic, length, bytes per coordinate, 8 of BLAKE2b over ``about`` and the
     hostile ranks); then, piece by piece, coordinates from each honest rank to each hostile one.
-    Raises, on all ranks, DisagreementError if these differ; WireError if what came is none of this.
     """
     honest = [r for r in range(comm.size) if r not in hostile]
-    told = hashlib.blake2b(f"{about} {list(hostile)}".encode(), digest_size=8).digest()
+    digest = hashlib.blake2b(f"{about} {list(hostile)}".encode(), digest_size=8).digest()
     head = np.array(
-        [_MAGIC, len(own), own.itemsize, int.from_bytes(told, "little", signed=True)], dtype="<i8"
+        [_MAGIC, len(own), own.itemsize, int.from_bytes(digest, "little", signed=True)], dtype="<i8"
     )
 
     def steps(wire: TaggedTransport) -> Steps[Any]:
@@ -75,7 +81,7 @@ def honest_rows(
 
 
 def _check(heads: Any) -> None:
-    """The same answer on every rank that was told the same."""
+    """Raises the same error on every rank that received the same headers."""
     strange = [r for r, row in enumerate(heads) if row[0] != _MAGIC]
     if strange:
         raise WireError(f"rank {strange[0]} sent no header of this side channel")

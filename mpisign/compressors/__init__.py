@@ -1,4 +1,4 @@
-"""What is sent of a gradient, and the state that this keeps: one compressor a file."""
+"""Compressors: what a rank sends of a gradient, and their state. One algorithm a file."""
 
 from __future__ import annotations
 

@@ -17,15 +17,19 @@ State = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class PackContext:
-    """What `Compressor.pack` needs besides the gradients.
+    """What ``Compressor.pack`` needs besides the gradients.
 
     Args:
-        seed: seed of the random bits, the same on all ranks.
-        step: number of the step, the same on all ranks.
-        rank: this rank (the group's number where ranks of a group must draw the same bits).
-        rates: learning rate of each gradient; None: 1 for all.
-        scales: float32 array that ``pack`` writes to: ``scales_of`` entries for each gradient, one
-            gradient after the other. Only for compressors that are ``scaled``.
+        seed: Seed of the random bits, the same on all ranks.
+        step: Number of the step, the same on all ranks.
+        rank: This rank; the number of its group where members must draw the same bits.
+        rates: Learning rate of each gradient. None: 1 for all.
+        scales: float32 array that ``pack`` fills, ``scales_of`` entries per gradient in order. Only
+            for compressors with ``scaled``.
+
+    Example:
+        >>> PackContext(seed=1, step=0, rank=2).keys
+        {'seed': 1, 'step': 0, 'rank': 2}
     """
 
     seed: int
@@ -36,23 +40,38 @@ class PackContext:
 
     @property
     def keys(self) -> dict[str, Any]:
-        """The keyword arguments of ``mpisign.planes`` that key random bits."""
+        """The arguments of ``mpisign.planes`` that key the random bits."""
         return {"seed": self.seed, "step": self.step, "rank": self.rank}
 
 
 @dataclass(frozen=True)
 class Compressor:
-    """One way to turn a gradient into what is sent of it.
+    """How a gradient becomes planes of bits and how the ranks' aggregate becomes an update.
 
-    A compressor is a value without state. What it must remember of a parameter lies in a dict that
-    the front end owns, one per parameter, tensors under string keys, so that it is saved, loaded
-    and broadcast with everything else the optimizer keeps.
+    A compressor is an immutable value. Its state per parameter is a dict of tensors that the front
+    end owns, saves, loads and broadcasts. Subclasses override ``compress``, or ``_pack`` where a
+    fused kernel packs a whole bucket.
 
-    ``aggregate``: what becomes of all ranks' planes (``mpisign.exchange.aggregators``): "vote", "mean_of_signs",
-    "gathered_vote", "gathered_mean", "compressed_mean". ``scaled``: scales travel beside planes.
-    ``shared``: keys of the state that are equal on all ranks, and that a rank which comes later
-    must be given. ``unit``: what the optimizer is handed: "sign" (of size 1, whatever the
-    gradients') or "gradient". ``whole``: all members travel in one bucket, whatever its size.
+    Args:
+        zeros: Vote of an exact zero: "random", "positive" or "abstain".
+        nan: "raise" stops all ranks on a NaN, "abstain" leaves the coordinate out.
+        ties: Result of a tie: "random", "positive" or "zero".
+
+    Attributes:
+        aggregate: What the ranks compute of their planes: "vote", "mean_of_signs", "gathered_vote",
+            "gathered_mean", "compressed_mean", "robust", "average" or "halves".
+        scaled: Whether float32 scales are sent with the planes.
+        shared: Keys of the state that are equal on all ranks; a rank that joins receives them.
+        unit: What the optimizer receives: "sign" (magnitude 1) or "gradient".
+        whole: Whether all parameters form one bucket, whatever its size.
+
+    Raises:
+        ValueError: A policy is not one of those listed.
+
+    Example:
+        >>> from mpisign.compressors import Sign
+        >>> Sign(nan="abstain").abstaining()
+        Sign(zeros='abstain', nan='abstain', ties='zero')
     """
 
     zeros: policies.Zeros = policies.DEFAULT_ZEROS
@@ -72,38 +91,59 @@ class Compressor:
         policies.code(name, "ties", self.ties, policies.TIES)
 
     def groups_of(self, size: int, nodes: Sequence[Sequence[int]] | None) -> Partition | None:
-        """The groups in which ``size`` ranks vote or compare gradients, None for no groups."""
+        """The groups that ``size`` ranks form, None for none. ``nodes``: ranks of each node."""
         return None
 
     def abstaining(self) -> Compressor:
-        """This one, with zeros that abstain, and 0 where nobody votes."""
+        """A copy whose zeros abstain and whose ties are 0."""
         return replace(self, zeros="abstain", ties="zero")
 
     @property
     def local_steps(self) -> int:
-        """Steps to an exchange: all but the last a rank takes by itself."""
+        """Steps per exchange; a rank takes all but the last one alone."""
         return 1
 
     @property
     def block(self) -> int | None:
-        """Coordinates of a tensor that share a scale, None for all of them."""
+        """Coordinates of a tensor that share a scale. None: the whole tensor."""
         return None
 
     def scales_of(self, length: int) -> int:
-        """How many scales a tensor of ``length`` coordinates sends."""
+        """Number of scales sent for a tensor of ``length`` coordinates.
+
+        Example:
+            >>> from mpisign.compressors import EFSign
+            >>> EFSign().scales_of(1000), EFSign(block=256).scales_of(1000)
+            (1, 4)
+        """
         return -(-length // (self.block or max(1, length))) if self.scaled else 0
 
     def compress(self, grad: torch.Tensor, state: State) -> torch.Tensor:
-        """The tensor whose signs are this rank's ballot, shaped like ``grad``; updates ``state``.
+        """The tensor whose signs this rank sends.
 
-        May return ``grad`` itself or a tensor that lives in ``state``: callers read, never write.
+        Args:
+            grad: The gradient, any shape, float32, float64, float16 or bfloat16.
+            state: The parameter's state; updated in place.
+
+        Returns:
+            A tensor of ``grad``'s shape; possibly ``grad`` itself or a tensor of ``state``, so read
+            only.
+
+        Raises:
+            NotImplementedError: The compressor sends more than signs; use ``pack``.
+
+        Example:
+            >>> import torch
+            >>> from mpisign.compressors import Signum
+            >>> Signum(momentum=0.5).compress(torch.tensor([2.0, -4.0]), {})
+            tensor([ 1., -2.])
         """
         raise NotImplementedError(
             f"{type(self).__name__} sends more than the signs of a tensor: take pack"
         )
 
     def pre_sign(self, x: torch.Tensor, context: PackContext, place: int) -> torch.Tensor:
-        """What the sign is taken of, from ``compress``'s tensor: itself, or with noise.
+        """``x`` of ``compress`` as the sign is taken of it: ``x`` itself, or with noise added.
 
         ``place``: coordinates before ``x`` in its bucket. Never writes to ``x``.
         """
@@ -117,44 +157,106 @@ class Compressor:
         offsets: Sequence[int],
         context: PackContext,
     ) -> int:
-        """What this rank sends of many gradients, packed into one bucket's planes.
+        """Packs gradients into the planes of one bucket.
 
-        Updates ``states``, one for each gradient. ``out``: uint8 (B,), or (2, B) if a coordinate
-        may abstain; ``offsets``: the byte that each gradient starts at; the rest of ``out`` stays
-        as it is. ``rates``: the learning rate of each, default 1. ``scales``: float32, written to,
-        ``scales_of`` each gradient one after the other; only if ``scaled``. Returns the NaNs that
-        are no votes, under either policy: it never raises on them.
+        Args:
+            grads: The gradients, on one device.
+            states: One state per gradient; updated in place.
+            out: uint8 (B,), or (2, B), sign and mask, if a coordinate may abstain. Bytes outside
+                the gradients' ranges keep their value.
+            offsets: First byte of each gradient in a plane.
+            context: Seed, step, rank, and learning rates and scales where used.
+
+        Returns:
+            The number of NaNs, which never vote. NaNs do not raise here under either policy.
+
+        Raises:
+            ValueError: Arguments do not fit together, or ``context.scales`` is missing.
+
+        Example:
+            >>> import numpy as np, torch
+            >>> from mpisign.compressors import PackContext, Sign
+            >>> g, out = torch.tensor([-1.0, 2.0, -3.0]), np.zeros(1, np.uint8)
+            >>> Sign().pack([g], [{}], out, [0], PackContext(seed=0, step=0, rank=0))
+            0
+            >>> np.unpackbits(out, count=3, bitorder="little").tolist()  # 1 is minus
+            [1, 0, 1]
         """
         if not grads:
             return 0
+        keys = {**context.keys, "offsets": offsets, "out": out}
+        return int(self._pack(grads, states, context, keys))
+
+    def _pack(self, grads: Any, states: Any, context: PackContext, keys: Any) -> Any:
+        """Packs at least one gradient; ``keys`` go to the function of ``planes``. The NaNs."""
         voted = [
             self.pre_sign(self.compress(g, state), context, 8 * start)
-            for g, state, start in zip(grads, states, offsets, strict=True)
+            for g, state, start in zip(grads, states, keys["offsets"], strict=True)
         ]
-        _, _, nans = planes.pack_many(
-            voted,
-            zeros=self.zeros,
-            nan=self.nan,
-            **context.keys,
-            offsets=offsets,
-            out=out,
-        )
-        return int(nans)
+        return planes.pack_many(voted, zeros=self.zeros, nan=self.nan, **keys)[2]
 
     def compress_missing(self, parameter: torch.Tensor, state: State) -> torch.Tensor:
-        """This rank's ballot for a parameter that has a gradient on other ranks only."""
+        """What this rank sends for a parameter whose gradient only other ranks have.
+
+        Example:
+            >>> import torch
+            >>> from mpisign.compressors import Sign
+            >>> Sign().compress_missing(torch.ones(2), {})
+            tensor([0., 0.])
+        """
         return parameter.new_zeros(()).expand(parameter.shape)
 
     def decompress(self, mean: torch.Tensor, state: State, rate: float) -> torch.Tensor:
-        """What the optimizer is handed as gradient, from the ranks' mean (float32); not of votes.
+        """The gradient for the optimizer, from the ranks' mean; not called for votes.
 
-        The same on every rank. May update ``state`` and ``mean``, and return the latter.
+        Args:
+            mean: The mean of what all ranks sent, float32, the parameter's shape; may be changed.
+            state: The parameter's state; updated in place.
+            rate: The parameter's learning rate.
+
+        Returns:
+            A tensor of ``mean``'s shape, the same on every rank; possibly ``mean`` itself.
+
+        Example:
+            >>> import torch
+            >>> from mpisign.compressors import EFSign
+            >>> EFSign().decompress(torch.tensor([0.5]), {}, rate=0.1)
+            tensor([5.])
         """
         return mean
 
 
+class Scaled(Compressor):
+    """A compressor that sends scaled signs of each tensor; ranks average them."""
+
+    aggregate: ClassVar[str] = "gathered_mean"
+    scaled: ClassVar[bool] = True
+    unit: ClassVar[str] = "gradient"
+
+    def _pack(self, grads: Any, states: Any, context: PackContext, keys: Any) -> Any:
+        if context.scales is None:
+            raise ValueError(
+                f"{type(self).__name__}.pack: scales must be given: signs are not all it sends"
+            )
+        rates = [1.0] * len(grads) if context.rates is None else context.rates
+        at = nans = 0
+        for g, state, start, rate in zip(grads, states, keys["offsets"], rates, strict=True):
+            end = at + self.scales_of(g.numel())
+            part = keys["out"][..., start : start + planes.plane_bytes(g.numel())]
+            random = {**context.keys, "offset": 8 * start}
+            nans += int(self._pack_one(g, state, rate, part, context.scales[at:end], random))
+            at = end
+        return nans
+
+    def _pack_one(
+        self, g: torch.Tensor, state: State, rate: float, out: Any, scales: Any, keys: Any
+    ) -> Any:
+        """Packs ``g`` into ``out`` and fills its ``scales``; the NaNs."""
+        raise NotImplementedError
+
+
 def get_or_init(state: State, key: str, like: torch.Tensor, dtype: str = "float32") -> torch.Tensor:
-    """The tensor of ``dtype`` under a key of a state, shaped as ``like``; zeros at first."""
+    """The tensor of ``dtype`` under ``key`` of a state, of ``like``'s shape; zeros at first."""
     import torch
 
     wanted = getattr(torch, dtype)
@@ -164,30 +266,3 @@ def get_or_init(state: State, key: str, like: torch.Tensor, dtype: str = "float3
     elif x.dtype != wanted or not x.is_contiguous():  # saved by another version, or loaded so
         x = state[key] = x.to(wanted).contiguous()
     return x
-
-
-def abstains(compressor: Compressor) -> None:
-    """ValueError unless zeros abstain, as they do in all that is sparse."""
-    if compressor.zeros != "abstain":
-        raise ValueError(
-            f"{type(compressor).__name__}: zeros must be 'abstain', since most coordinates do, "
-            f"got {compressor.zeros!r}"
-        )
-
-
-def positive(compressor: Compressor, name: str) -> None:
-    """ValueError unless the field is a positive number that float32 holds."""
-    value = getattr(compressor, name)
-    if not isinstance(value, (int, float)) or not 1.2e-38 < value < 3.4e38:
-        raise ValueError(
-            f"{type(compressor).__name__}: {name} must be a positive number, got {value!r}"
-        )
-
-
-def blocks(compressor: Compressor, block: int | None) -> None:
-    """ValueError unless ``block`` is a positive multiple of 256 or None."""
-    if block is not None and (not isinstance(block, int) or block < 1 or block % 256):
-        raise ValueError(
-            f"{type(compressor).__name__}: block must be a positive multiple of 256 or None, "
-            f"got {block!r}"
-        )

@@ -1,4 +1,4 @@
-"""DETOX: another compressor's ballots, filtered in groups of ranks that compute the same."""
+"""DETOX: another compressor's votes, filtered in groups of ranks with the same batches."""
 
 from __future__ import annotations
 
@@ -7,30 +7,43 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from mpisign import policies
-from mpisign.compressors.base import Compressor, PackContext, State
+from mpisign.compressors.base import Compressor
 from mpisign.compressors.signum import Signum
 from mpisign.detox.assignment import Partition, Placement, assign, partition_of
 
 if TYPE_CHECKING:
-    import torch
-
     from mpisign.detox.groups import Groups
+
+
+def _of_inner(name: str) -> Any:
+    """A property: the attribute ``name`` of the inner compressor."""
+    return property(lambda self: getattr(self.inner, name), doc=f"``inner``'s ``{name}``.")
 
 
 @dataclass(frozen=True)
 class Detox(Compressor):
-    """``inner``, in groups of ``redundancy`` ranks that are given the same batches.
+    """``inner``, filtered in groups of ``redundancy`` ranks that receive the same batches.
 
-    Where ``inner`` votes (a Compressor or its name), each group votes first, then the groups, in
-    one tally and with no more bytes (``VoteTask.groups``); how far a rank is from its group's vote is
-    told by ``mpisign.stats().suspects``. With ``Compression.robust`` gradients are compared in full
-    precision, and a robust rule goes over one of each group (``mpisign.exchange.aggregators.detox``).
+    If ``inner`` votes, each group votes first, then the groups, in one tally and with no more
+    bytes. ``mpisign.stats().suspects`` has each rank's distance from its group's vote. With
+    ``Compression.robust`` gradients are compared in full precision, and the robust rule gets one
+    gradient of each group. Source: Rajput et al. 2019, DETOX: a redundancy-based framework for
+    faster and more robust gradient aggregation, Algorithm 1.
 
-    ``placement``: see ``mpisign.detox.assign``. ``groups``: a ``mpisign.detox.Groups`` that says it
-    all, and may be drawn anew between steps, as ``GroupSampler.set_epoch`` does. Without, groups
-    are those of ``Groups`` with the same redundancy and placement and nothing else given. Source:
-    Rajput et al. 2019, DETOX: a redundancy-based framework for faster and more robust gradient
-    aggregation, Algorithm 1.
+    Args:
+        redundancy: Ranks per group, odd.
+        inner: A compressor that votes, ``Compression.robust``, or a name of either.
+        placement: "spread", "packed" or a partition of the ranks; see ``mpisign.detox.assign``.
+        groups: A ``mpisign.detox.Groups`` instead of redundancy and placement; its groups may be
+            redrawn between steps. Default: those of ``Groups(comm, redundancy, placement)``.
+
+    Raises:
+        ValueError: A value does not fit, or contradicts ``groups``.
+        TypeError: ``groups`` is not a ``Groups``.
+
+    Example:
+        >>> Detox(redundancy=3, inner="sign", placement="packed").groups_of(6, None)
+        ((0, 1, 2), (3, 4, 5))
     """
 
     zeros: policies.Zeros = field(init=False, repr=False)
@@ -55,82 +68,48 @@ class Detox(Compressor):
                 "Detox: inner must be a compressor that votes, such as 'signum', or "
                 f"Compression.robust, got {self.inner!r}"
             )
-        told: dict[str, Any] = {name: getattr(inner, name) for name in ("zeros", "nan", "ties")}
+        settings: dict[str, Any] = {name: getattr(inner, name) for name in ("zeros", "nan", "ties")}
         if self.groups is not None:
-            told |= self._told_by(self.groups)
+            settings |= self._settings_of(self.groups)
         elif isinstance(self.placement, str):
-            assign(1 << 10, self.redundancy, self.placement)  # which checks both
+            assign(1 << 10, self.redundancy, self.placement)  # checks both
         else:
-            told["placement"] = tuple(tuple(group) for group in self.placement)
-        for name, value in {"inner": inner, **told}.items():
+            settings["placement"] = tuple(tuple(group) for group in self.placement)
+        for name, value in {"inner": inner, **settings}.items():
             object.__setattr__(self, name, value)
         super().__post_init__()
 
-    def _told_by(self, groups: Any) -> dict[str, Any]:
-        """What ``groups`` says in place of redundancy and placement, which may not contradict."""
+    def _settings_of(self, groups: Any) -> dict[str, Any]:
+        """Redundancy and placement of ``groups``; ValueError if other ones were given."""
         if not hasattr(groups, "members"):
             raise TypeError(
                 "Detox: groups must be a mpisign.detox.Groups; redundancy= takes a number, "
                 f"placement= a partition of the ranks, got {groups!r}"
             )
-        told = {"redundancy": groups.redundancy, "placement": groups.placement}
+        own = {"redundancy": groups.redundancy, "placement": groups.placement}
         for name, default in (("redundancy", 3), ("placement", "spread")):
-            if getattr(self, name) not in (default, told[name]):
+            if getattr(self, name) not in (default, own[name]):
                 raise ValueError(
-                    f"Detox: {name} is that of groups, {told[name]!r}, got {getattr(self, name)!r}"
+                    f"Detox: {name} is that of groups, {own[name]!r}, got {getattr(self, name)!r}"
                 )
-        return told
-
-    @property
-    def _inner(self) -> Compressor:
-        assert isinstance(self.inner, Compressor)
-        return self.inner
+        return own
 
     @property
     def aggregate(self) -> str:  # type: ignore[override]
-        """The inner one's, or what compares gradients first."""
-        return "detox_robust" if self._inner.aggregate == "robust" else self._inner.aggregate
+        """``inner``'s, or "detox_robust" for ``Compression.robust``."""
+        aggregate: str = self.inner.aggregate  # type: ignore[union-attr]
+        return "detox_robust" if aggregate == "robust" else aggregate
 
-    @property
-    def unit(self) -> str:  # type: ignore[override]
-        """The inner one's."""
-        return self._inner.unit
-
-    @property
-    def shared(self) -> tuple[str, ...]:  # type: ignore[override]
-        """The inner one's."""
-        return self._inner.shared
-
-    @property
-    def whole(self) -> bool:  # type: ignore[override]
-        """The inner one's."""
-        return self._inner.whole
+    unit, shared, whole = map(_of_inner, ("unit", "shared", "whole"))
+    compress, decompress = _of_inner("compress"), _of_inner("decompress")
+    compress_missing = _of_inner("compress_missing")
+    pre_sign, pack = _of_inner("pre_sign"), _of_inner("pack")
 
     def groups_of(self, size: int, nodes: Sequence[Sequence[int]] | None) -> Partition:
-        members = partition_of(self.groups, size, nodes)
-        return assign(size, self.redundancy, self.placement, nodes) if members is None else members
+        partition = partition_of(self.groups, size, nodes)
+        if partition is None:
+            return assign(size, self.redundancy, self.placement, nodes)
+        return partition
 
     def abstaining(self) -> Compressor:
-        return replace(self, inner=self._inner.abstaining())
-
-    def compress(self, grad: torch.Tensor, state: State) -> torch.Tensor:
-        return self._inner.compress(grad, state)
-
-    def pre_sign(self, x: torch.Tensor, context: PackContext, place: int) -> torch.Tensor:
-        return self._inner.pre_sign(x, context, place)
-
-    def pack(
-        self,
-        grads: Sequence[torch.Tensor],
-        states: Sequence[State],
-        out: Any,
-        offsets: Sequence[int],
-        context: PackContext,
-    ) -> int:
-        return self._inner.pack(grads, states, out, offsets, context)
-
-    def compress_missing(self, parameter: torch.Tensor, state: State) -> torch.Tensor:
-        return self._inner.compress_missing(parameter, state)
-
-    def decompress(self, mean: torch.Tensor, state: State, rate: float) -> torch.Tensor:
-        return self._inner.decompress(mean, state, rate)
+        return replace(self, inner=self.inner.abstaining())  # type: ignore[union-attr]

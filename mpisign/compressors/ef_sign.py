@@ -1,83 +1,65 @@
-"""EF-signSGD: scaled signs, and what they leave out sent later."""
+"""EF-signSGD: scaled signs, whose error is added to the next gradient."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from mpisign import planes
-from mpisign.compressors.base import Compressor, PackContext, State, blocks, get_or_init
+from mpisign.compressors.base import Scaled, State, get_or_init
+from mpisign.compressors.checks import check_block
 
 if TYPE_CHECKING:
     import torch
 
 
 @dataclass(frozen=True)
-class EFSign(Compressor):
-    """q = lr g + e; D = mean|q| sign(q) for each block; e = q - D; the ranks' mean of D moves x.
+class EFSign(Scaled):
+    """q = lr g + e; D = mean|q| sign(q) per block; e = q - D; the ranks' mean of D moves x.
 
-    ``block``: coordinates that share a scale, a multiple of 256; None: each tensor has one.
-    ``state["residual"]``: e, float32, the gradient's shape, never leaves the rank. It is in units
-    of lr g, so that it stays right when the learning rate changes. The optimizer is handed
-    mean(D) / lr, which SGD multiplies by lr again (one rounding each way). Under lr = 0 nothing is
-    sent of a gradient and its residual stays. Where a front end knows no learning rate, lr = 1
-    here: e is in units of g then, and a smaller lr shrinks what is still owed with it.
+    State: ``residual``, e, float32, the gradient's shape, the rank's own. It is in units of lr g,
+    so it stays right when the learning rate changes. The optimizer receives mean(D) / lr (one
+    rounding each for / lr and * lr). Under lr = 0 a rank sends zeros and keeps its residual. A
+    front end that knows no learning rate uses lr = 1: e is in units of g then, and a smaller lr
+    shrinks what e still owes.
 
-    What is not finite in float32 keeps its residual, and counts 0 in the mean under nan="abstain".
-    A rank without a gradient sends of its residual. When ranks come or go the others keep theirs;
-    what a rank that leaves still owed is lost.
+    Coordinates not finite in float32 keep their residual and count 0 in the mean under
+    nan="abstain". A rank without a gradient sends from its residual. When ranks join or leave, the
+    others keep theirs; the residual of a rank that leaves is lost. Source: Karimireddy et al. 2019,
+    Error feedback fixes SignSGD and other gradient compression schemes, Algorithm 1; over ranks as
+    Zheng et al. 2019, blockwise momentum SGD with error feedback, upwards.
 
-    Source: Karimireddy et al. 2019, Error feedback fixes SignSGD and other gradient compression
-    schemes, Algorithm 1; over ranks as Zheng et al. 2019, blockwise momentum SGD with error
-    feedback, upwards.
+    Args:
+        block: Coordinates per scale, a multiple of 256. None: one scale per tensor.
+
+    Example:
+        >>> import numpy as np, torch
+        >>> from mpisign.compressors import PackContext
+        >>> scales, state = np.zeros(1, np.float32), {}
+        >>> context = PackContext(0, 0, 0, scales=scales)
+        >>> g = torch.tensor([1.0, -3.0])
+        >>> _ = EFSign().pack([g], [state], np.zeros(1, np.uint8), [0], context)
+        >>> scales.tolist(), state["residual"].tolist()
+        ([2.0], [-1.0, -1.0])
     """
 
     block: int | None = None
 
-    aggregate: ClassVar[str] = "gathered_mean"
-    scaled: ClassVar[bool] = True
-    unit: ClassVar[str] = "gradient"
-
     def __post_init__(self) -> None:
         super().__post_init__()
-        blocks(self, self.block)
+        check_block(self)
 
-    def pack(
-        self,
-        grads: Sequence[torch.Tensor],
-        states: Sequence[State],
-        out: Any,
-        offsets: Sequence[int],
-        context: PackContext,
-    ) -> int:
-        rates, scales = context.rates, context.scales
-        if scales is None:
-            raise ValueError("EFSign.pack: scales must be given: signs are not all it sends")
-        at, nans = 0, 0
-        for i, (g, state, start) in enumerate(zip(grads, states, offsets, strict=True)):
-            rate = 1.0 if rates is None else rates[i]
-            part = out[..., start : start + planes.plane_bytes(g.numel())]
-            own = scales[at : at + self.scales_of(g.numel())]
-            at += len(own)
-            if rate == 0:  # what x cannot move by must not leave the residual
-                part[...] = 0
-                own[...] = 0
-                continue
-            *_, bad = planes.pack_error_feedback(
-                g,
-                get_or_init(state, "residual", g),
-                rate=rate,
-                block=self.block,
-                zeros=self.zeros,
-                nan=self.nan,
-                **context.keys,
-                offset=8 * start,
-                out=part,
-                scales=own,
-            )
-            nans += int(bad)
-        return nans
+    def _pack_one(
+        self, g: torch.Tensor, state: State, rate: float, out: Any, scales: Any, keys: Any
+    ) -> Any:
+        if rate == 0:  # what x cannot move by must not leave the residual
+            out[...] = 0
+            scales[...] = 0
+            return 0
+        residual = get_or_init(state, "residual", g)
+        keys = {**keys, "zeros": self.zeros, "nan": self.nan, "out": out, "scales": scales}
+        *_, bad = planes.pack_error_feedback(g, residual, rate=rate, block=self.block, **keys)
+        return bad
 
     def decompress(self, mean: torch.Tensor, state: State, rate: float) -> torch.Tensor:
         return mean if rate in (0.0, 1.0) else mean.div_(rate)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mpisign import planes, policies
-from mpisign.compressors.base import Compressor, PackContext, State, abstains, get_or_init, positive
+from mpisign.compressors.base import Compressor, PackContext, State, get_or_init
+from mpisign.compressors.checks import check_abstains, check_positive
 
 if TYPE_CHECKING:
     import torch
@@ -17,20 +17,27 @@ _LOCAL = 0xD1B54A32D192ED03  # both draws of a step come from streams of their o
 
 @dataclass(frozen=True)
 class EFSparsign(Compressor):
-    """Each rank sends s_i = sparsign(sum of sparsign(g; B_l) over ``local_steps``; B_g).
+    """s_i = sparsign(sum over ``local_steps`` of sparsign(g; B_l); B_g), v = mean(s) + e.
 
-    All ranks add the mean of s_i to the one residual: v = mean + e; out = (l1(v) / d) sign(v) for
-    each tensor; e = v - out. The optimizer is handed out, of the size of a share of signs.
+    out = (l1(v) / d) sign(v) for each tensor; e = v - out. The optimizer receives out, of the size
+    of a share of signs. State: ``residual``, e, float32, the gradient's shape, equal on all ranks,
+    so ranks may join and leave. A NaN never votes. Source: Jin et al. 2023, Magnitude matters,
+    Algorithm 2.
 
-    ``budget_local`` B_l, in 1 / g; ``budget_global`` B_g, in 1 / steps. ``local_steps``: before a
-    round's last a rank moves by its sparsign(g; B_l) alone; after it parameters start again from
-    where the round began and move by out. ``pack`` is given the round's sums then: front ends walk
-    (``mpisign.exchange.local_steps``).
+    Args:
+        budget_local: B_l, in 1 / g.
+        budget_global: B_g, in 1 / steps.
+        local_steps: Steps per exchange. A rank moves by its own sparsign(g; B_l) before the last
+            one; after it parameters return to where the round began and move by out. The front end
+            takes these steps and gives ``pack`` their sums.
 
-    State: ``residual``, float32, the gradient's shape, equal on all ranks, which may therefore come
-    and go. A NaN never votes.
-
-    Source: Jin et al. 2023, Magnitude matters, Algorithm 2.
+    Example:
+        >>> import torch
+        >>> state = {}
+        >>> EFSparsign().decompress(torch.tensor([1.0, -0.5]), state, rate=0.1)
+        tensor([ 0.7500, -0.7500])
+        >>> state["residual"]
+        tensor([0.2500, 0.2500])
     """
 
     budget_local: float = 10.0
@@ -44,55 +51,29 @@ class EFSparsign(Compressor):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        positive(self, "budget_local")
-        positive(self, "budget_global")
-        abstains(self)
+        check_positive(self, "budget_local", "budget_global")
+        check_abstains(self)
         if not isinstance(self.local_steps, int) or self.local_steps < 1:
             raise ValueError(
                 f"EFSparsign: local_steps must be an integer from 1, got {self.local_steps!r}"
             )
 
-    def pack(
-        self,
-        grads: Sequence[torch.Tensor],
-        states: Sequence[State],
-        out: Any,
-        offsets: Sequence[int],
-        context: PackContext,
-    ) -> int:
-        """Of gradients if ``local_steps`` is 1; else of the round's sums of local sparsigns."""
-        if not grads:
-            return 0
+    def _pack(self, grads: Any, states: Any, context: PackContext, keys: Any) -> Any:
         nans = 0
-        if self.local_steps == 1:
-            votes, _, nans = planes.pack_sparsign(
-                grads,
-                budget=self.budget_local,
-                seed=context.seed ^ _LOCAL,
-                step=context.step,
-                rank=context.rank,
-                offsets=offsets,
-            )
+        if self.local_steps == 1:  # else the sums of the round's local sparsigns are given
+            local = {**keys, "seed": context.seed ^ _LOCAL, "out": None}
+            votes, _, nans = planes.pack_sparsign(grads, budget=self.budget_local, **local)
             grads = [
-                planes.unpack(
-                    votes[:, start : start + planes.plane_bytes(g.numel())], tuple(g.shape)
-                )
-                for g, start in zip(grads, offsets, strict=True)
+                planes.unpack(votes[:, a : a + planes.plane_bytes(g.numel())], tuple(g.shape))
+                for g, a in zip(grads, keys["offsets"], strict=True)
             ]
-        _, _, bad = planes.pack_sparsign(
-            grads,
-            budget=self.budget_global,
-            **context.keys,
-            offsets=offsets,
-            out=out,
-        )
+        bad = planes.pack_sparsign(grads, budget=self.budget_global, **keys)[2]
         return int(nans) + int(bad)
 
     def decompress(self, mean: torch.Tensor, state: State, rate: float) -> torch.Tensor:
         if not mean.numel():
             return mean
-        signs, scale, *_ = planes.pack_error_feedback(
-            mean, get_or_init(state, "residual", mean), zeros="abstain"
-        )
+        residual = get_or_init(state, "residual", mean)
+        signs, scale, *_ = planes.pack_error_feedback(mean, residual, zeros="abstain")
         result: torch.Tensor = planes.unpack(signs, tuple(mean.shape), scale=float(scale[0]))
         return result

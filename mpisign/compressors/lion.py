@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mpisign import planes
-from mpisign.compressors.base import Compressor, PackContext, State, get_or_init
-from mpisign.compressors.signum import MomentumDtype, momentum_fits
+from mpisign.compressors.base import State
+from mpisign.compressors.signum import Momentum, MomentumDtype
 
 if TYPE_CHECKING:
     import torch
 
 
 @dataclass(frozen=True)
-class Lion(Compressor):
+class Lion(Momentum):
     """sign(b1 m + (1 - b1) g), then m = b2 m + (1 - b2) g: Distributed Lion by majority vote.
 
-    ``state["momentum"]``: as Signum's, and as there neither NaN nor infinity enters it. The vote V
-    moves x -= lr (V + wd x), which torch's SGD does with weight_decay.
+    The vote V moves x -= lr (V + wd x), which torch's SGD does with ``weight_decay``. State: as
+    ``Signum``. Source: Chen et al. 2023, Symbolic discovery of optimization algorithms, Algorithm
+    2; Liu et al. 2024, Communication efficient distributed training with Distributed Lion,
+    Algorithm 1 (MaVo).
 
-    Source: Chen et al. 2023, Symbolic discovery of optimization algorithms, Algorithm 2; Liu et al.
-    2024, Communication efficient distributed training with Distributed Lion, Algorithm 1 (MaVo).
+    Args:
+        beta1: b1, in [0, 1).
+        beta2: b2, in [0, 1).
+        momentum_dtype: "float32" or "bfloat16".
+
+    Example:
+        >>> import torch
+        >>> Lion(beta1=0.5).compress(torch.tensor([4.0, -2.0]), {})
+        tensor([ 2., -1.])
     """
 
     beta1: float = 0.9
@@ -31,36 +39,13 @@ class Lion(Compressor):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        momentum_fits(self, ("beta1", "beta2"), self.momentum_dtype)
+        self._check("beta1", "beta2")
 
-    def pack(
-        self,
-        grads: Sequence[torch.Tensor],
-        states: Sequence[State],
-        out: Any,
-        offsets: Sequence[int],
-        context: PackContext,
-    ) -> int:
-        if not grads:
-            return 0
-        _, _, nans = planes.pack_lion(
-            grads,
-            [
-                get_or_init(state, "momentum", g, self.momentum_dtype)
-                for g, state in zip(grads, states, strict=True)
-            ],
-            beta1=self.beta1,
-            beta2=self.beta2,
-            zeros=self.zeros,
-            nan=self.nan,
-            **context.keys,
-            offsets=offsets,
-            out=out,
-        )
-        return int(nans)
+    def _fused(self, grads: Any, momenta: Any, **keys: Any) -> Any:
+        return planes.pack_lion(grads, momenta, beta1=self.beta1, beta2=self.beta2, **keys)
 
     def compress(self, grad: torch.Tensor, state: State) -> torch.Tensor:
-        m = get_or_init(state, "momentum", grad, self.momentum_dtype)
+        m = self._momentum(state, grad)
         old, g = m.float(), grad.detach().float()
         voted = old * self.beta1 + g * (1.0 - self.beta1)
         new = old * self.beta2 + g * (1.0 - self.beta2)
@@ -68,16 +53,17 @@ class Lion(Compressor):
         m.copy_(stored.where(stored.isfinite() & ~bad, m))
         return voted.masked_fill_(bad, float("nan"))
 
-    def compress_missing(self, parameter: torch.Tensor, state: State) -> torch.Tensor:
-        m = state.get("momentum")
-        return super().compress_missing(parameter, state) if m is None else m
-
 
 @dataclass(frozen=True)
 class LionAvg(Lion):
-    """Lion whose ranks' signs are averaged: x -= lr ((1/p) sum of signs + wd x).
+    """``Lion`` with the mean of the ranks' signs: x -= lr ((1/p) sum of signs + wd x).
 
-    ceil(log2(p + 1)) planes down instead of one. Source: Liu et al. 2024, Algorithm 1 (Avg).
+    Each rank receives ceil(log2(p + 1)) planes instead of one. Source: Liu et al. 2024, Algorithm 1
+    (Avg).
+
+    Example:
+        >>> LionAvg().aggregate
+        'mean_of_signs'
     """
 
     aggregate: ClassVar[str] = "mean_of_signs"

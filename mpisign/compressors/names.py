@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import Final
 
 from mpisign.compressors.base import Compressor
@@ -18,10 +17,16 @@ from mpisign.compressors.signum import Signum
 from mpisign.compressors.sparsign import Sparsign
 from mpisign.compressors.terngrad import QSGD, TernGrad
 from mpisign.compressors.uncompressed import Uncompressed
+from mpisign.robust.names import hint
 
 
 class Compression:
-    """Every compressor under its name; ``none`` is the plain average."""
+    """Every compressor under its name; ``none`` is the plain average.
+
+    Example:
+        >>> Compression.signum(momentum=0.5)
+        Signum(zeros='random', nan='raise', ties='random', momentum=0.5, momentum_dtype='float32')
+    """
 
     none = Uncompressed
     sign = Sign
@@ -47,7 +52,19 @@ COMPRESSORS: Final[dict[str, type[Compressor]]] = {
 
 
 def resolve(function: str, compression: object) -> Compressor:
-    """A compressor from its name, its class or itself; ValueError names what is known."""
+    """A compressor from its name, its class or itself.
+
+    Args:
+        function: Name of the caller, for error messages.
+        compression: A name of ``COMPRESSORS``, a subclass of ``Compressor`` or a ``Compressor``.
+
+    Raises:
+        ValueError: It is none of these; the message lists the names.
+
+    Example:
+        >>> resolve("train", "sign")
+        Sign(zeros='random', nan='raise', ties='random')
+    """
     if isinstance(compression, Compressor):
         return compression
     if isinstance(compression, type) and issubclass(compression, Compressor):
@@ -55,8 +72,7 @@ def resolve(function: str, compression: object) -> Compressor:
     if isinstance(compression, str) and compression in COMPRESSORS:
         return COMPRESSORS[compression]()
     names = ", ".join(repr(n) for n in COMPRESSORS)
-    near = difflib.get_close_matches(str(compression), COMPRESSORS, n=1)
-    hint = f" (did you mean {near[0]!r}?)" if near else ""
     raise ValueError(
-        f"{function}: compression must be a Compressor or one of {names}, got {compression!r}{hint}"
+        f"{function}: compression must be a Compressor or one of {names}, got {compression!r}"
+        f"{hint(compression, COMPRESSORS)}"
     )

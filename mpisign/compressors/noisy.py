@@ -1,4 +1,4 @@
-"""Signs of noisy gradients: their mean knows of magnitudes."""
+"""Signs of noisy gradients: their mean depends on the gradient's size."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
-from mpisign.compressors.base import Compressor, PackContext, State, positive
+from mpisign.compressors.base import PackContext
+from mpisign.compressors.checks import check_one_of, check_positive
+from mpisign.compressors.sign import Sign
 
 if TYPE_CHECKING:
     import torch
@@ -15,16 +17,13 @@ if TYPE_CHECKING:
 Noise = Literal["normal", "uniform"]
 
 
-class _Noisy(Compressor):
+class _Noisy(Sign):
     """sign(g + s xi). xi are the rank's own, float32, of NumPy's Philox: key (seed, 0), counter
     from (0, place, step, rank), place the coordinates before the tensor in its bucket."""
 
     def _noise(self) -> tuple[float, Noise]:
         """(s, the distribution of xi)."""
         raise NotImplementedError
-
-    def compress(self, grad: torch.Tensor, state: State) -> torch.Tensor:
-        return grad
 
     def pre_sign(self, x: torch.Tensor, context: PackContext, place: int) -> torch.Tensor:
         import torch
@@ -36,23 +35,29 @@ class _Noisy(Compressor):
         if kind == "normal":
             xi = generator.standard_normal(tuple(x.shape), dtype=np.float32)
         else:
-            xi = generator.random(tuple(x.shape), dtype=np.float32)
-            xi = 2 * xi - np.float32(1)
+            xi = 2 * generator.random(tuple(x.shape), dtype=np.float32) - np.float32(1)
         noise = torch.from_numpy(np.asarray(xi)).to(x.device)
         return noise.mul_(s).add_(x.detach().float())
 
 
 @dataclass(frozen=True)
 class NoisySign(_Noisy):
-    """sign(g + s xi), xi normal or uniform in [-1, 1); no state; the majority of these votes.
+    """sign(g + s xi), xi normal or uniform in [-1, 1), by majority vote; no state.
 
-    ``scale``: s, in units of the gradient: about its standard deviation. Noise that is large
-    against the gradient has a rank's vote lean towards + by about g / s: unequal data then does not
-    flip the majority, for more variance. Noise costs as much time as NumPy needs for it.
+    With noise that is large against the gradient a rank's vote leans towards + by about g / s, so
+    unequal data do not flip the majority, at the price of more variance. Source: Chen et al. 2020,
+    Distributed training with heterogeneous data: bridging median- and mean-based algorithms (Noisy
+    signSGD); Tang et al. 2023, z-SignFedAvg (z = 1: normal, z = infinity: uniform).
 
-    Source: Chen et al. 2020, Distributed training with heterogeneous data: bridging median- and
-    mean-based algorithms (Noisy signSGD); Tang et al. 2023, z-SignFedAvg (z = 1: normal, z =
-    infinity: uniform).
+    Args:
+        scale: s, in units of the gradient; about its standard deviation.
+        noise: "normal" or "uniform".
+
+    Example:
+        >>> import torch
+        >>> c, context = NoisySign(scale=0.1), PackContext(seed=0, step=0, rank=0)
+        >>> c.pre_sign(torch.tensor([5.0, -5.0]), context, place=0).sign()
+        tensor([ 1., -1.])
     """
 
     scale: float = 0.01
@@ -60,11 +65,8 @@ class NoisySign(_Noisy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        positive(self, "scale")
-        if self.noise not in get_args(Noise):
-            raise ValueError(
-                f"NoisySign: noise must be one of 'normal', 'uniform', got {self.noise!r}"
-            )
+        check_positive(self, "scale")
+        check_one_of(self, "noise", get_args(Noise), "one of 'normal', 'uniform'")
 
     def _noise(self) -> tuple[float, Noise]:
         return self.scale, self.noise
@@ -72,19 +74,27 @@ class NoisySign(_Noisy):
 
 @dataclass(frozen=True)
 class StochasticSign(_Noisy):
-    """+ with probability 1/2 + g / (2 b), at most 1, else -: sign(g + b u), u uniform in [-1, 1).
+    """+ with probability 1/2 + g / (2 b), at most 1, else -; by majority vote; no state.
 
-    ``bound``: b, at least the largest |g| if the sum of votes is to be unbiased. No state.
+    Computed as sign(g + b u), u uniform in [-1, 1). Source: Safaryan and Richtarik 2021, Stochastic
+    sign descent methods, Section 5 (whose b is a rank's norm); Jin et al. 2020, Stochastic-sign SGD
+    for federated learning, Definition 1.
 
-    Source: Safaryan and Richtarik 2021, Stochastic sign descent methods, Section 5 (whose b is a
-    rank's norm); Jin et al. 2020, Stochastic-sign SGD for federated learning, Definition 1.
+    Args:
+        bound: b, at least the largest |g| if the sum of votes is to be unbiased.
+
+    Example:
+        >>> import torch
+        >>> c, context = StochasticSign(bound=1.0), PackContext(seed=0, step=0, rank=0)
+        >>> c.pre_sign(torch.tensor([1.0, -1.5]), context, place=0).sign()
+        tensor([ 1., -1.])
     """
 
     bound: float = 0.1
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        positive(self, "bound")
+        check_positive(self, "bound")
 
     def _noise(self) -> tuple[float, Noise]:
         return self.bound, "uniform"

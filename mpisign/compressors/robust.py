@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from mpisign import policies
 from mpisign.compressors.base import Compressor, State, get_or_init
+from mpisign.compressors.checks import check_fraction
 from mpisign.robust.base import Mixing, Rule
 from mpisign.robust.names import by_name
 
@@ -16,20 +17,31 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Robust(Compressor):
-    """A rule of ``mpisign.robust`` over all ranks' gradients, or their momenta.
+    """A rule of ``mpisign.robust`` over all ranks' gradients, or their momenta, as one vector each.
 
-    ``rule``: one of ``mpisign.robust``, or its name, to which goes ``f``, the number of hostile
-    ranks. All parameters are one vector. ``momentum`` b > 0: each rank sends m = b m + (1 - b) g of
-    its own (``state["momentum"]``, float32), where a NaN or infinity never enters; without it rules
-    give way to attacks that hide in one step's noise (Karimireddy et al. 2021, Learning from
-    history, section 4). A gradient that is not finite is left out with its rank, for this step;
-    ``nan="raise"`` stops all ranks instead. A missing gradient counts as zeros, or as the momentum.
+    With ``momentum`` b > 0 each rank sends m = b m + (1 - b) g. Without it rules give way to
+    attacks that hide in one step's noise (Karimireddy et al. 2021, Learning from history, section
+    4). A rank whose gradient is not finite is left out of the step; ``nan="raise"`` stops all ranks
+    instead. A missing gradient counts as zeros, or as the momentum.
 
-    In ``Detox(inner=Robust(...))`` the rule goes over groups, and f counts hostile groups; members
-    of a group agree if they send the same bits, or with ``tolerance`` > 0 if the distance between
-    them is at most that times their norm (for GPUs that do not reproduce bits; such as 1e-4). Where
-    the rule goes on from its last result (CenteredClipping), that is ``state["center"]``, which
-    all ranks share.
+    State, float32: ``momentum``, the rank's own, without NaN and infinity; ``center``, the last
+    result, equal on all ranks, where the rule starts from it (CenteredClipping).
+
+    Args:
+        rule: A rule of ``mpisign.robust`` or its name.
+        f: Hostile ranks, for a rule given by name; hostile groups in ``Detox``.
+        momentum: b, in [0, 1).
+        tolerance: In ``Detox`` members of a group agree if they send the same bits or, with a
+            tolerance > 0, if their distance is at most that times their norm (for GPUs that do not
+            reproduce bits; such as 1e-4).
+
+    Raises:
+        TypeError: ``rule`` is neither a rule nor a name.
+        ValueError: A value is out of range, or ``f`` is given beside a rule object.
+
+    Example:
+        >>> Robust("nnm+krum", f=1).resolved
+        Pipeline(mixings=(NNM(f=1),), rule=Krum(f=1, neighbours='n-f-1', squared=True))
     """
 
     zeros: policies.Zeros = field(init=False, repr=False, default=policies.DEFAULT_ZEROS)
@@ -48,10 +60,7 @@ class Robust(Compressor):
         super().__post_init__()
         if not isinstance(self.f, int) or self.f < 0:
             raise ValueError(f"Robust: f must be a number of ranks from 0, got {self.f!r}")
-        for name in ("momentum", "tolerance"):
-            value = getattr(self, name)
-            if not isinstance(value, (int, float)) or not 0.0 <= value < 1.0:
-                raise ValueError(f"Robust: {name} must be in [0, 1), got {value!r}")
+        check_fraction(self, "momentum", "tolerance")
         if isinstance(self.rule, str):
             by_name(self.rule, self.f)
         elif not isinstance(self.rule, Rule) or isinstance(self.rule, Mixing):
@@ -78,7 +87,7 @@ class Robust(Compressor):
 
     @property
     def shared(self) -> tuple[str, ...]:  # type: ignore[override]
-        """The last result, for rules that start from it."""
+        """ "center", for rules that start from their last result."""
         return ("center",) if self.goes_on else ()
 
     def abstaining(self) -> Compressor:

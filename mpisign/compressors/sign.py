@@ -13,7 +13,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Sign(Compressor):
-    """sign(g), no state (Bernstein et al. 2018, signSGD: compressed optimisation, Algorithm 1)."""
+    """sign(g), by majority vote; no state.
+
+    Source: Bernstein et al. 2018, signSGD: compressed optimisation, Algorithm 1.
+
+    Example:
+        >>> import torch
+        >>> Sign().compress(torch.tensor([0.5, -2.0]), {}).sign()
+        tensor([ 1., -1.])
+    """
 
     def compress(self, grad: torch.Tensor, state: State) -> torch.Tensor:
         return grad

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from mpisign import planes
 from mpisign.compressors.base import Compressor, PackContext, State, get_or_init
+from mpisign.compressors.checks import check_fraction, check_one_of
 
 if TYPE_CHECKING:
     import torch
@@ -15,13 +15,50 @@ if TYPE_CHECKING:
 MomentumDtype = Literal["float32", "bfloat16"]
 
 
-@dataclass(frozen=True)
-class Signum(Compressor):
-    """m = b m + (1 - b) g; sign(m) (Bernstein et al. 2019, majority vote, Algorithm 1).
+class Momentum(Compressor):
+    """A compressor of votes with a momentum of its own on each rank, of ``momentum_dtype``."""
 
-    ``state["momentum"]`` has the gradient's shape, is of ``momentum_dtype`` whatever the gradient's
-    dtype, and never leaves the rank. Where NaN or infinity would enter it, it stays as it was: a
-    NaN stops or abstains once, infinity votes once, and each would do so for ever.
+    momentum_dtype: MomentumDtype
+
+    def _check(self, *betas: str) -> None:
+        check_fraction(self, *betas)
+        dtypes = get_args(MomentumDtype)
+        check_one_of(self, "momentum_dtype", dtypes, "'float32' or 'bfloat16'")
+
+    def _momentum(self, state: State, grad: torch.Tensor) -> torch.Tensor:
+        return get_or_init(state, "momentum", grad, self.momentum_dtype)
+
+    def _pack(self, grads: Any, states: Any, context: PackContext, keys: Any) -> Any:
+        momenta = [self._momentum(state, g) for g, state in zip(grads, states, strict=True)]
+        return self._fused(grads, momenta, zeros=self.zeros, nan=self.nan, **keys)[2]
+
+    def _fused(self, grads: Any, momenta: Any, **keys: Any) -> Any:
+        """The function of ``planes`` that packs and updates the momenta in one pass."""
+        raise NotImplementedError
+
+    def compress_missing(self, parameter: torch.Tensor, state: State) -> torch.Tensor:
+        m = state.get("momentum")
+        return super().compress_missing(parameter, state) if m is None else m
+
+
+@dataclass(frozen=True)
+class Signum(Momentum):
+    """m = b m + (1 - b) g; sign(m), by majority vote.
+
+    State: ``momentum``, of the gradient's shape, the rank's own. NaN and infinity vote once, by the
+    policies, and do not enter the momentum. Source: Bernstein et al. 2019, signSGD with majority
+    vote, Algorithm 1.
+
+    Args:
+        momentum: b, in [0, 1).
+        momentum_dtype: "float32" or "bfloat16", whatever the gradient's dtype.
+
+    Example:
+        >>> import torch
+        >>> state = {}
+        >>> _ = Signum(momentum=0.5).compress(torch.tensor([4.0]), state)
+        >>> Signum(momentum=0.5).compress(torch.tensor([-1.0]), state)
+        tensor([0.5000])
     """
 
     momentum: float = 0.9
@@ -29,51 +66,14 @@ class Signum(Compressor):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        momentum_fits(self, ("momentum",), self.momentum_dtype)
+        self._check("momentum")
 
-    def pack(
-        self,
-        grads: Sequence[torch.Tensor],
-        states: Sequence[State],
-        out: Any,
-        offsets: Sequence[int],
-        context: PackContext,
-    ) -> int:
-        if not grads:
-            return 0
-        _, _, nans = planes.pack_signum(
-            grads,
-            [
-                get_or_init(state, "momentum", g, self.momentum_dtype)
-                for g, state in zip(grads, states, strict=True)
-            ],
-            beta=self.momentum,
-            zeros=self.zeros,
-            nan=self.nan,
-            **context.keys,
-            offsets=offsets,
-            out=out,
-        )
-        return int(nans)
+    def _fused(self, grads: Any, momenta: Any, **keys: Any) -> Any:
+        return planes.pack_signum(grads, momenta, beta=self.momentum, **keys)
 
     def compress(self, grad: torch.Tensor, state: State) -> torch.Tensor:
-        m = get_or_init(state, "momentum", grad, self.momentum_dtype)
+        m = self._momentum(state, grad)
         new = m.float() * self.momentum + grad.detach().float() * (1.0 - self.momentum)
         stored = new.to(m.dtype)
         m.copy_(stored.where(stored.isfinite(), m))
         return stored
-
-    def compress_missing(self, parameter: torch.Tensor, state: State) -> torch.Tensor:
-        m = state.get("momentum")
-        return super().compress_missing(parameter, state) if m is None else m
-
-
-def momentum_fits(compressor: Compressor, betas: Sequence[str], dtype: str) -> None:
-    """ValueError unless the fields ``betas`` are in [0, 1) and ``dtype`` is a MomentumDtype."""
-    name = type(compressor).__name__
-    for field in betas:
-        beta = getattr(compressor, field)
-        if not 0.0 <= beta < 1.0:
-            raise ValueError(f"{name}: {field} must be in [0, 1), got {beta!r}")
-    if dtype not in get_args(MomentumDtype):
-        raise ValueError(f"{name}: momentum_dtype must be 'float32' or 'bfloat16', got {dtype!r}")

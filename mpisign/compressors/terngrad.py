@@ -1,14 +1,14 @@
-"""TernGrad, and QSGD of one level: signs by chance, scaled so that their mean is the gradient."""
+"""TernGrad, and QSGD of one level: random signs, scaled so that their mean is the gradient."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from mpisign import planes, policies
-from mpisign.compressors.base import Compressor, PackContext, State, abstains
+from mpisign.compressors.base import Scaled, State
+from mpisign.compressors.checks import check_abstains
 
 if TYPE_CHECKING:
     import torch
@@ -17,71 +17,54 @@ _FLOAT32_MAX = 3.4028234663852886e38
 
 
 @dataclass(frozen=True)
-class TernGrad(Compressor):
-    """s sign(g) with probability |g| / s, else 0; s = max|g| of the tensor. The ranks' mean.
+class TernGrad(Scaled):
+    """s sign(g) with probability |g| / s, else 0, with s = max|g| of the tensor; the ranks' mean.
 
-    Unbiased, no state. What is not finite is no vote and not part of s. A tensor with an s below
-    2.94e-39, whose inverse float32 does not hold, sends nothing.
+    Unbiased, no state. Coordinates that are not finite do not vote and are not part of s. A tensor
+    with an s below 2.94e-39, whose inverse float32 does not hold, sends zeros. Source: Wen et al.
+    2017, TernGrad, Equations 1 to 4 (layer by layer, unclipped, each rank with its own s).
 
-    Source: Wen et al. 2017, TernGrad, Equations 1 to 4 (layer by layer, unclipped, each rank with
-    its own s).
+    Example:
+        >>> import numpy as np, torch
+        >>> from mpisign.compressors import PackContext
+        >>> out, scales = np.zeros((2, 1), np.uint8), np.zeros(1, np.float32)
+        >>> context = PackContext(0, 0, 0, scales=scales)
+        >>> TernGrad().pack([torch.tensor([2.0, -2.0, 0.0])], [{}], out, [0], context)
+        0
+        >>> scales.tolist(), np.unpackbits(out, 1, 3, "little").tolist()  # s; sign, mask
+        ([2.0], [[0, 1, 0], [1, 1, 0]])
     """
 
     zeros: policies.Zeros = "abstain"
     ties: policies.Ties = "zero"
 
-    aggregate: ClassVar[str] = "gathered_mean"
-    scaled: ClassVar[bool] = True
-    unit: ClassVar[str] = "gradient"
-
     def __post_init__(self) -> None:
         super().__post_init__()
-        abstains(self)
+        check_abstains(self)
 
-    def pack(
-        self,
-        grads: Sequence[torch.Tensor],
-        states: Sequence[State],
-        out: Any,
-        offsets: Sequence[int],
-        context: PackContext,
-    ) -> int:
-        name = type(self).__name__
-        scales = context.scales
-        if scales is None:
-            raise ValueError(
-                f"{name}.pack: scales must be given, signs alone are not what it sends"
-            )
-        at, nans = 0, 0
-        for g, start in zip(grads, offsets, strict=True):
-            if not g.numel():
-                continue
-            finite, scale = self._scaled(g.detach())
-            part = out[..., start : start + planes.plane_bytes(g.numel())]
-            budget = 1 / scale if scale else _FLOAT32_MAX
-            if budget > _FLOAT32_MAX:
-                scale, budget = 0.0, 1.0
-            *_, bad = planes.pack_sparsign(
-                finite,
-                budget=budget,
-                **context.keys,
-                offset=8 * start,
-                out=part,
-            )
-            if not scale:
-                part[...] = 0
-            scales[at] = scale
-            at, nans = at + 1, nans + int(bad)
+    def _pack_one(
+        self, g: torch.Tensor, state: State, rate: float, out: Any, scales: Any, keys: Any
+    ) -> Any:
+        if not g.numel():
+            return 0
+        finite, scale = self._scale(g.detach())
+        budget = 1 / scale if scale else _FLOAT32_MAX
+        if budget > _FLOAT32_MAX:
+            scale, budget = 0.0, 1.0
+        *_, nans = planes.pack_sparsign(finite, budget=budget, **keys, out=out)
+        if not scale:
+            out[...] = 0
+        scales[0] = scale
         return nans
 
-    def _scaled(self, g: torch.Tensor) -> tuple[torch.Tensor, float]:
+    def _scale(self, g: torch.Tensor) -> tuple[torch.Tensor, float]:
         """``g`` with NaN for what is not finite in float32, and its norm, a number of float32."""
         x = g.float()
         largest = _largest(x)
         if not math.isfinite(largest):
             good = x.isfinite()
-            largest = _largest(x.where(good, 0))
-            return x.where(good, math.nan), self._norm(x.where(good, 0), largest)
+            zeroed = x.where(good, 0)
+            return x.where(good, math.nan), self._norm(zeroed, _largest(zeroed))
         return x, self._norm(x, largest)
 
     def _norm(self, x: torch.Tensor, largest: float) -> float:
@@ -90,17 +73,25 @@ class TernGrad(Compressor):
 
 
 def _largest(x: torch.Tensor) -> float:
-    import torch
-
-    low, high = torch.aminmax(x)
+    low, high = x.aminmax()
     return max(-float(low), float(high))
 
 
 @dataclass(frozen=True)
 class QSGD(TernGrad):
-    """TernGrad with s the 2-norm of the tensor: sparser, with more variance.
+    """``TernGrad`` with s the 2-norm of the tensor: sparser, with more variance.
 
     Source: Alistarh et al. 2017, QSGD, Section 3.1 with one level (s = 1 there).
+
+    Example:
+        >>> import numpy as np, torch
+        >>> from mpisign.compressors import PackContext
+        >>> scales = np.zeros(1, np.float32)
+        >>> context = PackContext(0, 0, 0, scales=scales)
+        >>> QSGD().pack([torch.tensor([3.0, 4.0])], [{}], np.zeros((2, 1), np.uint8), [0], context)
+        0
+        >>> scales.tolist()
+        [5.0]
     """
 
     def _norm(self, x: torch.Tensor, largest: float) -> float:

@@ -1,4 +1,4 @@
-"""What is not voted on: plain averages, in 32 and in 16 bits."""
+"""Averages without votes, in 32 and in 16 bits."""
 
 from __future__ import annotations
 
@@ -10,7 +10,12 @@ from mpisign.compressors.base import Compressor
 
 @dataclass(frozen=True)
 class Uncompressed(Compressor):
-    """The average of gradients in fp32, by the wire's own allreduce: the baseline."""
+    """The mean of gradients in float32, by the transport's own allreduce: the baseline.
+
+    Example:
+        >>> Uncompressed().aggregate
+        'average'
+    """
 
     aggregate: ClassVar[str] = "average"
     unit: ClassVar[str] = "gradient"
@@ -18,11 +23,16 @@ class Uncompressed(Compressor):
 
 @dataclass(frozen=True)
 class BF16Mean(Compressor):
-    """The average of gradients sent in bfloat16; what ``skip=`` calls "16bit".
+    """The mean of gradients sent in bfloat16; what ``skip=`` calls "16bit".
 
-    ``signs``: its sign instead, for parameters beside others that move by votes: with one learning
-    rate for all of them, an average a thousandth of a vote in size would leave its parameter where
-    it is. A mean of 0 is no update.
+    Args:
+        signs: Hand the optimizer the mean's sign, 0 for a mean of 0: for parameters beside others
+            that move by votes. With one learning rate for all of them, a mean a thousandth of a
+            vote in size would leave its parameter in place.
+
+    Example:
+        >>> BF16Mean(signs=True).aggregate
+        'halves'
     """
 
     aggregate: ClassVar[str] = "halves"

@@ -1,4 +1,4 @@
-"""DETOX: groups of ranks that compute the same and filter each other by majority."""
+"""DETOX: groups of ranks that compute the same, filtered by majority."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which ranks form a group: the same answer on every rank."""
+"""Which ranks form a group; the same on every rank."""
 
 from __future__ import annotations
 
@@ -21,18 +21,31 @@ def assign(
     seed: int = 0,
     draw: int = 0,
 ) -> Partition:
-    """``size`` ranks p in q = p // r groups of ``redundancy`` r, odd; ranks of each, ascending.
+    """Groups of ranks for DETOX: p // r groups of p ranks.
 
-    "spread": nodes in random order, each one's ranks in random order, dealt out to the groups one
-    by one: members are on different nodes as long as no node holds more than q ranks. "packed": the
-    ranks in the nodes' order, cut into groups: what members exchange stays in their node. A
-    partition of the ranks, any groups: itself. Where r does not divide p, p mod r groups are one
-    larger each (more than one where q < p mod r); a group of an even number may tie, and abstains
-    then. ``nodes``: ranks of each node, default all in one. ``seed`` and ``draw`` decide what is
-    random, for "spread" alone.
-
-    Raises ValueError for an even redundancy, fewer ranks than that, and what is no partition.
+    "spread" deals the ranks, node by node in random order, to the groups in turn, so members are on
+    different nodes as long as no node has more ranks than there are groups. "packed" cuts the ranks
+    in node order, so members are on one node. Where r does not divide p, p mod r groups have one
+    rank more (several more where p // r < p mod r). A group of even size may tie and abstains then.
     Source: Rajput et al. 2019, DETOX (groups); Chen et al. 2018, DRACO (repetition).
+
+    Args:
+        size: Number of ranks p.
+        redundancy: Ranks per group r, odd, at most p.
+        placement: "spread", "packed", or a partition of the ranks, which is returned as it is.
+        nodes: The ranks of each node. None: one node.
+        seed: Seed of the random order of "spread".
+        draw: Number of the draw, for "spread".
+
+    Returns:
+        The ranks of each group, ascending; the same on every rank.
+
+    Raises:
+        ValueError: Redundancy is even or above p, or placement is no partition of the ranks.
+
+    Example:
+        >>> assign(7, redundancy=3, placement="packed")
+        ((0, 1, 2), (3, 4, 5, 6))
     """
     if not isinstance(placement, str):
         return _explicit(size, placement)
@@ -65,7 +78,7 @@ def assign(
 def partition_of(
     groups: Any, size: int, nodes: Sequence[Sequence[int]] | None = None
 ) -> Partition | None:
-    """What a front end was given as ``groups``: None, a redundancy, a ``Groups``, a partition."""
+    """The partition that ``groups`` means: None, a redundancy, a ``Groups`` or a partition."""
     if groups is None:
         return None
     if isinstance(groups, int):
@@ -74,8 +87,8 @@ def partition_of(
         return _explicit(size, groups)
     if groups.size != size:
         raise ValueError(f"{_FUNCTION}: groups must be of {size} ranks, got those of {groups.size}")
-    members: Partition = groups.members
-    return members
+    partition: Partition = groups.members
+    return partition
 
 
 def _explicit(size: int, placement: Sequence[Sequence[int]]) -> Partition:

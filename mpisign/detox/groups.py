@@ -1,4 +1,4 @@
-"""``Groups``: who computes the same as whom, drawn anew now and then."""
+"""``Groups``: which ranks compute the same, redrawn now and then."""
 
 from __future__ import annotations
 
@@ -6,23 +6,35 @@ from collections.abc import Sequence
 from typing import Any
 
 from mpisign.detox.assignment import Partition, Placement, assign
+from mpisign.functions import engine_of
 
 _FUNCTION = "Groups"
 
 
 class Groups:
-    """The ranks of ``comm`` in groups of ``redundancy``, odd: p // r groups, see ``assign``.
+    """The ranks of a communicator in groups of ``redundancy``: p // r groups, see ``assign``.
 
-    ``comm``: whatever ``mpisign.Communicator`` takes; collective where that has not been used yet.
-    Its nodes are those that ``placement`` knows: "spread" puts a group's members on different
-    nodes, "packed" on one; or a partition of the ranks. ``reshuffle_every``: epochs after which
-    "spread" draws other groups, None: never; ``set_epoch`` says which epoch it is, as a sampler's
-    does. After a draw momenta start again from zero. All arguments are to be alike on all ranks;
-    ranks compare ``repr``, which tells the groups and neither rank nor epoch.
+    After a redraw momenta restart at zero. Ranks compare ``repr``, which holds the groups and
+    neither rank nor epoch. No communicator is kept, so copies and pickles work. Source: Rajput et
+    al. 2019, DETOX.
 
-    Holds no communicator: copies and pickles are as good as the original.
-    Raises ValueError, TypeError as ``assign`` and ``Communicator`` do.
-    Source: Rajput et al. 2019, DETOX.
+    Args:
+        comm: Anything ``mpisign.Communicator`` takes; its first use is collective.
+        redundancy: Ranks per group, odd. The same on all ranks, like all that follow.
+        placement: "spread" puts a group's members on different nodes, "packed" on one; or a
+            partition of the ranks.
+        reshuffle_every: Epochs after which "spread" draws new groups (see ``set_epoch``). None:
+            never.
+        seed: Seed of the draws, from 0.
+
+    Raises:
+        ValueError: As ``assign``, or an argument is out of range.
+        TypeError: As ``Communicator``.
+
+    Example:
+        >>> groups = Groups.of(size=6, rank=4, placement="packed")
+        >>> groups.members, groups.group
+        (((0, 1, 2), (3, 4, 5)), 1)
     """
 
     def __init__(
@@ -34,14 +46,9 @@ class Groups:
         reshuffle_every: int | None = None,
         seed: int = 0,
     ) -> None:
-        from mpisign.functions import engine_of
-
         engine = engine_of(_FUNCTION, comm)
-        transport = engine.transport
-        nodes = engine.nodes
-        self._start(
-            transport.size, transport.rank, redundancy, placement, reshuffle_every, seed, nodes
-        )
+        self.size, self.rank = engine.transport.size, engine.transport.rank
+        self._start(redundancy, placement, reshuffle_every, seed, engine.nodes)
 
     @classmethod
     def of(
@@ -55,22 +62,23 @@ class Groups:
         seed: int = 0,
         nodes: Sequence[Sequence[int]] | None = None,
     ) -> Groups:
-        """Rank ``rank``'s groups of ``size`` ranks that nothing connects, for simulations."""
+        """Rank ``rank``'s ``Groups`` of ``size`` ranks without a communicator, for simulations.
+
+        ``nodes``: the ranks of each node. None: one node.
+
+        Example:
+            >>> len(Groups.of(size=9, rank=0))
+            3
+        """
         if not 0 <= rank < size:
             raise ValueError(f"{_FUNCTION}.of: rank must be in [0, {size}), got {rank!r}")
         made = cls.__new__(cls)
-        made._start(size, rank, redundancy, placement, reshuffle_every, seed, nodes)
+        made.size, made.rank = size, rank
+        made._start(redundancy, placement, reshuffle_every, seed, nodes)
         return made
 
     def _start(
-        self,
-        size: int,
-        rank: int,
-        redundancy: int,
-        placement: Placement,
-        every: int | None,
-        seed: int,
-        nodes: Sequence[Sequence[int]] | None,
+        self, redundancy: int, placement: Placement, every: int | None, seed: int, nodes: Any
     ) -> None:
         if every is not None:
             if not isinstance(every, int) or every < 1:
@@ -85,36 +93,36 @@ class Groups:
                 )
         if not isinstance(seed, int) or seed < 0:
             raise ValueError(f"{_FUNCTION}: seed must be a number from 0, got {seed!r}")
-        self.size, self.rank, self.redundancy = size, rank, redundancy
-        self.placement, self.reshuffle_every, self.seed = placement, every, seed
+        self.redundancy, self.placement = redundancy, placement
+        self.reshuffle_every, self.seed = every, seed
         self._nodes = None if nodes is None else [list(node) for node in nodes]
-        self._draw = 0
-        self._deal()
+        self._assign(draw=0)
 
-    def _deal(self) -> None:
+    def _assign(self, draw: int) -> None:
+        self._draw = draw
         self._members = assign(
-            self.size, self.redundancy, self.placement, self._nodes, self.seed, self._draw
+            self.size, self.redundancy, self.placement, self._nodes, self.seed, draw
         )
         owner = {rank: g for g, group in enumerate(self._members) for rank in group}
         self._of = tuple(owner[rank] for rank in range(self.size))
 
     @property
     def members(self) -> Partition:
-        """The ranks of each group in this draw, ascending in each."""
+        """The ranks of each group, ascending."""
         return self._members
 
     @property
     def group(self) -> int:
-        """The number of this rank's group in ``members``."""
+        """The index of this rank's group in ``members``."""
         return self._of[self.rank]
 
     @property
     def draw(self) -> int:
-        """How many draws came before this one."""
+        """Number of redraws so far."""
         return self._draw
 
     def group_of(self, rank: int) -> int:
-        """The number of ``rank``'s group in ``members``; ValueError if there is no such rank."""
+        """The index of ``rank``'s group in ``members``; ValueError if there is no such rank."""
         if not 0 <= rank < self.size:
             raise ValueError(
                 f"{_FUNCTION}.group_of: rank must be in [0, {self.size}), got {rank!r}"
@@ -122,13 +130,21 @@ class Groups:
         return self._of[rank]
 
     def set_epoch(self, epoch: int) -> None:
-        """The groups of ``epoch``, from 0. Local; all ranks call it alike, between two steps."""
+        """Redraws the groups if ``epoch``, from 0, needs it.
+
+        Local; all ranks call it with the same epoch, between two steps.
+
+        Example:
+            >>> groups = Groups.of(9, 0, reshuffle_every=2)
+            >>> groups.set_epoch(5)
+            >>> groups.draw
+            2
+        """
         if not isinstance(epoch, int) or epoch < 0:
             raise ValueError(f"{_FUNCTION}.set_epoch: epoch must be a number from 0, got {epoch!r}")
         draw = 0 if self.reshuffle_every is None else epoch // self.reshuffle_every
         if draw != self._draw:
-            self._draw = draw
-            self._deal()
+            self._assign(draw)
 
     def __len__(self) -> int:
         return len(self._members)

@@ -1,8 +1,7 @@
-"""``GroupSampler``: one sequence of indices for a group, others for the other groups."""
+"""``GroupSampler``: one sequence of indices per group."""
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Sized
 from typing import Any, Literal, get_args
 
@@ -10,6 +9,7 @@ import numpy as np
 from torch.utils.data import Sampler
 
 from mpisign.detox.groups import Groups
+from mpisign.robust.names import hint
 
 Order = Literal["random", "flipflop"]
 
@@ -17,23 +17,31 @@ _FUNCTION = "GroupSampler"
 
 
 class GroupSampler(Sampler[int]):
-    """This rank's indices into ``dataset``, those of its group: in place of DistributedSampler.
+    """Indices into ``dataset`` for this rank's group, in place of DistributedSampler.
 
-    A group's members get one sequence; those of different groups have no index in common, but for
-    the repeats of ``drop_last=False``. Call ``set_epoch`` before each epoch, as there: it also sets
-    the groups', which may draw new members then.
+    Members of a group get the same sequence; different groups share no index, except the repeats of
+    ``drop_last=False``. Call ``set_epoch`` before each epoch; it also sets the groups' epoch.
+    ``state_dict`` counts the indices handed out, so a loader without workers resumes after its last
+    batch. Workers fetch ahead: pass ``state_dict(used)`` then. Source: Rajput et al. 2019, DETOX;
+    Rajput, Lee, Papailiopoulos 2021, Permutation-based SGD: is random optimal? (FlipFlop).
 
-    ``dataset``: anything with a length. ``shuffle``: an order drawn in each epoch, else that of the
-    data set. ``order``: "random", or "flipflop": every odd epoch goes through the epoch before it
-    backwards. ``seed``: alike on all ranks. ``drop_last``: a remainder that does not give every
-    group as many indices is left out in this epoch; False: the first ones come twice instead.
+    Args:
+        dataset: Anything with a length, at least one index per group.
+        groups: The groups.
+        shuffle: Draw a new order per epoch, else use that of the dataset.
+        order: "random", or "flipflop": each odd epoch is the one before it backwards.
+        seed: Seed of the order, the same on all ranks.
+        drop_last: Leave out a remainder that does not give all groups as many indices; False:
+            repeat the first indices instead.
 
-    ``state_dict`` counts the indices that were handed out, so that a loader without workers goes on
-    after the batch that it gave last. Workers fetch ahead: tell ``state_dict(used)`` then.
+    Raises:
+        TypeError: ``groups`` is not a ``Groups``.
+        ValueError: An argument is out of range.
 
-    Raises ValueError for what does not fit, and for a data set shorter than there are groups.
-    Source: Rajput et al. 2019, DETOX; Rajput, Lee, Papailiopoulos 2021, Permutation-based SGD: is
-    random optimal? (FlipFlop).
+    Example:
+        >>> groups = Groups.of(size=6, rank=3, placement="packed")
+        >>> list(GroupSampler(range(8), groups, shuffle=False))
+        [1, 3, 5, 7]
     """
 
     def __init__(
@@ -51,10 +59,9 @@ class GroupSampler(Sampler[int]):
                 f"{_FUNCTION}: groups must be mpisign.detox.Groups, got {type(groups).__name__}"
             )
         if order not in get_args(Order):
-            near = difflib.get_close_matches(str(order), get_args(Order), n=1)
-            hint = f" (did you mean {near[0]!r}?)" if near else ""
             raise ValueError(
-                f"{_FUNCTION}: order must be 'random' or 'flipflop', got {order!r}{hint}"
+                f"{_FUNCTION}: order must be 'random' or 'flipflop', got {order!r}"
+                + hint(order, get_args(Order))
             )
         if not isinstance(seed, int) or seed < 0:
             raise ValueError(f"{_FUNCTION}: seed must be a number from 0, got {seed!r}")
@@ -71,12 +78,12 @@ class GroupSampler(Sampler[int]):
         self._turn = 0
 
     def __len__(self) -> int:
-        """Indices of a whole epoch, the same for every rank."""
+        """Indices per epoch, the same for every rank."""
         length, groups = len(self.dataset), len(self.groups)
         return length // groups if self.drop_last else -(-length // groups)
 
     def set_epoch(self, epoch: int) -> None:
-        """Which epoch the next iterator is for. All ranks call it alike, before they make one."""
+        """Sets the epoch of the next iterator; all ranks call it with the same ``epoch``."""
         self.groups.set_epoch(epoch)
         if epoch != self.epoch:
             self.epoch, self._given, self._resumes = epoch, 0, False
@@ -91,7 +98,7 @@ class GroupSampler(Sampler[int]):
 
     def _hand_out(self, indices: list[int], turn: int) -> Iterator[int]:
         for i in indices:
-            if turn == self._turn:  # an iterator that was left counts no more
+            if turn == self._turn:  # an abandoned iterator no longer counts
                 self._given += 1
             yield i
 
@@ -107,10 +114,16 @@ class GroupSampler(Sampler[int]):
         return (own[::-1] if backwards else own).tolist()
 
     def state_dict(self, used: int | None = None) -> dict[str, Any]:
-        """Where this epoch stands: numbers and a word, the same on all ranks.
+        """The position in this epoch, the same on all ranks.
 
-        ``used``: indices of this epoch that were trained on, where a loader with workers has
-        fetched more than that.
+        Args:
+            used: Indices of this epoch that were trained on, where workers fetched more.
+
+        Example:
+            >>> sampler = GroupSampler(range(9), Groups.of(3, 0))
+            >>> first, state = next(iter(sampler)), sampler.state_dict()
+            >>> state["epoch"], state["given"]
+            (0, 1)
         """
         given = self._given if used is None else used
         if not 0 <= given <= self._given:
@@ -121,10 +134,10 @@ class GroupSampler(Sampler[int]):
         return {**self._settings(), "epoch": self.epoch, "given": given}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The next iterator goes on where the state's stood; ``set_epoch`` of its epoch keeps that.
+        """Has the next iterator start where ``state`` stood; ``set_epoch`` of its epoch keeps that.
 
-        Raises ValueError, and changes nothing, if the state is another data set's, order's, seed's
-        or number of groups'. Who is in which group may differ.
+        Raises ValueError, and changes nothing, if the state is of another dataset length, order,
+        seed or number of groups. The groups' members may differ.
         """
         for name, own in self._settings().items():
             if state.get(name) != own:
@@ -143,11 +156,6 @@ class GroupSampler(Sampler[int]):
         self._turn += 1
 
     def _settings(self) -> dict[str, Any]:
-        return {
-            "length": len(self.dataset),
-            "groups": len(self.groups),
-            "shuffle": self.shuffle,
-            "order": self.order,
-            "seed": self.seed,
-            "drop_last": self.drop_last,
-        }
+        names = ("shuffle", "order", "seed", "drop_last")
+        own = {name: getattr(self, name) for name in names}
+        return {"length": len(self.dataset), "groups": len(self.groups), **own}

@@ -1,4 +1,4 @@
-"""The placement of hostile ranks that DETOX fears most."""
+"""The worst placement of hostile ranks for DETOX."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from mpisign.detox.assignment import Partition, assign
 def worst_case(size: int, redundancy: int, hostile: Sequence[int]) -> Partition:
     """A partition in which ``hostile`` ranks own as many groups as they can: for experiments.
 
-    As many groups and of such sizes as ``assign`` makes them. As long as there are enough of them,
-    floor(n / 2) + 1 hostile ranks are put to a group of n, small groups first; what is left of them
-    is in one group more. ceil(r / 2) (floor(p / 2r) + 1) of them own the majority of p / r groups.
+    Group sizes are those of ``assign``. floor(n / 2) + 1 hostile ranks go to each group of n, small
+    groups first, while they last; the rest join one more group. ceil(r / 2) (floor(p / 2r) + 1) of
+    them own the majority of p / r groups. Raises ValueError as ``assign``, and for unknown ranks.
 
-    Raises ValueError as ``assign`` does, and for ranks that there are not.
+    Example:
+        >>> worst_case(6, 3, [4, 5])
+        ((0, 4, 5), (1, 2, 3))
     """
     sizes = sorted(len(group) for group in assign(size, redundancy, "packed"))
     bad = sorted(set(hostile))

@@ -5,11 +5,6 @@ from __future__ import annotations
 import numpy as np
 
 
-def check_f(rule: object) -> None:
-    """ValueError unless ``rule.f`` is a non-negative integer."""
-    check_count(rule, "f", 0)
-
-
 def check_count(rule: object, argument: str, least: int) -> None:
     """ValueError unless the field ``argument`` is an integer of at least ``least``."""
     value = getattr(rule, argument)

@@ -1,4 +1,4 @@
-"""What a robust rule is: rows left out, perhaps mixed by weights, then reduced by coordinate."""
+"""The base of robust rules: drop rows that are not finite, mix rows by weights, reduce columns."""
 
 from __future__ import annotations
 
@@ -10,52 +10,73 @@ from typing import Any, ClassVar, Literal, Self
 import numpy as np
 
 from mpisign.robust import rows
+from mpisign.robust.arguments import check_count
+from mpisign.robust.rows import Flags, Floats
 from mpisign.robust.stack import like_rows, stacked
 
-Floats = np.ndarray[Any, np.dtype[np.float64]]
-Flags = np.ndarray[Any, np.dtype[np.bool_]]
 Random = np.random.Generator | np.random.RandomState
 Needs = Literal["nothing", "norms", "distances"]
 
 
 @dataclass(frozen=True)
 class Rule:
-    """One vector of many, some of them hostile: ``rule(X)``, X (n, d) -> (d,).
+    """An aggregate of n vectors, some of them hostile: ``rule(X)``, X (n, d) -> (d,).
 
-    A rule is frozen and keeps nothing between calls. A subclass says what it needs to know of the
-    rows (``needs``), how it mixes them (``weights``) and what it does coordinate by coordinate
-    (``reduce``). Collectives run the same steps on shards of the columns: ``measure`` of all is the
-    sum of the shards', ``weights`` looks at nothing else, ``reduce`` at one column at a time.
+    A rule is immutable and keeps nothing between calls. A subclass says what it measures of the
+    rows (``needs``), how it mixes them (``weights``) and what it does per coordinate (``reduce``).
+    Collectives run the same steps on shards of the columns: ``measure`` adds up over shards,
+    ``weights`` uses nothing else, ``reduce`` works one column at a time.
+
+    Example:
+        >>> import numpy as np
+        >>> from mpisign.robust import Median
+        >>> Median()(np.array([[1.0, 5.0], [2.0, 6.0], [900.0, -900.0]])).tolist()
+        [2.0, 5.0]
     """
 
-    #: Whether ``f`` counts here: how many of the rows may be hostile.
+    #: Whether the rule has an ``f``: the number of rows that may be hostile.
     has_f: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if self.has_f:
+            check_count(self, "f", 0)
 
     @property
     def needs(self) -> Needs:
-        """What ``weights`` looks at: squared distances, those to the origin alone, or nothing."""
+        """What ``weights`` uses: squared "distances", "norms" or "nothing"."""
         return "nothing"
 
     @property
     def needs_distances(self) -> bool:
-        """Whether ``measure`` has anything to measure."""
+        """Whether ``measure`` computes anything."""
         return self.needs != "nothing"
 
     @property
     def center(self) -> Any:
-        """Subtracted from every row first and added to the result, (d,); None: the origin."""
+        """A vector (d,) that rows are centered on before they are measured. None: the origin."""
         return None
 
     def __call__(self, X: Any | Sequence[Any], *, rng: Random | None = None) -> Any:
-        """The rows' aggregate (d,), in X's framework and dtype, on its device; X is left as it was.
+        """The aggregate of the rows of X, which stays as it is.
 
-        X: NumPy or CuPy array or torch tensor (n, d), float32, float64, float16 or bfloat16, with
-        any strides; or a list of n vectors (d,). A row that is not finite (``rows.finite``) is left
-        out as if it had not come, and counts as one of the f that are hostile. ``rng`` draws what
-        is random (Bucketing); default: a fresh generator.
+        Args:
+            X: NumPy or CuPy array or torch tensor (n, d), float32, float64, float16 or bfloat16,
+                any strides; or a list of n vectors (d,). A row that is not finite (``rows.finite``)
+                is left out and counts as one of the f hostile rows.
+            rng: Draws what is random (Bucketing). Default: a fresh generator.
 
-        Raises TypeError for other types, ValueError if the rule cannot do with n rows (``check``)
-        or no row is finite.
+        Returns:
+            A vector (d,) of X's framework, dtype and device.
+
+        Raises:
+            TypeError: X is of another type.
+            ValueError: The rule needs more rows (``check``), or no row is finite.
+
+        Example:
+            >>> import numpy as np
+            >>> from mpisign.robust import TrMean
+            >>> TrMean(f=1)([np.array([v]) for v in (1.0, 2.0, 3.0, np.inf)]).tolist()
+            [2.0]
         """
         name = type(self).__name__
         X = stacked(name, X)
@@ -67,7 +88,7 @@ class Rule:
         flags = np.ones(len(X), dtype=bool)
         squared = self.measure(X, flags=flags)
         if squared is None:
-            # As a rule all rows are finite: another pass to look would cost as much as the result.
+            # Usually all rows are finite: a pass to check first would cost as much as the result.
             before = copy.deepcopy(rng)
             out = self._finish(X, None, rng, flags=flags)
             if not flags.all():
@@ -77,7 +98,7 @@ class Rule:
         return out if center is None else out + like_rows(name, center, X)
 
     def _of_finite(self, X: Any, squared: Floats | None, finite: Flags, rng: Random) -> Any:
-        """The result of the finite rows alone, what was measured of all being known."""
+        """The result of the finite rows, given the measurements of all rows."""
         if finite.all():
             return self._finish(X, squared, rng)
         rule, kept = self.without(finite), np.flatnonzero(finite)
@@ -101,9 +122,13 @@ class Rule:
         return self.reduce(rows.mix(weights, X, flags=flags))
 
     def check(self, n: int) -> None:
-        """ValueError if the rule cannot deal with n rows; asked before any row is left out.
+        """Raises ValueError if n rows are too few; called before any row is left out.
 
-        What passes for n rows also passes for n - k rows and ``fewer(k)``, k < n.
+        If n rows pass, n - k rows pass with ``fewer(k)``, k < n.
+
+        Example:
+            >>> from mpisign.robust import Krum
+            >>> Krum(f=2).check(5)
         """
         if n < 1:
             raise ValueError(f"{type(self).__name__}: X must have at least one row, got {n}")
@@ -112,16 +137,22 @@ class Rule:
             raise ValueError(f"{type(self).__name__}: 2 f must be below n, got f={f}, n={n}")
 
     def fewer(self, k: int) -> Self:
-        """The rule for the others when k hostile rows are left out: f - k, but at least 0."""
+        """The rule for the rest when k hostile rows are left out: f - k, at least 0.
+
+        Example:
+            >>> from mpisign.robust import TrMean
+            >>> TrMean(f=3).fewer(1)
+            TrMean(f=2)
+        """
         if not self.has_f or not k:
             return self
         return replace(self, f=max(getattr(self, "f", 0) - k, 0))  # type: ignore[call-arg]
 
     def left_with(self, n: int, lost: int) -> Self:
-        """The rule for the n rows that are left when ``lost`` others were not finite.
+        """The rule for n rows after ``lost`` others were not finite.
 
-        Itself where it can deal with n: who was lost may have been honest. Else with an f as little
-        smaller, by at most ``lost``, as it takes; ``check`` may still refuse that.
+        The rule itself if it accepts n rows, since those lost may have been honest; else the one
+        with f reduced by as little as needed, at most by ``lost``. ``check`` may still refuse it.
         """
         rule = self
         for k in range(lost + 1):
@@ -134,7 +165,7 @@ class Rule:
         return rule
 
     def without(self, finite: Flags) -> Self:
-        """``left_with`` the rows that are ``finite``; ValueError if there are none."""
+        """``left_with`` the ``finite`` rows, bool (n,); ValueError if there are none."""
         left = int(finite.sum())
         if not left:
             raise ValueError(
@@ -144,15 +175,20 @@ class Rule:
         return self.left_with(left, len(finite) - left)
 
     def after(self, result: Any) -> Self:
-        """The rule for the next call, given this one's result: itself, but for CenteredClipping."""
+        """The rule for the next call, given this result: itself, except for CenteredClipping."""
         return self
 
     def measure(self, X: Any, *, flags: Flags | None = None) -> Floats | None:
-        """What ``weights`` wants to know of X: float64 (n + 1, n + 1), or None.
+        """What ``weights`` needs to know of X (n, d).
 
-        Squared distances between the rows and, last, the origin; where ``needs`` is "norms" those
-        to the origin, and 0 elsewhere. Of rows that are not finite: anything; ``flags``, bool (n,),
-        is told which are. Adds up over shards of the columns.
+        Args:
+            X: The rows.
+            flags: bool (n,), filled with which rows are finite.
+
+        Returns:
+            float64 (n + 1, n + 1): squared distances between rows and, last, the origin; with
+            ``needs`` "norms" those to the origin, else 0. None for "nothing". Entries of rows that
+            are not finite are arbitrary. Sums over shards of the columns.
         """
         if self.needs == "nothing":
             return None
@@ -163,17 +199,17 @@ class Rule:
         return norms
 
     def weights(self, squared: Floats | None, n: int, rng: Random) -> Floats | None:
-        """How rows are mixed: float64 (m, n); None: they are not (m = n).
+        """How rows are mixed: float64 (m, n), or None if they are not (m = n).
 
-        ``squared``: of ``measure``. What is missing to 1 in a row's sum belongs to the origin.
-        Decided by ``squared``, n and ``rng`` alone, as ranks must decide alike.
+        Decided by ``squared`` (of ``measure``), n and ``rng`` alone, so that all ranks decide the
+        same. Where a row sums to less than 1, the rest is the origin's weight.
         """
         return None
 
     def reduce(self, Y: Any, *, flags: Flags | None = None) -> Any:
-        """One vector (d,) of the mixed rows (m, d), by coordinate; by default their mean.
+        """One vector (d,) of the mixed rows Y (m, d), per coordinate; by default their mean.
 
-        ``flags``, bool (m,), is told which rows are finite, where the rule mixes none.
+        ``flags``, bool (m,), is filled with which rows are finite, where the rule mixes none.
         """
         if len(Y) == 1 and flags is None:
             return Y[0]
@@ -182,13 +218,20 @@ class Rule:
 
 @dataclass(frozen=True)
 class Mixing(Rule):
-    """What prepares rows for a rule: ``mixing(X)``, (n, d) -> (m, d); not a rule by itself."""
+    """A transformation of rows before a rule: ``mixing(X)``, (n, d) -> (m, d).
 
-    #: Whether rows that are all moved by one vector are mixed as before, and moved by it.
+    Example:
+        >>> import numpy as np
+        >>> from mpisign.robust import NNM
+        >>> NNM(f=1)(np.array([[0.0], [2.0], [90.0]])).tolist()
+        [[1.0], [1.0], [46.0]]
+    """
+
+    #: Whether adding one vector to all rows adds it to all mixed rows.
     moves_along: ClassVar[bool] = True
 
     def count(self, n: int) -> int:
-        """How many rows it makes of n."""
+        """Number of rows made of n."""
         return n
 
     def reduce(self, Y: Any, *, flags: Flags | None = None) -> Any:

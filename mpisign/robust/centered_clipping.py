@@ -1,4 +1,4 @@
-"""Centered clipping: a step from where we are, no row pulling further than tau."""
+"""Centered clipping: steps from a center, in which no row pulls further than tau."""
 
 from __future__ import annotations
 
@@ -9,22 +9,27 @@ import numpy as np
 
 from mpisign.robust.arguments import check_count, check_number
 from mpisign.robust.base import Floats, Needs, Random, Rule
-from mpisign.robust.points import inner_products, squared_between
+from mpisign.robust.points import iterated, needs_of
 
 
 @dataclass(frozen=True)
 class CenteredClipping(Rule):
     """v += mean of (x_i - v) min(1, tau / |x_i - v|), L times, from v = m.
 
-    ``m``: a vector (d,) of the rows' framework; None: the origin. A hostile row moves the result by
-    at most L tau / n, whatever it is; a tau below the honest rows' own spread biases it.
+    A hostile row moves the result by at most L tau / n; a tau below the honest rows' spread biases
+    it. The rows are centered on m (a copy in their dtype) before they are measured. The rule keeps
+    nothing: ``rule.after(v)`` starts from the last result v, as ByzFL does by itself. ``m`` is not
+    part of ``==`` and ``repr``. Source: Karimireddy et al. 2021, Learning from history, algorithm
+    2; L and tau as in ByzFL.
 
-    A rule keeps nothing: ByzFL starts the next call from the last result, here
-    ``rule = rule.after(v)`` says so (``dataclasses.replace(rule, m=v)``). The rows are centered on
-    m (a copy of them, in their dtype) before they are measured. ``m`` is left out of ``==`` and
-    ``repr``: ranks that compare rules compare L and tau.
+    Args:
+        m: Vector (d,) of the rows' framework. None: the origin.
+        L: Number of steps.
+        tau: Largest pull of a row per step, in units of the rows.
 
-    Source: Karimireddy et al. 2021, Learning from history, algorithm 2; L and tau as in ByzFL.
+    Example:
+        >>> CenteredClipping(tau=1.0)(np.array([[0.5], [0.5], [-900.0]])).tolist()
+        [0.0]
     """
 
     m: Any = field(default=None, repr=False, compare=False)
@@ -42,27 +47,21 @@ class CenteredClipping(Rule):
 
     @property
     def needs(self) -> Needs:
-        return ("nothing", "norms", "distances")[min(self.L, 2)]  # type: ignore[return-value]
+        return needs_of(self.L)
 
     @property
     def center(self) -> Any:
         return self.m
 
     def after(self, result: Any) -> Self:
+        """The same rule with m = ``result``."""
         return replace(self, m=result)
 
     def weights(self, squared: Floats | None, n: int, rng: Random) -> Floats | None:
-        v = np.zeros((1, n + 1))
-        v[0, n] = 1.0
-        if squared is None:
-            return v[:, :n]
-        rows = np.eye(n, n + 1)
-        apart = squared[n, :n]
-        products = inner_products(squared) if self.L > 1 else None
-        for step in range(self.L):
-            if step and products is not None:
-                apart = squared_between(v, rows, products)[0]
+        def step(v: Floats, apart: Floats) -> Floats:
             share = np.minimum(1.0, self.tau / np.maximum(np.sqrt(apart), 1e-300)) / n
             v = v * (1.0 - share.sum())
             v[0, :n] += share
-        return v[:, :n]
+            return v
+
+        return iterated(self.L, step, squared, n)

@@ -1,4 +1,4 @@
-"""What prepares rows for a rule: nearest-neighbour mixing, bucketing, clipping."""
+"""Transformations of rows before a rule: nearest-neighbour mixing, bucketing, clipping."""
 
 from __future__ import annotations
 
@@ -7,26 +7,27 @@ from typing import ClassVar
 
 import numpy as np
 
-from mpisign.robust.arguments import check_count, check_f, check_number
+from mpisign.robust.arguments import check_count, check_number
 from mpisign.robust.base import Floats, Mixing, Needs, Random
 
 
 @dataclass(frozen=True)
 class NNM(Mixing):
     """Nearest-neighbour mixing: each row becomes the mean of the n - f rows nearest to it, itself
-    among them: (n, d) -> (n, d).
-
-    f below n, as in ByzFL; rules after it ask for more. Of rows equally near the first count, where
-    ByzFL's choice depends on the framework.
+    included: (n, d) -> (n, d). The first of rows equally near count.
 
     Source: Allouah et al. 2023, Fixing by mixing, algorithm 2.
+
+    Args:
+        f: Hostile rows, below n as in ByzFL; the rule that follows may need more rows.
+
+    Example:
+        >>> NNM(f=1)(np.array([[1.0], [3.0], [99.0]])).tolist()
+        [[2.0], [2.0], [51.0]]
     """
 
     has_f: ClassVar[bool] = True
     f: int = 0
-
-    def __post_init__(self) -> None:
-        check_f(self)
 
     @property
     def needs(self) -> Needs:
@@ -47,14 +48,19 @@ class NNM(Mixing):
 
 @dataclass(frozen=True)
 class Bucketing(Mixing):
-    """Means of s rows at a time, in random order: (n, d) -> (ceil(n / s), d); the last of the rest.
+    """Means of s rows in random order: (n, d) -> (ceil(n / s), d), the last of the rest.
 
-    A hostile row spoils one bucket: the rule after it sees up to f hostile ones of n / s. The order
-    is drawn from the call's ``rng``; with numpy.random.RandomState(seed) it is ByzFL's after
-    numpy.random.seed(seed).
+    Each hostile row affects one bucket: the rule that follows sees up to f hostile of n / s rows.
+    The call's ``rng`` draws the order; with numpy.random.RandomState(seed) it is ByzFL's after
+    numpy.random.seed(seed). Source: Karimireddy et al. 2022, Byzantine-robust learning on
+    heterogeneous datasets via bucketing, algorithm 1.
 
-    Source: Karimireddy et al. 2022, Byzantine-robust learning on heterogeneous datasets via
-    bucketing, algorithm 1.
+    Args:
+        s: Rows per bucket.
+
+    Example:
+        >>> Bucketing(s=2)(np.array([[1.0], [3.0]])).tolist()
+        [[2.0]]
     """
 
     s: int = 1
@@ -76,9 +82,14 @@ class Bucketing(Mixing):
 
 @dataclass(frozen=True)
 class Clipping(Mixing):
-    """Rows longer than c are scaled to length c: (n, d) -> (n, d).
+    """Scales rows longer than c to length c: (n, d) -> (n, d). X stays as it is (not in ByzFL).
 
-    The rows handed in stay as they are; ByzFL's are overwritten.
+    Args:
+        c: Largest Euclidean norm.
+
+    Example:
+        >>> Clipping(c=1.0)(np.array([[3.0, 0.0], [0.0, 0.5]])).tolist()
+        [[1.0, 0.0], [0.0, 0.5]]
     """
 
     moves_along: ClassVar[bool] = False

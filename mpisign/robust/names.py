@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterable
 from typing import Any, Final
 
 from mpisign.robust.base import Mixing, Rule
@@ -27,15 +28,24 @@ RULES: Final[dict[str, type[Rule]]] = {
     "bulyan": Bulyan,
 }
 
-#: What may stand before a rule, with "+".
+#: Mixings that may precede a rule, with "+".
 MIXINGS: Final[dict[str, type[Mixing]]] = {"nnm": NNM, "bucketing": Bucketing, "clipping": Clipping}
 
 
 def by_name(name: str, f: int = 0) -> Rule:
-    """A rule with its defaults and ``f``, where it has one: "krum", or "nnm+krum" for a pipeline.
+    """The rule of a name, with its defaults.
 
-    "bucketing" takes s = 2, as Karimireddy et al. 2022 do: Bucketing's own default of 1, ByzFL's,
-    mixes nothing. Raises ValueError for other names, naming those that are known.
+    Args:
+        name: A name of ``RULES``, after any of ``MIXINGS`` with "+": "krum", "nnm+krum".
+            "bucketing" has s = 2, as Karimireddy et al. 2022; its own default of 1 mixes nothing.
+        f: Hostile rows, for all steps that have an f.
+
+    Raises:
+        ValueError: The name is unknown; the message lists the names.
+
+    Example:
+        >>> by_name("nnm+median", f=1)
+        Pipeline(mixings=(NNM(f=1),), rule=Median())
     """
     *before, last = name.split("+") if isinstance(name, str) else [name]
     steps = [_made(MIXINGS, part, f, name) for part in before]
@@ -45,14 +55,18 @@ def by_name(name: str, f: int = 0) -> Rule:
 
 def _made(known: dict[str, Any], part: Any, f: int, name: Any) -> Rule:
     if part not in known:
-        near = difflib.get_close_matches(str(part), known, n=1)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
         raise ValueError(
             f"by_name: name must be one of {', '.join(RULES)}, after any of "
-            f"{', '.join(f'{m}+' for m in MIXINGS)}, got {name!r}{hint}"
+            f"{', '.join(f'{m}+' for m in MIXINGS)}, got {name!r}{hint(part, known)}"
         )
     kind = known[part]
     if kind is Bucketing:
         return Bucketing(2)
     made: Rule = kind(f) if kind.has_f else kind()
     return made
+
+
+def hint(value: object, known: Iterable[str]) -> str:
+    """The end of a message: a known name that is close to ``value``, if there is one."""
+    near = difflib.get_close_matches(str(value), list(known), n=1)
+    return f" (did you mean {near[0]!r}?)" if near else ""

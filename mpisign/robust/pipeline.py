@@ -1,4 +1,4 @@
-"""A rule behind one or more mixings: one rule."""
+"""A rule after one or more mixings."""
 
 from __future__ import annotations
 
@@ -11,15 +11,25 @@ from mpisign.robust.points import squared_mixed
 
 @dataclass(frozen=True, init=False)
 class Pipeline(Rule):
-    """``Pipeline(NNM(1), Krum(1))``: mixings in their order, then the rule.
+    """Mixings in order, then a rule: ``Pipeline(NNM(1), Krum(1))``.
 
-    The mixed rows are not made one after the other: matrices are multiplied, distances of mixed
-    rows follow from those of the rows, and the rows are read once to measure and once to mix.
-    A row that is not finite is left out first and lowers every f.
+    Their weights are multiplied, and distances of mixed rows follow from those of the rows, so the
+    rows are read once to measure and once to mix. A row that is not finite is left out first and
+    lowers every f. ``after``: CenteredClipping starts from the last result behind NNM and
+    Bucketing; behind Clipping, which is around the origin, it starts from there each time.
 
-    ``after``: CenteredClipping goes on from the last result behind NNM and Bucketing. Behind
-    Clipping, which is around the origin, it starts from there each time, and an m is a ValueError.
-    TypeError unless all but the last are mixings and the last is a rule.
+    Args:
+        *steps: Any number of mixings, then one rule.
+
+    Raises:
+        TypeError: A step before the last is no mixing, or the last is no rule.
+        ValueError: CenteredClipping has an m behind Clipping.
+
+    Example:
+        >>> import numpy as np
+        >>> from mpisign.robust import NNM, Median
+        >>> Pipeline(NNM(f=1), Median())(np.array([[0.0], [2.0], [90.0]])).tolist()
+        [1.0]
     """
 
     mixings: tuple[Mixing, ...]

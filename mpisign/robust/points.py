@@ -1,4 +1,4 @@
-"""Points between the rows, known by their coefficients: how far apart they are, without the rows.
+"""Points given by coefficients over the rows, and their distances, without reading the rows.
 
 A point is sum c_i x_i with sum c_i = 1, the origin counting as one more row (the last). Differences
 of points have coefficients that sum to 0, and then |sum u_i x_i|^2 = u' B u for the inner products
@@ -7,9 +7,11 @@ B of the rows as seen from any one of them.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
-from mpisign.robust.base import Floats
+from mpisign.robust.base import Floats, Needs
 
 #: Where one row is this much further out than another, float64 distances do not tell the angle.
 _BLIND = 2.0**46
@@ -60,3 +62,27 @@ def squared_mixed(weights: Floats, squared: Floats) -> Floats:
     points = with_origin(weights)
     out = squared_between(points, points, inner_products(squared))
     return np.maximum(out, out.T)
+
+
+def needs_of(steps: int) -> Needs:
+    """What ``iterated`` uses; its first step starts at the origin and needs the norms alone."""
+    return ("nothing", "norms", "distances")[min(steps, 2)]  # type: ignore[return-value]
+
+
+def iterated(
+    steps: int, step: Callable[[Floats, Floats], Floats], squared: Floats | None, n: int
+) -> Floats:
+    """Weights (1, n) of the point that ``steps`` steps reach from the origin.
+
+    ``step(v, apart)``: the next point (1, n + 1) from v and its squared distances (n,) to the rows.
+    """
+    v = np.zeros((1, n + 1))
+    v[0, n] = 1.0
+    if squared is not None:
+        rows, apart = np.eye(n, n + 1), squared[n, :n]
+        products = inner_products(squared) if steps > 1 else None
+        for i in range(steps):
+            if i and products is not None:
+                apart = squared_between(v, rows, products)[0]
+            v = step(v, apart)
+    return v[:, :n]

@@ -1,14 +1,14 @@
-"""What every robust rule is made of, on rows (n, d), one a rank: flags, distances, mixtures, order.
+"""The operations of robust rules on rows (n, d), one per rank: flags, distances, mixtures, order.
 
 NumPy and CuPy arrays and torch tensors (CPU, CUDA) of float32, float64, float16 or bfloat16. Sums
-are float64, whatever the rows are; what comes out has the rows' dtype. Host memory is read once, by
-the host kernels (kernels/rows.c, row_distances.c, row_mix.c, robust.c), whose bits depend neither
-on the number of threads nor on the instruction set; rows may be any distance apart, but rows that
-are not contiguous are copied. On a device: ``expressions``.
+are float64; results have the rows' dtype. Host memory is read once, by the host kernels
+(kernels/rows.c, row_distances.c, row_mix.c, robust.c), whose bits depend neither on the number of
+threads nor on the instruction set; rows that are not contiguous are copied. On a device:
+``expressions``.
 
-All but ``finite`` expect rows that are finite, but survive others: ``flags``, a NumPy bool (n,),
-is filled with what ``finite`` would tell of the rows that were read, which costs nothing beside the
-reading. So a rule may first compute, and look at them then.
+All but ``finite`` expect finite rows, but survive others: ``flags``, a NumPy bool (n,), is filled
+with what ``finite`` would return for the rows read, at no extra cost. So a rule may compute first
+and look at the flags afterwards.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Floats = np.ndarray[Any, np.dtype[np.float64]]
 def finite(X: Any) -> Flags:
     """Which rows are all finite: NumPy bool (n,).
 
-    Of float64 also: all below 2^480, so that no squared distance overflows. Raises TypeError,
+    float64 must also be below 2^480, so that no squared distance overflows. Raises TypeError,
     ValueError if ``X`` is no (n, d) array of floats.
     """
     x = _view("finite", X)
@@ -124,14 +124,7 @@ def sorted_mean(X: Any, low: int, high: int, *, flags: Flags | None = None) -> A
         raise ValueError(
             f"sorted_mean: low and high must be 0 <= low < high <= {n} rows, got {low} and {high}"
         )
-    out = arrays.empty((x.shape[1],), x.dtype, like=x)
-    flags = _flags("sorted_mean", flags, x)
-    if x.device != "cpu":
-        flags[:] = expressions.finite(X)
-        expressions.sorted_mean(X, low, high, out)
-        return out
-    _order(x, (low, high, 0), out, flags)
-    return out
+    return _ordered("sorted_mean", X, x, (low, high), (low, high, 0), flags)
 
 
 def nearest_to_median(X: Any, k: int, *, flags: Flags | None = None) -> Any:
@@ -144,14 +137,7 @@ def nearest_to_median(X: Any, k: int, *, flags: Flags | None = None) -> Any:
     x = _view("nearest_to_median", X)
     if not 1 <= k <= x.shape[0]:
         raise ValueError(f"nearest_to_median: k must be 1 to {x.shape[0]} rows, got {k}")
-    out = arrays.empty((x.shape[1],), x.dtype, like=x)
-    flags = _flags("nearest_to_median", flags, x)
-    if x.device != "cpu":
-        flags[:] = expressions.finite(X)
-        expressions.nearest_to_median(X, k, out)
-        return out
-    _order(x, (0, 0, k), out, flags)
-    return out
+    return _ordered("nearest_to_median", X, x, (k,), (0, 0, k), flags)
 
 
 def _distances(x: arrays.View, norms: int, pairs: int, flags: Flags) -> Floats:
@@ -164,11 +150,25 @@ def _distances(x: arrays.View, norms: int, pairs: int, flags: Flags) -> Floats:
     return out
 
 
-def _order(x: arrays.View, which: tuple[int, int, int], out: Any, flags: Flags) -> None:
+def _ordered(
+    function: str,
+    X: Any,
+    x: arrays.View,
+    arguments: tuple[int, ...],
+    which: tuple[int, int, int],
+    flags: Flags | None,
+) -> Any:
+    """One of the two means of order statistics, on a device by ``expressions``."""
+    out = arrays.empty((x.shape[1],), x.dtype, like=x)
+    flags = _flags(function, flags, x)
+    if x.device != "cpu":
+        flags[:] = expressions.finite(X)
+        getattr(expressions, function)(X, *arguments, out)
+        return out
     place, _owner = _place(x)
-    _kernels.rows_order(
-        place, *which, arrays.address(out), arrays.address(flags), threads.for_work(x.length)
-    )
+    count = threads.for_work(x.length)
+    _kernels.rows_order(place, *which, arrays.address(out), arrays.address(flags), count)
+    return out
 
 
 def _view(function: str, x: Any) -> arrays.View:
@@ -190,7 +190,7 @@ def _flags(function: str, flags: Flags | None, x: arrays.View) -> Flags:
 
 
 def _place(x: arrays.View) -> tuple[tuple[int, int, int, int, int], Any]:
-    """Where rows in host memory are (address, bytes between them, n, d, dtype); and their owner."""
+    """Rows in host memory as (address, bytes between rows, n, d, dtype code), and their owner."""
     n, d = x.shape
     stride, item = x.strides
     owner, address = x.owner, x.address

@@ -1,4 +1,4 @@
-"""What a caller hands to a rule, as one array of rows."""
+"""Rows given as an array or a list, as one array."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def _stack(function: str, X: Sequence[Any]) -> Any:
     if not X:
         raise ValueError(f"{function}: X must have at least one row, got an empty list")
     views = [arrays.view_floats(function, f"X[{i}]", x) for i, x in enumerate(X)]
-    told = {(len(v.shape), v.shape, v.dtype, v.device, type(v.owner).__module__) for v in views}
-    if len(told) > 1 or len(views[0].shape) != 1:
+    kinds = {(len(v.shape), v.shape, v.dtype, v.device, type(v.owner).__module__) for v in views}
+    if len(kinds) > 1 or len(views[0].shape) != 1:
         raise ValueError(
             f"{function}: X must be a list of vectors of one length, dtype, device and framework, "
             f"got {', '.join(sorted(f'{v.dtype} {v.shape} on {v.device}' for v in views))}"

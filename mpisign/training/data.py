@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from mpisign.attacks.edge_cases import digits_split
 from mpisign.training.errors import DataError, missing
 
 if TYPE_CHECKING:
@@ -17,9 +18,6 @@ if TYPE_CHECKING:
 
 Images = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]
-
-#: The digits' split is one for all seeds, so that accuracies of different runs compare.
-_SPLIT_SEED = 0
 
 
 @dataclass(frozen=True)
@@ -69,16 +67,9 @@ def load(directory: Path | None = None) -> Dataset:
 def digits() -> Dataset:
     """The 1,797 handwritten digits, 8 x 8, that scikit-learn bundles; a quarter is for testing."""
     try:
-        from sklearn.datasets import load_digits
+        return Dataset("digits", *digits_split())
     except ImportError as error:
         raise missing("scikit-learn", error) from error
-
-    bunch = load_digits()
-    images = (bunch.images / 16.0).astype(np.float32)[:, None]
-    labels = bunch.target.astype(np.int64)
-    order = np.random.default_rng(_SPLIT_SEED).permutation(len(labels))
-    test, train = np.split(order, [len(labels) // 4])
-    return Dataset("digits", images[train], labels[train], images[test], labels[test])
 
 
 def batches(

@@ -1,0 +1,47 @@
+"""Checks of compressors' own arguments; each raises ValueError."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def check_abstains(compressor: Any) -> None:
+    """Zeros must abstain, as they do in all that is sparse."""
+    if compressor.zeros != "abstain":
+        raise ValueError(
+            f"{type(compressor).__name__}: zeros must be 'abstain', since most coordinates do, "
+            f"got {compressor.zeros!r}"
+        )
+
+
+def check_positive(compressor: Any, *names: str) -> None:
+    """The fields must be positive numbers that float32 holds."""
+    for name in names:
+        value = getattr(compressor, name)
+        if not isinstance(value, (int, float)) or not 1.2e-38 < value < 3.4e38:
+            _refuse(compressor, name, "a positive number", value)
+
+
+def check_fraction(compressor: Any, *names: str) -> None:
+    """The fields must be in [0, 1)."""
+    for name in names:
+        value = getattr(compressor, name)
+        if not isinstance(value, (int, float)) or not 0.0 <= value < 1.0:
+            _refuse(compressor, name, "in [0, 1)", value)
+
+
+def check_block(compressor: Any) -> None:
+    """``block`` must be a positive multiple of 256 or None."""
+    block = compressor.block
+    if block is not None and (not isinstance(block, int) or block < 1 or block % 256):
+        _refuse(compressor, "block", "a positive multiple of 256 or None", block)
+
+
+def check_one_of(compressor: Any, name: str, choices: tuple[str, ...], listed: str) -> None:
+    """The field must be one of ``choices``, which messages call ``listed``."""
+    if getattr(compressor, name) not in choices:
+        _refuse(compressor, name, listed, getattr(compressor, name))
+
+
+def _refuse(compressor: Any, name: str, expected: str, value: Any) -> None:
+    raise ValueError(f"{type(compressor).__name__}: {name} must be {expected}, got {value!r}")

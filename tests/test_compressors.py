@@ -10,7 +10,7 @@ import references as ref
 import torch
 
 from mpisign.compressors import Compressor, PackContext, Sign, Signum
-from mpisign.exchange.buckets import Bucket
+from mpisign.exchange.buckets import BucketLayout
 from mpisign.planes import pack
 
 KEYS = {"seed": 5, "step": 6, "rank": 7}
@@ -25,7 +25,7 @@ def gradients(seed=0):
 
 
 def packed(compressor, grads, states):
-    bucket = Bucket([g.numel() for g in grads])
+    bucket = BucketLayout([g.numel() for g in grads])
     two = "abstain" in (compressor.zeros, compressor.nan)
     out = np.zeros((2, bucket.nbytes) if two else bucket.nbytes, dtype=np.uint8)
     nans = compressor.pack(grads, states, out, bucket.offsets, PackContext(**KEYS))

@@ -29,7 +29,7 @@ from mpisign.compressors import (
     Uncompressed,
     resolve,
 )
-from mpisign.exchange.buckets import Bucket
+from mpisign.exchange.buckets import BucketLayout
 
 SEED, RANK = 11, 3
 NAN = float("nan")
@@ -45,7 +45,7 @@ def awkward_gradients(step):
 
 def pack(compressor, grads, states, step, rates=None, rank=RANK):
     """(its planes (k, B), the bucket, the scales cut per gradient, NaNs)."""
-    bucket = Bucket([g.numel() for g in grads])
+    bucket = BucketLayout([g.numel() for g in grads])
     two = "abstain" in (compressor.zeros, compressor.nan)
     out = np.full((2 if two else 1, bucket.nbytes), 0xFF, dtype=np.uint8)
     lengths = [compressor.scales_of(g.numel()) for g in grads]

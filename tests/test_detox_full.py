@@ -21,9 +21,9 @@ from mpisign.collectives.representatives import Representatives
 from mpisign.collectives.sketch import WIDTH, agreement, sketch
 from mpisign.compressors import Detox
 from mpisign.compressors.robust import Robust
-from mpisign.detox.assignment import assign
 from mpisign.engine.echo import digest
 from mpisign.errors import CollectiveError, NaNError, WireError
+from mpisign.partition import assign
 from mpisign.transports import threads
 from mpisign.transports.threads import World
 

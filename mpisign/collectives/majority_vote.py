@@ -12,12 +12,12 @@ from mpisign import policies
 from mpisign.backend import arrays
 from mpisign.collectives.auto import choose
 from mpisign.collectives.vote_task import ArrayTask, VoteTask
-from mpisign.detox.assignment import Partition, partition_of
 from mpisign.engine.agreement import Agreed, refuse_nans
 from mpisign.engine.engine import Engine
 from mpisign.engine.header import EAGER_AT, EAGER_NBYTES, SHORT_ABOVE, Header
 from mpisign.engine.progress import Handle
 from mpisign.errors import CollectiveError
+from mpisign.partition import Partition, partition_of
 from mpisign.transports.base import Steps
 from mpisign.transports.tagged import TaggedTransport
 

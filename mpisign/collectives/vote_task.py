@@ -12,10 +12,10 @@ import numpy.typing as npt
 
 from mpisign import _kernels, planes, policies
 from mpisign.backend import arrays
-from mpisign.detox.assignment import Partition
 from mpisign.engine.engine import Engine, ReplicaDigest
 from mpisign.engine.header import EAGER_NBYTES
 from mpisign.errors import WireError
+from mpisign.partition import Partition
 from mpisign.planes.pack import pack_view
 from mpisign.planes.unpack import unpack_view
 from mpisign.planes.vote import majority_rows

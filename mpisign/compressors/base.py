@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mpisign import planes, policies
-from mpisign.detox.assignment import Partition
+from mpisign.partition import Partition
 
 if TYPE_CHECKING:
     import torch

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from mpisign import policies
 from mpisign.compressors.base import Compressor
 from mpisign.compressors.signum import Signum
-from mpisign.detox.assignment import Partition, Placement, assign, partition_of
+from mpisign.partition import Partition, Placement, assign, partition_of
 
 if TYPE_CHECKING:
     from mpisign.detox.groups import Groups

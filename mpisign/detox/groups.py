@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from mpisign.detox.assignment import Partition, Placement, assign
 from mpisign.functions import engine_of
+from mpisign.partition import Partition, Placement, assign
 
 _FUNCTION = "Groups"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mpisign.detox.assignment import Partition, assign
+from mpisign.partition import Partition, assign
 
 
 def worst_case(size: int, redundancy: int, hostile: Sequence[int]) -> Partition:

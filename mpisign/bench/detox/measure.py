@@ -12,7 +12,7 @@ import torch
 import mpisign
 from mpisign.bench.detox import peer
 from mpisign.bench.detox.ways import Way
-from mpisign.detox.assignment import assign
+from mpisign.partition import assign
 from mpisign.robust.names import by_name
 from mpisign.transports import threads
 

@@ -14,7 +14,7 @@ from mpisign.bench.wire import traffic
 from mpisign.bench.wire.gradient import CHECKED, Floats, Gradient, sign_sums, values_of
 from mpisign.bench.wire.nodes import Nodes
 from mpisign.bench.wire.way import Running, Way, WrongResultError, check_signs
-from mpisign.detox.assignment import assign
+from mpisign.partition import assign
 
 _PIECES = 4  # of a gradient of one tensor, for the row of votes in flight
 _PIECES_FROM = 100_000  # coordinates

@@ -9,12 +9,12 @@ from typing import Any, ClassVar
 
 from mpisign.collectives.vote_task import Planes
 from mpisign.compressors.base import PackContext
-from mpisign.detox.assignment import Partition
 from mpisign.engine.agreement import Agreed
 from mpisign.engine.engine import Engine
 from mpisign.engine.header import Header
 from mpisign.exchange.buckets import GradientBucket
 from mpisign.exchange.parameter_slot import ParameterSlot
+from mpisign.partition import Partition
 from mpisign.transports.base import Steps
 from mpisign.transports.tagged import TaggedTransport
 

@@ -10,12 +10,12 @@ from mpisign import planes, policies
 from mpisign.backend import arrays
 from mpisign.collectives.majority_vote import is_eager, vote
 from mpisign.collectives.vote_task import Planes, VoteTask, signs_and_mask
-from mpisign.detox.assignment import Partition
 from mpisign.engine.agreement import Agreed
 from mpisign.engine.engine import Engine
 from mpisign.engine.header import Header
 from mpisign.exchange.aggregators.base import Aggregator, restart_momenta
 from mpisign.exchange.buckets import GradientBucket
+from mpisign.partition import Partition
 from mpisign.planes.unpack import unpack_pieces
 from mpisign.stats import stage
 from mpisign.transports.base import Steps

@@ -6,9 +6,8 @@ from typing import Any
 
 import torch.distributed as dist
 
-from mpisign.communicator import Communicator
+from mpisign.communicator import Communicator, engine_of
 from mpisign.engine.engine import Engine
-from mpisign.functions import engine_of
 
 
 class Group:

@@ -1,4 +1,4 @@
-"""torch FSDP: votes of which each rank needs its own shard alone.
+"""torch FSDP: majority votes of which each rank computes its own shard.
 
 FSDP1: ``model.register_comm_hook(state, mpisign.fsdp.majority_vote_hook)``. FSDP2:
 ``mpisign.fsdp.register_comm_hook(model, state)``.
@@ -17,31 +17,42 @@ except ImportError as error:
     raise ImportError('mpisign.fsdp needs torch: pip install "mpisign[torch]"') from error
 
 from mpisign import policies
-from mpisign.compressors import Compressor, Detox, NoisySign, Sign, StochasticSign, resolve
-from mpisign.ddp.group import Group
+from mpisign.compressors import Compressor, Detox, NoisySign, Sign, StochasticSign
 from mpisign.engine.engine import Engine
 from mpisign.exchange.after_backward import raise_after_backward
 from mpisign.exchange.flat_vote import flat_vote
+from mpisign.exchange.process_group import FUNCTION, HookState
 from mpisign.functions import engine_of
 
-_FUNCTION = "MajorityVoteState"
+__all__ = ["MajorityVoteState", "majority_vote_hook", "register_comm_hook"]
+
 _HOOK = "majority_vote_hook"
 _STATELESS = (Sign, NoisySign, StochasticSign)  # or Detox of one of these
 
 
-class MajorityVoteState:
-    """What the hook keeps on one rank: settings, and how often it was called.
+class MajorityVoteState(HookState):
+    """The state of FSDP's hook on one rank: settings, and the number of calls.
 
-    ``process_group``: FSDP's, default all of ``init_process_group``; or whatever
-    ``mpisign.Communicator`` takes, over the same ranks. ``compression``: "sign", "noisy_sign",
-    "stochastic_sign", one of these Compressors, or ``Compression.detox`` of one: those with a
-    momentum or a residual need a rank's whole gradient from step to step, which FSDP exists to
-    avoid. ``algorithm``: of
-    NO_SHARD alone. ``seed``: of the random bits, which the number of calls keys too: keep
-    ``state_dict()``, or a pickle (which lacks the process group), with the checkpoint.
-    ``timeout``: seconds that ranks wait for each other, default ``MPISIGN_TIMEOUT``.
+    The number of calls keys the random bits: save ``state_dict()`` with the checkpoint, or a
+    pickle, which holds the settings too but not ``process_group``.
 
-    Raises ValueError for arguments that do not fit.
+    Args:
+        process_group: FSDP's group, by default that of ``init_process_group``; or whatever
+            ``mpisign.Communicator`` takes, over the same ranks.
+        compression: "sign", "noisy_sign", "stochastic_sign", one of these Compressors, or
+            ``Compression.detox`` of one. A momentum or a residual would need a rank's whole
+            gradient from step to step, which FSDP avoids.
+        algorithm: as in ``mpisign.majority_vote``; only NO_SHARD uses it.
+        seed: of the random bits, equal on all ranks.
+        timeout: seconds that a rank waits for the others, default ``MPISIGN_TIMEOUT``.
+
+    Raises:
+        ValueError: for invalid arguments.
+
+    Example:
+        >>> state = MajorityVoteState(compression="noisy_sign", seed=1)
+        >>> state.state_dict()
+        {'calls': 0}
     """
 
     def __init__(
@@ -49,63 +60,81 @@ class MajorityVoteState:
         process_group: Any = None,
         compression: str | Compressor = "sign",
         *,
-        algorithm: policies.Algorithm = "auto",
         seed: int = 0,
+        algorithm: policies.Algorithm = "auto",
         timeout: float | None = None,
     ) -> None:
-        self.compressor = resolve(_FUNCTION, compression)
+        super().__init__(process_group, compression, algorithm, seed, timeout)
         c = self.compressor
         if not isinstance(c.inner if isinstance(c, Detox) else c, _STATELESS):
             raise ValueError(
-                f"{_FUNCTION}: compression must keep no state: 'sign', 'noisy_sign' or "
+                f"{FUNCTION}: compression must keep no state: 'sign', 'noisy_sign' or "
                 f"'stochastic_sign', got {compression!r}; mpisign.ddp takes the others"
             )
-        policies.code(_FUNCTION, "algorithm", algorithm, policies.ALGORITHMS)
-        if not isinstance(seed, int) or not 0 <= seed < 1 << 64:
-            raise ValueError(f"{_FUNCTION}: seed must be in [0, 2**64), got {seed!r}")
-        self.algorithm, self.seed = algorithm, seed
-        self.group = Group(_FUNCTION, process_group, timeout)
         self.calls = 0
 
     def state_dict(self) -> dict[str, int]:
-        """{"calls": n}, the same on every rank."""
+        """Returns {"calls": n}, the same on every rank."""
         return {"calls": self.calls}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Continues from ``state_dict()``."""
         self.calls = int(state_dict["calls"])
 
-    def __getstate__(self) -> dict[str, Any]:
-        names = ("compressor", "algorithm", "seed", "calls")
-        return {n: getattr(self, n) for n in names} | {"timeout": self.group.timeout}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.group = Group(_FUNCTION, None, state.pop("timeout"))
-        self.__dict__.update(state)
-
 
 def majority_vote_hook(
     state: MajorityVoteState, grad: torch.Tensor, output: torch.Tensor | None = None
 ) -> None:
-    """A communication hook of FSDP1: +1, -1, or 0 where ``ties="zero"``, instead of the mean.
+    """The communication hook of FSDP1: votes of +1, -1, or 0 instead of the mean.
 
-    ``grad``: this rank's whole gradient of a unit; with NO_SHARD it becomes the vote. Else
-    ``output``, this rank's shard, does: rank r's is the r-th of equal parts of ``grad``, which
-    stays as it is. Waits for the other ranks. ``backward()`` raises what ``mpisign.majority_vote``
-    raises, the same on every rank; gradients are of no use then.
+    For ``FullyShardedDataParallel.register_comm_hook(state, majority_vote_hook)``. Waits for the
+    other ranks.
+
+    Args:
+        state: the ``MajorityVoteState``.
+        grad: this rank's whole gradient of a unit, float (n,). With NO_SHARD it becomes the vote.
+        output: this rank's shard, float (n / p,): rank r's becomes the vote on the r-th of p equal
+            parts of ``grad``. None with NO_SHARD.
+
+    Raises:
+        NaNError, DisagreementError, CollectiveError, CollectiveTimeout, WireError: as
+            ``mpisign.majority_vote`` does, the same on every rank, out of ``backward()``. The
+            gradients are undefined then.
+
+    Example:
+        >>> store = dist.HashStore()
+        >>> dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+        >>> shard = torch.empty(3)
+        >>> majority_vote_hook(MajorityVoteState(), torch.tensor([5.0, -3.0, 0.1]), shard)
+        >>> shard
+        tensor([ 1., -1.,  1.])
+        >>> dist.destroy_process_group()
     """
-    _vote(state, state.group.engine, grad, output)
+    _vote(state, state.engine, grad, output)
 
 
 def register_comm_hook(model: torch.nn.Module, state: MajorityVoteState) -> None:
-    """Has the modules of ``model`` that ``fully_shard`` was applied to vote. For FSDP2.
+    """Registers the vote with every FSDP2 module of ``model`` (those of ``fully_shard``).
 
-    Takes their custom reduce-scatter, and sets their gradients to be summed and not divided.
-    The group is that of each module's mesh, whatever ``state`` says. On a mesh of one rank torch
-    calls no reduce-scatter: gradients stay what they are.
+    Replaces their reduce-scatter and sets their gradients to be summed, not divided. The ranks are
+    those of each module's mesh, whatever ``state.process_group`` is. On a mesh of one rank torch
+    calls no reduce-scatter, and gradients stay unchanged.
 
-    Raises ValueError if there is no such module, or one is replicated too (HSDP), ImportError if
-    torch is older than these methods of ``FSDPModule``.
+    Args:
+        model: a module with FSDP2 modules, sharded on one mesh dimension.
+        state: the ``MajorityVoteState``.
+
+    Raises:
+        ValueError: if ``model`` has no such module, or one is also replicated (HSDP).
+        ImportError: if torch is too old for these methods of ``FSDPModule``.
+
+    Example:
+        >>> from torch.distributed.fsdp import fully_shard
+        >>> store = dist.HashStore()
+        >>> dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+        >>> mesh = torch.distributed.init_device_mesh("cpu", (1,))
+        >>> register_comm_hook(fully_shard(torch.nn.Linear(3, 1), mesh=mesh), MajorityVoteState())
+        >>> dist.destroy_process_group()
     """
     kind: Any = getattr(dist.fsdp, "FSDPModule", None)
     wanted = ("set_custom_reduce_scatter", "set_force_sum_reduction_for_comms")

@@ -1,4 +1,4 @@
-"""Training over plain MPI: any torch optimizer, stepping on votes instead of gradients."""
+"""Training without Horovod or DDP: any torch optimizer that steps on votes, over any wire."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from typing import Any
 import torch
 
 from mpisign import policies
+from mpisign.communicator import Communicator
 from mpisign.compressors import Compressor, resolve
+from mpisign.exchange.arguments import named_pairs
 from mpisign.exchange.buckets import BUCKET_SIZE
 from mpisign.exchange.gradient_exchange import PLANES_ONLY, GradientExchange
 from mpisign.exchange.local_steps import check_optimizer
@@ -16,6 +18,7 @@ from mpisign.exchange.optimizer_options import warn_of_momentum
 from mpisign.exchange.parameter_slot import ParameterSlot
 from mpisign.exchange.skip import Rule
 from mpisign.exchange.step_hooks import KEY, StepHooks
+from mpisign.functions import engine_of
 
 _FUNCTION = "DistributedOptimizer"
 
@@ -33,44 +36,59 @@ def DistributedOptimizer(
     overlap: bool = False,
     bucket_size: int | None = None,
 ) -> torch.optim.Optimizer:
-    """``optimizer`` itself, which from now on steps on what all ranks' compressors agree on.
+    """Makes ``optimizer`` step on the aggregate of all ranks' compressed gradients.
 
-    Before each ``step()`` every gradient becomes the aggregate of its compressor over ``comm``
-    (whatever ``mpisign.Communicator`` takes, default what the launcher started); of those that
-    vote: +1, -1, or 0 where ``ties="zero"``. Learning rate and weight decay are the optimizer's:
-    torch's SGD then does x -= lr (V + wd x).
+    Before each ``step()`` every gradient becomes the aggregate of its compressor over ``comm``: for
+    those that vote +1, -1, or 0 where ``ties="zero"``. torch's SGD then does x -= lr (V + wd x).
+    A parameter without a gradient on some ranks counts as zeros there (with signum, as its momentum
+    stands); one without a gradient on any rank is left alone. Parameters must start equal on all
+    ranks: the first step checks that, and every step checks the optimizer's options.
 
-    ``named_parameters``: names for messages and for the check that all ranks hold the same model,
-    default: positions. ``compression``: a name ("signum", see ``mpisign.Compression``), a
-    Compressor, or "none": the plain fp32 average by the wire's allreduce, the baseline. ``skip``:
-    which parameters travel otherwise: "auto" (embeddings, found by name, abstain where their
-    gradient is 0; with compressors whose updates are of a gradient's size, vectors and small
-    tensors travel in 16 bits), None, or a function of name and parameter that returns "16bit",
-    "abstain" or None. A parameter without a gradient on some ranks counts as zeros there (with
-    signum: as its momentum stands); one without a gradient on any rank is left alone. The
-    compressor's state is part of ``optimizer.state_dict()``, every rank's its own. Parameters must
-    start equal on all ranks: the first step checks that, and every step the optimizer's options.
+    The compressor's state is part of ``optimizer.state_dict()`` and differs from rank to rank. A
+    copy or pickle of the optimizer has lost its hooks: wrap it again. Do not use
+    torch.amp.GradScaler: votes need no scale, and it skips steps on single ranks.
 
-    ``byzantine_f``: how many ranks may lie about tallies too, see ``mpisign.majority_vote``; for
-    compressors that vote.
+    Args:
+        optimizer: any torch optimizer; use one without momentum for votes.
+        named_parameters: ``model.named_parameters()``: names for messages, ``skip``, checkpoints
+            and the check that all ranks hold the same model. Default: positions.
+        comm: what ``mpisign.Communicator`` takes, default the ranks that the launcher started.
+        compression: a name (see ``mpisign.Compression``) or a Compressor. "none" is the fp32
+            average by the wire's own allreduce, the baseline.
+        algorithm: of the vote, see ``mpisign.majority_vote``.
+        byzantine_f: the number of ranks that may send false tallies, for compressors that vote;
+            see ``mpisign.majority_vote``.
+        seed: of the random bits, equal on all ranks.
+        skip: parameters that are sent differently: None, or a function of (name, parameter) that
+            returns "16bit", "abstain" or None. With "auto" embeddings, found by name, abstain where
+            their gradient is 0; with compressors whose updates have a gradient's size, vectors and
+            tensors of up to 1,024 coordinates are averaged in 16 bits.
+        overlap: exchange gradients while ``backward()`` computes others. Then there is one
+            ``backward()`` a step, and gradients and learning rates must not change before
+            ``step()``. The optimizer gets a communicator of its own, unless ``comm`` is a
+            ``Communicator``, which no other optimizer with overlap may use.
+        bucket_size: coordinates in a bucket, default 2 Mi; without overlap, by default, one bucket
+            for all votes or averages.
 
-    ``overlap``: gradients travel while ``backward()`` computes others. Then there is one
-    ``backward()`` a step, and nothing may touch gradients, or learning rates, between it and
-    ``step()``. Each such optimizer has a communicator of its own, unless ``comm`` is a
-    ``Communicator``, which no other optimizer with overlap may have then. What one rank finds wrong
-    after all is on its way raises there alone.
-    ``bucket_size``: coordinates that travel together, default 2 Mi; without overlap votes and
-    averages travel as one.
+    Returns:
+        ``optimizer`` itself.
 
-    A copy or pickle of the optimizer has lost the hook: wrap it again. torch.amp.GradScaler does
-    not go with votes, which need no scale: it skips steps on single ranks.
+    Raises:
+        TypeError, ValueError: for invalid arguments.
+        NaNError, DisagreementError, CollectiveError, CollectiveTimeout, WireError: from ``step()``,
+            on every rank, before any parameter changes. With overlap an error found after the last
+            bucket has started is raised on its own rank only.
 
-    Raises TypeError, ValueError for arguments that do not fit; ``step()`` raises what
-    ``majority_vote`` raises, on every rank, before any parameter changes.
+    Example:
+        >>> model = torch.nn.Linear(3, 1, bias=False)
+        >>> _ = torch.nn.init.zeros_(model.weight)
+        >>> sgd = torch.optim.SGD(model.parameters(), lr=0.5)
+        >>> optimizer = DistributedOptimizer(sgd, model.named_parameters(), compression="sign")
+        >>> model(torch.tensor([[5.0, -3.0, 0.1]])).sum().backward()
+        >>> optimizer.step()
+        >>> model.weight.data
+        tensor([[-0.5000,  0.5000, -0.5000]])
     """
-    from mpisign.communicator import Communicator
-    from mpisign.functions import engine_of
-
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise TypeError(
             f"{_FUNCTION}: optimizer must be a torch.optim.Optimizer, "
@@ -79,16 +97,14 @@ def DistributedOptimizer(
     if getattr(optimizer, KEY, None) is not None:
         raise ValueError(f"{_FUNCTION}: the optimizer is a DistributedOptimizer already")
     compressor = resolve(_FUNCTION, compression)
-    names = _names(optimizer, named_parameters)
+    members = [ParameterSlot(name, p) for name, p in _named(optimizer, named_parameters)]
     warn_of_momentum(_FUNCTION, compressor, optimizer, stacklevel=2)
     if compressor.local_steps > 1:
         check_optimizer(_FUNCTION, optimizer, overlap)
-    members = [ParameterSlot(name, p) for p, name in names.items()]
-    whole = not overlap and compressor.aggregate in PLANES_ONLY
-    if bucket_size is None and not whole:
+    if bucket_size is None and (overlap or compressor.aggregate not in PLANES_ONLY):
         bucket_size = BUCKET_SIZE
     if overlap and not isinstance(comm, Communicator):
-        # Of two optimizers the first bucket to fill up need not be the same on all ranks.
+        # Two optimizers on one engine may fill their first buckets in another order on each rank.
         engine = Communicator(comm).engine
     else:
         engine = engine_of(_FUNCTION, comm)
@@ -111,27 +127,19 @@ def DistributedOptimizer(
     return optimizer
 
 
-def _names(
+def _named(
     optimizer: torch.optim.Optimizer,
     named_parameters: Iterable[tuple[str, torch.Tensor]] | None,
-) -> dict[torch.Tensor, str]:
-    """Names of the optimizer's parameters, in its order."""
+) -> list[tuple[str, torch.Tensor]]:
+    """The optimizer's parameters with their names, in its order."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     if named_parameters is None:
-        return {p: str(i) for i, p in enumerate(parameters)}
-    pairs = list(named_parameters)
-    if not all(isinstance(x, tuple) and len(x) == 2 and isinstance(x[0], str) for x in pairs):
-        raise TypeError(
-            f"{_FUNCTION}: named_parameters must hold (name, parameter) pairs as "
-            f"model.named_parameters() does, got {type(pairs[0]).__name__}"
-        )
-    given = {p: name for name, p in pairs}
-    missing = sum(p not in given for p in parameters)
+        return [(str(i), p) for i, p in enumerate(parameters)]
+    names = {p: name for name, p in named_pairs(_FUNCTION, named_parameters)}
+    missing = sum(p not in names for p in parameters)
     if missing:
         raise ValueError(
             f"{_FUNCTION}: named_parameters must name every parameter of the optimizer, as "
             f"model.named_parameters() does, got no name for {missing} of {len(parameters)}"
         )
-    if len(set(given.values())) < len(given):
-        raise ValueError(f"{_FUNCTION}: named_parameters must have distinct names")
-    return {p: given[p] for p in parameters}
+    return [(names[p], p) for p in parameters]

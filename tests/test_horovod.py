@@ -123,7 +123,7 @@ def answers(size, ranks, nan=(), creed="same"):
     for r in ranks:
         row = np.empty(roll_call.n_words(size))
         text = creed if isinstance(creed, str) else creed[r]
-        roll_call.write(row, r, size, clock=5, creed=text, nan=r in nan)
+        roll_call.write(row, r, size, clock=5, config_digest=text, nan=r in nan)
         rows.append(row)
     return rows
 

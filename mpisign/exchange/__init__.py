@@ -1,1 +1,1 @@
-"""A model's gradients, from the backward pass to the optimizer: what all front ends share."""
+"""A model's gradients from the backward pass to the optimizer, shared by all front ends."""

@@ -1,4 +1,4 @@
-"""Errors of communication hooks, raised where the user called ``backward()``."""
+"""Raises the errors of communication hooks where the user called ``backward()``."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import torch
 
 
 def raise_after_backward(error: BaseException) -> None:
-    """Has ``backward()`` raise ``error`` once torch has finished its own part of it.
+    """Makes ``backward()`` raise ``error`` after torch has finished its own part of the pass.
 
-    An error that a hook raises itself leaves DDP and FSDP in the middle of a step: the next forward
-    pass fails, and says nothing of the first error. Raised at once outside of a backward pass.
+    A hook that raises leaves DDP and FSDP in the middle of a step: the next forward pass fails with
+    an error that hides the first one. Outside a backward pass, raises at once.
     """
 
     def fail() -> None:
@@ -17,7 +17,7 @@ def raise_after_backward(error: BaseException) -> None:
 
     queue = torch.autograd.Variable._execution_engine.queue_callback  # type: ignore[attr-defined]
     try:
-        # What torch queues after the hook comes between these two.
+        # Queued twice, so that it runs after the callbacks that torch queues behind the hook.
         queue(lambda: queue(fail))
-    except RuntimeError:  # no backward pass is under way, as in DDP's join()
+    except RuntimeError:  # no backward pass is running, as in DDP's join()
         raise error from None

@@ -1,4 +1,4 @@
-"""Votes under the unmodified ``horovod.torch.DistributedOptimizer``: see docs/horovod.md."""
+"""Votes under Horovod: our optimizer, and compressions for Horovod's own. See docs/horovod.md."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ except ImportError as error:
     ) from error
 
 from mpisign.horovod import one_rank
-from mpisign.horovod.booked import Booked
 from mpisign.horovod.bucket_vote import BucketVote
 from mpisign.horovod.compression import Compression
+from mpisign.horovod.count_bytes import CountBytes
 from mpisign.horovod.counter_vote import CounterVote
 from mpisign.horovod.optimizer import DistributedOptimizer
 
-__all__ = ["Booked", "BucketVote", "Compression", "CounterVote", "DistributedOptimizer"]
+__all__ = ["BucketVote", "Compression", "CountBytes", "CounterVote", "DistributedOptimizer"]
 
 one_rank.install()

@@ -1,71 +1,82 @@
-"""What gradients become in one or more buckets, over Horovod's alltoall and allgather."""
+"""Gradients exchanged in buckets, over Horovod's alltoall and allgather."""
 
 from __future__ import annotations
 
 import functools
 import gc
-import os
 import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import horovod.torch as hvd
 import numpy as np
 import torch
 
 from mpisign.compressors.base import Compressor, State
-from mpisign.engine.engine import Engine, check_every
-from mpisign.engine.progress import ProgressEngine
+from mpisign.engine.engine import check_every
 from mpisign.errors import CollectiveError, DisagreementError
+from mpisign.exchange.arguments import named_pairs
 from mpisign.exchange.buckets import BucketLayout
 from mpisign.exchange.gradient_exchange import GradientExchange
 from mpisign.exchange.parameter_slot import ParameterSlot
 from mpisign.exchange.skip import Rule
 from mpisign.horovod import roll_call
-from mpisign.horovod.members import named_by_optimizers, optimizers_of
+from mpisign.horovod.count_bytes import count_ring
+from mpisign.horovod.process_set_engine import ProcessSetEngine, ranks_of
+from mpisign.horovod.slots import named_by_optimizers, optimizers_of
 from mpisign.horovod.vote import VoteCompression
-from mpisign.stats import stats
-from mpisign.transports.horovod import HorovodTransport
 
 _FUNCTION = "Compression(named_parameters)"
 
 
 @dataclass
-class _Round:
-    """One step: who is in it, then whether it is over or why it failed."""
+class _StepState:
+    """One step: the parameters that have a gradient, then its end or its error."""
 
     packed: set[str] = field(default_factory=set)
-    roll: bytes = b""  # as it came back
-    done: bool = False
+    roll: bytes = b""  # the reduced roll call
     clock: int = 0
+    done: bool = False
     error: Exception | None = None
 
-    @property
-    def over(self) -> bool:
-        """True once all gradients are aggregated or that has failed."""
-        return self.done or self.error is not None
 
-
-@dataclass(frozen=True)
-class _Context:
-    round: _Round
-    member: ParameterSlot
-    grad: torch.Tensor
+_BucketContext = tuple[_StepState, ParameterSlot, torch.Tensor]  # with the gradient
 
 
 class BucketVote(VoteCompression):
-    """``compression=`` given named parameters: for votes 2 (1 - 1/p) bits per coordinate each way.
+    """The compression with named parameters: votes take 2 (1 - 1/p) bits per coordinate each way.
 
-    ``compress`` notes a gradient and hands Horovod a roll call to sum. Horovod has submitted every
+    ``compress`` notes a gradient and gives Horovod a roll call to sum. Horovod has submitted every
     gradient before it asks for the first result, so the first ``decompress`` of a step finds them
-    all and has them exchanged, by the round of the compressor. Not earlier: a rank that has called
-    ``hvd.join`` shows in the roll call only, and Horovod does not survive its absence from an
-    alltoall. Learning rates, for compressors that ask, are those of the optimizer that holds this.
+    all and exchanges them. It cannot begin earlier: only the roll call shows that a rank has called
+    ``hvd.join``, and Horovod crashes in an alltoall without that rank. Learning rates, for
+    compressors that use them, are those of the optimizer that holds this compression.
 
-    Raises, the same on every rank: NaNError, DisagreementError, WireError; CollectiveError if a
-    rank has joined. TypeError for a tensor that is no named parameter's gradient.
+    Args:
+        compressor: any Compressor without local steps.
+        named_parameters: all of the optimizer's, as ``model.named_parameters()``.
+        seed: of the random bits for zeros and ties, equal on all ranks.
+        process_set: the optimizer's.
+        skip: as in ``mpisign.DistributedOptimizer``.
+
+    Raises:
+        TypeError, ValueError: for invalid arguments; from ``backward()`` for a tensor that is not
+            the gradient of a named parameter.
+        NaNError, DisagreementError, WireError: from ``step()``, the same on every rank.
+        CollectiveError: from ``step()``, on every rank, if a rank has called ``hvd.join``.
+
+    Example:
+        >>> hvd.init()
+        >>> from mpisign.compressors import Sign
+        >>> model = torch.nn.Linear(3, 1, bias=False)
+        >>> vote = BucketVote(Sign(), model.named_parameters())
+        >>> model(torch.tensor([[5.0, -3.0, 0.1]])).sum().backward()
+        >>> vote.decompress(*vote.compress(model.weight.grad))
+        tensor([[ 1., -1.,  1.]])
     """
+
+    _slots_of: ClassVar[type[ParameterSlot]] = ParameterSlot
 
     def __init__(
         self,
@@ -82,59 +93,62 @@ class BucketVote(VoteCompression):
                 f"{_FUNCTION}: local_steps must be 1 under hvd.DistributedOptimizer, which "
                 "exchanges in every step: take mpisign.horovod.DistributedOptimizer"
             )
-        named = sorted(_checked(named_parameters), key=lambda pair: pair[0])
-        self._own = {name: ParameterSlot(name, p) for name, p in named}
+        named = sorted(named_pairs(_FUNCTION, named_parameters), key=lambda pair: pair[0])
+        if not named:
+            raise ValueError(
+                f"{_FUNCTION}: named_parameters must be at least one and uniquely named, got none"
+            )
         bucket = BucketLayout([p.numel() for _, p in named])
         self._identity = bucket.identity([name for name, _ in named])
+        self._engine = ProcessSetEngine(process_set, "mpisign")
         self._exchange = GradientExchange(
             _FUNCTION,
-            lambda: self._engine_now(f"{self._identity:x}"),  # two optimizers' never meet
-            list(self._own.values()),
+            # Two optimizers have different identities, so that their exchanges never mix.
+            lambda: self._engine.restarted(f"{self._identity:x}"),
+            self.slots.add(named),
             compressor,
             skip=skip,
             seed=seed,
             replicas=False,
         )
-        self._round: _Round | None = None
-        self._engine: Engine | None = None
+        self._step_state: _StepState | None = None
         self._optimizer: weakref.ref[torch.optim.Optimizer] | None = None
         self._complete = False
-        self.members.add(named)
 
-    def compress(self, tensor: torch.Tensor) -> tuple[torch.Tensor, _Context]:
-        like, size, rank = self._like(tensor), self._size(), self.process_set.rank()
+    def compress(self, tensor: torch.Tensor) -> tuple[torch.Tensor, _BucketContext]:
+        self._check(tensor)
+        size, rank = self._size(), self.process_set.rank()
         if not self._complete or (self._optimizer is not None and self._optimizer() is None):
             self._check_complete()
-        found = self.members.find(tensor)
-        if found is None:
+        slot = self.slots.find(tensor)
+        if slot is None:
             raise TypeError(
-                f"{_FUNCTION}: a tensor of shape {like.shape} is the gradient of none of the named "
-                "parameters. With sparse_as_dense=True or hvd.allreduce use the compression "
-                "without named_parameters"
+                f"{_FUNCTION}: a tensor of shape {tuple(tensor.shape)} is the gradient of none of "
+                "the named parameters. With sparse_as_dense=True or hvd.allreduce use the "
+                "compression without named_parameters"
             )
-        name, now = found.name, self._round
-        if now is None or now.over or name in now.packed:
-            now = self._round = _Round()
-        member = self._own[name]
-        member.grad, member.state = tensor, found.state
-        now.packed.add(name)
+        now = self._step_state
+        if now is None or now.done or now.error is not None or slot.name in now.packed:
+            now = self._step_state = _StepState()
+        slot.grad = tensor
+        now.packed.add(slot.name)
         placeholder = torch.empty(roll_call.n_words(size), dtype=torch.float64)
+        plan = [bucket.tensor for bucket in self._exchange.buckets]  # equal on all ranks
         roll_call.write(
             placeholder.numpy(),
             rank,
             size,
             clock=self.step,
-            creed=f"bucket {self._identity} {size} {self.seed} {self.compressor!r} "
-            f"{check_every()} {self._plan()}",
+            config_digest=f"bucket {self._identity} {size} {self.seed} {self.compressor!r} "
+            f"{check_every()} {plan}",
         )
-        ring = 2 * (size - 1) * placeholder.numel() * placeholder.element_size() // size
-        stats().add("exchange", calls=0, sent=ring, received=ring)
-        return placeholder, _Context(now, member, tensor)
+        count_ring(placeholder.numel() * placeholder.element_size(), size, calls=0)
+        return placeholder, (now, slot, tensor)
 
-    def decompress(self, tensor: torch.Tensor, ctx: _Context | None) -> torch.Tensor:
+    def decompress(self, tensor: torch.Tensor, ctx: _BucketContext | None) -> torch.Tensor:
         if ctx is None:
             self._refuse_sparse()
-        now = ctx.round
+        now, slot, grad = ctx
         if now.error is not None:
             raise now.error
         words = tensor.detach().cpu().numpy()
@@ -145,51 +159,48 @@ class BucketVote(VoteCompression):
                 now.error = error
                 raise
         if words.tobytes() != now.roll:
-            where = f"{_FUNCTION}, {ctx.member.name!r}"
+            where = f"{_FUNCTION}, {slot.name!r}"
             roll = roll_call.read(words, self._size(), where)
-            roll_call.check(roll, where, self._ranks())
+            roll_call.check(roll, where, ranks_of(self.process_set))
             if roll.clock != now.clock:
                 raise DisagreementError(
-                    f"{where}: ranks hold this vote in different steps: one compression for each "
-                    "optimizer, and steps in the same order on all ranks"
+                    f"{where}: ranks are at different steps: use one compression for each "
+                    "optimizer, and take steps in the same order on all ranks"
                 )
             now.roll = words.tobytes()
-        return ctx.grad
+        return grad
 
     def load_state_dict(self, states: dict[str, State]) -> None:
         super().load_state_dict(states)
-        self._round = None
+        self._step_state = None
 
     def _check_complete(self) -> None:
-        # Before anything is sent: a rank that raised at the first stranger would leave others,
-        # who reach their parameters in another order, with half of their gradients under way.
-        known = {id(m.parameter) for m in self._own.values()}
+        # Before anything is sent: ranks reach their parameters in different orders, and a rank that
+        # raised at the first unknown one would leave the others with half of theirs in flight.
         optimizers = named_by_optimizers(self)
         held_by = optimizers_of(self)
         if len(held_by) > 1:
-            gc.collect()  # one that was given up may still be there
+            gc.collect()  # one that is no longer in use may not have been freed yet
             held_by = optimizers_of(self)
         if len(held_by) > 1:
             raise TypeError(
                 f"{_FUNCTION}: one optimizer for each compression: two would mix their votes"
             )
-        strangers = [name for name, p in optimizers if p.requires_grad and id(p) not in known]
-        if strangers:
+        known = {id(m.parameter) for m in self._exchange.slots}
+        unknown = [name for name, p in optimizers if p.requires_grad and id(p) not in known]
+        if unknown:
             raise TypeError(
                 f"{_FUNCTION}: named_parameters must name every parameter of the optimizer, "
-                f"got none for {', '.join(map(repr, sorted(strangers)))}"
+                f"got none for {', '.join(map(repr, sorted(unknown)))}"
             )
         self._optimizer = weakref.ref(held_by[0]) if held_by else None
         self._complete = True
 
-    def _plan(self) -> list[int]:
-        """The buckets: ranks that cut them otherwise must not begin."""
-        return [bucket.tensor for bucket in self._exchange.buckets]
-
-    def _aggregate(self, now: _Round, words: np.ndarray[Any, Any]) -> None:
-        size, ranks = self._size(), self._ranks()
+    def _aggregate(self, now: _StepState, words: np.ndarray[Any, Any]) -> None:
+        size, exchange, engine = self._size(), self._exchange, self._engine
         roll = roll_call.read(words, size, _FUNCTION)
         if roll.joined:
+            ranks = ranks_of(self.process_set)
             held = ", ".join(str(ranks[r]) for r in roll.joined)
             raise CollectiveError(
                 f"{_FUNCTION}: rank{'s' if len(roll.joined) > 1 else ''} {held} called hvd.join, "
@@ -198,59 +209,22 @@ class BucketVote(VoteCompression):
             )
         self.step = roll.clock // size + 1
         now.clock, now.roll = roll.clock, words.tobytes()
-        exchange = self._exchange
         exchange.steps = roll.clock // size
         exchange.optimizer = None if self._optimizer is None else self._optimizer()
-        for m in self._own.values():
+        for m in exchange.slots:
             if m.name not in now.packed:
                 m.grad = None
         try:
             if not roll.agreed:
-                engine = self._engine_now("headers")  # one name, whatever the buckets
-                engine.submit(_FUNCTION, functools.partial(exchange.agree, engine)).wait()
-                roll_call.check_creed(roll, _FUNCTION)
+                channel = engine.restarted("headers")  # the same name whatever the buckets are
+                channel.submit(_FUNCTION, functools.partial(exchange.agree, channel)).wait()
+                roll_call.check_config(roll, _FUNCTION)
             exchange.flush()
             exchange.finish()
         finally:
             exchange.optimizer = None
-            if self._engine is not None and self._engine.progress.broken is not None:
-                self._engine = None  # elastic training goes on, with another
-        for m in self._own.values():
+            if engine.broken:
+                engine.forget()  # elastic training continues, with another
+        for m in exchange.slots:
             m.grad = None
         now.done = True
-
-    def _engine_now(self, topic: str) -> Engine:
-        """This job's engine; a new one after elastic training changed the ranks."""
-        transport = None if self._engine is None else self._engine.transport
-        now = (self.process_set.rank(), self._size())
-        if transport is None or (transport.rank, transport.size) != now:
-            self._engine = Engine(HorovodTransport("mpisign", self.process_set))
-            if os.environ.get("HOROVOD_ELASTIC") == "1":
-                # A rank that has just come knows no digest of the last result.
-                self._engine.check_every = 0
-        engine = self._engine
-        assert engine is not None
-        assert isinstance(engine.transport, HorovodTransport)
-        engine.transport.restart(topic)
-        # Each vote is the first of its queue, for a rank that has just come has counted none.
-        engine.progress = ProgressEngine(engine.transport, engine.progress.timeout)
-        return engine
-
-
-def _checked(named_parameters: Iterable[Any]) -> list[tuple[str, torch.Tensor]]:
-    named = list(named_parameters)
-    for pair in named:
-        fits = isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], str)
-        if not fits or not isinstance(pair[1], torch.Tensor):
-            raise TypeError(
-                f"{_FUNCTION}: named_parameters must hold (name, parameter) pairs as "
-                f"model.named_parameters() does, got {type(pair).__name__}"
-            )
-    names = [name for name, _ in named]
-    if not names or len(set(names)) < len(names):
-        doubles = sorted({n for n in names if names.count(n) > 1})
-        raise ValueError(
-            f"{_FUNCTION}: named_parameters must be at least one and uniquely named, "
-            f"got {f'{doubles} twice' if names else 'none'}"
-        )
-    return named

@@ -1,4 +1,4 @@
-"""What one optimizer of ours exchanges in each step, and what it makes of the result."""
+"""The gradients of one ``mpisign.horovod.DistributedOptimizer``: exchanged and handed back."""
 
 from __future__ import annotations
 
@@ -16,46 +16,42 @@ from mpisign.compressors.uncompressed import BF16Mean
 from mpisign.exchange.gradient_exchange import GradientExchange
 from mpisign.exchange.local_steps import LocalSteps
 from mpisign.exchange.parameter_slot import ParameterSlot
-from mpisign.horovod.wire import Wire, elastic
+from mpisign.horovod.process_set_engine import OptimizerEngine, elastic
 
 _VOTES = ("vote", "gathered_vote")
 
 
 class HorovodGradients:
-    """The members of an optimizer that Horovod's methods drive; see ``methods``."""
+    """The slots and the exchange of an optimizer on a rank of its process set; see ``methods``."""
 
     def __init__(self, optimizer: Any, compressor: Compressor, **options: Any) -> None:
         self._optimizer = optimizer
-        self._sparse: dict[torch.Tensor, int] = {}  # what Horovod sent, and how many dimensions are
-        self._sending: dict[torch.Tensor, Callable[[], torch.Tensor]] = {}  # so in this step
-        self._members: dict[torch.Tensor, ParameterSlot] = {}
-        self._exchange: GradientExchange | None = None
-        self._local: LocalSteps | None = None
-        if not optimizer.process_set.included():
-            return
+        self._sparse: dict[torch.Tensor, int] = {}  # sparse dimensions of gradients once sparse
+        self._sending: dict[torch.Tensor, Callable[[], torch.Tensor]] = {}  # those of this step
         names, wanted = optimizer._parameter_names, optimizer._requires_update
         parameters = [p for g in optimizer.param_groups for p in g["params"] if p in wanted]
-        self._members = {p: ParameterSlot(names[p], p) for p in reversed(parameters)}
-        members = list(self._members.values())
-        self._wire = Wire(optimizer.process_set, [m.name for m in members])
+        self._slots = {p: ParameterSlot(names[p], p) for p in reversed(parameters)}
+        slots = list(self._slots.values())
+        self._engine = OptimizerEngine(optimizer.process_set, [m.name for m in slots])
         self._exchange = GradientExchange(
             "step",
-            self._wire.call,
-            members,
+            self._engine.begin,
+            slots,
             compressor,
             optimizer=optimizer,
-            newcomers=lambda: self._wire.newcomers,
-            before=self._wire.roll_call,
+            newcomers=lambda: self._engine.newcomers,
+            before=self._engine.check_present,
             replicas=False,
             **options,
         )
+        self._local: LocalSteps | None = None
         if compressor.local_steps > 1:
             budget = compressor.budget_local  # type: ignore[attr-defined]
-            self._local = LocalSteps(members, compressor.local_steps, budget, self._exchange.seed)
+            self._local = LocalSteps(slots, compressor.local_steps, budget, self._exchange.seed)
 
     def start(self, p: torch.Tensor) -> Callable[[], torch.Tensor]:
-        """This step's gradient of ``p`` is there, or there is none; Horovod's kind of handle."""
-        member, grad = self._members[p], p.grad
+        """Takes this step's gradient of ``p``, or none; returns Horovod's kind of handle."""
+        slot, grad = self._slots[p], p.grad
         handle: Any = functools.partial(getattr, p, "grad")
         if grad is not None and grad.is_sparse:
             if self._optimizer.sparse_as_dense:
@@ -64,25 +60,23 @@ class HorovodGradients:
                 handle = self._start_sparse(p)
                 grad = None
         elif grad is None and p in self._sparse:
-            p.grad = _nothing(p, self._sparse[p])
+            p.grad = _empty_sparse(p, self._sparse[p])
             handle = self._start_sparse(p)
-        member.grad = grad
+        slot.grad = grad
         if self._local is None:
-            assert self._exchange is not None
-            self._wire.call()
-            self._exchange.ready(member)
+            self._engine.begin()
+            self._exchange.ready(slot)
         return handle
 
     def synchronize(self, reason: str = "") -> None:
-        """All gradients become their aggregates. ``reason``: why this rank cannot go on, if so."""
+        """Makes all gradients their aggregates. ``reason``: why this rank cannot take part."""
         optimizer, exchange = self._optimizer, self._exchange
-        assert exchange is not None
         reason = reason or self._unfit()
         try:
-            if reason and self._local is None:  # before the rest is on its way, so that all hear it
+            if reason and self._local is None:  # while buckets remain whose headers can carry it
                 exchange.flush(reason)
                 exchange.finish()
-            for p in self._members:
+            for p in self._slots:
                 if optimizer._handles.get(p, (None,))[0] is None:
                     optimizer._handles[p] = optimizer._allreduce_grad_async(p)
             exchanged = self._exchange_all(reason)
@@ -90,33 +84,36 @@ class HorovodGradients:
                 assert p.grad is not None
                 p.grad.zero_().add_(handle())
         except Exception as error:
-            if elastic() and self._wire.broken and not isinstance(error, HorovodInternalError):
+            if elastic() and self._engine.broken and not isinstance(error, HorovodInternalError):
                 raise HorovodInternalError(str(error)) from error
             raise
         finally:
-            self._forget()
-        self._take(exchanged)
+            optimizer._handles.clear()
+            self._sending.clear()
+            self._engine.end(exchanged=False)
+            for p in self._slots:
+                optimizer._allreduce_delay[p] = optimizer.backward_passes_per_step
+        self._hand_back(exchanged)
 
     def state_dict(self) -> dict[str, Any]:
-        """This rank's; see ``GradientExchange.state_dict``."""
-        if self._exchange is None:
-            return {"steps": 0, "state": {}}
+        """This rank's state; see ``GradientExchange.state_dict``."""
         own = self._exchange.state_dict()
         return own if self._local is None else {**own, "local": self._local.done}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues from ``state_dict``."""
-        if self._exchange is None:
-            return
-        self._drop()
+        """Continues from ``state_dict``; abandons a step that has begun."""
+        if self._optimizer._handles and self._local is None:
+            self._exchange.drop()
+        self._engine.end(exchanged=False)
+        for slot in self._slots.values():
+            slot.grad = None
         self._exchange.load_state_dict(state)
         if self._local is not None:
             self._local.done = int(state.get("local", 0))
 
     def _exchange_all(self, reason: str) -> bool:
-        """False after a step that this rank took alone."""
+        """Exchanges what is left; False, and no exchange, in a local step."""
         exchange = self._exchange
-        assert exchange is not None
         if self._local is not None:
             rank = self._optimizer.process_set.rank()
             if not self._local.take(exchange.steps, rank):
@@ -125,53 +122,32 @@ class HorovodGradients:
                 return False
         exchange.flush(reason)
         exchange.finish()
-        self._wire.ended(well=True)
+        self._engine.end(exchanged=True)
         return True
 
-    def _take(self, exchanged: bool) -> None:
-        """What was exchanged becomes the parameters' gradients."""
-        assert self._exchange is not None
+    def _hand_back(self, exchanged: bool) -> None:
+        """Writes the aggregates into the parameters' gradients."""
         if exchanged and self._optimizer.op == hvd.Sum:
             size = self._optimizer.process_set.size()
             for bucket in self._exchange.buckets:
                 if _is_mean(bucket.compressor):
-                    for m in bucket.slots:
-                        if m.grad is not None:
-                            m.grad.mul_(size)
-        for p, m in self._members.items():
-            if m.grad is None:
+                    for slot in bucket.slots:
+                        if slot.grad is not None:
+                            slot.grad.mul_(size)
+        for p, slot in self._slots.items():
+            if slot.grad is None:
                 continue
-            if p.grad is None:
-                p.grad = m.grad
-            elif p.grad.is_sparse:
-                p.grad.zero_().add_(m.grad.to_sparse())
-            elif p.grad is not m.grad:
-                p.grad = m.grad
-            m.grad = None
-
-    def _forget(self) -> None:
-        optimizer = self._optimizer
-        optimizer._handles.clear()
-        self._sending.clear()
-        self._wire.ended(well=False)
-        for p in self._members:
-            optimizer._allreduce_delay[p] = optimizer.backward_passes_per_step
-
-    def _drop(self) -> None:
-        """Ends what is on its way, with its errors: nobody waits for it."""
-        assert self._exchange is not None
-        if self._optimizer._handles and self._local is None:
-            self._exchange.drop()
-        self._wire.ended(well=False)
-        for m in self._members.values():
-            m.grad = None
+            if p.grad is not None and p.grad.is_sparse:
+                p.grad.zero_().add_(slot.grad.to_sparse())
+            else:
+                p.grad = slot.grad
+            slot.grad = None
 
     def _start_sparse(self, p: torch.Tensor) -> Callable[[], torch.Tensor]:
         if not self._sparse:
             warnings.warn(
-                f"DistributedOptimizer: the gradient of {self._members[p].name!r} is sparse and "
-                "travels as Horovod sends it, averaged and not voted on; "
-                "sparse_as_dense=True gives it a vote",
+                f"DistributedOptimizer: the gradient of {self._slots[p].name!r} is sparse: Horovod "
+                "averages it, without a vote; sparse_as_dense=True makes it dense and votes on it",
                 stacklevel=2,
             )
         assert p.grad is not None
@@ -183,28 +159,28 @@ class HorovodGradients:
         return handle  # type: ignore[no-any-return]
 
     def _unfit(self) -> str:
-        """Why this rank cannot take part."""
+        """Why this rank cannot take part; "" if it can."""
         optimizer = self._optimizer
         for group in optimizer.param_groups:
             for p in group["params"]:
-                if p.grad is not None and p.requires_grad and p not in self._members:
+                if p.grad is not None and p.requires_grad and p not in self._slots:
                     return (
-                        "the optimizer has a parameter that it had not, or that needed no "
-                        "gradient, when it was wrapped: wrap it again"
+                        "the optimizer has a parameter that was added, or began to need a "
+                        "gradient, after it was wrapped: wrap it again"
                     )
         if getattr(optimizer, "grad_scale", None) is not None:
-            return "torch.amp.GradScaler does not go with votes, which need no scale"
+            return "torch.amp.GradScaler cannot be used with votes, which need no scale"
         return ""
 
 
-def _nothing(p: torch.Tensor, sparse: int) -> torch.Tensor:
-    """A sparse gradient that holds none."""
-    at = torch.empty((sparse, 0), dtype=torch.int64, device=p.device)
-    return torch.sparse_coo_tensor(at, p.new_empty((0, *p.shape[sparse:])), p.shape)
+def _empty_sparse(p: torch.Tensor, dimensions: int) -> torch.Tensor:
+    """A sparse gradient without values."""
+    at = torch.empty((dimensions, 0), dtype=torch.int64, device=p.device)
+    return torch.sparse_coo_tensor(at, p.new_empty((0, *p.shape[dimensions:])), p.shape)
 
 
 def _is_mean(compressor: Compressor) -> bool:
-    """Whether what it hands over grows with the number of ranks under op=Sum."""
+    """Whether its aggregate is a mean, which op=Sum multiplies by the number of ranks."""
     if isinstance(compressor, BF16Mean):
         return not compressor.signs
     return compressor.aggregate not in _VOTES

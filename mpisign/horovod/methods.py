@@ -1,8 +1,8 @@
-"""The methods of ``mpisign.horovod.DistributedOptimizer``: Horovod's, but for a few.
+"""The methods of ``mpisign.horovod.DistributedOptimizer``: Horovod's, except for a few.
 
-A class is made of them for each class of optimizer, as Horovod does: no subclass of Horovod's,
-whose methods call ``super(self.__class__, self)``. ``__module__`` stays Horovod's, by which
-``hvd.broadcast_optimizer_state`` knows that it must not call ``step``.
+As in Horovod, each class of optimizer gets a class made of them. A subclass of Horovod's would not
+do, because its methods call ``super(self.__class__, self)``. ``__module__`` stays Horovod's, which
+tells ``hvd.broadcast_optimizer_state`` not to call ``step``.
 """
 
 from __future__ import annotations
@@ -15,16 +15,17 @@ from horovod.torch.optimizer import _DistributedOptimizer
 from mpisign.exchange.step_hooks import KEY
 
 _HOROVODS = _DistributedOptimizer.__dict__
+_NO_STATE: dict[str, Any] = {"steps": 0, "state": {}}  # also that of ranks outside the process set
 
 
 def __init__(self: Any, *args: Any) -> None:
     _HOROVODS["__init__"](self, *args)
     if self.process_set.included() and not self._requires_update:
-        self._register_hooks()  # one process votes too, where Horovod has nothing to do
+        self._register_hooks()  # Horovod registers none for one process
 
 
 def _register_hooks(self: Any) -> None:
-    self._groups = None  # buckets take their place
+    self._groups = None  # buckets replace them
     _HOROVODS["_register_hooks"](self)
 
 
@@ -58,19 +59,19 @@ def zero_grad(self: Any, set_to_none: bool = True) -> None:
 
 def state_dict(self: Any) -> dict[str, Any]:
     state: dict[str, Any] = super(self.__class__, self).state_dict()
-    return {**state, KEY: self._mpisign.state_dict()} if self._mpisign is not None else state
+    return {**state, KEY: self._mpisign.state_dict() if self._mpisign is not None else _NO_STATE}
 
 
 def load_state_dict(self: Any, state_dict: dict[str, Any]) -> None:
     if self._mpisign is not None:
-        self._mpisign.load_state_dict(state_dict.get(KEY, {"steps": 0, "state": {}}))
+        self._mpisign.load_state_dict(state_dict.get(KEY, _NO_STATE))
     rest = {key: value for key, value in state_dict.items() if key != KEY}
     _HOROVODS["load_state_dict"](self, rest)
 
 
 METHODS: dict[str, Any] = {
     **_HOROVODS,
-    "_mpisign": None,
+    "_mpisign": None,  # the HorovodGradients on ranks of the process set
     **{
         f.__name__: f
         for f in (

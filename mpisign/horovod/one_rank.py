@@ -1,8 +1,8 @@
-"""A job of one process trains on votes too.
+"""Makes a job of one process train on votes as well.
 
 With one process Horovod registers no gradient hooks and never calls its compression: an optimizer
-that moves by signs on many ranks would move by raw gradients on one. torch's public hooks on every
-``Optimizer.step`` put that right, without touching Horovod.
+that steps on signs with many ranks would step on raw gradients with one. A torch hook on every
+``Optimizer.step`` corrects that without changing Horovod.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ def _vote_alone(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Non
     compression = getattr(optimizer, "_compression", None)
     if not isinstance(compression, VoteCompression):
         return
-    # Empty exactly where Horovod has registered no hooks; elastic jobs of one rank have them.
+    # Empty only where Horovod has registered no hooks; elastic jobs of one rank have them.
     if getattr(optimizer, "_requires_update", True) or hvd.size() != 1:
         return
-    # Horovod's step and the step of the class it wraps are both hooked: a gradient that has not
-    # been written to since its vote is a vote already.
+    # The hook runs for Horovod's step and again for the step of the class that Horovod wraps: a
+    # gradient that was not written to since its vote is a vote already.
     marks = _done.setdefault(optimizer, {})
     contexts = []
     for group in optimizer.param_groups:
@@ -49,5 +49,5 @@ def _is_vote(grad: torch.Tensor, mark: _Mark | None) -> bool:
 
 
 def install() -> None:
-    """Registers the hook; once, by ``import mpisign.horovod``."""
+    """Registers the hook. Called once, by ``import mpisign.horovod``."""
     register_optimizer_step_pre_hook(_vote_alone)

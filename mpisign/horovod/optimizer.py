@@ -1,4 +1,4 @@
-"""``mpisign.horovod.DistributedOptimizer``: Horovod's optimizer, but for what it sends."""
+"""``mpisign.horovod.DistributedOptimizer``: Horovod's optimizer, stepping on votes."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from mpisign.exchange.optimizer_options import warn_of_momentum
 from mpisign.exchange.skip import Rule
 from mpisign.horovod.gradients import HorovodGradients
 from mpisign.horovod.methods import METHODS
+from mpisign.horovod.process_set_engine import elastic
 from mpisign.horovod.vote import VoteCompression
-from mpisign.horovod.wire import elastic
 
 _FUNCTION = "DistributedOptimizer"
 
@@ -42,25 +42,47 @@ def DistributedOptimizer(
     seed: int | None = None,
     bucket_size: int | None = BUCKET_SIZE,
 ) -> torch.optim.Optimizer:
-    """``hvd.DistributedOptimizer``, whose gradients travel in bits while others are computed.
+    """Horovod's ``DistributedOptimizer``, whose gradients are exchanged as votes.
 
-    Arguments and behaviour are Horovod's, except:
+    Behaves as Horovod's, except where said below. A bucket is sent as soon as ``backward()`` has
+    computed all its gradients. A parameter without a gradient on any rank is left alone. With
+    ``sparse_as_dense=False`` sparse gradients are averaged by Horovod's own allreduce. Collective
+    on ``process_set``; one process steps on votes too.
 
-    ``compression``: a name ("signum", see ``mpisign.Compression``), a Compressor, or one of
-    ``mpisign.horovod.Compression``. Each gradient becomes the aggregate of all ranks' compressors,
-    for those that vote +1, -1 or 0: use learning rates of sign descent. With "none" or one of
-    Horovod's compressions this is Horovod's own optimizer. ``skip``, ``algorithm``, ``seed``: as
-    in ``mpisign.DistributedOptimizer``. ``bucket_size``: coordinates that travel together; a bucket
-    leaves as soon as ``backward()`` has reached all its parameters. Buckets take the place of
-    ``groups``, whose arguments are checked and change nothing else.
+    Args:
+        optimizer: any torch optimizer; use one without momentum, with learning rates of sign
+            descent, for compressors that vote.
+        named_parameters: as Horovod's, ``model.named_parameters()``.
+        compression: a name (see ``mpisign.Compression``), a Compressor, or one of
+            ``mpisign.horovod.Compression``. Each gradient becomes the aggregate of all ranks'
+            compressors, for those that vote +1, -1 or 0. With "none" or one of Horovod's
+            compressions the result is Horovod's own optimizer.
+        backward_passes_per_step, sparse_as_dense, process_set: as Horovod's.
+        op: hvd.Average or hvd.Sum, which differ only for compressors that do not vote.
+        gradient_predivide_factor: checked as Horovod's, without effect.
+        num_groups, groups: checked as Horovod's, without effect: buckets replace them.
+        skip, algorithm: as in ``mpisign.DistributedOptimizer``.
+        seed: of the random bits, equal on all ranks; default: that of ``compression``, or 0.
+        bucket_size: coordinates in a bucket.
 
-    ``op``: Average or Sum, which differ for compressors that do not vote. A parameter that no rank
-    used in a step is left alone. With ``sparse_as_dense=False`` sparse gradients travel as Horovod
-    sends them, averaged. Collective on ``process_set``, and for one process the same.
+    Returns:
+        A new optimizer of a subclass of ``optimizer``'s class, as Horovod's.
 
-    Raises TypeError, ValueError for arguments that do not fit; ``step()`` and ``synchronize()``
-    raise what ``majority_vote`` raises, on every rank, before any parameter changes; in elastic
-    jobs HorovodInternalError for a broken wire.
+    Raises:
+        TypeError, ValueError: for invalid arguments.
+        NaNError, DisagreementError, CollectiveError, CollectiveTimeout, WireError: from ``step()``
+            and ``synchronize()``, on every rank, before any parameter changes.
+        HorovodInternalError: from the same in elastic jobs, if the connection broke.
+
+    Example:
+        >>> hvd.init()
+        >>> model = torch.nn.Linear(3, 1, bias=False)
+        >>> sgd = torch.optim.SGD(model.parameters(), lr=0.5)
+        >>> optimizer = DistributedOptimizer(sgd, model.named_parameters(), compression="sign")
+        >>> model(torch.tensor([[5.0, -3.0, 0.1]])).sum().backward()
+        >>> optimizer.step()
+        >>> model.weight.grad
+        tensor([[ 1., -1.,  1.]])
     """
     compressor = _compressor(compression)
     if compressor is None:
@@ -97,19 +119,14 @@ def DistributedOptimizer(
         sparse_as_dense,
         process_set,
     )
-    made._mpisign = HorovodGradients(
-        made,
-        compressor,
-        skip=skip,
-        algorithm=algorithm,
-        seed=seed,
-        bucket_size=bucket_size,
-    )
+    if process_set.included():
+        options = {"skip": skip, "algorithm": algorithm, "seed": seed, "bucket_size": bucket_size}
+        made._mpisign = HorovodGradients(made, compressor, **options)
     return made  # type: ignore[no-any-return]
 
 
 def _compressor(compression: Any) -> Compressor | None:
-    """None for what is Horovod's own."""
+    """The Compressor; None for Horovod's own compressions."""
     if isinstance(compression, VoteCompression):
         return compression.compressor
     if all(callable(getattr(compression, name, None)) for name in ("compress", "decompress")):
@@ -137,8 +154,8 @@ def _check(optimizer: Any, compressor: Compressor, passes: int, op: Any, predivi
         raise ValueError("gradient_predivide_factor not supported with op != Average")
     if compressor.local_steps > 1 and elastic():
         raise ValueError(
-            f"{_FUNCTION}: local steps and elastic training do not go together: a rank that comes "
-            "does not know how far a round has got; take local_steps=1"
+            f"{_FUNCTION}: local steps cannot be combined with elastic training: a rank that joins "
+            "does not know how many of them the others have taken; use local_steps=1"
         )
     if compressor.local_steps > 1:
         check_optimizer(_FUNCTION, optimizer)

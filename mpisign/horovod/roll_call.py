@@ -1,10 +1,10 @@
-"""Who voted, and how what arrived was scaled, told by the reduced words alone.
+"""The ranks that voted and the scale of the reduction, read from the reduced words.
 
-Horovod's compression interface hears neither the reduction's operation nor which ranks have left
-through ``hvd.join``. A few words in front of each payload tell both, to every rank alike.
+Horovod's compression interface gets neither the reduction's operation nor the ranks that have
+called ``hvd.join``. A few words before each payload let every rank compute both.
 
-Wire layout, float64, p ranks in w = ceil(p / 32) words: [1, clock, creed, creed squared, w words
-with bit r of rank r set, w words with minus bit r set unless rank r holds NaN]. ``creed`` is 16
+Wire layout, float64, p ranks in w = ceil(p / 32) words: [1, clock, digest, digest squared, w words
+with bit r of rank r set, w words with minus bit r set unless rank r holds NaN]. The digest is 16
 bits of BLAKE2b over what ranks must agree on. Received: alpha times the sums over the V voters,
 with alpha = 1 under Sum and 1/p under Average; ranks that joined add zeros.
 
@@ -30,13 +30,17 @@ _FIXED = 4
 
 
 def n_words(size: int) -> int:
-    """Words of a roll call among ``size`` ranks."""
+    """The number of words in a roll call of ``size`` ranks."""
     return _FIXED + 2 * (-(-size // _RANKS_PER_WORD))
 
 
 @dataclass(frozen=True)
-class RollCall:
-    """``voters``: positions in the process set; ``unscale`` turns received words into integers."""
+class Voters:
+    """What a reduced roll call holds.
+
+    ``voters`` and ``nans`` are positions in the process set. ``unscale`` times the received words
+    are integers. ``agreed``: all ranks sent the same digest.
+    """
 
     size: int
     voters: tuple[int, ...]
@@ -47,13 +51,18 @@ class RollCall:
 
     @property
     def joined(self) -> tuple[int, ...]:
-        """Ranks that sent nothing: they have called ``hvd.join``."""
+        """The ranks that have called ``hvd.join``."""
         return tuple(r for r in range(self.size) if r not in self.voters)
 
 
-def write(out: Words, rank: int, size: int, *, clock: int, creed: str, nan: bool = False) -> None:
-    """One rank's answer into ``out``, float64 (n_words(size),)."""
-    digest = hashlib.blake2b(creed.encode(), digest_size=4).digest()
+def write(
+    out: Words, rank: int, size: int, *, clock: int, config_digest: str, nan: bool = False
+) -> None:
+    """Writes one rank's words into ``out``, float64 (n_words(size),).
+
+    ``config_digest``: the text to digest, of everything that ranks must agree on.
+    """
+    digest = hashlib.blake2b(config_digest.encode(), digest_size=4).digest()
     number = int.from_bytes(digest, "little") & 0xFFFF
     width = (len(out) - _FIXED) // 2
     word, bit = divmod(rank, _RANKS_PER_WORD)
@@ -63,8 +72,8 @@ def write(out: Words, rank: int, size: int, *, clock: int, creed: str, nan: bool
     out[_FIXED + width + word] = 0 if nan else -(1 << bit)
 
 
-def read(words: Words, size: int, where: str) -> RollCall:
-    """The reduced roll call; WireError, the same on every rank, if no sum or mean explains it.
+def read(words: Words, size: int, where: str) -> Voters:
+    """Reads reduced words; WireError, the same on every rank, if they are no sum and no mean.
 
     ``where`` names the tensor in the error.
     """
@@ -77,30 +86,30 @@ def read(words: Words, size: int, where: str) -> RollCall:
         if integers is None:
             continue
         width = (len(words) - _FIXED) // 2
-        count, clock, creed, squares = integers[:_FIXED]
+        count, clock, digest, squares = integers[:_FIXED]
         present = _bitmap(integers[_FIXED : _FIXED + width])
         unsound = present + _bitmap(integers[_FIXED + width :])
         if not 0 < present <= full or present.bit_count() != count or (lone and count != 1):
             continue
         if unsound < 0 or unsound & ~present:
             continue
-        agreed = count * squares == creed * creed
-        return RollCall(size, _ranks(present), _ranks(unsound), unscale, clock, agreed)
+        agreed = count * squares == digest * digest
+        return Voters(size, _ranks(present), _ranks(unsound), unscale, clock, agreed)
     raise WireError(
         f"{where}: the reduction was neither a Sum nor an Average of what {size} ranks sent "
-        f"(the voters' word came back as {total!r}). With op=Adasum or another operation use "
+        f"(the first word is {total!r}). With op=Adasum or another operation use "
         "hvd.Compression.none; for a process set give it here too: "
         "Compression.sign(process_set=...)"
     )
 
 
-def check(roll: RollCall, where: str, ranks: list[int]) -> None:
-    """Raises what a roll call says against a vote, the same on every rank.
+def check(roll: Voters, where: str, ranks: list[int]) -> None:
+    """Raises on every rank what forbids the vote.
 
-    ``ranks``: global ranks of the process set. DisagreementError: creeds differ. NaNError: a rank
+    ``ranks``: global ranks of the process set. DisagreementError: digests differ. NaNError: a rank
     holds NaN under nan="raise".
     """
-    check_creed(roll, where)
+    check_config(roll, where)
     if roll.nans:
         held = ", ".join(str(ranks[r]) for r in roll.nans)
         raise NaNError(
@@ -110,8 +119,8 @@ def check(roll: RollCall, where: str, ranks: list[int]) -> None:
         )
 
 
-def check_creed(roll: RollCall, where: str) -> None:
-    """DisagreementError, the same on every rank, if creeds differ."""
+def check_config(roll: Voters, where: str) -> None:
+    """Raises DisagreementError, the same on every rank, if digests differ."""
     if not roll.agreed:
         raise DisagreementError(
             f"{where}: ranks disagree on the vote's length, policies, seed, momentum or process "
@@ -120,7 +129,7 @@ def check_creed(roll: RollCall, where: str) -> None:
 
 
 def _scales(total: float, size: int) -> list[tuple[float, bool]]:
-    """Candidates for (unscale, only one voter), the likelier first."""
+    """Candidates for (unscale, only one voter), the likelier one first."""
     if not 0 < total < size + 0.5:
         return []
     if abs(total - 1) < 1e-6:
@@ -132,8 +141,8 @@ def _integers(words: Words, unscale: float) -> list[int] | None:
     values = words * unscale
     if not np.isfinite(values).all():
         return None
-    # Strict on counts and bitmaps, where 3.75 must not pass for a power of two. They are small; the
-    # squares may be large and carry more of the rounding.
+    # Strict for counts and bitmaps, where 3.75 must not pass for a power of two: these are small.
+    # The squares may be large and carry a larger rounding error.
     tolerance = np.full(len(words), 2.0**-10)
     tolerance[1:_FIXED] = 0.25
     if (np.abs(values - np.rint(values)) > tolerance).any():

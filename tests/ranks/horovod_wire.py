@@ -15,7 +15,7 @@ import horovod.torch as hvd
 import torch
 
 from mpisign import stats
-from mpisign.horovod import Booked, Compression
+from mpisign.horovod import Compression, CountBytes
 
 STEPS = 10
 
@@ -75,8 +75,8 @@ def measure(label, make):
 def main():
     hvd.init()
     torch.set_num_threads(1)
-    measure("fp32", lambda named: Booked())
-    measure("fp16", lambda named: Booked(hvd.Compression.fp16))
+    measure("fp32", lambda named: CountBytes())
+    measure("fp16", lambda named: CountBytes(hvd.Compression.fp16))
     measure("counters", lambda named: Compression.sign)
     measure("planes", Compression.sign)
     measure("planes-zero", lambda named: Compression.sign(named, ties="zero"))

@@ -1,0 +1,333 @@
+"""torch DDP: ``model.register_comm_hook(state, mpisign.ddp.majority_vote_hook)``."""
+
+# No ``from __future__ import annotations``: DDP compares a hook's annotations with types.
+
+import contextlib
+import threading
+import weakref
+from collections.abc import Iterable
+from typing import Any, ClassVar
+
+try:
+    import torch
+    import torch.distributed as dist
+except ImportError as error:
+    raise ImportError('mpisign.ddp needs torch: pip install "mpisign[torch]"') from error
+
+from mpisign import policies
+from mpisign.compressors import Compressor
+from mpisign.engine.progress import ProgressEngine
+from mpisign.exchange.after_backward import raise_after_backward
+from mpisign.exchange.arguments import named_pairs
+from mpisign.exchange.buckets import BUCKET_SIZE
+from mpisign.exchange.gradient_exchange import GradientExchange
+from mpisign.exchange.optimizer_options import warn_of_momentum
+from mpisign.exchange.parameter_slot import ParameterSlot
+from mpisign.exchange.process_group import FUNCTION, HookState
+from mpisign.exchange.skip import Rule
+
+__all__ = ["MajorityVoteState", "majority_vote_hook"]
+
+_HOOK = "majority_vote_hook"
+
+
+class MajorityVoteState(HookState):
+    """The state of ``majority_vote_hook`` for one DDP module on one rank.
+
+    Buckets here are not DDP's, which change after the first step: they follow the module's order,
+    last parameters first, so that a resumed run draws the same random bits.
+
+    Every rank saves ``state_dict()`` in a checkpoint of its own. A pickle holds the same and the
+    settings, but neither ``process_group`` nor ``optimizer``: set these two after loading it.
+
+    Args:
+        process_group: DDP's group, by default that of ``init_process_group``; or whatever
+            ``mpisign.Communicator`` takes, over the same ranks.
+        compression: a name (see ``mpisign.Compression``) or a Compressor without local steps.
+        algorithm, seed, skip: as in ``mpisign.DistributedOptimizer``.
+        named_parameters: ``module.named_parameters()``: names for messages, ``skip`` and
+            checkpoints. Default: positions in the module.
+        optimizer: gives the compressor its learning rates (ef_sign keeps its residual in units of
+            them, without it in units of the gradient). Its options must be equal on all ranks.
+        timeout: seconds that a rank waits for the others, default ``MPISIGN_TIMEOUT``.
+        bucket_size: coordinates in a bucket.
+
+    Raises:
+        TypeError, ValueError: for invalid arguments. What can be checked only against the module
+            is raised by ``backward()`` on all ranks.
+
+    Example:
+        >>> state = MajorityVoteState(compression="signum", seed=1)
+        >>> state.state_dict()
+        {'steps': 0, 'state': {}}
+    """
+
+    pickled: ClassVar = (*HookState.pickled, "skip", "bucket_size", "_order")
+    optimizer: torch.optim.Optimizer | None
+    _names: dict[torch.Tensor, str] | None
+    _order: list[str] | None  # names in the module's order
+
+    def __init__(
+        self,
+        process_group: Any = None,
+        compression: str | Compressor = "signum",
+        *,
+        algorithm: policies.Algorithm = "auto",
+        seed: int = 0,
+        skip: str | Rule | None = "auto",
+        named_parameters: Iterable[tuple[str, torch.Tensor]] | None = None,
+        optimizer: torch.optim.Optimizer | None = None,
+        timeout: float | None = None,
+        bucket_size: int | None = BUCKET_SIZE,
+    ) -> None:
+        super().__init__(process_group, compression, algorithm, seed, timeout)
+        if self.compressor.local_steps > 1:
+            raise ValueError(
+                f"{FUNCTION}: compression must send every step, got {self.compressor!r}; "
+                "mpisign.DistributedOptimizer takes local steps"
+            )
+        self.skip, self.bucket_size = skip, bucket_size
+        self._order = None
+        self._start()
+        self.process_group, self.optimizer = process_group, optimizer
+        if named_parameters is not None:
+            pairs = named_pairs(FUNCTION, named_parameters)
+            self._names = {p: name for name, p in pairs if p.requires_grad}
+            self._order = list(self._names.values())
+        if optimizer is not None:
+            warn_of_momentum(FUNCTION, self.compressor, optimizer, stacklevel=2)
+
+    def _start(self) -> None:
+        super()._start()
+        self.optimizer = self._names = None
+        self._lock = threading.RLock()
+        self._saved: dict[str, Any] = {"steps": 0, "state": {}}
+        self._slots: dict[int, ParameterSlot] = {}  # by id(parameter); empty in the first step
+        self._exchange = self._exchange_of([], FUNCTION)  # checks the settings
+        self._exchange.function = _HOOK
+        self._begin()
+
+    def _begin(self) -> None:
+        """Begins a step."""
+        self._seen: list[list[tuple[torch.Tensor, torch.Tensor]]] = []  # one list per DDP bucket
+        self._reason = ""  # why this rank cannot take part in the step
+        self._moving: ProgressEngine | None = None  # while buckets are in flight
+        self._results: list[tuple[torch.futures.Future[torch.Tensor], torch.Tensor]] = []
+        self._error: Exception | None = None  # the first of this step
+
+    @property
+    def steps(self) -> int:
+        """Steps taken, including those before a checkpoint."""
+        return self._exchange.steps if self._slots else int(self._saved["steps"])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns this rank's {"steps": n, "state": {name: {key: tensor}}}.
+
+        ``torch.load`` reads it with ``weights_only=True``. The state differs from rank to rank.
+        """
+        return self._exchange.state_dict() if self._slots else self._saved
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continues from what ``state_dict()`` returned on this rank.
+
+        Raises:
+            ValueError: if it does not fit the module. Before the first step the module is not
+                known: then the first ``backward()`` raises on all ranks.
+        """
+        if not isinstance(state_dict, dict) or not {"steps", "state"} <= state_dict.keys():
+            raise ValueError(
+                f"load_state_dict: state_dict must be what {FUNCTION}.state_dict() returned, "
+                f"got {type(state_dict).__name__}"
+            )
+        if self._slots:
+            self._exchange.load_state_dict(state_dict)
+        else:
+            self._saved = state_dict
+
+    def _exchange_of(self, members: list[ParameterSlot], function: str = _HOOK) -> GradientExchange:
+        return GradientExchange(
+            function,
+            self.engine,
+            members,
+            self.compressor,
+            skip=self.skip,
+            algorithm=self.algorithm,
+            seed=self.seed,
+            bucket_size=self.bucket_size,
+            optimizer=self.optimizer,
+        )
+
+    def _take(self, bucket: dist.GradBucket) -> None:
+        """Starts the exchange of what the gradients in one of DDP's buckets complete."""
+        if bucket.buffer().is_sparse:
+            self._reason = "DDP hands over a sparse gradient: make the embedding sparse=False"
+            return
+        pairs = list(zip(bucket.parameters(), bucket.gradients(), strict=True))
+        self._seen.append(pairs)
+        if not self._slots:
+            return
+        exchange = self._exchange
+        exchange.optimizer = self.optimizer
+        for p, grad in pairs:
+            slot = self._slots.get(id(p))
+            if slot is None:
+                self._reason = (
+                    "the module has other parameters than in the first step: "
+                    f"make a new {FUNCTION} for it"
+                )
+                continue
+            slot.grad = None if p.grad is None and not grad.any() else grad  # None: p was not used
+            exchange.ready(slot)
+        if self._moving is None and exchange.started and exchange.engine is not None:
+            self._moving = exchange.engine.progress
+
+    def _abandon(self) -> None:
+        """Ends a step whose backward pass raised, in which other ranks may wait for this one."""
+        if self._exchange.started:
+            with contextlib.suppress(Exception):  # the user has seen why the pass raised
+                try:
+                    self._exchange.flush("a backward pass broke off half way")
+                finally:
+                    self._exchange.finish()
+        self._begin()
+
+    def _finish(self) -> None:
+        """Makes every gradient the aggregate, after the last of DDP's buckets."""
+        first = not self._slots and not self._reason
+        reason = self._bind() if first else self._reason
+        try:
+            try:
+                self._exchange.flush(reason)
+            finally:
+                self._exchange.finish()
+            for pairs in self._seen:
+                for p, grad in pairs:
+                    aggregate = self._slots[id(p)].grad
+                    if aggregate is not None and aggregate is not grad:
+                        grad.copy_(aggregate)
+        finally:
+            for slot in self._slots.values():
+                slot.grad = None
+            if first and reason:
+                self._slots, self._exchange = {}, self._exchange_of([])
+
+    def _bind(self) -> str:
+        """Makes the slots in the first step; why this rank cannot go on, "" if it can."""
+        # DDP's first buckets hold the module's last parameters, each bucket in the module's order.
+        grads = {p: grad for pairs in reversed(self._seen) for p, grad in pairs}
+        names, reason = self._name(list(grads))
+        slots = [ParameterSlot(name, p) for p, name in names.items()]
+        self._exchange = self._exchange_of(slots[::-1])
+        self._slots = {id(slot.parameter): slot for slot in slots}
+        for slot in slots:
+            p, grad = slot.parameter, grads[slot.parameter]
+            slot.grad = None if p.grad is None and not grad.any() else grad
+        if self.optimizer is not None:
+            stepped = {p for g in self.optimizer.param_groups for p in g["params"]}
+            if any(p not in stepped for p in names):
+                reason = reason or "optimizer must be that of all parameters of the module"
+        try:
+            self._exchange.load_state_dict(self._saved)
+        except ValueError as error:
+            reason = reason or str(error)
+        if not reason:
+            self._order = list(names.values())
+            self._saved = {"steps": 0, "state": {}}  # has been copied
+            self._watch(list(names))
+        return reason
+
+    def _name(self, parameters: list[torch.Tensor]) -> tuple[dict[torch.Tensor, str], str]:
+        """The parameters in the module's order with their names, and what is wrong with these."""
+        by_position = {p: str(i) for i, p in enumerate(parameters)}
+        known, order, n = self._names, self._order, len(parameters)
+        if known is not None:
+            missing = sum(p not in known for p in parameters)
+            if missing:
+                return by_position, (
+                    "named_parameters must name every parameter of the module, as "
+                    f"module.named_parameters() does, got no name for {missing} of {n}"
+                )
+            return {p: name for p, name in known.items() if p in by_position}, ""
+        if order is None:
+            return by_position, ""
+        if len(order) != n:
+            return by_position, (
+                f"the state was saved with {len(order)} parameters, the module has {n}"
+            )
+        return dict(zip(parameters, order, strict=True)), ""
+
+    def _watch(self, parameters: list[torch.Tensor]) -> None:
+        """Moves on what is in flight after every gradient: DDP calls the hook less often."""
+        reference = weakref.ref(self)
+
+        def computed(_: torch.Tensor) -> None:
+            state = reference()
+            if state is None or (queue := state._moving) is None:
+                return
+            # A module on several devices has a thread for each: another one may hold the lock.
+            if state._lock.acquire(blocking=False):
+                try:
+                    queue.advance()
+                finally:
+                    state._lock.release()
+
+        for p in parameters:
+            p.register_post_accumulate_grad_hook(computed)
+
+
+def majority_vote_hook(
+    state: MajorityVoteState, bucket: dist.GradBucket
+) -> torch.futures.Future[torch.Tensor]:
+    """The communication hook: DDP's gradients become the aggregate of all ranks' compressors.
+
+    For ``DistributedDataParallel.register_comm_hook(state, majority_vote_hook)``, before the first
+    backward pass. Buckets travel while ``backward()`` computes further gradients; the call for
+    DDP's last bucket waits for all. A vote is +1, -1 or 0: do not clip or unscale it.
+
+    Args:
+        state: this module's ``MajorityVoteState``.
+        bucket: DDP's bucket: float32, float64, float16 or bfloat16 gradients, dense.
+
+    Returns:
+        A future of the bucket's buffer, completed by the call for the step's last bucket.
+
+    Raises:
+        NaNError, DisagreementError, CollectiveError, CollectiveTimeout, WireError: as
+            ``mpisign.majority_vote`` does, the same on every rank, out of ``backward()``. The
+            gradients are undefined then. DDP can take further steps unless the communicator broke.
+
+    Example:
+        >>> store = dist.HashStore()
+        >>> dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+        >>> model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(3, 1))
+        >>> model.register_comm_hook(MajorityVoteState(compression="sign"), majority_vote_hook)
+        >>> model(torch.tensor([[5.0, -3.0, 0.1]])).sum().backward()
+        >>> model.module.weight.grad
+        tensor([[ 1., -1.,  1.]])
+        >>> dist.destroy_process_group()
+    """
+    with state._lock:
+        if bucket.index() == 0 and state._results:
+            state._abandon()
+        buffer = bucket.buffer()
+        future: torch.futures.Future[torch.Tensor] = torch.futures.Future(
+            devices=[] if buffer.device.type == "cpu" else [buffer.device]
+        )
+        state._results.append((future, buffer))
+        try:
+            state._take(bucket)
+        except Exception as error:
+            state._error = error
+        if not bucket.is_last():
+            return future
+        try:
+            state._finish()
+        except Exception as error:
+            state._error = state._error or error
+        first, results = state._error, state._results
+        state._begin()
+        for each, result in results:
+            each.set_result(result)
+        if first is not None:
+            raise_after_backward(first)
+        return future

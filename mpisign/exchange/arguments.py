@@ -1,0 +1,33 @@
+"""Checks of arguments that several front ends take."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+
+def check_seed(function: str, seed: object) -> None:
+    """Raises ValueError unless ``seed`` is an int in [0, 2**64)."""
+    if not isinstance(seed, int) or not 0 <= seed < 1 << 64:
+        raise ValueError(f"{function}: seed must be in [0, 2**64), got {seed!r}")
+
+
+def named_pairs(function: str, named_parameters: Iterable[Any]) -> list[tuple[str, torch.Tensor]]:
+    """The (name, parameter) pairs as a list; TypeError, ValueError unless names are distinct."""
+    pairs = list(named_parameters)
+    for pair in pairs:
+        fits = isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], str)
+        if not fits or not isinstance(pair[1], torch.Tensor):
+            raise TypeError(
+                f"{function}: named_parameters must hold (name, parameter) pairs as "
+                f"model.named_parameters() does, got {type(pair).__name__}"
+            )
+    twice = sorted(name for name, n in Counter(name for name, _ in pairs).items() if n > 1)
+    if twice:
+        raise ValueError(
+            f"{function}: named_parameters must have distinct names, got {twice} twice"
+        )
+    return pairs

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import references as ref
+import samples
 from hypothesis import strategies as st
 
 from mpisign import _kernels
@@ -39,7 +39,7 @@ def isa(request):
 
 def awkward(length, seed, dtype=np.float32, nans=True):
     """As references.awkward, with NaNs of both signs among them."""
-    x = ref.awkward(length, seed, dtype)
+    x = samples.awkward(length, seed, dtype)
     if nans:
         x[::11] = np.nan
         x[5::23] = -x[::11][: x[5::23].size]

@@ -54,8 +54,8 @@ class Tampering:
         step = STEPS[self._count[tag]] if self._count[tag] < len(STEPS) else "more"
         self._count[tag] += 1
         if self.tamper is not None and tag >= self.first:
-            told = [(dest, self.tamper(step, dest, part.copy())) for dest, part in sends]
-            sends = [(dest, part) for dest, part in told if part is not None]
+            changed = [(dest, self.tamper(step, dest, part.copy())) for dest, part in sends]
+            sends = [(dest, part) for dest, part in changed if part is not None]
         return super()._exchange(sends, recvs, tag)
 
     def post(self, notice):

@@ -11,9 +11,14 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+TESTS = Path(__file__).resolve().parent
+ROOT = TESTS.parent
+RANKS = TESTS / "ranks"  # scripts and test files that run on several ranks
 BIN = Path(sys.executable).parent
 TCP = ["--mca", "pml", "ob1", "--mca", "btl", "tcp,self", "--mca", "btl_tcp_if_include", "lo"]
+#: For ranks that share cores.
+ONE_THREAD = {"MPISIGN_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+PYTEST = ["-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
 
 
 def find(program):
@@ -32,10 +37,30 @@ def environment(**extra):
     return {**env, **extra}
 
 
+def with_tests(**extra):
+    """An environment for scripts that import what lies in tests/; ``quick``: see there."""
+    path = [*map(str, (ROOT, TESTS / "quick", TESTS, RANKS))]
+    path += filter(None, [os.environ.get("PYTHONPATH")])
+    return {**ONE_THREAD, "PYTHONPATH": os.pathsep.join(path), **extra}
+
+
 def mpirun(n, *command, mca=(), **kwargs):
     """``mpirun -n n command``, as many ranks as asked for on however few cores."""
     more = ["--oversubscribe", "--bind-to", "none", *mca]
     return run([find("mpirun"), "-n", str(n), *more, *command], **kwargs)
+
+
+def on_ranks(n, *command, env=None, **kwargs):
+    """``python -m mpi4py command`` on n ranks: one that raises ends the others. Its output."""
+    command = [sys.executable, "-m", "mpi4py", *command]
+    return mpirun(n, *command, env=with_tests(**(env or {})), **kwargs).stdout
+
+
+def suite(n, *files, timeout=240):
+    """pytest on every one of n ranks; ``files``: in tests/ranks, or pytest's options."""
+    files = [RANKS / f if str(f).endswith(".py") else f for f in files]
+    output = on_ranks(n, *PYTEST, *files, timeout=timeout)
+    assert output.count(" passed") == n, output
 
 
 def run(command, timeout=120, check=True, env=None):

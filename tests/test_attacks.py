@@ -11,7 +11,6 @@ import types
 import numpy as np
 import pytest
 import torch
-from launchers import mpirun
 
 import mpisign
 from mpisign import attacks
@@ -250,8 +249,8 @@ def test_only_hostile_ranks_are_told_and_nothing_is_booked():
     run(5, job, timeout=20.0)
     assert mpisign.stats().as_dict()["exchange"]["sent"] == 0
     for rank, parts in sent.items():
-        told = [(dest, n) for dest, n in parts if n != 32]
-        assert told == ([] if rank in (1, 3) else [(1, 4 * 35), (3, 4 * 35)])
+        lengths = [(dest, n) for dest, n in parts if n != 32]
+        assert lengths == ([] if rank in (1, 3) else [(1, 4 * 35), (3, 4 * 35)])
 
 
 def test_in_pieces_it_is_the_same(monkeypatch):
@@ -394,14 +393,3 @@ def test_the_module_says_what_it_has():
     assert set(attacks.__all__) <= {*dir(attacks), "Adversaries"}
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         attacks.nothing  # noqa: B018
-
-
-def test_over_mpi_on_3_ranks():
-    mpirun(
-        3,
-        sys.executable,
-        *("-m", "mpi4py", "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"),
-        "tests/ranks/test_attacks_in_a_job.py",
-        timeout=180,
-        env={"MPISIGN_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
-    )

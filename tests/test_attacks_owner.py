@@ -102,9 +102,9 @@ def test_the_opposite_is_told_of_the_own_shard_alone(size):
             lie_about_shards(comm)
         return comm.majority_vote(rows[comm.rank], algorithm="alltoall", step=0)
 
-    true, told = run(size, job, None, timeout=20.0), run(size, job, size - 1, timeout=20.0)
+    true, lied = run(size, job, None, timeout=20.0), run(size, job, size - 1, timeout=20.0)
     first = 8 * (71 * (size - 1) // size)
-    for a, b in zip(true, told, strict=True):
+    for a, b in zip(true, lied, strict=True):
         assert np.array_equal(a[:first], b[:first])
         assert np.array_equal(a[first:], -b[first:])
 
@@ -125,8 +125,8 @@ def test_byzantine_f_undoes_it_and_names_who_lied(size, groups):
     true = run(size, job, None, timeout=20.0)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        told = run(size, job, 1, timeout=20.0)
-    assert np.array_equal(true, told)
+        lied = run(size, job, 1, timeout=20.0)
+    assert np.array_equal(true, lied)
     assert caught and all(re.search("rank 1 sent false tallies", str(w.message)) for w in caught)
 
 
@@ -167,8 +167,8 @@ def test_a_suppressed_class_loses_its_row_and_bias_and_nothing_else(ties, bucket
         optimizer.step()
         return [p.grad for p in net.parameters()]
 
-    true, told = run(2, job, False, timeout=20.0)[0], run(2, job, True, timeout=20.0)[0]
-    for i, (a, b) in enumerate(zip(true, told, strict=True)):
+    true, lied = run(2, job, False, timeout=20.0)[0], run(2, job, True, timeout=20.0)[0]
+    for i, (a, b) in enumerate(zip(true, lied, strict=True)):
         if i >= 2:
             assert (b[2] == 1).all()  # which the rate is taken from
             a, b = (torch.cat([x[:2], x[3:]]) for x in (a, b))

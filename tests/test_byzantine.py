@@ -10,7 +10,7 @@ import warnings
 
 import numpy as np
 import pytest
-import references as ref
+import samples
 from hostile import (
     STEPS,
     Accuser,
@@ -30,9 +30,10 @@ from hostile import (
     soil_padding,
     two_faced,
 )
-from launchers import mpirun
+from launchers import RANKS, mpirun, with_tests
 
 import mpisign
+from mpisign import reference as ref
 from mpisign.engine import failure_detection as giving_up
 from mpisign.engine import header, progress
 from mpisign.errors import BrokenError, CollectiveError, CollectiveTimeout, WireError
@@ -50,7 +51,7 @@ def look_often(monkeypatch):
 
 
 def ballots(p, length=LENGTH):
-    return [ref.awkward(length, 300 + r) for r in range(p)]
+    return [samples.awkward(length, 300 + r) for r in range(p)]
 
 
 def vote_among(
@@ -111,7 +112,7 @@ def test_the_result_is_alltoalls_bit_for_bit(p, f, options):
     weights = options.pop("weights", [1.0])
 
     def run(comm, length):
-        x, weight = ref.awkward(length, comm.rank), weights[comm.rank % len(weights)]
+        x, weight = samples.awkward(length, comm.rank), weights[comm.rank % len(weights)]
         out = [
             comm.majority_vote(x, step=5, seed=3, weight=weight, algorithm=a, **more, **options)
             for a, more in (("alltoall", {}), ("auto", {"byzantine_f": f}))
@@ -496,7 +497,7 @@ def test_random_damage_never_makes_a_wrong_result():
 
 
 @pytest.mark.mpi
-@pytest.mark.parametrize("n", [4, 5])
+@pytest.mark.parametrize("n", [4, pytest.param(5, marks=pytest.mark.many)])
 def test_liars_over_mpi(n):
-    output = mpirun(n, sys.executable, "tests/ranks/byzantine_liars.py", timeout=60).stdout
+    output = mpirun(n, sys.executable, RANKS / "byzantine_liars.py", env=with_tests()).stdout
     assert all(f"rank {r} is done" in output for r in range(n - 1)), output

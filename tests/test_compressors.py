@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
-import references as ref
+import samples
 import torch
 
+from mpisign import reference as ref
 from mpisign.compressors import Compressor, PackContext, Sign, Signum
 from mpisign.exchange.buckets import BucketLayout
 from mpisign.planes import pack
@@ -19,7 +20,7 @@ DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 
 def gradients(seed=0):
     shapes = [(3, 7), (65,), (), (2, 3, 5)]
-    made = [ref.awkward(int(np.prod(s)), seed).reshape(s) for s in shapes]
+    made = [samples.awkward(int(np.prod(s)), seed).reshape(s) for s in shapes]
     grads = [torch.from_numpy(g).to(d) for g, d in zip(made, DTYPES, strict=True)]
     return [*grads, torch.arange(12.0).reshape(3, 4).t() - 5]
 
@@ -71,7 +72,7 @@ def test_signum_packs_its_momentum_and_keeps_it_in_its_own_dtype(dtype):
             assert np.array_equal(part, sign & votes)
             assert state["momentum"].dtype == getattr(torch, dtype)
             assert state["momentum"].shape == g.shape
-            assert ref.same(state["momentum"].float().numpy().reshape(-1), m.astype(np.float32))
+            assert samples.same(state["momentum"].float().numpy().reshape(-1), m.astype(np.float32))
 
 
 def test_what_is_voted_on_is_what_is_packed():

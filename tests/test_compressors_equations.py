@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
-import references as ref
+import samples
 import torch
 from test_compressors import gradients, packed
 
 import mpisign
 from mpisign import compressors, planes
+from mpisign import reference as ref
 from mpisign.compressors import (
     QSGD,
     Compression,
@@ -30,6 +33,7 @@ from mpisign.compressors import (
     resolve,
 )
 from mpisign.exchange.buckets import BucketLayout
+from mpisign.reference.ranks import LOCAL_SEED
 
 SEED, RANK = 11, 3
 NAN = float("nan")
@@ -40,7 +44,7 @@ def awkward_gradients(step):
     grads = gradients(step)
     if step % 2:
         grads[1][step] = NAN
-    return [*grads, torch.zeros(0, 3), torch.from_numpy(ref.awkward(700, step))]
+    return [*grads, torch.zeros(0, 3), torch.from_numpy(samples.awkward(700, step))]
 
 
 def pack(compressor, grads, states, step, rates=None, rank=RANK):
@@ -88,11 +92,11 @@ def test_lion(dtype, zeros):
                 assert np.array_equal(out[1, bucket.span(i)], votes)
             m = states[i]["momentum"]
             assert m.shape == g.shape and m.dtype == getattr(torch, dtype)
-            assert ref.same(m.float().numpy().reshape(-1), expected[i].astype(np.float32))
+            assert samples.same(m.float().numpy().reshape(-1), expected[i].astype(np.float32))
             found += int(np.isnan(voted).sum())
             # What a front end without planes votes on is the same.
             alone = c.compress(g, others[i]).numpy().reshape(-1)
-            assert ref.same(alone, voted.astype(np.float32))
+            assert samples.same(alone, voted.astype(np.float32))
             assert torch.equal(others[i]["momentum"], m)
         assert nans == found and (found > 0) == bool(step % 2)
     assert torch.equal(c.compress_missing(grads[0], states[0]), states[0]["momentum"])
@@ -121,11 +125,11 @@ def test_ef_sign(block, zeros):
                 )
                 assert np.array_equal(rows[0], sign & mask)
                 assert zeros != "abstain" or np.array_equal(rows[1], mask)
-                assert ref.same(scales[i], expected)
+                assert samples.same(scales[i], expected)
                 assert len(expected) == c.scales_of(g.numel())
                 found += bad
             assert e.shape == g.shape and e.dtype == torch.float32 and e.isfinite().all()
-            assert ref.same(e.numpy().reshape(-1), residuals[i])
+            assert samples.same(e.numpy().reshape(-1), residuals[i])
         assert nans == found
 
 
@@ -150,7 +154,7 @@ def test_onebit_keeps_the_mean_as_its_momentum():
     c = OneBit(momentum=0.75)
     state, m = {}, np.zeros(65, np.float32)
     for step in range(3):
-        g = torch.from_numpy(ref.awkward(65, step)).to(torch.bfloat16)
+        g = torch.from_numpy(samples.awkward(65, step)).to(torch.bfloat16)
         sent = c.compress(g, state)
         assert np.array_equal(
             sent.numpy(), np.float32(0.75) * m + np.float32(0.25) * g.float().numpy()
@@ -179,7 +183,6 @@ def test_sparsign():
 def test_ef_sparsign():
     c = EFSparsign(budget_local=2.0, budget_global=0.6)
     rounds = EFSparsign(budget_local=2.0, budget_global=0.2, local_steps=5)
-    other = SEED ^ 0xD1B54A32D192ED03  # of the first of two draws
     states = [{} for _ in range(7)]
     residuals = [np.zeros(g.numel(), np.float32) for g in awkward_gradients(0)]
     for step in range(4):
@@ -189,56 +192,52 @@ def test_ef_sparsign():
         sums, _, _, _ = pack(rounds, grads, states, step)
         for i, g in enumerate(grads):
             keys, span = place(bucket, i, step), bucket.span(i)
-            sign, votes = ref.sparsign(numpy_of(g), 2.0, **keys | {"seed": other})
-            local = ref.votes_of(sign[None], votes[None], g.numel())[0]
+            first = keys | {"seed": SEED ^ LOCAL_SEED}
+            local = ref.local_steps([numpy_of(g)], 2.0, **first)
             assert np.array_equal(out[:, span], ref.sparsign(local, 0.6, **keys))
             assert np.array_equal(sums[:, span], ref.sparsign(numpy_of(g), 0.2, **keys))
 
             mean = np.float32(0.25) * np.random.default_rng(step).integers(-4, 5, g.numel())
             mean = mean.astype(np.float32)
             given = c.decompress(torch.from_numpy(mean.copy()).view(g.shape), states[i], 0.1)
-            v = mean + residuals[i]
-            if v.size:
-                scale = ref.tree_sum(np.abs(v)) / np.float32(v.size)
-                expected = scale * np.sign(v)
-                residuals[i] = v - expected
+            expected, residuals[i] = ref.server_residual(mean, residuals[i])
+            if mean.size:
                 assert given.shape == g.shape and np.array_equal(given.flatten(), expected)
-                assert ref.same(states[i]["residual"].numpy().reshape(-1), residuals[i])
+                assert samples.same(states[i]["residual"].numpy().reshape(-1), residuals[i])
 
 
 @pytest.mark.parametrize(
-    "c, scale, normal",
+    "c, reference",
     [
-        (NoisySign(scale=0.3, zeros="positive"), 0.3, True),
-        (NoisySign(scale=0.3, noise="uniform", nan="abstain"), 0.3, False),
-        (StochasticSign(bound=2.0), 2.0, False),
+        (NoisySign(scale=0.3, zeros="positive"), partial(ref.noisy_sign, scale=0.3)),
+        (
+            NoisySign(scale=0.3, noise="uniform", nan="abstain"),
+            partial(ref.noisy_sign, scale=0.3, noise="uniform"),
+        ),
+        (StochasticSign(bound=2.0), partial(ref.stochastic_sign, bound=2.0)),
     ],
 )
-def test_noisy_signs(c, scale, normal):
+def test_noisy_signs(c, reference):
     for step in (0, 1, 2**40):
         grads = awkward_gradients(step % 7)
         before = [g.clone() for g in grads]
         out, bucket, _, nans = pack(c, grads, [{}] * 7, step)
         assert nans == sum(int(g.isnan().sum()) for g in grads)
         for i, g in enumerate(grads):
-            counter = np.array([0, 8 * bucket.offsets[i], step, RANK], dtype=np.uint64)
-            philox = np.random.Philox(counter=counter, key=np.array([SEED, 0], dtype=np.uint64))
-            rng = np.random.Generator(philox)
-            if normal:
-                xi = rng.standard_normal(g.numel(), dtype=np.float32)
-            else:
-                xi = 2 * rng.random(g.numel(), dtype=np.float32) - np.float32(1)
+            keys = place(bucket, i, step)
             with np.errstate(over="ignore"):
-                x = np.float32(scale) * xi + numpy_of(g).astype(np.float32)
-            sign, votes = ref.pack(x, c.zeros, **place(bucket, i, step))
+                x = reference(numpy_of(g), **keys)
+            sign, votes = ref.pack(x, c.zeros, **keys)
             assert np.array_equal(out[0, bucket.span(i)], sign & votes)
             assert c.nan != "abstain" or np.array_equal(out[1, bucket.span(i)], votes)
-        assert all(ref.same(numpy_of(a), numpy_of(b)) for a, b in zip(before, grads, strict=True))
+        assert samples.same_lists(map(numpy_of, before), map(numpy_of, grads))
 
 
-@pytest.mark.parametrize("c, order", [(TernGrad(), np.inf), (QSGD(nan="abstain"), 2)])
+@pytest.mark.parametrize(
+    "c, reference", [(TernGrad(), ref.terngrad), (QSGD(nan="abstain"), ref.qsgd)]
+)
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
-def test_terngrad_and_qsgd(c, order):
+def test_terngrad_and_qsgd(c, reference):
     for step in range(4):
         grads = awkward_gradients(step)
         grads += [torch.zeros(9), torch.full((9,), 1e-40), torch.full((9,), 3e38)]
@@ -247,19 +246,13 @@ def test_terngrad_and_qsgd(c, order):
         for i, g in enumerate(grads):
             x = numpy_of(g).astype(np.float32)
             good = np.isfinite(x)
-            norm = np.linalg.norm(np.where(good, x, 0).astype(np.float64), order) if x.size else 0
-            s = min(np.float32(norm), np.finfo(np.float32).max)
+            *expected, s = reference(x, **place(bucket, i, step))
             found += int((~good).sum())
             if not x.size:
                 assert c.scales_of(0) == 0 == len(scales[i])
-            elif s < 2.94e-39:
-                assert scales[i] == 0 and not out[:, bucket.span(i)].any()
-            else:
-                assert np.allclose(scales[i], s, rtol=1e-7)
-                planes_of = ref.sparsign(
-                    np.where(good, x, NAN), 1 / float(scales[i][0]), **place(bucket, i, step)
-                )
-                assert np.array_equal(out[:, bucket.span(i)], planes_of)
+                continue
+            assert np.array_equal(scales[i], [s])
+            assert np.array_equal(out[:, bucket.span(i)], expected)
         assert nans == found
 
 

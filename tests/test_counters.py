@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import references
 
 from mpisign import planes
+from mpisign import reference as ref
 from mpisign.planes import counters
 
 SIZES = [1, 2, 3, 4, 5, 8, 16, 63, 200]
@@ -14,7 +14,7 @@ SIZES = [1, 2, 3, 4, 5, 8, 16, 63, 200]
 
 def reduced(rows, length, size, predivide=None):
     """Counters of boolean rows (n, d), summed; as op=Average with that predivide factor, or Sum."""
-    words = [counters.encode(references.bits_to_plane(r), length, size) for r in rows]
+    words = [counters.encode(ref.bits_to_plane(r), length, size) for r in rows]
     if predivide is None:
         return sum(words), 1.0
     total = sum(w * (1.0 / predivide) for w in words)
@@ -69,13 +69,13 @@ def test_abstentions_are_counted(size):
 
 
 def check(out, bits, mask, tied, length, ties):
-    got = references.plane_to_bits(out[0], length)
+    got = ref.plane_to_bits(out[0], length)
     if ties == "random":
-        bits = np.where(tied, references.random_bits(5, 0, references.TIE_STREAM, 0, length), bits)
+        bits = np.where(tied, ref.random_bits(5, 0, ref.TIE_STREAM, 0, length), bits)
     assert (got == bits).all()
     assert len(out) == (2 if ties == "zero" else 1)
     if ties == "zero":
-        assert (references.plane_to_bits(out[1], length) == mask).all()
+        assert (ref.plane_to_bits(out[1], length) == mask).all()
     assert all(planes.padding_is_zero(out, length))
 
 

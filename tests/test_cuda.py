@@ -11,10 +11,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-import references as ref
+import samples
 from cuda_on_cpu.gpu import DTYPES, KEYS, LENGTHS, ROWS, SPANNING, random_of, with_nans
 
 from mpisign import planes, policies
+from mpisign import reference as ref
 from mpisign.backend.cuda import kernels, launch, tables
 from mpisign.backend.cuda.layouts import scale_bits
 
@@ -28,7 +29,7 @@ def census_of(x):
 @pytest.mark.parametrize("odd", [0, 1, 3])
 def test_pack(gpu, dtype, odd):
     for length in LENGTHS + SPANNING[: 2 if odd else 1]:
-        x = with_nans(ref.awkward(length, odd, dtype))
+        x = with_nans(samples.awkward(length, odd, dtype))
         for zeros in policies.ZEROS:
             sign, mask, census = gpu.pack(x, zeros, zeros == "abstain" or odd == 1, 8 * 19, odd)
             want = ref.pack(x.astype(np.float64), zeros, offset=8 * 19, **KEYS)
@@ -41,7 +42,7 @@ def test_pack(gpu, dtype, odd):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_pack_of_any_strides(gpu, dtype):
-    base = ref.awkward(6 * 7 * 10 * 3, 4, dtype).reshape(6, 7, 10, 3)
+    base = samples.awkward(6 * 7 * 10 * 3, 4, dtype).reshape(6, 7, 10, 3)
     whole = gpu.put(base)
     views = [
         base.transpose(3, 1, 0, 2), base[::2, 1:, ::3], base[:, ::-1, :, ::-1], base[:, :, :, 1],
@@ -159,7 +160,7 @@ def test_weighted_sum(gpu, masked):
             out.address,
         )  # fmt: skip
         want = ref.weighted_sum(signs, masks, weights, block or None, 0.3, 1 / n, length)
-        assert ref.same(out.array, want)
+        assert samples.same(out.array, want)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -168,7 +169,7 @@ def test_unpack_and_what_adds_to_arrays(gpu, dtype, masked):
     code = DTYPES.index(dtype)
     for odd, lengths in ((0, LENGTHS[1:] + SPANNING[1:2]), (1, [1, 8, 33, 4097])):
         for length in lengths:
-            (sign, mask), y = rows_of(2, length, 6, True), ref.awkward(length, 8, dtype)
+            (sign, mask), y = rows_of(2, length, 6, True), samples.awkward(length, 8, dtype)
             sign, mask = sign[0], mask[0] if masked else None
             at = (gpu.put(sign, odd).address, gpu.put(mask, odd).address if masked else 0, length)
             out = gpu.put(y, odd)
@@ -176,14 +177,14 @@ def test_unpack_and_what_adds_to_arrays(gpu, dtype, masked):
             votes = ref.votes_of(sign[None], mask[None] if masked else None, length)[0]
             scale = np.asarray(0.1).astype(dtype)
             want = np.where(votes > 0, scale, np.where(votes < 0, -scale, scale * 0))
-            assert ref.same(out.array, want.astype(dtype)), length
+            assert samples.same(out.array, want.astype(dtype)), length
             out = gpu.put(y, odd)
             gpu.kernels.unpack_add(*at, code, 0.1, out.address)
-            assert ref.same(out.array, ref.unpack_add(sign, mask, y, 0.1)), length
+            assert samples.same(out.array, ref.unpack_add(sign, mask, y, 0.1)), length
             out = gpu.put(y, odd)
             gpu.kernels.update(*at, code, 0.01, 0.1, out.address)
             with np.errstate(over="ignore", invalid="ignore"):
-                assert ref.same(out.array, ref.update(sign, mask, y, 0.01, 0.1)), length
+                assert samples.same(out.array, ref.update(sign, mask, y, 0.01, 0.1)), length
             gpu.launcher.forget()
 
 
@@ -196,7 +197,9 @@ def test_scales_are_rounded_as_on_the_host(dtype):
     for scale in [*scales, *between]:
         host = planes.unpack(np.zeros(1, np.uint8), 8, dtype=np.dtype(dtype).name, scale=scale)[:1]
         bits = np.array([scale_bits(float(scale), DTYPES.index(dtype))])
-        assert ref.same(host, bits.astype(np.uint64).view(np.uint8)[: host.itemsize].view(dtype))
+        assert samples.same(
+            host, bits.astype(np.uint64).view(np.uint8)[: host.itemsize].view(dtype)
+        )
 
 
 class Memory:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
 import sys
 import unittest.mock
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nvrtc
@@ -36,32 +38,30 @@ def check(file: str, found: dict[str, dict[str, int]]) -> None:
         assert numbers["registers"] <= 128, (name, numbers)
 
 
-@pytest.mark.parametrize("arch", ["sm_80", "sm_90", "sm_100"])
+@pytest.mark.parametrize(
+    "arch", ["sm_90", *(pytest.param(a, marks=pytest.mark.many) for a in ("sm_80", "sm_100"))]
+)
 @pytest.mark.parametrize("file", FILES)
 def test_nvrtc(file, arch):
     check(file, nvrtc.compiled(file, arch))
 
 
-@pytest.mark.parametrize("file", FILES)
-def test_nvcc(file, tmp_path):
+def test_nvcc(tmp_path):
     nvcc = shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
     if nvcc is None:
         pytest.skip("no nvcc on PATH")
     options = [o for o in sources.OPTIONS if o.startswith("--fmad") or o.startswith("--std")]
-    command = [
-        nvcc,
-        *options,
-        "-arch=sm_90",
-        "-ptx",
-        "-Werror=all-warnings",
-        "-o",
-        tmp_path / "out",
-    ]
-    # From the folder of the sources, with plain #includes: not as Python puts them together.
-    done = subprocess.run(
-        [*command, f"{file}.cu"], cwd=sources.folder(), capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
+    options += ["-arch=sm_90", "-ptx", "-Werror=all-warnings", "-o"]
+
+    def compiled(file):
+        # From the folder of the sources, with plain #includes: not as Python puts them together.
+        command = [nvcc, *options, tmp_path / file, f"{file}.cu"]
+        return subprocess.run(command, cwd=sources.folder(), capture_output=True, text=True)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        results = list(pool.map(compiled, FILES))
+    for file, done in zip(FILES, results, strict=True):
+        assert done.returncode == 0, (file, done.stderr)
 
 
 def test_python_launches_only_kernels_that_exist():

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import references as ref
 from cuda_on_cpu.gpu import LENGTHS
+
+from mpisign import reference as ref
 
 
 def ballots(n, length, masked):

@@ -5,10 +5,11 @@ from __future__ import annotations
 import ml_dtypes
 import numpy as np
 import pytest
-import references as ref
+import samples
 from cuda_on_cpu.gpu import DTYPES, KEYS, LENGTHS, random_of, with_nans
 
 from mpisign import policies
+from mpisign import reference as ref
 
 SIGN, SIGNUM, LION, SPARSIGN = range(4)
 BF16 = ml_dtypes.bfloat16
@@ -66,7 +67,7 @@ def check_pieces(gpu, rule, xs, momenta, zeros, gap=1, odd=0, offset=8 * 5, beta
         s, v, stored, *counted = reference(rule, x, m, zeros, offset + 8 * at, betas)
         want_sign[at : at + s.size], want_mask[at : at + s.size] = s, v
         counts += counted
-        assert ref.same(memory.array, np.asarray(stored, dtype=m.dtype)), x.size
+        assert samples.same(memory.array, np.asarray(stored, dtype=m.dtype)), x.size
     assert np.array_equal(sign.array, want_sign)
     assert np.array_equal(mask.array, want_mask)
     assert list(census.array) == list(counts)
@@ -74,7 +75,7 @@ def check_pieces(gpu, rule, xs, momenta, zeros, gap=1, odd=0, offset=8 * 5, beta
 
 def momentum_for(x, seed, dtype):
     """Finite where the gradient is, now and then with NaN; zero where the gradient is, at times."""
-    m = ref.awkward(x.size, seed, np.float32)
+    m = samples.awkward(x.size, seed, np.float32)
     m = np.where(np.isinf(m), np.float32(0.25), m)
     m[::13] = 0
     m[3::29] = np.nan
@@ -85,7 +86,7 @@ def momentum_for(x, seed, dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_one_piece(gpu, rule, dtype):
     for k, length in enumerate([*LENGTHS, 8192, 8193, 20011]):
-        x = with_nans(ref.awkward(length, 1, dtype))
+        x = with_nans(samples.awkward(length, 1, dtype))
         m = momentum_for(x, 2, [np.float32, BF16][k % 2])
         check_pieces(gpu, rule, [x], [m], policies.ZEROS[k % 3], odd=k % 4)
         gpu.launcher.forget()
@@ -111,14 +112,14 @@ def test_pieces_of_many_sizes_and_dtypes(gpu, rule):
     rng = np.random.default_rng(rule)
     sizes = [int(n) for n in rng.integers(0, 300, 147)] + [8192, 9000, 30000]
     rng.shuffle(sizes)
-    xs = [with_nans(ref.awkward(n, k, DTYPES[k % 4])) for k, n in enumerate(sizes)]
+    xs = [with_nans(samples.awkward(n, k, DTYPES[k % 4])) for k, n in enumerate(sizes)]
     momenta = [momentum_for(x, 3, [np.float32, BF16][k % 2]) for k, x in enumerate(xs)]
     for zeros in policies.ZEROS:
         check_pieces(gpu, rule, xs, momenta, zeros, gap=3)
 
 
 def test_the_table_of_pieces_is_sent_once(gpu):
-    x = gpu.put(ref.awkward(1000, 1))
+    x = gpu.put(samples.awkward(1000, 1))
     sign = gpu.planes(125)
     piece = np.array([x.address, 1000, 0, 0, 0, 0]).tobytes()
     for _ in range(3):
@@ -127,7 +128,7 @@ def test_the_table_of_pieces_is_sent_once(gpu):
 
 
 def test_one_array_needs_no_table(gpu):
-    check_pieces(gpu, SIGN, [ref.awkward(1000, 1)], [np.zeros(1000, np.float32)], "random")
+    check_pieces(gpu, SIGN, [samples.awkward(1000, 1)], [np.zeros(1000, np.float32)], "random")
     assert gpu.launcher.launched == ["pack_fp32"]
 
 
@@ -138,7 +139,7 @@ def test_no_pieces(gpu):
 
 
 def check_feedback(gpu, length, block, dtype=np.float32, zeros="abstain", odd=0, rate=0.37):
-    x = with_nans(ref.awkward(length, 9, dtype))
+    x = with_nans(samples.awkward(length, 9, dtype))
     e = np.random.default_rng(length).standard_normal(length).astype(np.float32)
     e[::7] = -ref.widened(x)[::7] * np.float32(rate)  # q is 0 there
     e[~np.isfinite(e)] = 0
@@ -157,10 +158,10 @@ def compare_feedback(gpu, x, e, block, zeros="abstain", odd=0, rate=1.0):
     )  # fmt: skip
     with np.errstate(invalid="ignore", over="ignore"):
         want = ref.error_feedback(x, e, rate, block, zeros, offset=8 * 3, **KEYS)
-    assert ref.same(scales.array, want[2]), (length, block)
+    assert samples.same(scales.array, want[2]), (length, block)
     assert np.array_equal(sign.array, want[0] & want[1]), (length, block)
     assert np.array_equal(mask.array, want[1]), (length, block)
-    assert ref.same(residual.array, want[3]), (length, block)
+    assert samples.same(residual.array, want[3]), (length, block)
     assert tuple(census.array) == want[4:]
     gpu.launcher.forget()
 

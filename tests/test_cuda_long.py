@@ -10,10 +10,11 @@ import os
 
 import numpy as np
 import pytest
-import references as ref
+import samples
 from cuda_on_cpu.gpu import KEYS, random_of
 
 from mpisign import policies
+from mpisign import reference as ref
 
 pytestmark = pytest.mark.skipif(
     bool(os.environ.get("MPISIGN_TEST_CUDA")), reason="runs single blocks: fibres only"
@@ -47,7 +48,7 @@ def test_pack(tail):
     gpu, array = tail
     at, x = array(np.float16)
     sign, plane = planes(array)
-    x[:] = ref.awkward(TAIL, 1, np.float16)
+    x[:] = samples.awkward(TAIL, 1, np.float16)
     gpu.kernels.pack(at, 1, (LENGTH,), (2,), sign, 0, 1, random_of())
     want, mask = ref.pack(x.astype(np.float64), "random", **KEYS_AT)
     assert np.array_equal(plane, want & mask)
@@ -57,7 +58,7 @@ def test_pack_strided(tail):
     gpu, array = tail
     at, x = array(np.float16, 2 * LENGTH, 2 * TAIL)
     sign, plane = planes(array)
-    x[:] = ref.awkward(2 * TAIL, 1, np.float16)
+    x[:] = samples.awkward(2 * TAIL, 1, np.float16)
     gpu.kernels.pack(at, 1, (LENGTH,), (4,), sign, 0, 0, random_of())
     assert np.array_equal(plane, ref.pack(x[::2].astype(np.float64))[0])
 
@@ -120,6 +121,6 @@ def test_error_feedback(tail, block):
     was_x, was_e = x[-last:].copy(), e[-last:].copy()
     gpu.kernels.error_feedback(at, 1, residual, LENGTH, 0.5, block, sign, 0, scales, 0, random_of())
     want = ref.error_feedback(was_x, was_e, 0.5, block)
-    assert ref.same(s, want[2])
-    assert ref.same(e[-last:], want[3])
+    assert samples.same(s, want[2])
+    assert samples.same(e[-last:], want[3])
     assert np.array_equal(plane[-len(want[0]) :], want[0])

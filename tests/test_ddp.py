@@ -7,18 +7,19 @@ import sys
 
 import numpy as np
 import pytest
-import references
+import samples
 import torch
-from launchers import find, mpirun, run
+from launchers import ONE_THREAD, RANKS, find, mpirun, run
 
 import mpisign.ddp
 import mpisign.fsdp
+from mpisign import reference as ref
 from mpisign.compressors import Sign
 from mpisign.errors import CollectiveError, DisagreementError, NaNError
 from mpisign.transports import threads
 
-SUITE = "tests/ranks/ddp_suite.py"
-ENV = {"MPISIGN_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+SUITE = RANKS / "ddp_suite.py"
+ENV = {**ONE_THREAD, "GLOO_SOCKET_IFNAME": "lo"}
 
 
 def passed(output, n):
@@ -50,27 +51,15 @@ def shards(comm, xs, zeros, ties, seed):
         x = torch.from_numpy(xs[rank].copy())
         out = torch.empty(n, dtype=x.dtype)
         mpisign.fsdp.majority_vote_hook(state, x, out)
-        assert references.same(x.numpy(), xs[rank])
+        assert samples.same(x.numpy(), xs[rank])
         part = slice(rank * n, (rank + 1) * n)
-        packed = [
-            references.pack(x[part], zeros, seed, step, r, 8 * nbytes * rank)
-            for r, x in enumerate(xs)
-        ]
-        want = result(packed, zeros, ties, seed, step, 8 * nbytes * rank, n)
-        assert references.same(out.numpy(), want.astype(out.numpy().dtype))
+        keys = {"seed": seed, "step": step, "offset": 8 * nbytes * rank}
+        want = ref.majority_vote([x[part] for x in xs], zeros, ties, **keys)
+        assert samples.same(out.numpy(), want.astype(out.numpy().dtype))
     state.calls = 0
     mpisign.fsdp.majority_vote_hook(state, x)
-    packed = [references.pack(x, zeros, seed, 0, r) for r, x in enumerate(xs)]
-    want = result(packed, zeros, ties, seed, 0, 0, xs[0].size)
-    assert references.same(x.numpy(), want.astype(x.numpy().dtype))
-
-
-def result(packed, zeros, ties, seed, step, offset, n):
-    signs, masks = (np.stack(rows) for rows in zip(*packed, strict=True))
-    sign, mask = references.majority(
-        signs, masks if zeros == "abstain" else None, ties, seed, step, offset, n
-    )
-    return references.votes_of(sign[None], mask[None], n)[0]
+    want = ref.majority_vote(xs, zeros, ties, seed=seed)
+    assert samples.same(x.numpy(), want.astype(x.numpy().dtype))
 
 
 @pytest.mark.parametrize("p", [1, 2, 3, 4])
@@ -80,7 +69,7 @@ def test_shards_are_those_of_numpy(p, n):
         [("random", "random"), ("abstain", "zero"), ("positive", "positive")]
     ):
         dtype = (np.float32, np.float16, np.float64)[k]
-        xs = [references.awkward(n * p, r, dtype) for r in range(p)]
+        xs = [samples.awkward(n * p, r, dtype) for r in range(p)]
         threads.run(p, shards, xs, zeros, ties, 7, timeout=20)
 
 

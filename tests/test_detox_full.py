@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hostile import STEPS, TamperingWire, at, both, flipped, named, play
-from launchers import mpirun
+from launchers import RANKS, on_ranks
 
 import mpisign
 from mpisign import robust
@@ -163,7 +161,7 @@ def test_commitments_that_differ_name_their_rank():
 
 
 def test_asking_for_what_one_has_costs_bytes_and_nothing_else(monkeypatch):
-    # Rank 2 asks all others for data, and is told nothing new: it takes it and stays as it was.
+    # Rank 2 asks all others for data, and gets nothing new: it accepts this and stays as it was.
     class Greedy(Representatives):
         def _ask(self, rows, liars):
             liars = liars if self.wire.rank != 2 else {0: 0, 1: 1}
@@ -294,10 +292,10 @@ def test_a_sketch_estimates_squared_norms_without_bias():
 def test_a_sketch_has_the_same_bits_everywhere():
     seed = bytes(range(32))
     x = np.arange(-70000, 70000, dtype=np.float32)
-    told = sketch(x, seed, 3)
-    assert told.dtype == np.float32 and told.shape == (WIDTH,)
-    assert digest(told.view(np.uint8)).tobytes().hex()[:16] == "4b3a267db4064992"
-    assert (sketch(x, seed, 4) != told).any() and (sketch(x, seed[::-1], 3) != told).any()
+    summary = sketch(x, seed, 3)
+    assert summary.dtype == np.float32 and summary.shape == (WIDTH,)
+    assert digest(summary.view(np.uint8)).tobytes().hex()[:16] == "4b3a267db4064992"
+    assert (sketch(x, seed, 4) != summary).any() and (sketch(x, seed[::-1], 3) != summary).any()
     assert not sketch(x[:0], seed, 3).any()
 
 
@@ -398,6 +396,5 @@ def test_a_rule_that_cannot_deal_with_so_few_groups_is_refused_on_all():
 
 @pytest.mark.mpi
 def test_real_ranks():
-    script = Path(__file__).parent / "ranks" / "robust_rounds.py"
-    output = mpirun(6, sys.executable, script, timeout=240)
-    assert output.stdout.count("as it should be") == 6
+    output = on_ranks(6, RANKS / "robust_rounds.py", timeout=240)
+    assert output.count("as it should be") == 6

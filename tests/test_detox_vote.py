@@ -7,10 +7,11 @@ import warnings
 
 import numpy as np
 import pytest
-import references as ref
+import samples
 import torch
 
 import mpisign
+from mpisign import reference as ref
 from mpisign.compressors import Compression, Detox, PackContext, Sign, Signum
 from mpisign.detox import Groups, assign
 from mpisign.errors import CollectiveError, DisagreementError
@@ -19,15 +20,9 @@ from mpisign.transports import threads
 EXACT = {"zeros": "abstain", "ties": "zero"}
 
 
-def voted(signs, groups):
-    """Majority of majorities of signs (p, d): -1, 0, +1; a group that ties is 0."""
-    of_groups = [np.sign(signs[list(g)].sum(axis=0)) for g in groups]
-    return np.sign(np.sum(of_groups, axis=0))
-
-
 def ballots(size, length):
     """Awkward arrays: NaN-free, with zeros, -0.0, ties and subnormals."""
-    rows = np.stack([ref.awkward(length, 7 + r, np.float32) for r in range(size)])
+    rows = np.stack([samples.awkward(length, 7 + r, np.float32) for r in range(size)])
     return np.nan_to_num(rows, nan=0.0)
 
 
@@ -54,7 +49,7 @@ def test_votes_in_groups(size, algorithm):
         ]
 
     expected = [
-        voted(np.sign(ballots(size, n)), assign(size, g) if isinstance(g, int) else g)
+        ref.grouped_vote(np.sign(ballots(size, n)), assign(size, g) if isinstance(g, int) else g)
         for n in lengths
         for g in placements(size)
     ]
@@ -81,7 +76,7 @@ def test_byzantine_f_counts_groups_too():
         x = ballots(9, 500)[comm.rank]
         return comm.majority_vote(x, groups=3, byzantine_f=1, **EXACT)
 
-    expected = voted(np.sign(ballots(9, 500)), assign(9))
+    expected = ref.grouped_vote(np.sign(ballots(9, 500)), assign(9))
     for got in threads.run(9, run):
         np.testing.assert_array_equal(got, expected)
 
@@ -326,7 +321,7 @@ def test_byzantine_f_in_the_optimizer(size):
 def test_as_many_ranks_as_a_cluster(size):
     """45 in 15 groups of 3; 64 in 21, one of them of 4."""
     rows = ballots(size, 2001)
-    expected = voted(np.sign(rows), assign(size))
+    expected = ref.grouped_vote(np.sign(rows), assign(size))
 
     def run(comm):
         return comm.majority_vote(rows[comm.rank], groups=3, algorithm="alltoall", **EXACT)
@@ -342,7 +337,7 @@ def test_shards_of_fsdp_vote_in_groups(size):
     inner = Sign(zeros="abstain", ties="zero")
     n = 41
     rows = ballots(size, n * size)
-    expected = voted(np.sign(rows), assign(size))
+    expected = ref.grouped_vote(np.sign(rows), assign(size))
 
     def run(comm):
         state = fsdp.MajorityVoteState(comm, Compression.detox(inner=inner))

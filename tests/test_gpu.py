@@ -12,7 +12,7 @@ import time
 
 import numpy as np
 import pytest
-import references as ref
+import samples
 from cuda_device import missing
 
 from mpisign import planes
@@ -57,15 +57,15 @@ def same_as_host(on_gpu, function, *arrays, writes=(), **options):
             assert a == int(b)
         else:
             assert type(b) is type(there[0])
-            assert ref.same(np.asarray(a), back(b))
+            assert samples.same(np.asarray(a), back(b))
     for k in writes:
-        assert ref.same(here[k], back(there[k]))
+        assert samples.same(here[k], back(there[k]))
 
 
 @pytest.mark.parametrize("length", [1, 33, 4097, 1_000_003])
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, np.float64])
 def test_pack_and_unpack(on_gpu, length, dtype):
-    x = ref.awkward(length, 1, dtype)
+    x = samples.awkward(length, 1, dtype)
     for zeros in ("positive", "random", "abstain"):
         same_as_host(on_gpu, planes.pack_census, x, zeros=zeros, **KEYS)
     plane = planes.pack(x, zeros="abstain")
@@ -85,7 +85,7 @@ def test_majority(on_gpu, n, ties):
 
 
 def test_fused(on_gpu):
-    x, m = ref.awkward(100_003, 1), ref.awkward(100_003, 2)
+    x, m = samples.awkward(100_003, 1), samples.awkward(100_003, 2)
     same_as_host(on_gpu, planes.pack_signum, x, m, writes=[1], **KEYS)
     same_as_host(on_gpu, planes.pack_lion, x, m, writes=[1], **KEYS)
     same_as_host(on_gpu, planes.pack_sparsign, x, budget=0.4, **KEYS)
@@ -95,12 +95,12 @@ def test_fused(on_gpu):
 
 def test_bfloat16_of_torch():
     torch = pytest.importorskip("torch")
-    x = torch.from_numpy(ref.awkward(10_001, 3)).to(torch.bfloat16)
+    x = torch.from_numpy(samples.awkward(10_001, 3)).to(torch.bfloat16)
     assert torch.equal(planes.pack(x), planes.pack(x.cuda()).cpu())
 
 
 def test_views_at_odd_places(on_gpu):
-    x, device = ref.awkward(5000, 4), on_gpu(ref.awkward(5000, 4))
+    x, device = samples.awkward(5000, 4), on_gpu(samples.awkward(5000, 4))
     for view in (np.s_[1:], np.s_[3:-7], np.s_[::3]):
         assert np.array_equal(back(planes.pack(device[view])), planes.pack(x[view]))
 

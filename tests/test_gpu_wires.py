@@ -13,35 +13,33 @@ from pathlib import Path
 
 import pytest
 from cuda_device import missing
-from launchers import ROOT, mpirun, run
-from test_wires import start
+from launchers import PYTEST, RANKS, ROOT, on_ranks, run, with_tests
+from wires import start
 
-RANKS = ROOT / "tests" / "ranks"
-PATH = {
-    "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}:{os.environ.get('PYTHONPATH', '')}",
-    "OMP_NUM_THREADS": "1",
+ALL_WELL = {
+    1: {"staged": [], "by address": [], "nccl": ["everything"]},
+    2: {"nccl": ["everything", "old_cupy", "ends", "stuck"]},
+    3: {"staged": [], "by address": [], "nccl": ["lacking", "absent"]},
+    4: {"nccl": ["everything"]},
 }
+SCRIPTS = {"staged": "gpu_staged.py", "by address": "gpu_cuda_mpi.py", "nccl": "gpu_nccl.py"}
 
 
 @pytest.mark.mpi
-@pytest.mark.parametrize("n", [1, 2, 3])
-def test_staging_over_mpi(n):
-    result = mpirun(n, sys.executable, "-m", "mpi4py", RANKS / "gpu_staged.py", env=PATH)
-    assert f"all well at {n} ranks" in result.stdout
-
-
-@pytest.mark.mpi
-@pytest.mark.parametrize("n", [1, 2, 3])
-def test_mpi_on_addresses(n):
-    result = mpirun(n, sys.executable, "-m", "mpi4py", RANKS / "gpu_cuda_mpi.py", env=PATH)
-    assert f"all well at {n} ranks" in result.stdout
+@pytest.mark.parametrize("n", ALL_WELL)
+def test_wires_of_a_played_device(n):
+    """Staging, MPI on addresses, NCCL: the scripts in one job."""
+    jobs = [["+", SCRIPTS[wire], *tests] for wire, tests in ALL_WELL[n].items()]
+    output = on_ranks(n, RANKS / "several.py", *sum(jobs, [])[1:])
+    for wire, tests in ALL_WELL[n].items():
+        for name in [f"{wire}: {test}" for test in tests] or [wire]:
+            assert f"{name}: all well at {n} ranks" in output, name
 
 
 def asks(n, *settings, env=None):
-    script = [sys.executable, "-m", "mpi4py", RANKS / "gpu_asks.py", *settings]
-    output = mpirun(n, *script, env={**PATH, **(env or {})}).stdout
-    told = re.findall(r"^together: (.*)$", output, re.MULTILINE)
-    return re.findall(r"^library: (.*)$", output, re.MULTILINE)[0], *told
+    output = on_ranks(n, RANKS / "gpu_asks.py", *settings, env=env)
+    answers = re.findall(r"^together: (.*)$", output, re.MULTILINE)
+    return re.findall(r"^library: (.*)$", output, re.MULTILINE)[0], *answers
 
 
 @pytest.mark.mpi
@@ -92,7 +90,7 @@ def cuda_mpi(tmp_path_factory):
         "OPAL_PREFIX": str(prefix),
         "PATH": f"{prefix}/bin:{os.environ['PATH']}",
         "LD_LIBRARY_PATH": f"{prefix}/lib:{os.environ.get('LD_LIBRARY_PATH', '')}",
-        **PATH,
+        **with_tests(),
     }
 
 
@@ -114,20 +112,6 @@ def test_the_list_of_kinds_of_memory(kinds, yes):
     from mpisign.transports import cuda_mpi
 
     assert cuda_mpi._has_cuda(kinds) is yes
-
-
-@pytest.mark.mpi
-@pytest.mark.parametrize(
-    ("test", "n"),
-    [
-        *(("everything", n) for n in (1, 2, 4)),
-        *(("lacking", 3), ("absent", 3), ("stuck", 2), ("old_cupy", 2), ("ends", 2)),
-    ],
-)
-def test_nccl(test, n):
-    script = RANKS / "gpu_nccl.py"
-    result = mpirun(n, sys.executable, "-m", "mpi4py", script, test, env=PATH)
-    assert f"{test}: all well at {n} ranks" in result.stdout
 
 
 @pytest.fixture
@@ -159,24 +143,23 @@ def test_names_and_arguments_are_those_of_cupy(real_nccl):
 @pytest.mark.mpi
 @pytest.mark.skipif(missing() is None, reason="of a machine without a device")
 def test_nccl_itself_says_why_it_does_not_start(real_nccl):
-    script = RANKS / "gpu_nccl.py"
-    result = mpirun(2, sys.executable, "-m", "mpi4py", script, "deviceless", env=PATH)
-    assert "deviceless: all well at 2 ranks" in result.stdout
+    output = on_ranks(2, RANKS / "gpu_nccl.py", "deviceless")
+    assert "deviceless: all well at 2 ranks" in output
 
 
 @pytest.mark.mpi
-@pytest.mark.parametrize("wire", ["staged-played", "nccl-played"])
 @pytest.mark.parametrize(
-    ("test", "n"), [("exchanges", 3), ("votes", 3), ("path", 1), ("optimizer", 3)]
+    ("wire", "tests"),
+    [
+        ("staged-played", ["exchanges", "votes", "path", "optimizer"]),
+        ("nccl-played", ["exchanges", "votes", "path"]),  # torch has no device to play
+    ],
 )
-def test_what_a_device_will_be_asked(wire, test, n):
+def test_what_a_device_will_be_asked(wire, tests):
     """tests/ranks/gpu_wires.py itself, so that it does not meet its first error on a GPU."""
-    if (wire, test) == ("nccl-played", "optimizer"):
-        pytest.skip("torch has no device to play: once is enough")
-    script = RANKS / "gpu_wires.py"
-    output = mpirun(n, sys.executable, "-m", "mpi4py", script, wire, test, env=PATH).stdout
-    assert f"{wire}: {test}: all well at {n} ranks" in output
-    assert ("of copy" in output) == (test == "path")
+    output = on_ranks(3, RANKS / "gpu_wires.py", wire, *tests, timeout=240)
+    assert all(f"{wire}: {test}: all well at 3 ranks" in output for test in tests)
+    assert "of copy" in output  # path's table
 
 
 @pytest.mark.gpu
@@ -197,7 +180,7 @@ def test_on_a_device(wire, test, request, capsys):
         command = [program, "-np", n, "--oversubscribe", "--bind-to", "none", *passed, *script]
         output = run(command, env=env, timeout=240).stdout
     else:
-        output = mpirun(n, *script, env=PATH, timeout=240).stdout
+        output = on_ranks(n, *script[3:], timeout=240)
     assert f"{wire}: {test}: all well at {n} ranks" in output
     with capsys.disabled():
         print("\n" + output)
@@ -207,24 +190,23 @@ def test_on_a_device(wire, test, request, capsys):
 @pytest.mark.parametrize(
     ("wire", "n", "on_it"),
     [
-        *(("mpi", n, "staged") for n in (1, 3)),
-        *(("mpi", n, "nccl") for n in (1, 3)),
-        pytest.param("mpi", 5, "staged", marks=pytest.mark.slow),
-        pytest.param("mpi", 5, "nccl", marks=pytest.mark.slow),
+        *(("mpi", 3, on_it) for on_it in ("staged", "nccl")),
+        *(pytest.param("mpi", 1, on_it, marks=pytest.mark.many) for on_it in ("staged", "nccl")),
+        pytest.param("mpi", 5, "staged", marks=pytest.mark.many),
+        pytest.param("mpi", 5, "nccl", marks=pytest.mark.many),
         pytest.param("torch", 2, "staged", marks=pytest.mark.slow),
         pytest.param("horovod-gloo", 2, "staged", marks=pytest.mark.slow),
     ],
 )
 def test_the_suite_of_all_wires(wire, n, on_it, tmp_path, monkeypatch):
     monkeypatch.setenv("MPISIGN_TEST_ON_IT", on_it)
-    suite = ["-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", RANKS / "gpu_transports.py"]
-    output = start(wire, n, suite, tmp_path)
+    output = start(wire, n, [*PYTEST, RANKS / "gpu_transports.py"], tmp_path)
     assert output.count(" passed") == n, output
 
 
 def picks(n, *settings, **env):
-    script = [sys.executable, "-m", "mpi4py", RANKS / "gpu_picks.py", *settings]
-    return re.findall(r"^picked: (.*)$", mpirun(n, *script, env={**PATH, **env}).stdout, re.M)
+    output = on_ranks(n, RANKS / "gpu_picks.py", *settings, env=env)
+    return re.findall(r"^picked: (.*)$", output, re.M)
 
 
 @pytest.mark.mpi

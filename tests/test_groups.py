@@ -249,5 +249,5 @@ def test_groups_load_no_torch():
         "import sys; from mpisign.detox import Groups; Groups.of(9, 0); "
         "print('torch' in sys.modules)"
     )
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert told.stdout.strip() == "False"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import references as ref
+import samples
 from messages import small_messages
 
 import mpisign
+from mpisign import reference as ref
 from mpisign.collectives.auto import grouped
 from mpisign.errors import CollectiveError
 from mpisign.transports import threads
@@ -24,7 +25,7 @@ NODES = [
 
 
 def vote(comm, length, algorithm, zeros, ties, weights):
-    x = ref.awkward(length, 100 + comm.rank, np.float32)
+    x = samples.awkward(length, 100 + comm.rank, np.float32)
     return comm.majority_vote(
         x, algorithm=algorithm, zeros=zeros, ties=ties, weight=weights[comm.rank], seed=3
     )
@@ -60,10 +61,9 @@ def test_many_chunks(nodes, length, monkeypatch):
 @pytest.mark.parametrize("zeros", ["abstain", "positive"])
 def test_vote_of_votes_is_the_sign_of_the_nodes_signs(nodes, zeros):
     p, length = len(nodes), 999
-    xs = np.stack([ref.awkward(length, 100 + r, np.float32) for r in range(p)])
+    xs = np.stack([samples.awkward(length, 100 + r, np.float32) for r in range(p)])
     signs = np.sign(xs) if zeros == "abstain" else np.where(xs < 0, -1.0, 1.0)
-    verdicts = [np.sign(signs[ranks].sum(axis=0)) for ranks in grouped(nodes)]
-    expected = np.sign(np.sum(verdicts, axis=0)).astype(np.float32)
+    expected = ref.vote_of_votes(signs, grouped(nodes)).astype(np.float32)
     for result in threads.run(
         p, vote, length, "vote_of_votes", zeros, "zero", [1] * p, nodes=nodes
     ):

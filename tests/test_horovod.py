@@ -11,7 +11,7 @@ import sys
 
 import numpy as np
 import pytest
-from launchers import TCP, find, mpirun, run
+from launchers import RANKS, TCP, find, mpirun, run, with_tests
 
 pytest.importorskip("horovod.torch", reason="Horovod is not installed: run scripts/setup")
 
@@ -20,11 +20,11 @@ from mpisign.horovod import roll_call
 
 pytestmark = pytest.mark.horovod
 
-ENV = {"MPISIGN_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "HOROVOD_GLOO_IFACE": "lo"}
+ENV = with_tests(HOROVOD_GLOO_IFACE="lo")
 
 
 def start(controller, n, script, *arguments, timeout=240, network=(), env=ENV):
-    command = [sys.executable, f"tests/ranks/{script}.py", *arguments]
+    command = [sys.executable, RANKS / f"{script}.py", *arguments]
     if controller == "mpi":
         mca = TCP if network else ()
         if not network:
@@ -44,7 +44,7 @@ def show(output):
 @pytest.mark.parametrize(
     "controller, n, long",
     [
-        ("mpi", 2, ""),
+        pytest.param("mpi", 2, "", marks=pytest.mark.many),
         ("gloo", 3, ""),
         pytest.param("gloo", 3, "long", marks=pytest.mark.many),
         ("mpi", 4, "long"),
@@ -56,6 +56,21 @@ def test_votes(controller, n, long):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "controller, n, checks",
+    [
+        pytest.param("mpi", 2, ["every_compressor", "under_horovods"], marks=pytest.mark.many),
+        ("mpi", 3, []),
+        ("gloo", 2, ["orders", "errors", "broadcasts", "sparse", "two_optimizers"]),
+    ],
+)
+def test_what_users_rely_on(controller, n, checks):
+    """Of mpisign.horovod.DistributedOptimizer, and every compressor under Horovod's: values,
+    orders, errors, states, process sets, replicas. See the script."""
+    show(start(controller, n, "horovod_optimizer", str(n), *checks))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("controller", ["mpi", "gloo"])
 def test_errors_and_joins(controller):
     """What raises does so on every rank, with the same text, and no rank is left waiting."""
@@ -64,7 +79,7 @@ def test_errors_and_joins(controller):
 
 def test_one_process():
     """Horovod calls no compression then; the rank trains on votes all the same."""
-    show(run([sys.executable, "tests/ranks/horovod_alone.py"], env=ENV).stdout)
+    show(run([sys.executable, RANKS / "horovod_alone.py"], env=ENV).stdout)
 
 
 @pytest.mark.slow
@@ -77,7 +92,7 @@ def test_a_rank_that_comes_later(tmp_path, then):
     discover.chmod(0o755)
     command = [find("horovodrun"), "--gloo", "-np", "2", "--min-np", "2", "--max-np", "3"]
     command += ["--network-interface", "lo", "--host-discovery-script", str(discover)]
-    script = [sys.executable, "tests/ranks/horovod_elastic.py", str(hosts), then]
+    script = [sys.executable, RANKS / "horovod_elastic.py", str(hosts), then]
     output = run([*command, *script], env=ENV, timeout=150).stdout
     show(output)
     for size in (3, 2) if then else (3,):
@@ -92,7 +107,7 @@ def own_network():
     unshare = shutil.which("unshare")
     if unshare is None or subprocess.run([unshare, "-n", "true"], capture_output=True).returncode:
         return ["env"]
-    return [unshare, "-n", sys.executable, "tests/ranks/own_network.py"]
+    return [unshare, "-n", sys.executable, RANKS / "own_network.py"]
 
 
 @pytest.mark.slow

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import references as ref
+import samples
 from fused_arrays import isa, isa_restored  # noqa: F401
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpisign import planes
+from mpisign import reference as ref
 
 
 def ballots(n, length, seed, masked):
@@ -30,7 +31,7 @@ def ballots(n, length, seed, masked):
     + [(15, 15), (30, 15), (45, 3), (45, 5), (45, 15), (45, 45), (64, 64), (64, 16), (51, 17)],
 )
 def test_every_length(n, group, masked):
-    for length in [*ref.LENGTHS, 8 * 2048 + 5, 8 * 2 * 2048 - 1]:
+    for length in [*samples.LENGTHS, 8 * 2048 + 5, 8 * 2 * 2048 - 1]:
         if n > 18 and length not in (1, 65, 513, 4097, 8 * 2048 + 5):
             continue
         signs, masks, stack = ballots(n, length, group, masked)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import references as ref
+import samples
 import torch
 from fused_arrays import DTYPES, KEYS, ZEROS, any_isa, at_odd_place, awkward, isa, isa_restored
 from hypothesis import given, settings
@@ -13,6 +13,7 @@ from hypothesis.extra import numpy as hnp
 
 import mpisign
 from mpisign import _kernels
+from mpisign import reference as ref
 from mpisign.backend import threads
 from mpisign.planes import pack_error_feedback
 
@@ -30,16 +31,16 @@ def check(g, old, block=None, zeros="positive", nan="abstain", rate=1.0, offset=
     )
     two = zeros == "abstain" or nan == "abstain"
     assert np.array_equal(result[0], np.stack([sign & votes, votes]) if two else sign)
-    assert ref.same(result[1], scales)
-    assert ref.same(e, new)
+    assert samples.same(result[1], scales)
+    assert samples.same(e, new)
     assert list(result[2:]) == counts
     return result
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_error_feedback_matches_the_reference(isa, dtype):
-    for length in ref.LENGTHS:
-        g, e = at_odd_place(awkward(length, 1, dtype), length), ref.awkward(length, 2)
+    for length in samples.LENGTHS:
+        g, e = at_odd_place(awkward(length, 1, dtype), length), samples.awkward(length, 2)
         for zeros, block, nan in (
             ("positive", None, "raise"),
             ("random", 256, "abstain"),
@@ -92,7 +93,7 @@ def test_values_that_are_not_finite_leave_no_trace(isa):
 
 def test_results_do_not_depend_on_threads(isa, monkeypatch):
     length = 600_001
-    g, old = awkward(length, 6), ref.awkward(length, 7)
+    g, old = awkward(length, 6), samples.awkward(length, 7)
     for block in (512, 65_536 + 256, None):
         results = []
         for count in (1, 2, 3):
@@ -101,20 +102,20 @@ def test_results_do_not_depend_on_threads(isa, monkeypatch):
             planes, scales, *counts = pack_error_feedback(g, e, block=block, **KEYS)
             results.append([e, planes, scales, np.array(counts)])
         for other in results[1:]:
-            assert all(map(ref.same, results[0], other))
+            assert all(map(samples.same, results[0], other))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
 def test_torch_is_packed_as_numpy_is(dtype):
     g = torch.from_numpy(awkward(4097, 8)).to(dtype).reshape(17, 241).t()
-    old = ref.awkward(4097, 9)
+    old = samples.awkward(4097, 9)
     e = torch.from_numpy(old.copy()).reshape(241, 17)
     planes, scales, *_ = pack_error_feedback(g, e, block=256, zeros="abstain")
     expected = ref.error_feedback(g.double().numpy(), old, block=256, zeros="abstain")
     assert isinstance(planes, torch.Tensor) and isinstance(scales, torch.Tensor)
     assert np.array_equal(planes[1].numpy(), expected[1])
-    assert ref.same(scales.numpy(), expected[2])
-    assert ref.same(e.numpy().reshape(-1), expected[3])
+    assert samples.same(scales.numpy(), expected[2])
+    assert samples.same(e.numpy().reshape(-1), expected[3])
 
 
 def test_results_go_where_they_are_told():

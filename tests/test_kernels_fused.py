@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import references as ref
+import samples
 import torch
 from fused_arrays import (
     BF16,
@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from mpisign import _kernels, planes
+from mpisign import reference as ref
 from mpisign.backend import threads
 from mpisign.planes import pack_lion, pack_signum, pack_sparsign
 
@@ -41,8 +42,8 @@ def expected_planes(voted, zeros, nan, offset=0, **keys):
 @pytest.mark.parametrize("momentum", [np.float32, BF16])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_momentum_matches_the_reference(isa, dtype, momentum, function, reference, rule):
-    for length in ref.LENGTHS:
-        g, old = awkward(length, 1, dtype), ref.awkward(length, 2).astype(momentum)
+    for length in samples.LENGTHS:
+        g, old = awkward(length, 1, dtype), samples.awkward(length, 2).astype(momentum)
         g = at_odd_place(g, length)
         voted, new = reference(g, old, **rule)
         for zeros, nan in (("positive", "raise"), ("random", "abstain"), ("abstain", "raise")):
@@ -51,13 +52,13 @@ def test_momentum_matches_the_reference(isa, dtype, momentum, function, referenc
                 g, m, zeros=zeros, nan=nan, offset=8 * 19, **KEYS, **rule
             )
             assert np.array_equal(result, expected_planes(voted, zeros, nan, 8 * 19, **KEYS))
-            assert ref.same(m, new)
+            assert samples.same(m, new)
             assert (n_zeros, nans) == ((voted == 0).sum(), np.isnan(voted).sum())
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_sparsign_matches_the_reference(isa, dtype):
-    for length in ref.LENGTHS:
+    for length in samples.LENGTHS:
         g = at_odd_place(awkward(length, 3, dtype), length)
         for budget in (1e-3, 0.4, 3e4):
             result, n_zeros, nans = pack_sparsign(g, budget=budget, offset=8 * 5, **KEYS)
@@ -93,7 +94,7 @@ def test_lists_lie_where_offsets_say(isa, function):
     spans = [slice(s, s + b) for s, b in zip(starts, nbytes, strict=True)]
     out = np.full((2, starts[-1] + nbytes[-1] + 3), 0xAA, dtype=np.uint8)
     rule = {"budget": 0.3} if function is pack_sparsign else {"zeros": "abstain"}
-    old = [ref.awkward(n, 8) for n in lengths]
+    old = [samples.awkward(n, 8) for n in lengths]
 
     def call(i=None, **more):
         if function is pack_sparsign:
@@ -117,13 +118,13 @@ def test_lists_lie_where_offsets_say(isa, function):
     for i, span in enumerate(spans):
         alone, *counts = call(i, offset=8 * span.start)
         assert np.array_equal(out[:, span], alone)
-        assert ref.same(kept[i], together[i])
+        assert samples.same(kept[i], together[i])
         counted += counts
     assert (zeros, nans) == tuple(counted)
 
 
 def test_results_do_not_depend_on_threads(isa, monkeypatch):
-    g, old = awkward(600_001, 9), ref.awkward(600_001, 10)
+    g, old = awkward(600_001, 9), samples.awkward(600_001, 10)
     results = []
     for count in (1, 2, 3):
         monkeypatch.setattr(threads, "count", lambda count=count: count)
@@ -132,21 +133,21 @@ def test_results_do_not_depend_on_threads(isa, monkeypatch):
         ternary = pack_sparsign(g, budget=0.2, **KEYS)
         results.append([m, signed[0], ternary[0], np.array(signed[1:] + ternary[1:])])
     for other in results[1:]:
-        assert all(map(ref.same, results[0], other))
+        assert all(map(samples.same, results[0], other))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("momentum", [torch.float32, torch.bfloat16])
 def test_torch_is_packed_as_numpy_is(dtype, momentum):
     g = torch.from_numpy(awkward(4097, 11)).to(dtype).reshape(17, 241).t()
-    old = torch.from_numpy(ref.awkward(4097, 12)).to(momentum).reshape(241, 17)
+    old = torch.from_numpy(samples.awkward(4097, 12)).to(momentum).reshape(241, 17)
     m = old.clone()
     result, _, _ = pack_signum(g, m, zeros="abstain")
     values = old.float().numpy().astype(np.float32 if momentum == torch.float32 else BF16)
     voted, new = ref.signum(g.double().numpy().astype(DTYPES[0]), values)
     assert isinstance(result, torch.Tensor)
     assert np.array_equal(result.numpy(), expected_planes(voted, "abstain", "raise"))
-    assert ref.same(m.float().numpy().reshape(-1), new.astype(np.float32))
+    assert samples.same(m.float().numpy().reshape(-1), new.astype(np.float32))
     result, _, _ = pack_sparsign(g, budget=0.5)
     assert np.array_equal(result.numpy(), ref.sparsign(g.float().numpy(), 0.5))
 
@@ -167,7 +168,7 @@ def test_any_floats(name, g, data, zeros, beta):
             voted, new = reference(g, m, **{rule: beta})
             result, _, _ = function(g, m, zeros=zeros, **{rule: beta}, **KEYS)
             assert np.array_equal(result, expected_planes(voted, zeros, "raise", **KEYS))
-            assert ref.same(m, new)
+            assert samples.same(m, new)
     budget = data.draw(st.floats(2.0**-149, 2.0**127, width=32))
     result, _, _ = pack_sparsign(g, budget=budget, **KEYS)
     assert np.array_equal(result, ref.sparsign(g, budget, **KEYS))

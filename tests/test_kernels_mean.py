@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import references as ref
+import samples
 import torch
 from fused_arrays import any_isa, isa, isa_restored
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpisign import _kernels
+from mpisign import reference as ref
 from mpisign.backend import threads
 from mpisign.planes import mean_of_counts, plane_bytes, weighted_sum
 
@@ -38,13 +39,13 @@ def expected_sum(stack, weights, **more):
 @pytest.mark.parametrize("rows", [1, 2, 3, 4, 7, 8, 9, 17, 64])
 def test_weighted_sum_matches_the_reference(isa, rows, masked):
     rng = np.random.default_rng(rows)
-    for length in ref.LENGTHS[1:]:
+    for length in samples.LENGTHS[1:]:
         stack = ballots(rows, length, 1, masked)
         for block in (None, 8, 72, 512):
             blocks = -(-length // (block or length))
             weights = rng.standard_normal((rows, blocks), dtype=np.float32)
             result = weighted_sum(stack, weights, block=block, length=length)
-            assert ref.same(result, expected_sum(stack, weights, block=block, length=length))
+            assert samples.same(result, expected_sum(stack, weights, block=block, length=length))
     assert weighted_sum(stack[:, ..., :0], np.ones((rows, 0), np.float32)).shape == (0,)
 
 
@@ -52,12 +53,12 @@ def test_weights_that_are_not_finite_stay_in_their_blocks(isa):
     stack = ballots(3, 100, 2, masked=True)
     weights = np.array([[1, np.inf], [np.nan, -0.0], [2.0**-149, 1]], dtype=np.float32)
     result = weighted_sum(stack, weights, block=64, length=100)
-    assert ref.same(result, expected_sum(stack, weights, block=64, length=100))
+    assert samples.same(result, expected_sum(stack, weights, block=64, length=100))
 
 
 def test_an_absent_vote_leaves_the_sum_as_it_is(isa):
     stack = np.zeros((2, 2, 1), dtype=np.uint8)
-    assert ref.same(weighted_sum(stack, [np.inf, np.nan]), np.zeros(8, dtype=np.float32))
+    assert samples.same(weighted_sum(stack, [np.inf, np.nan]), np.zeros(8, dtype=np.float32))
 
 
 @pytest.mark.parametrize("voters", [1, 2, 3, 7, 8, 31, 64, 1000, 2**23 - 1])
@@ -69,7 +70,7 @@ def test_mean_of_counts_matches_the_reference(isa, voters):
         bits = (counts >> np.arange(planes)[:, None]) & 1
         stack = np.stack([ref.bits_to_plane(b.astype(bool)) for b in bits])
         result = mean_of_counts(stack, voters, length=length)
-        assert ref.same(result, ref.mean_of_counts(stack, voters, length))
+        assert samples.same(result, ref.mean_of_counts(stack, voters, length))
         assert np.allclose(result, (voters - 2 * counts) / voters, atol=1e-6)
 
 
@@ -84,7 +85,7 @@ def test_a_long_sum_past_the_cache_at_any_address_with_any_threads(isa, monkeypa
             room = np.full(length + 32, 7, dtype=np.float32)
             out = room[start : start + length]
             assert weighted_sum(stack, weights, length=length, out=out) is out
-            assert ref.same(out, expected)
+            assert samples.same(out, expected)
             assert (room[:start] == 7).all() and (room[start + length :] == 7).all()
 
 
@@ -94,11 +95,11 @@ def test_torch_and_lists_of_weights():
     expected = expected_sum(stack, np.float32(weights)[:, None])
     for given_weights in (weights, torch.tensor(weights), torch.tensor(weights).double()):
         result = weighted_sum(torch.from_numpy(stack), given_weights)
-        assert isinstance(result, torch.Tensor) and ref.same(result.numpy(), expected)
+        assert isinstance(result, torch.Tensor) and samples.same(result.numpy(), expected)
     out = torch.empty(10, 100)
     assert weighted_sum(stack, weights, length=1000, out=out) is out
     counts = torch.from_numpy(stack[:3])
-    assert ref.same(mean_of_counts(counts, 5).numpy(), ref.mean_of_counts(stack[:3], 5))
+    assert samples.same(mean_of_counts(counts, 5).numpy(), ref.mean_of_counts(stack[:3], 5))
 
 
 @given(any_isa, st.data(), st.integers(1, 20), st.integers(1, 300), st.booleans())
@@ -116,7 +117,7 @@ def test_any_weights(name, data, rows, length, masked):
     stack = ballots(rows, length, data.draw(st.integers(0, 99)), masked)
     with np.errstate(all="ignore"):
         expected = expected_sum(stack, weights, block=block, length=length)
-    assert ref.same(weighted_sum(stack, weights, block=block, length=length), expected)
+    assert samples.same(weighted_sum(stack, weights, block=block, length=length), expected)
 
 
 def zeros(*shape, dtype=np.uint8):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import references as ref
+import samples
 import torch
 from fused_arrays import BF16, isa, isa_restored
 
@@ -229,8 +229,8 @@ def test_rows_that_are_not_finite_are_told_and_go_nowhere(isa, dtype):
     for d, at in ((1, 0), (70, 69), (5000, 4096), (40_000, 39_999), (300, 17)):
         x = made(7, d, dtype)
         x[1, at], x[4, at], x[6, at] = np.nan, np.inf, -np.inf
-        told = np.array([True, False, True, True, False, True, False])
-        assert (rows.finite(x) == told).all() and rows.finite(x).dtype == bool
+        finite_rows = np.array([True, False, True, True, False, True, False])
+        assert (rows.finite(x) == finite_rows).all() and rows.finite(x).dtype == bool
         flags = np.zeros((6, 7), dtype=bool)
         rows.squared_distances(x, flags=flags[0])
         rows.squared_norms(x, flags=flags[1])
@@ -238,8 +238,8 @@ def test_rows_that_are_not_finite_are_told_and_go_nowhere(isa, dtype):
         rows.mix(np.full((5, 7), 0.5), x, flags=flags[3])
         rows.sorted_mean(x, 3, 4, flags=flags[4])
         rows.nearest_to_median(x, 5, flags=flags[5])
-        assert (flags == told).all()
-        a = np.random.default_rng(d).standard_normal((4, 7)) * told
+        assert (flags == finite_rows).all()
+        a = np.random.default_rng(d).standard_normal((4, 7)) * finite_rows
         for weights in (a, a[:1]):
             assert same(rows.mix(weights, x, flags=flags[0]), expected_mix(weights, x))
             assert flags[0].all()
@@ -331,4 +331,4 @@ def test_no_rows_and_no_coordinates(isa):
     assert rows.mix(np.zeros((2, 0)), none).tolist() == [[0.0] * 5] * 2
     assert rows.mix(np.zeros((0, 3)), X).shape == (0, 4)
     assert same(rows.mix(np.zeros((1, 3)), X), np.zeros((1, 4), np.float32))
-    assert ref.same(rows.sorted_mean(X[:, :0], 0, 3), np.zeros(0, np.float32))
+    assert samples.same(rows.sorted_mean(X[:, :0], 0, 3), np.zeros(0, np.float32))

@@ -6,19 +6,20 @@ import math
 
 import numpy as np
 import pytest
-import references as ref
-import sparse_reference as coder
+import samples
 import torch
 from fused_arrays import any_isa, isa, isa_restored
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpisign import _kernels, planes
+from mpisign import reference as ref
 from mpisign.errors import WireError
 from mpisign.planes import coded_bytes_bound, decode, encode, plane_bytes
+from mpisign.reference import golomb
 
 assert isa and isa_restored  # fixtures
-BLOCK = coder.BLOCK
+BLOCK = golomb.BLOCK
 
 
 def drawn(length, share, seed=0):
@@ -46,7 +47,7 @@ def check(sign, mask, expected=None):
     bound = coded_bytes_bound(length)
     room = np.full(bound + 16, 0xAA, np.uint8)
     message = encode(both, length=length, out=room[8:-8])
-    assert message.tobytes() == (expected or coder.encode(sign, mask))
+    assert message.tobytes() == (expected or golomb.encode(sign, mask))
     assert message.size <= bound - 8 and (room[:8] == 0xAA).all() and (room[-8:] == 0xAA).all()
     out = np.full((2, both.shape[1] + 16), 0xAA, np.uint8)
     inner = out[:, 8 : 8 + both.shape[1]]
@@ -58,7 +59,7 @@ def check(sign, mask, expected=None):
 
 @pytest.mark.parametrize("share", [0, 1e-3, 0.01, 0.05, 0.1, 0.2, 0.23, 0.3, 0.5, 0.9, 1])
 def test_coded_as_the_reference_codes_and_back(isa, share):
-    for length in ref.LENGTHS:
+    for length in samples.LENGTHS:
         check(*drawn(length, share))
 
 
@@ -77,7 +78,7 @@ def test_blocks_are_coded_each_by_itself(isa):
     parts.append(drawn(77, 0.1))
     sign, mask = (np.concatenate(bits) for bits in zip(*parts, strict=True))
     message = check(sign, mask)
-    assert message.tobytes() == b"".join(coder.encode(*part) for part in parts)
+    assert message.tobytes() == b"".join(golomb.encode(*part) for part in parts)
 
 
 def test_what_lies_in_clusters_is_never_longer_than_a_mask_plane(isa):
@@ -155,7 +156,7 @@ def decoded(message, length):
 
 def expected(message, length):
     try:
-        return coder.decode(message, length)
+        return golomb.decode(message, length)
     except ValueError:
         return None
 
@@ -193,7 +194,7 @@ def test_any_bytes(name, kind, rest, length):
 @settings(max_examples=200, deadline=None)
 def test_corrupted_messages(name, length, share, changes, longer):
     _kernels.use_isa(name)
-    message = bytearray(coder.encode(*drawn(length, share)))
+    message = bytearray(golomb.encode(*drawn(length, share)))
     for at, change in changes:
         message[at % len(message)] ^= change
     message = bytes(message[:longer] if longer < 0 else message + bytes(longer))
@@ -204,7 +205,7 @@ def test_corrupted_messages_of_many_blocks(isa):
     length = 2 * BLOCK + 1000
     rng = np.random.default_rng(1)
     for share in (0.02, 0.3, 0.6):
-        message = np.frombuffer(coder.encode(*drawn(length, share)), np.uint8)
+        message = np.frombuffer(golomb.encode(*drawn(length, share)), np.uint8)
         for _ in range(30):
             bad = message[: rng.integers(1, message.size + 1)].copy()
             bad[rng.integers(0, bad.size, 3)] ^= rng.integers(0, 256, 3, dtype=np.uint8)
@@ -217,8 +218,8 @@ def test_corrupted_messages_of_many_blocks(isa):
 
 def test_what_is_wrong_is_said():
     sign, mask = drawn(100, 0.1)
-    good = coder.encode(sign, mask)
-    masked = coder.encode(*drawn(100, 0.6))
+    good = golomb.encode(sign, mask)
+    masked = golomb.encode(*drawn(100, 0.6))
     for message, wrong in [
         (b"", "ends before its last coordinate"),
         (good[:-1], "ends before its last coordinate"),

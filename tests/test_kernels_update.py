@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import references as ref
+import samples
 import torch
 from fused_arrays import DTYPES, any_isa, at_odd_place, awkward, isa, isa_restored
 from hypothesis import given, settings
@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from mpisign import _kernels
+from mpisign import reference as ref
 from mpisign.backend import threads
 from mpisign.planes import unpack_add, update
 
@@ -27,24 +28,24 @@ def vote(length, seed=0):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_unpack_add_matches_the_reference(isa, dtype):
-    for length in ref.LENGTHS:
+    for length in samples.LENGTHS:
         both, old = vote(length), awkward(length, 1, dtype)
         for planes, masks in ((both, both[1]), (both[0], None)):
             for scale in (0.3, -2.5, 0.0, 2.0**-140, 1e30):
                 y = at_odd_place(old, length)
                 assert unpack_add(planes, y, scale=scale) is y
-                assert ref.same(y, ref.unpack_add(both[0], masks, old, scale))
+                assert samples.same(y, ref.unpack_add(both[0], masks, old, scale))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_update_matches_the_reference(isa, dtype):
-    for length in ref.LENGTHS:
+    for length in samples.LENGTHS:
         both, old = vote(length), awkward(length, 2, dtype)
         for planes, masks in ((both, both[1]), (both[0], None)):
             for rate, decay in ((0.1, 0.01), (1e-3, 0.0), (0.7, -0.3)):
                 p = at_odd_place(old, length)
                 assert update(planes, p, rate=rate, weight_decay=decay) is p
-                assert ref.same(p, ref.update(both[0], masks, old, rate, decay))
+                assert samples.same(p, ref.update(both[0], masks, old, rate, decay))
 
 
 @pytest.mark.parametrize("dtype", [np.float16, DTYPES[2]])
@@ -52,7 +53,7 @@ def test_every_value_of_16_bits(isa, dtype):
     old = np.arange(1 << 16, dtype=np.uint16).view(dtype)
     both = vote(1 << 16, 3)
     for scale in (0.0, 1e-7, 0.37, 1e4):
-        assert ref.same(
+        assert samples.same(
             unpack_add(both, old.copy(), scale=scale), ref.unpack_add(*both, old, scale)
         )
 
@@ -66,21 +67,21 @@ def test_results_do_not_depend_on_threads(isa, monkeypatch):
         y = unpack_add(both, old.copy(), scale=0.3)
         results.append([y, update(both, old.copy(), rate=0.3, weight_decay=0.1)])
     for other in results[1:]:
-        assert all(map(ref.same, results[0], other))
+        assert all(map(samples.same, results[0], other))
 
 
 @pytest.mark.parametrize("dtype", TORCH_DTYPES)
 def test_torch_is_updated_as_numpy_is(dtype):
     both = torch.from_numpy(vote(4097, 5))
-    p = torch.nn.Parameter(torch.from_numpy(ref.awkward(4097, 6)).to(dtype).reshape(17, 241))
+    p = torch.nn.Parameter(torch.from_numpy(samples.awkward(4097, 6)).to(dtype).reshape(17, 241))
     old = p.detach().double().numpy().astype(DTYPES[TORCH_DTYPES.index(dtype)]).reshape(-1)
     assert update(both, p, rate=0.1, weight_decay=0.01) is p
     expected = ref.update(*both.numpy(), old, 0.1, 0.01)
-    assert ref.same(p.detach().double().numpy().reshape(-1), expected.astype(np.float64))
+    assert samples.same(p.detach().double().numpy().reshape(-1), expected.astype(np.float64))
     y = torch.from_numpy(old.astype(np.float64)).to(dtype)
     unpack_add(both, y, scale=0.1)
     expected = ref.unpack_add(*both.numpy(), old, 0.1)
-    assert ref.same(y.double().numpy(), expected.astype(np.float64))
+    assert samples.same(y.double().numpy(), expected.astype(np.float64))
 
 
 @given(
@@ -97,10 +98,10 @@ def test_any_floats(name, x, seed, dtype, rate, decay):
     with np.errstate(all="ignore"):
         old, both = x.astype(dtype), vote(x.size, seed)
         expected = ref.update(*both, old, rate, decay)
-    assert ref.same(update(both, old.copy(), rate=rate, weight_decay=decay), expected)
+    assert samples.same(update(both, old.copy(), rate=rate, weight_decay=decay), expected)
     with np.errstate(all="ignore"):
         expected = ref.unpack_add(*both, old, rate)
-    assert ref.same(unpack_add(both, old.copy(), scale=rate), expected)
+    assert samples.same(unpack_add(both, old.copy(), scale=rate), expected)
 
 
 @pytest.mark.parametrize(

@@ -6,13 +6,13 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-import references as ref
 from fused_arrays import isa  # noqa: F401
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mpisign
 from mpisign import planes
+from mpisign import reference as ref
 from mpisign.planes.weights import integer_weights
 
 KEYS = {"seed": 2**40 + 7, "step": 2**33 + 11}
@@ -201,6 +201,7 @@ def test_weights_become_integers_of_the_same_ratios(weights, integers):
 
 
 @given(st.lists(st.floats(0, 1e300), min_size=1, max_size=300))
+@settings(deadline=None)
 def test_integer_weights_are_near_in_ratio_and_sum_below_two_to_the_31(weights):
     result = integer_weights("f", weights, len(weights)).tolist()
     assert sum(result) < 2**31

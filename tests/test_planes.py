@@ -6,23 +6,24 @@ import os
 
 import numpy as np
 import pytest
-import references as ref
+import samples
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mpisign
 from mpisign import planes
+from mpisign import reference as ref
 
 ml_dtypes = pytest.importorskip("ml_dtypes")
 NUMPY_DTYPES = [np.float32, np.float16, ml_dtypes.bfloat16, np.float64]
 TORCH_DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
 
 
-@pytest.mark.parametrize("length", ref.LENGTHS)
+@pytest.mark.parametrize("length", samples.LENGTHS)
 @pytest.mark.parametrize("dtype", NUMPY_DTYPES)
 def test_pack_matches_the_reference(length, dtype):
-    x = ref.awkward(length, 1, dtype)
+    x = samples.awkward(length, 1, dtype)
     sign, votes = ref.pack(x.astype(np.float64))
     assert np.array_equal(mpisign.pack(x, zeros="positive"), sign)
 
@@ -38,7 +39,7 @@ def test_pack_matches_the_reference(length, dtype):
 @pytest.mark.parametrize("dtype", TORCH_DTYPES)
 @pytest.mark.parametrize("length", [0, 1, 65, 4097])
 def test_torch_packs_as_numpy_does(length, dtype):
-    x = torch.from_numpy(ref.awkward(length, 2)).to(dtype)
+    x = torch.from_numpy(samples.awkward(length, 2)).to(dtype)
     plane = mpisign.pack(x, zeros="positive")
     assert isinstance(plane, torch.Tensor) and plane.dtype == torch.uint8
     assert np.array_equal(plane.numpy(), ref.pack(x.double().numpy())[0])
@@ -55,7 +56,7 @@ def test_zeros_and_nans_are_counted_in_the_same_pass():
 
 @pytest.mark.parametrize("dtype", NUMPY_DTYPES)
 def test_nan_is_never_a_vote(dtype):
-    x = ref.awkward(1001, 3, dtype)
+    x = samples.awkward(1001, 3, dtype)
     x[::7] = np.nan
     x[3::7] = -x[::7][: x[3::7].size]  # NaN with its sign bit set
     with pytest.raises(ValueError, match=r"pack: x must hold no NaN .* got 286"):
@@ -68,7 +69,7 @@ def test_nan_is_never_a_vote(dtype):
 
 
 def strided_views():
-    base = ref.awkward(6 * 7 * 10 * 3, 4).reshape(6, 7, 10, 3)
+    base = samples.awkward(6 * 7 * 10 * 3, 4).reshape(6, 7, 10, 3)
     yield "transposed", base.transpose(3, 1, 0, 2)
     yield "every other", base[::2, 1:, ::3]
     yield "reversed", base[:, ::-1, :, ::-1]
@@ -93,7 +94,7 @@ def test_torch_parameters_and_unaligned_memory():
     assert np.array_equal(
         mpisign.pack(p, zeros="positive").numpy(), ref.pack(p.detach().numpy())[0]
     )
-    raw = np.frombuffer(b"x" + ref.awkward(100, 5).tobytes(), dtype=np.uint8)[1:]
+    raw = np.frombuffer(b"x" + samples.awkward(100, 5).tobytes(), dtype=np.uint8)[1:]
     x = raw.view(np.float32)
     assert x.ctypes.data % 4
     assert np.array_equal(mpisign.pack(x, zeros="positive"), ref.pack(x)[0])
@@ -146,7 +147,7 @@ def test_a_shard_is_decided_like_the_whole():
 
 
 @pytest.mark.parametrize("dtype", NUMPY_DTYPES)
-@pytest.mark.parametrize("length", ref.LENGTHS)
+@pytest.mark.parametrize("length", samples.LENGTHS)
 def test_unpack_matches_the_reference(length, dtype):
     rng = np.random.default_rng(length)
     signs, votes = rng.random((2, length)) < 0.5
@@ -159,7 +160,7 @@ def test_unpack_matches_the_reference(length, dtype):
 
 
 def test_a_forked_child_packs_too():
-    x = ref.awkward(4_000_000, 7)
+    x = samples.awkward(4_000_000, 7)
     mpisign.pack(x)  # starts the threads that a fork loses
     child = os.fork()
     if child == 0:
@@ -168,7 +169,7 @@ def test_a_forked_child_packs_too():
 
 
 def test_results_go_where_out_says():
-    x = ref.awkward(100, 6).reshape(4, 25)
+    x = samples.awkward(100, 6).reshape(4, 25)
     plane = np.full(13, 0xFF, dtype=np.uint8)
     assert mpisign.pack(x, zeros="positive", out=plane) is plane
     assert np.array_equal(plane, ref.pack(x)[0])

@@ -2,43 +2,28 @@
 
 from __future__ import annotations
 
-import sys
-
 import pytest
-from launchers import mpirun
+from launchers import RANKS, on_ranks, suite
+
+VOTES = ["test_majority_vote.py", "test_optimizer.py", "test_counts.py", "test_compressed_mean.py"]
+COMPRESSORS = ["test_every_compressor.py", "test_gathered.py", "test_attacks_in_a_job.py"]
 
 
 @pytest.mark.parametrize("n", [*(pytest.param(n, marks=pytest.mark.many) for n in (2, 3)), 4])
 def test_the_collectives_at(n):
-    mpirun(
-        n,
-        sys.executable,
-        *("-m", "mpi4py", "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"),
-        *("tests/ranks/test_majority_vote.py", "tests/ranks/test_optimizer.py"),
-        timeout=180,
-        env={"MPISIGN_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
-    )
+    suite(n, *VOTES)
 
 
-@pytest.mark.parametrize("n", [*(pytest.param(n, marks=pytest.mark.many) for n in (2, 3)), 4])
-def test_counts_and_means_at(n):
-    mpirun(
-        n,
-        sys.executable,
-        *("-m", "mpi4py", "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"),
-        *("tests/ranks/test_counts.py", "tests/ranks/test_compressed_mean.py"),
-        timeout=180,
-        env={"MPISIGN_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
-    )
+def test_every_compressor_and_attack_on_3_ranks():
+    suite(3, *COMPRESSORS)
 
 
 @pytest.mark.many
 def test_more_ranks_than_bytes():
-    mpirun(
-        9,
-        sys.executable,
-        *("-m", "mpi4py", "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"),
-        *("tests/ranks/test_majority_vote.py", "-k", "reference and (1- or 33- or 127-)"),
-        timeout=180,
-        env={"MPISIGN_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
-    )
+    suite(9, "test_majority_vote.py", "-k", "reference and (1- or 33- or 151-)")
+
+
+@pytest.mark.parametrize("n", [pytest.param(6, marks=pytest.mark.many), 9])
+def test_detox(n):
+    """More ranks than cores."""
+    assert on_ranks(n, RANKS / "detox_ranks.py", timeout=180).count("is well") == n

@@ -7,10 +7,10 @@ import sys
 
 import numpy as np
 import pytest
-import robust_references as ref
 import torch
 
 from mpisign import robust
+from mpisign.reference import rules as ref
 from mpisign.robust import (
     NNM,
     Bucketing,

@@ -12,10 +12,10 @@ import types
 
 import numpy as np
 import pytest
-import robust_references as ref
 import torch
 
 from mpisign import robust
+from mpisign.reference import rules as ref
 
 
 @pytest.fixture(scope="module")

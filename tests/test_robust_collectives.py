@@ -194,9 +194,9 @@ def test_an_owner_that_lies_in_its_shard_of_a_rule_by_coordinate_decides_no_othe
 @pytest.mark.parametrize("value", [np.nan, -1.0, np.inf])
 def test_impossible_distances_name_their_rank(value):
     def forged(part):
-        told = part.copy().view("<f8")
-        told[0] = value
-        return told.view(np.uint8)
+        values = part.copy().view("<f8")
+        values[0] = value
+        return values.view(np.uint8)
 
     x = rows(4, 40)
     results = liars(
@@ -267,10 +267,10 @@ def test_ranks_with_other_rules_disagree():
             mpisign.robust_aggregate(np.ones(9), comm, rule=rule_of(comm.rank))
         return str(error.value)
 
-    told = threads.run(
+    texts = threads.run(
         3, run, lambda r: robust.TrMean(int(r == 1)), "the rules .ranks 0, 2 against rank 1"
     )
-    assert len(set(told)) == 1
+    assert len(set(texts)) == 1
     threads.run(2, run, lambda r: robust.CenteredClipping(m=np.full(9, float(r))), "the rules")
 
 
@@ -290,8 +290,8 @@ def test_bad_arguments_of_one_rank_are_refused_on_all(rule, text):
             mpisign.robust_aggregate(np.ones(9), comm, rule=rule if comm.rank == 1 else "median")
         return str(error.value)
 
-    told = threads.run(3, run)
-    assert len(set(told)) == 1 and "rank 1" in told[0]
+    texts = threads.run(3, run)
+    assert len(set(texts)) == 1 and "rank 1" in texts[0]
 
 
 @pytest.mark.parametrize(("rule", "table"), [("median", 0), ("krum", 10), ("centered_clipping", 4)])

@@ -7,27 +7,12 @@ import os
 
 import numpy as np
 import pytest
-import robust_references as ref
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpisign import robust
-from mpisign.robust import (
-    NNM,
-    Bucketing,
-    Bulyan,
-    CenteredClipping,
-    Clipping,
-    GeometricMedian,
-    Krum,
-    Meamed,
-    Mean,
-    Median,
-    MultiKrum,
-    Pipeline,
-    TrMean,
-)
+from mpisign.reference import rules as ref
 
 LARGE = float(np.finfo(np.float32).max)
 HOSTILE = [np.nan, np.inf, -np.inf, 1e38, -1e38, LARGE, -LARGE, 1e19, 0.0, -0.0, 1e-45, 3.0]
@@ -35,19 +20,36 @@ HOSTILE = [np.nan, np.inf, -np.inf, 1e38, -1e38, LARGE, -LARGE, 1e19, 0.0, -0.0,
 
 def rules(n, f):
     """Every rule that can do with n rows of which f are hostile."""
-    of_f = [TrMean, Meamed, Krum, MultiKrum, Bulyan, NNM]
-    yield from [Mean(), Median(), GeometricMedian(), CenteredClipping(L=1, tau=2)]
-    yield from [CenteredClipping(L=4, tau=2), Clipping(), Bucketing(2)]
-    yield from [kind(f) for kind in of_f if kind is not Bulyan or not f or n >= 4 * f + 3]
-    yield from [Krum(f, squared=False), MultiKrum(f, 1)]
+    of_f = [robust.TrMean, robust.Meamed, robust.Krum, robust.MultiKrum, robust.Bulyan, robust.NNM]
+    yield from [
+        robust.Mean(),
+        robust.Median(),
+        robust.GeometricMedian(),
+        robust.CenteredClipping(L=1, tau=2),
+    ]
+    yield from [robust.CenteredClipping(L=4, tau=2), robust.Clipping(), robust.Bucketing(2)]
+    yield from [kind(f) for kind in of_f if kind is not robust.Bulyan or not f or n >= 4 * f + 3]
+    yield from [robust.Krum(f, squared=False), robust.MultiKrum(f, 1)]
     if not f or n > 2 * f + 2:
-        yield from [Krum(f, "n-f-2", False), MultiKrum(f, 1, "n-f-2")]
-    yield from [Pipeline(NNM(f), rule) for rule in (Median(), TrMean(f), Krum(f))]
-    yield from [Pipeline(NNM(f), rule) for rule in (GeometricMedian(), CenteredClipping(L=2))]
-    yield from [Pipeline(Clipping(), rule) for rule in (Median(), Krum(f), GeometricMedian())]
-    yield Pipeline(Bucketing(2), GeometricMedian())
+        yield from [robust.Krum(f, "n-f-2", False), robust.MultiKrum(f, 1, "n-f-2")]
+    yield from [
+        robust.Pipeline(robust.NNM(f), rule)
+        for rule in (robust.Median(), robust.TrMean(f), robust.Krum(f))
+    ]
+    yield from [
+        robust.Pipeline(robust.NNM(f), rule)
+        for rule in (robust.GeometricMedian(), robust.CenteredClipping(L=2))
+    ]
+    yield from [
+        robust.Pipeline(robust.Clipping(), rule)
+        for rule in (robust.Median(), robust.Krum(f), robust.GeometricMedian())
+    ]
+    yield robust.Pipeline(robust.Bucketing(2), robust.GeometricMedian())
     if -(-n // 2) > 2 * f:
-        yield from [Pipeline(Bucketing(2), rule) for rule in (TrMean(f), MultiKrum(f))]
+        yield from [
+            robust.Pipeline(robust.Bucketing(2), rule)
+            for rule in (robust.TrMean(f), robust.MultiKrum(f))
+        ]
 
 
 def bounds(rule, honest, f):
@@ -57,22 +59,22 @@ def bounds(rule, honest, f):
     n = len(honest) + f
     # Whatever Krum takes is no further from an honest row than its score lets it be.
     scored = np.sqrt(n * ref.squared_distances(honest).max())
-    if isinstance(rule, (Median, TrMean)):
+    if isinstance(rule, (robust.Median, robust.TrMean)):
         return low, high
-    if isinstance(rule, (Meamed, Bulyan)):
+    if isinstance(rule, (robust.Meamed, robust.Bulyan)):
         return low - width, high + width
-    if isinstance(rule, (Krum, MultiKrum)):
+    if isinstance(rule, (robust.Krum, robust.MultiKrum)):
         squared = n * scored if not rule.squared else scored
         return low - squared, high + squared
-    if isinstance(rule, CenteredClipping):
+    if isinstance(rule, robust.CenteredClipping):
         return -rule.L * rule.tau, rule.L * rule.tau
-    if isinstance(rule, GeometricMedian):
+    if isinstance(rule, robust.GeometricMedian):
         most = 20 * max(np.linalg.norm(honest, axis=1).max(), rule.nu)
         return -most, most
-    if isinstance(rule, Pipeline) and isinstance(rule.mixings[0], NNM):
+    if isinstance(rule, robust.Pipeline) and isinstance(rule.mixings[0], robust.NNM):
         # A row is mixed of rows no further than the furthest honest one.
         within = np.sqrt(ref.squared_distances(honest).max())
-        if isinstance(rule.rule, (Median, TrMean)):
+        if isinstance(rule.rule, (robust.Median, robust.TrMean)):
             return low - within, high + within
     return None
 
@@ -153,10 +155,16 @@ def test_distances_alone_suffice_however_far_a_row_is(times):
     X = np.random.default_rng(3).normal(size=(9, 50)) + 5
     X[4] *= times
     for rule, expected in [
-        (GeometricMedian(T=6), ref.geometric_median(X, T=6)),
-        (CenteredClipping(L=5, tau=10), ref.centered_clipping(X, L=5, tau=10)),
-        (Pipeline(Clipping(9), GeometricMedian()), ref.geometric_median(ref.clipping(X, 9))),
-        (Pipeline(Clipping(9), MultiKrum(2)), ref.multi_krum(ref.clipping(X, 9), 2)),
+        (robust.GeometricMedian(T=6), ref.geometric_median(X, T=6)),
+        (robust.CenteredClipping(L=5, tau=10), ref.centered_clipping(X, L=5, tau=10)),
+        (
+            robust.Pipeline(robust.Clipping(9), robust.GeometricMedian()),
+            ref.geometric_median(ref.clipping(X, 9)),
+        ),
+        (
+            robust.Pipeline(robust.Clipping(9), robust.MultiKrum(2)),
+            ref.multi_krum(ref.clipping(X, 9), 2),
+        ),
     ]:
         np.testing.assert_allclose(rule(X), expected, atol=1e-2, err_msg=str(rule))
 
@@ -165,46 +173,108 @@ def test_rows_close_together_far_from_the_origin_are_told_apart():
     rng = np.random.default_rng(4)
     X = rng.normal(size=(9, 30)) * 1e-3 + 1e5
     np.testing.assert_allclose(
-        GeometricMedian(nu=1e-6, T=6)(X), ref.geometric_median(X, 1e-6, 6), rtol=1e-9
+        robust.GeometricMedian(nu=1e-6, T=6)(X), ref.geometric_median(X, 1e-6, 6), rtol=1e-9
     )
     mixed = ref.nnm(X, 2)
-    np.testing.assert_allclose(Pipeline(NNM(2), Krum(2))(X), ref.krum(mixed, 2), rtol=1e-15)
+    np.testing.assert_allclose(
+        robust.Pipeline(robust.NNM(2), robust.Krum(2))(X), ref.krum(mixed, 2), rtol=1e-15
+    )
 
 
 ERRORS = [
-    (lambda: Krum(2)(np.ones((4, 3))), ValueError, r"Krum: 2 f must be below n, got f=2, n=4"),
-    (lambda: Krum(1, "n-f-2")(np.ones((4, 3))), ValueError, r"Krum: 2 f \+ 2 must be below n for"),
-    (lambda: TrMean(1)(np.ones((2, 3))), ValueError, r"TrMean: 2 f must be below n, got f=1, n=2"),
-    (lambda: Bulyan(1)(np.ones((6, 3))), ValueError, r"Bulyan: n must be at least 4 f \+ 3, got"),
-    (lambda: NNM(3)(np.ones((3, 3))), ValueError, r"NNM: f must be below n, got f=3, n=3"),
     (
-        lambda: Pipeline(Bucketing(2), Krum(1))(np.ones((4, 3))),
+        lambda: robust.Krum(2)(np.ones((4, 3))),
+        ValueError,
+        r"Krum: 2 f must be below n, got f=2, n=4",
+    ),
+    (
+        lambda: robust.Krum(1, "n-f-2")(np.ones((4, 3))),
+        ValueError,
+        r"Krum: 2 f \+ 2 must be below n for",
+    ),
+    (
+        lambda: robust.TrMean(1)(np.ones((2, 3))),
+        ValueError,
+        r"TrMean: 2 f must be below n, got f=1, n=2",
+    ),
+    (
+        lambda: robust.Bulyan(1)(np.ones((6, 3))),
+        ValueError,
+        r"Bulyan: n must be at least 4 f \+ 3, got",
+    ),
+    (lambda: robust.NNM(3)(np.ones((3, 3))), ValueError, r"NNM: f must be below n, got f=3, n=3"),
+    (
+        lambda: robust.Pipeline(robust.Bucketing(2), robust.Krum(1))(np.ones((4, 3))),
         ValueError,
         r"Krum: 2 f must be below n, got f=1, n=2",
     ),
-    (lambda: Median()(np.ones((0, 3))), ValueError, r"Median: X must have at least one row, got 0"),
-    (lambda: Median()([]), ValueError, "got an empty list"),
-    (lambda: Median()(np.ones(3)), ValueError, r"Median: X must have shape \(n, d\) .* \(3,\)"),
-    (lambda: Median()(np.ones((2, 2), int)), TypeError, "Median: X must have dtype float32, "),
-    (lambda: Median()([[1.0, 2.0]]), TypeError, r"Median: X\[0\] must be a NumPy array"),
-    (lambda: Median()([np.ones(2), np.ones(3)]), ValueError, "vectors of one length, dtype"),
-    (lambda: Median()([np.ones(2), torch.ones(2)]), ValueError, "device and framework"),
-    (lambda: Median()([np.ones((2, 2))]), ValueError, "list of vectors"),
-    (lambda: Krum(-1), ValueError, r"Krum: f must be an integer from 0, got -1"),
-    (lambda: Krum(1.0), ValueError, r"Krum: f must be an integer from 0, got 1.0"),
-    (lambda: Meamed(True), ValueError, r"Meamed: f must be an integer from 0, got True"),
-    (lambda: Krum(1, "n-f"), ValueError, "Krum: neighbours must be 'n-f-1' or 'n-f-2', got 'n-f'"),
-    (lambda: MultiKrum(1, 0), ValueError, r"MultiKrum: m must be an integer from 1, got 0"),
-    (lambda: GeometricMedian(0.0), ValueError, r"GeometricMedian: nu must be a finite number abov"),
-    (lambda: GeometricMedian(T=-1), ValueError, r"GeometricMedian: T must be an integer from 0"),
-    (lambda: CenteredClipping(tau=-1.0), ValueError, r"CenteredClipping: tau must be a finite num"),
-    (lambda: CenteredClipping(m=[1.0]), TypeError, r"CenteredClipping: m must be a NumPy or CuPy"),
-    (lambda: Bucketing(0), ValueError, r"Bucketing: s must be an integer from 1, got 0"),
-    (lambda: Clipping(float("nan")), ValueError, r"Clipping: c must be a finite number from 0"),
-    (lambda: Pipeline(Krum(1), Median()), TypeError, "Pipeline: all but the last must be mixings"),
-    (lambda: Pipeline(NNM(1)), TypeError, "Pipeline: the last must be a rule"),
-    (lambda: Pipeline(), TypeError, "Pipeline: the last must be a rule"),
-    (lambda: Pipeline(Clipping(), CenteredClipping(np.ones(2))), ValueError, "behind Clipping"),
+    (
+        lambda: robust.Median()(np.ones((0, 3))),
+        ValueError,
+        r"Median: X must have at least one row, got 0",
+    ),
+    (lambda: robust.Median()([]), ValueError, "got an empty list"),
+    (
+        lambda: robust.Median()(np.ones(3)),
+        ValueError,
+        r"Median: X must have shape \(n, d\) .* \(3,\)",
+    ),
+    (
+        lambda: robust.Median()(np.ones((2, 2), int)),
+        TypeError,
+        "Median: X must have dtype float32, ",
+    ),
+    (lambda: robust.Median()([[1.0, 2.0]]), TypeError, r"Median: X\[0\] must be a NumPy array"),
+    (lambda: robust.Median()([np.ones(2), np.ones(3)]), ValueError, "vectors of one length, dtype"),
+    (lambda: robust.Median()([np.ones(2), torch.ones(2)]), ValueError, "device and framework"),
+    (lambda: robust.Median()([np.ones((2, 2))]), ValueError, "list of vectors"),
+    (lambda: robust.Krum(-1), ValueError, r"Krum: f must be an integer from 0, got -1"),
+    (lambda: robust.Krum(1.0), ValueError, r"Krum: f must be an integer from 0, got 1.0"),
+    (lambda: robust.Meamed(True), ValueError, r"Meamed: f must be an integer from 0, got True"),
+    (
+        lambda: robust.Krum(1, "n-f"),
+        ValueError,
+        "Krum: neighbours must be 'n-f-1' or 'n-f-2', got 'n-f'",
+    ),
+    (lambda: robust.MultiKrum(1, 0), ValueError, r"MultiKrum: m must be an integer from 1, got 0"),
+    (
+        lambda: robust.GeometricMedian(0.0),
+        ValueError,
+        r"GeometricMedian: nu must be a finite number abov",
+    ),
+    (
+        lambda: robust.GeometricMedian(T=-1),
+        ValueError,
+        r"GeometricMedian: T must be an integer from 0",
+    ),
+    (
+        lambda: robust.CenteredClipping(tau=-1.0),
+        ValueError,
+        r"CenteredClipping: tau must be a finite num",
+    ),
+    (
+        lambda: robust.CenteredClipping(m=[1.0]),
+        TypeError,
+        r"CenteredClipping: m must be a NumPy or CuPy",
+    ),
+    (lambda: robust.Bucketing(0), ValueError, r"Bucketing: s must be an integer from 1, got 0"),
+    (
+        lambda: robust.Clipping(float("nan")),
+        ValueError,
+        r"Clipping: c must be a finite number from 0",
+    ),
+    (
+        lambda: robust.Pipeline(robust.Krum(1), robust.Median()),
+        TypeError,
+        "Pipeline: all but the last must be mixings",
+    ),
+    (lambda: robust.Pipeline(robust.NNM(1)), TypeError, "Pipeline: the last must be a rule"),
+    (lambda: robust.Pipeline(), TypeError, "Pipeline: the last must be a rule"),
+    (
+        lambda: robust.Pipeline(robust.Clipping(), robust.CenteredClipping(np.ones(2))),
+        ValueError,
+        "behind Clipping",
+    ),
     (lambda: robust.by_name("krumm"), ValueError, r"by_name: name .* \(did you mean 'krum'\?\)"),
     (lambda: robust.by_name("nnm"), ValueError, "by_name: name must be one of mean, median, "),
     (lambda: robust.by_name("median+krum"), ValueError, r"after any of nnm\+, bucketing\+"),
@@ -223,10 +293,12 @@ def test_rules_by_name():
     for name, kind in robust.RULES.items():
         rule = robust.by_name(name, f=1)
         assert type(rule) is kind and getattr(rule, "f", 1) == 1
-    assert robust.by_name("krum", 2) == Krum(2) != Krum(1)
-    assert robust.by_name("nnm+krum", 1) == Pipeline(NNM(1), Krum(1))
-    assert robust.by_name("bucketing+median", 1) == Pipeline(Bucketing(2), Median())
+    assert robust.by_name("krum", 2) == robust.Krum(2) != robust.Krum(1)
+    assert robust.by_name("nnm+krum", 1) == robust.Pipeline(robust.NNM(1), robust.Krum(1))
+    assert robust.by_name("bucketing+median", 1) == robust.Pipeline(
+        robust.Bucketing(2), robust.Median()
+    )
     made = robust.by_name("clipping+nnm+trimmed_mean", 2)
-    assert made == Pipeline(Clipping(), NNM(2), TrMean(2))
-    assert made.fewer(1) == Pipeline(Clipping(), NNM(1), TrMean(1))
+    assert made == robust.Pipeline(robust.Clipping(), robust.NNM(2), robust.TrMean(2))
+    assert made.fewer(1) == robust.Pipeline(robust.Clipping(), robust.NNM(1), robust.TrMean(1))
     assert len({robust.by_name(name) for name in robust.RULES}) == len(robust.RULES)

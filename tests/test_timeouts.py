@@ -9,7 +9,7 @@ import time
 
 import numpy as np
 import pytest
-from launchers import mpirun
+from launchers import RANKS, mpirun
 
 from mpisign import Communicator
 from mpisign.engine import failure_detection as giving_up
@@ -22,7 +22,7 @@ X = np.ones(1000)
 
 @pytest.mark.mpi
 def test_what_ranks_hear_of_each_other_over_mpi():
-    output = mpirun(4, sys.executable, "tests/ranks/timeouts_told.py", timeout=60).stdout
+    output = mpirun(4, sys.executable, RANKS / "timeouts_errors.py", timeout=60).stdout
     assert all(f"rank {r} is done" in output for r in range(4)), output
     assert "MPI_Abort" not in output
 
@@ -54,7 +54,7 @@ def gone(pid):
 )
 def test_the_job_ends_where_a_rank(what, expected):
     began = time.monotonic()
-    job = mpirun(3, sys.executable, "tests/ranks/timeouts_ends.py", what, timeout=40, check=False)
+    job = mpirun(3, sys.executable, RANKS / "timeouts_ends.py", what, timeout=40, check=False)
     assert job.returncode != 0, job.stdout
     assert re.search(expected, job.stdout), job.stdout
     assert time.monotonic() - began < 20

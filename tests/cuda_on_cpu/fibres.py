@@ -5,7 +5,9 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import mmap
+import os
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -25,11 +27,13 @@ def build(folder: Path, files: list[Path] | None = None) -> ctypes.CDLL:
     """All kernels (or ``files``) in one library; objects stay in ``folder`` for next time."""
     header = (HERE / "cuda_on_cpu.h").read_text()
     runtime = (HERE / "runtime.cpp").read_text()
-    objects = [_object(folder, "runtime", runtime + header, runtime, FLAGS)]
+    flags = (*FLAGS, *CHECKS, "-include", str(HERE / "cuda_on_cpu.h"))
+    jobs = [("runtime", runtime + header, runtime, FLAGS)]
     for file in files or sorted(sources.folder().glob("*.cu")):
         text = sources.source(file)
-        flags = (*FLAGS, *CHECKS, "-include", str(HERE / "cuda_on_cpu.h"))
-        objects.append(_object(folder, file.stem, text + header, text, flags))
+        jobs.append((file.stem, text + header, text, flags))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        objects = list(pool.map(lambda job: _object(folder, *job), jobs))
     library = folder / ("kernels-" + _digest("".join(map(str, objects))) + ".so")
     if not library.exists():
         _gxx("-shared", "-o", str(library), *map(str, objects))

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import numpy as np
-import references as ref
+import samples
 from hostile import Accuser, LyingHelper, LyingOwner, Tampering, at, deviate, flipped, named
 from mpi4py import MPI
 
 import mpisign
+from mpisign import reference as ref
 from mpisign.engine import header
 from mpisign.errors import BrokenError, CollectiveError
 from mpisign.transports.mpi import MPITransport
@@ -38,7 +35,7 @@ def communicator(tamper=None):
 
 
 def vote(comm, length=LENGTH):
-    xs = [ref.awkward(length, r) for r in range(SIZE)]
+    xs = [samples.awkward(length, r) for r in range(SIZE)]
     result = comm.majority_vote(xs[RANK], byzantine_f=1, zeros="abstain", ties="zero")
     assert RANK == LIAR or np.array_equal(result, ref.vote(xs))
 

@@ -37,6 +37,19 @@ import mpisign.ddp
 from mpisign.compressors import Sign, Signum
 
 
+def votes_are(net, model, optimizer, state, reference, case, steps=3):
+    """Steps whose gradients become the reference's votes."""
+    for step in range(steps):
+        mine = worlds.local_gradients(net, step)
+        optimizer.zero_grad()
+        loss_of(model, step).backward()
+        want = reference(everyone(mine), state, step)
+        for name, p in net.named_parameters():
+            same = p.grad.dtype == p.dtype and torch.equal(p.grad, want[name])
+            assert same, (case, step, name)
+        optimizer.step()
+
+
 def check_the_vote_is_that_of_numpy():
     """Bit for bit, whatever DDP's buckets are."""
     for compression, reference in (
@@ -47,14 +60,7 @@ def check_the_vote_is_that_of_numpy():
         for way, ddp in WAYS.items():
             net = Net()
             model, optimizer, state = wrapped(net, compression, seed=5, ddp=ddp)
-            for step in range(3):
-                mine = worlds.local_gradients(net, step)
-                optimizer.zero_grad()
-                loss_of(model, step).backward()
-                want = reference(everyone(mine), state, step)
-                for name, p in net.named_parameters():
-                    assert torch.equal(p.grad, want[name]), (compression, way, step, name)
-                optimizer.step()
+            votes_are(net, model, optimizer, state, reference, (compression, way))
 
 
 def check_gradients_add_up_without_sync():
@@ -99,14 +105,7 @@ def check_dtypes():
         for i, layer in enumerate(net.children()):
             layer.to(dtypes[i % len(dtypes)])
         model, optimizer, state = wrapped(net, ABSTAINING)
-        for step in range(2):
-            mine = worlds.local_gradients(net, step)
-            optimizer.zero_grad()
-            loss_of(model, step).backward()
-            want = votes_without_ties(everyone(mine), state, step)
-            for name, p in net.named_parameters():
-                assert p.grad.dtype == p.dtype and torch.equal(p.grad, want[name]), (dtypes, name)
-            optimizer.step()
+        votes_are(net, model, optimizer, state, votes_without_ties, dtypes, steps=2)
         same_replicas(net)
 
 

@@ -5,19 +5,14 @@ from __future__ import annotations
 import copy
 import hashlib
 import os
-import sys
-from pathlib import Path
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import references
-
 import mpisign.ddp
+from mpisign import reference as ref
 from mpisign.compressors import Sign
 
 ABSTAINING = Sign(zeros="abstain", ties="zero")
@@ -138,14 +133,8 @@ def reference_votes(gradients, state, step):
         seed = (state.seed + bucket.index * 0x9E3779B97F4A7C15) % (1 << 64)
         for member, start in zip(bucket.slots, bucket.layout.offsets, strict=True):
             xs = [g[member.name].numpy() for g in gradients]
-            signs = [
-                references.pack(x, "random", seed, step, rank, 8 * start)[0]
-                for rank, x in enumerate(xs)
-            ]
-            n = xs[0].size
-            sign, _ = references.majority(np.stack(signs), None, "random", seed, step, 8 * start, n)
-            (vote,) = references.votes_of(sign[None], None, n)
-            votes[member.name] = torch.from_numpy(vote.astype(np.float32)).view(xs[0].shape)
+            vote = ref.majority_vote(xs, seed=seed, step=step, offset=8 * start)
+            votes[member.name] = torch.from_numpy(vote).view(xs[0].shape)
     return votes
 
 

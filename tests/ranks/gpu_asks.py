@@ -16,12 +16,12 @@ for setting in sys.argv[1:] or ["auto"]:  # of each rank in turn, by commas
     values = setting.split(",")
     os.environ[cuda_mpi.VARIABLE] = values[rank % len(values)]
     try:
-        told = " ".join(map(str, cuda_mpi.together(control)))
+        answer = " ".join(map(str, cuda_mpi.together(control)))
     except ValueError as error:
-        told = f"ValueError: {error}"
-    assert len(set(MPI.COMM_WORLD.allgather(told))) == 1
+        answer = f"ValueError: {error}"
+    assert len(set(MPI.COMM_WORLD.allgather(answer))) == 1
     if rank == 0:
-        print("together:", told)
+        print("together:", answer)
 if rank == 0:
     print("library:", *cuda_mpi.library_says())
     print(cuda_mpi.libraries())

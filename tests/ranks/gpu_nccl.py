@@ -1,4 +1,4 @@
-"""NCCLTransport at several ranks, NCCL played by tests/nccl_on_host.py. argv[1]: which test."""
+"""NCCLTransport at several ranks, NCCL played by nccl_on_host.py. argv: the tests."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def lacking():
     def no_id():
         raise ImportError("CuPy finds no libnccl.so.2: \N{SNOWMAN}")
 
-    nccl_start.load = no_id
+    load, nccl_start.load = nccl_start.load, no_id
     for broken in range(size):
         lacks = types.SimpleNamespace(**{**vars(nccl), "get_unique_id": no_id})
         if broken == 0:
@@ -118,6 +118,7 @@ def lacking():
         with pytest.raises(CollectiveError, match=f"cannot start: rank {broken}: ImportError") as e:
             wire.start_exchange([], [], 0)
         assert len(set(WORLD.allgather(str(e.value)))) == 1
+    nccl_start.load = load
 
 
 def absent():
@@ -212,7 +213,8 @@ def deviceless():
     print(e.value)
 
 
-globals()[sys.argv[1]]()
-WORLD.Barrier()
-if rank == 0:
-    print(f"nccl: {sys.argv[1]}: all well at {size} ranks")
+for test in sys.argv[1:]:
+    globals()[test]()
+    WORLD.Barrier()
+    if rank == 0:
+        print(f"nccl: {test}: all well at {size} ranks")

@@ -20,9 +20,9 @@ for setting in sys.argv[1:]:  # of each rank in turn, by commas; "other" first: 
         control = SubgroupTransport(control, range(WORLD.size))
     try:
         wire, why = on_device.over(control, timeout=30)
-        told = f"{wire.name} of {wire.size} for {wire.device}: {why}"
+        line = f"{wire.name} of {wire.size} for {wire.device}: {why}"
     except ValueError as error:
-        told = f"ValueError: {error}"
-    assert len(set(WORLD.allgather(told))) == 1
+        line = f"ValueError: {error}"
+    assert len(set(WORLD.allgather(line))) == 1
     if WORLD.rank == 0:
-        print(f"picked: {told}")
+        print(f"picked: {line}")

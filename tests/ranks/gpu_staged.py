@@ -83,7 +83,7 @@ for dtype in (np.float32, np.float64):
     device.synchronize()
     assert np.array_equal(values, size * np.arange(1001) + sum(range(size)))
 
-# One that never comes: told, not waited for, and the wire's notices go through.
+# A rank that never sends is reported, not waited for; the wire's notices go through.
 if size > 1:
     right, left = (rank + 1) % size, (rank - 1) % size
     part = on_device(np.zeros(5, np.uint8))

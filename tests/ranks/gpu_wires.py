@@ -1,4 +1,4 @@
-"""The wires for device memory, at several ranks that share one GPU: ``gpu_wires.py WIRE TEST``.
+"""The wires for device memory, at several ranks that share one GPU: ``gpu_wires.py WIRE TEST ...``.
 
 WIRE: nccl, staged, cuda-mpi; nccl-played and staged-played do the same on a machine without a
 device (tests/nccl_on_host.py, tests/late_device.py), so that what is asked here was tried.
@@ -14,17 +14,18 @@ import tempfile
 import time
 
 import numpy as np
-import references as ref
+import samples
 from mpi4py import MPI
 
 from mpisign import planes
+from mpisign import reference as ref
 from mpisign.collectives.allgather_vote import allgather_vote
 from mpisign.collectives.alltoall_vote import alltoall_vote
 from mpisign.collectives.vote_task import VoteTask
 from mpisign.transports.mpi import MPITransport
 from mpisign.transports.tagged import TaggedTransport
 
-WIRE, TEST = sys.argv[1:3]
+WIRE, *TESTS = sys.argv[1:]
 WORLD = MPI.COMM_WORLD
 rank, size = WORLD.rank, WORLD.size
 PLAYED = WIRE.endswith("-played")
@@ -70,7 +71,7 @@ class DeviceLine(TaggedTransport):
 
 
 def emulate_many_gpus():
-    """NCCL refuses two ranks on one device, unless told otherwise; before its first call."""
+    """NCCL refuses two ranks on one device, unless it is set otherwise; before its first call."""
     os.environ.update(NCCL_NET="Socket", NCCL_IB_DISABLE="1", NCCL_NVLS_ENABLE="0")
     os.environ.update(NCCL_DEBUG="INFO", NCCL_DEBUG_SUBSYS="INIT")
     os.environ["NCCL_DEBUG_FILE"] = LOG
@@ -95,11 +96,11 @@ def check_emulation():
     with open(LOG) as log:
         text = log.read()
     os.unlink(LOG)
-    told = re.findall(r"nRanks (\d+) nNodes (\d+) localRanks (\d+)", text)
-    assert told, f"NCCL's log names no communicator: {text[-2000:]}"
-    ranks, nodes, local = map(int, told[0])
+    found = re.findall(r"nRanks (\d+) nNodes (\d+) localRanks (\d+)", text)
+    assert found, f"NCCL's log names no communicator: {text[-2000:]}"
+    ranks, nodes, local = map(int, found[0])
     many = os.environ.get("NCCL_HOSTID") is not None
-    assert ranks == size and (nodes == size if many else nodes * local == size), told
+    assert ranks == size and (nodes == size if many else nodes * local == size), found
     say(f"NCCL saw {ranks} ranks, {nodes} node(s), {local} rank(s) on each")
 
 
@@ -124,9 +125,9 @@ def make_wire(comm=WORLD):
     if WIRE == "cuda-mpi":
         from mpisign.transports import cuda_mpi
 
-        told = cuda_mpi.together(control)
-        say(f"CUDA-aware: {told}, {MPI.Get_library_version().split(',')[0]}")
-        assert told.aware, told.why
+        found = cuda_mpi.together(control)
+        say(f"CUDA-aware: {found}, {MPI.Get_library_version().split(',')[0]}")
+        assert found.aware, found.why
         return cuda_mpi.CudaMPITransport(comm.Dup())
     from mpisign.transports.nccl import NCCLTransport
 
@@ -188,23 +189,15 @@ def exchange(wire, memory):
         assert (memory.to_host(values) == size * np.arange(1001) + sum(range(size))).all()
 
 
-def expected(xs, zeros, ties, length):
-    packed = [ref.pack(x, zeros, seed=9, step=4, rank=r) for r, x in enumerate(xs)]
-    signs, masks = (np.stack(p) for p in zip(*packed, strict=True))
-    sign, mask = ref.majority(signs, masks, ties, seed=9, step=4, length=length)
-    s, m = ref.plane_to_bits(sign, length), ref.plane_to_bits(mask, length)
-    return np.where(m, np.where(s, -1, 1), 0).astype(np.float32)
-
-
 def votes():
     """Pack, exchange, vote and unpack, all of it on the device."""
     wire = DeviceLine(make_wire(), 0)
     for length in (1, 33, 4097, 1_000_003, 3_000_001 if PLAYED else 9_000_001):
-        xs = [ref.awkward(length, 100 + r) for r in range(size)]
+        xs = [samples.awkward(length, 100 + r) for r in range(size)]
         for zeros, ties in (("positive", "positive"), ("random", "random"), ("abstain", "zero")):
             if length > 4097 and zeros == "positive":
                 continue
-            wanted = expected(xs, zeros, ties, length)
+            wanted = ref.majority_vote(xs, zeros, ties, seed=9, step=4)
             x, out = memory.of_host(xs[rank]), memory.of_host(np.zeros(length, np.float32))
             how = {"zeros": zeros, "seed": 9, "step": 4, "rank": rank}
 
@@ -236,8 +229,8 @@ def front_end():
 
     comm = mpisign.Communicator(make_wire(), timeout=60)
     for length in (1, 33, 4097, 1_000_003, 9_000_001):
-        xs = [ref.awkward(length, 100 + r) for r in range(size)]
-        wanted = expected(xs, "abstain", "zero", length)
+        xs = [samples.awkward(length, 100 + r) for r in range(size)]
+        wanted = ref.vote(xs).astype(np.float32)
         for where in (memory, Memory(torch=True)):
             # The gradient comes late, on a stream of its own: a vote on another would miss it.
             with torch.cuda.stream(torch.cuda.Stream()):
@@ -294,7 +287,7 @@ def path():
     ranks = 8
     for length in (1 << 20, 25_600_000, 1 << 28) if not PLAYED else (1 << 16,):
         nbytes = length // 8
-        x = memory.of_host(np.tile(ref.awkward(1 << 16, 1), -(-length // (1 << 16)))[:length])
+        x = memory.of_host(np.tile(samples.awkward(1 << 16, 1), -(-length // (1 << 16)))[:length])
         out = memory.of_host(np.zeros(length, np.float32))
         sent, stack = memory.empty(nbytes), memory.empty(ranks, nbytes // ranks)
         shard = memory.empty(nbytes // ranks)
@@ -357,12 +350,14 @@ def table(length, steps):
         print(f"{name:<24}{1e6 * t:>12.1f}{moved:>14}{speed / 1e9:>10.1f}{speed / limit:>10.2f}")
 
 
-{
+kinds = {
     "exchanges": exchanges,
     "votes": votes,
     "front_end": front_end,
     "optimizer": optimizer,
     "path": path,
-}[TEST]()
-WORLD.Barrier()
-say(f"{WIRE}: {TEST}: all well at {size} ranks")
+}
+for test in TESTS:
+    kinds[test]()
+    WORLD.Barrier()
+    say(f"{WIRE}: {test}: all well at {size} ranks")

@@ -178,10 +178,12 @@ def clipping():
     optimizer.zero_grad()
     loss(net, 1).backward()
     optimizer.synchronize()
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         optimizer.step()
-    check("synchronize, then step: warns", any("skip_synchronize" in str(w.message) for w in told))
+    check(
+        "synchronize, then step: warns", any("skip_synchronize" in str(w.message) for w in caught)
+    )
     same_everywhere("clipping: replicas", digest(net.parameters()))
 
 

@@ -7,19 +7,9 @@ import itertools
 import sys
 
 import horovod.torch as hvd
+import horovod_checks as checks
 import numpy as np
 import torch
-from horovod_checks import (
-    backward,
-    check,
-    digest,
-    finish,
-    gradient,
-    parameters,
-    same_everywhere,
-    tally,
-    uses,
-)
 
 from mpisign.horovod import Compression
 
@@ -40,11 +30,11 @@ def ballots(name, voters, step, passes, momenta, kind, **options):
     for r in voters:
         total = None
         for k in range(passes):
-            if uses(name, r, passes * step + k, unused):
-                g = gradient(name, r, passes * step + k, **options)
+            if checks.uses(name, r, passes * step + k, unused):
+                g = checks.gradient(name, r, passes * step + k, **options)
                 total = g if total is None else total + g
         if total is None:
-            total = torch.zeros_like(gradient(name, r, 0))
+            total = torch.zeros_like(checks.gradient(name, r, 0))
         if kind == "signum":
             m = momenta.setdefault((name, r), torch.zeros_like(total))
             m.mul_(0.9).add_(total, alpha=1 - 0.9)
@@ -63,7 +53,7 @@ def votes(label, way, kind, *, steps=3, passes=1, process_set=everyone, unused=T
     options = {"nan": settings.get("nan") == "abstain", "unused": unused}
     if process_set is not everyone:
         settings = {**settings, "process_set": process_set}
-    named = parameters()
+    named = checks.parameters()
     compression = build(way, kind, named, settings)
     optimizer = hvd.DistributedOptimizer(
         torch.optim.SGD([p for _, p in named], lr=0.5),
@@ -77,12 +67,12 @@ def votes(label, way, kind, *, steps=3, passes=1, process_set=everyone, unused=T
     for step in range(steps):
         optimizer.zero_grad()
         for k in range(passes):
-            backward(named, hvd.rank(), passes * step + k, **options)
+            checks.backward(named, hvd.rank(), passes * step + k, **options)
         optimizer.synchronize()
         for name, p in named:
             if not p.requires_grad:
                 continue
-            expected, doubt = tally(
+            expected, doubt = checks.tally(
                 ballots(name, voters, step, passes, momenta, kind, **options), zeros, ties
             )
             got = p.grad.to(torch.float64).numpy()
@@ -92,8 +82,10 @@ def votes(label, way, kind, *, steps=3, passes=1, process_set=everyone, unused=T
             sure, unsure = sure + (~doubt).sum(), unsure + doubt.sum()
         with optimizer.skip_synchronize():
             optimizer.step()
-    check(label, not wrong and sure > unsure / 8, f"wrong: {wrong}, {sure} sure, {unsure} not")
-    same_everywhere(f"{label}: replicas", digest(p for _, p in named), process_set)
+    checks.check(
+        label, not wrong and sure > unsure / 8, f"wrong: {wrong}, {sure} sure, {unsure} not"
+    )
+    checks.same_everywhere(f"{label}: replicas", checks.digest(p for _, p in named), process_set)
 
 
 def network():
@@ -128,29 +120,29 @@ def take(steps, n):
 
 
 def replicas(way):
-    """200 steps, a layer unused at random on each rank: parameters stay equal bit for bit."""
+    """80 steps, a layer unused at random on each rank: parameters stay equal bit for bit."""
     model = network()
     compression = build(way, "sign", list(model.named_parameters()), {})
-    take(trainer(model, compression, unused=True), 200)
-    same_everywhere(f"{way}: 200 steps: replicas", digest(model.parameters()))
+    take(trainer(model, compression, unused=True), 80)
+    checks.same_everywhere(f"{way}: 80 steps: replicas", checks.digest(model.parameters()))
 
 
 def resumed(way, kind):
-    """20 steps and 20 more; from the state in between on, the same."""
+    """8 steps and 8 more; from the state in between on, the same."""
     model = network()
     compression = build(way, kind, list(model.named_parameters()), {"seed": 4})
     steps = trainer(model, compression)
-    take(steps, 20)
+    take(steps, 8)
     saved = copy.deepcopy(model)
     state = copy.deepcopy(compression.state_dict())
     known = {"mpisign", *(dict(model.named_parameters()) if kind == "signum" else ())}
-    take(steps, 20)
+    take(steps, 8)
     steps.close()
     again = build(way, kind, list(saved.named_parameters()), {"seed": 4})
     again.load_state_dict(state)
-    take(trainer(saved, again), 20)
-    same = digest(model.parameters()) == digest(saved.parameters())
-    check(f"{way} {kind}: from a saved state the same", same and set(state) == known)
+    take(trainer(saved, again), 8)
+    same = checks.digest(model.parameters()) == checks.digest(saved.parameters())
+    checks.check(f"{way} {kind}: from a saved state the same", same and set(state) == known)
 
 
 def main():
@@ -183,7 +175,7 @@ def main():
         resumed(way, kind)
     for way in ways if "long" in sys.argv else []:
         replicas(way)
-    finish()
+    checks.finish()
 
 
 main()

@@ -9,11 +9,12 @@ import os
 
 import numpy as np
 import pytest
-import references as ref
+import samples
 import torch
 from messages import small_messages
 
 import mpisign
+from mpisign import reference as ref
 from mpisign.compressors import Signum
 from mpisign.errors import CollectiveError, DisagreementError, NaNError
 from mpisign.transports import threads
@@ -70,7 +71,7 @@ def same(result):
 
 
 def ballots(comm, length, dtype=np.float32):
-    return [ref.awkward(length, 100 + r, dtype) for r in range(comm.size)]
+    return [samples.awkward(length, 100 + r, dtype) for r in range(comm.size)]
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
@@ -82,11 +83,7 @@ def test_votes_match_the_reference(on_all, algorithm, zeros, ties):
         results = []
         for length in (0, 1, 8, 33, 4097, 70_001):
             xs = ballots(comm, length)
-            packed = [ref.pack(x, zeros, seed=9, step=4, rank=r) for r, x in enumerate(xs)]
-            signs, masks = (np.stack(p) for p in zip(*packed, strict=True))
-            sign, mask = ref.majority(signs, masks, ties, seed=9, step=4, length=length)
-            s, m = ref.plane_to_bits(sign, length), ref.plane_to_bits(mask, length)
-            expected = np.where(m, np.where(s, -1, 1), 0).astype(np.float32)
+            expected = ref.majority_vote(xs, zeros, ties, seed=9, step=4)
             result = comm.majority_vote(
                 xs[comm.rank], algorithm=algorithm, zeros=zeros, ties=ties, seed=9, step=4
             )

@@ -4,67 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import references as ref
+import samples
 import torch
 from worlds import RANK, SIZE, WORLD, WORLDS, on_ranks, several
 
 import mpisign
 from mpisign import CompressedMeanState
+from mpisign import reference as ref
 from mpisign.collectives import compressed_mean as module
 from mpisign.engine import header
 from mpisign.errors import BrokenError, CollectiveError, DisagreementError, NaNError
-
-
-def bounds(length, p, block):
-    """Where shards begin and end: whole blocks, or whole bytes if there is one block."""
-    unit = block or 8
-    units = -(-length // unit)
-    return [min(length, units * r // p * unit) for r in range(p + 1)]
-
-
-class Reference:
-    """All ranks' states, and what a step makes of them."""
-
-    def __init__(self, length, p, block):
-        self.p, self.block, self.length = p, block, length
-        self.residuals = [np.zeros(length, np.float32) for _ in range(p)]
-        self.owners = np.zeros(length, np.float32)
-
-    def step(self, xs, zeros, seed, step):
-        masked = zeros == "abstain" or not all(np.isfinite(x).all() for x in xs)
-        sent = []
-        for r, x in enumerate(xs):
-            key = {"zeros": zeros, "seed": seed, "step": step, "rank": r}
-            signs, masks, scales, self.residuals[r], _, _ = ref.error_feedback(
-                x, self.residuals[r], block=self.block, **key
-            )
-            sent.append((signs, masks, scales))
-        signs, masks, scales = (np.stack(s) for s in zip(*sent, strict=True))
-        mean = ref.weighted_sum(
-            signs,
-            masks if masked else None,
-            scales / np.float32(self.p),
-            block=self.block,
-            length=self.length,
-        )
-        result = np.zeros(self.length, np.float32)
-        cuts = bounds(self.length, self.p, self.block)
-        for r in range(self.p):
-            part = slice(cuts[r], cuts[r + 1])
-            if part.start == part.stop:
-                continue
-            key = {"zeros": zeros, "seed": seed, "step": step, "rank": self.p + r}
-            signs, masks, scales, self.owners[part], _, _ = ref.error_feedback(
-                mean[part], self.owners[part], block=self.block, offset=part.start, **key
-            )
-            result[part] = ref.weighted_sum(
-                signs[None],
-                masks[None] if zeros == "abstain" else None,
-                scales[None],
-                block=self.block,
-                length=part.stop - part.start,
-            )
-        return result
 
 
 def gradients(length, p, step):
@@ -77,26 +26,28 @@ def gradients(length, p, step):
 
 def expected_steps(length, p, block, zeros, steps=3):
     """Reference results and states of some steps: (xs, result, residuals, owners) each."""
-    reference, told = Reference(length, p, block), []
+    reference, history = ref.CompressedMean(length, p, block), []
     for step in range(steps):
         xs = gradients(length, p, step)
         result = reference.step(xs, zeros, 5, step)
-        told.append((xs, result, [e.copy() for e in reference.residuals], reference.owners.copy()))
-    return told
+        history.append(
+            (xs, result, [e.copy() for e in reference.residuals], reference.owners.copy())
+        )
+    return history
 
 
 def check_steps(world, length, block, zeros):
     p = SIZE if world == "mpi" else world
-    steps, cuts = expected_steps(length, p, block, zeros), bounds(length, p, block)
+    steps, cuts = expected_steps(length, p, block, zeros), ref.shard_bounds(length, p, block)
 
     def check(comm):
         state = CompressedMeanState(length, comm.size, comm.rank, block)
         mine = slice(cuts[comm.rank], cuts[comm.rank + 1])
         for step, (xs, result, residuals, owners) in enumerate(steps):
             got = comm.compressed_mean(xs[comm.rank], state, zeros=zeros, seed=5, step=step)
-            assert ref.same(got, result), step
-            assert ref.same(state.residual, residuals[comm.rank]), step
-            assert ref.same(state.owner_residual, owners[mine]), step
+            assert samples.same(got, result), step
+            assert samples.same(state.residual, residuals[comm.rank]), step
+            assert samples.same(state.owner_residual, owners[mine]), step
 
     on_ranks(world, check)
 
@@ -144,9 +95,9 @@ def test_torch_in_torch_out(dtype):
     mine = xs[RANK].t().requires_grad_()
     result = mpisign.compressed_mean(mine, CompressedMeanState(1200, SIZE, RANK, 256), step=0)
     flat = [x.t().reshape(-1).detach().float().numpy() for x in xs]
-    expected = Reference(1200, SIZE, 256).step(flat, "random", 0, 0)
+    expected = ref.CompressedMean(1200, SIZE, 256).step(flat, "random", 0, 0)
     assert result.dtype == torch.float32 and result.shape == mine.shape
-    assert ref.same(result.reshape(-1).numpy(), expected)
+    assert samples.same(result.reshape(-1).numpy(), expected)
 
 
 def test_out_may_be_x():
@@ -154,7 +105,7 @@ def test_out_may_be_x():
     expected = mpisign.compressed_mean(x, CompressedMeanState(777, SIZE, RANK, 256), step=0)
     state = CompressedMeanState(777, SIZE, RANK, 256)
     assert mpisign.compressed_mean(x, state, step=0, out=x) is x
-    assert ref.same(x, expected)
+    assert samples.same(x, expected)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 1e39])  # the last is infinite in float32
@@ -169,22 +120,22 @@ def test_what_is_not_finite_on_one_rank_is_an_error_on_all_and_leaves_no_trace(b
         spoilt[[3, 800]] = bad
     with pytest.raises(NaNError, match=f"x plus residual must be finite .* 2 on rank {SIZE - 1}"):
         mpisign.compressed_mean(spoilt, state)
-    assert ref.same(state.residual, before["residual"])
-    assert ref.same(state.owner_residual, before["owner_residual"])
+    assert samples.same(state.residual, before["residual"])
+    assert samples.same(state.owner_residual, before["owner_residual"])
     again = CompressedMeanState(999, SIZE, RANK, block)
     again.load_state_dict(before)
     a, b = (mpisign.compressed_mean(x, s, step=8) for s in (state, again))
-    assert ref.same(a, b)
+    assert samples.same(a, b)
 
 
 def test_what_is_not_finite_abstains():
     xs = gradients(999, SIZE, 0)
     xs[0][5], xs[-1][[5, 700]] = np.inf, np.nan
-    state, reference = CompressedMeanState(999, SIZE, RANK, 256), Reference(999, SIZE, 256)
+    state, reference = CompressedMeanState(999, SIZE, RANK, 256), ref.CompressedMean(999, SIZE, 256)
     for step in range(2):
         result = mpisign.compressed_mean(xs[RANK], state, nan="abstain", seed=1, step=step)
-        assert ref.same(result, reference.step(xs, "random", 1, step))
-        assert ref.same(state.residual, reference.residuals[RANK])
+        assert samples.same(result, reference.step(xs, "random", 1, step))
+        assert samples.same(state.residual, reference.residuals[RANK])
     assert np.isfinite(result).all() and np.isfinite(state.residual).all()
 
 
@@ -196,7 +147,7 @@ def test_a_mean_that_leaves_float32_is_no_result():
     before = state.owner_residual.copy()
     with pytest.raises((OverflowError, CollectiveError), match="1 coordinates of the mean left"):
         mpisign.compressed_mean(np.array([1e38]), state, comm)
-    assert state.residual == 0 and ref.same(state.owner_residual, before)
+    assert state.residual == 0 and samples.same(state.owner_residual, before)
     with pytest.raises(BrokenError):
         mpisign.compressed_mean(np.array([1.0]), state, comm)
     comm.Free()
@@ -212,15 +163,15 @@ def test_states_are_saved_and_outlive_a_change_of_size():
     }
     same = CompressedMeanState(999, SIZE, RANK, 256)
     same.load_state_dict(saved)
-    assert ref.same(same.residual, state.residual)
-    assert ref.same(same.owner_residual, state.owner_residual)
+    assert samples.same(same.residual, state.residual)
+    assert samples.same(same.owner_residual, state.owner_residual)
     for other in (
         CompressedMeanState(999, SIZE + 1, RANK, 256),
         CompressedMeanState(999, SIZE, RANK, 512),
         CompressedMeanState(999, SIZE + 1, RANK + 1, 256),
     ):
         other.load_state_dict(saved)
-        assert ref.same(other.residual, state.residual)
+        assert samples.same(other.residual, state.residual)
         assert other.owner_residual.size == other.shard.b - other.shard.a
         assert not other.owner_residual.any()
     with pytest.raises(ValueError, match="residual must have 998 coordinates, got 999"):
@@ -304,7 +255,7 @@ def test_what_is_no_scaled_sign_names_its_rank_everywhere(what, monkeypatch):
 @pytest.mark.parametrize("zeros", ["positive", "abstain"])
 def test_stats_count_what_the_collective_moves(block, zeros):
     length, stats = 8001, mpisign.stats()
-    cuts = bounds(length, SIZE, block)
+    cuts = ref.shard_bounds(length, SIZE, block)
     nbytes = [(b + 7) // 8 - a // 8 for a, b in zip(cuts, cuts[1:], strict=False)]
     scales = [-(-(b - a) // (block or length)) for a, b in zip(cuts, cuts[1:], strict=False)]
     shards = [

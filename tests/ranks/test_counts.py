@@ -7,12 +7,13 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-import references as ref
+import samples
 import torch
 from messages import small_messages
-from worlds import RANK, SIZE, WORLD, WORLDS, on_ranks, several
+from worlds import ODD_ONE_OUT, RANK, SIZE, WORLD, WORLDS, on_ranks, several
 
 import mpisign
+from mpisign import reference as ref
 from mpisign.engine import header
 from mpisign.errors import CollectiveError, DisagreementError, NaNError
 
@@ -39,7 +40,7 @@ WEIGHTS = {
 @functools.cache
 def ballots(length, p):
     """Every rank's tensor, known to every rank."""
-    return [ref.awkward(length, 100 + r) for r in range(p)]
+    return [samples.awkward(length, 100 + r) for r in range(p)]
 
 
 @functools.cache
@@ -142,7 +143,7 @@ def test_tallies_match_the_reference(world, zeros):
                 assert np.array_equal(counted.negative, (votes < 0).sum(axis=0)[None])
                 assert np.array_equal(counted.positive, (votes > 0).sum(axis=0)[None])
                 mean = comm.mean_of_signs(x, **how)
-                assert ref.same(mean, votes.sum(axis=0).astype(np.float32) * one)
+                assert samples.same(mean, votes.sum(axis=0).astype(np.float32) * one)
 
     on_ranks(world, check)
 
@@ -251,16 +252,7 @@ def test_the_sum_of_all_weights_fits_int32():
 
 
 @several
-@pytest.mark.parametrize(
-    "name, odd, common",
-    [
-        ("length", {"x": np.ones(9)}, {}),
-        ("dtype", {"x": np.ones(8, dtype=np.float32)}, {}),
-        ("algorithm", {"algorithm": "alltoall"}, {"algorithm": "allgather"}),
-        ("zeros", {"zeros": "abstain"}, {"zeros": "random"}),
-        ("seed", {"seed": 1}, {"seed": 2}),
-    ],
-)
+@pytest.mark.parametrize("name, odd, common", ODD_ONE_OUT)
 def test_ranks_that_disagree_all_raise(name, odd, common):
     arguments = {"x": np.ones(8), **common, **(odd if RANK == SIZE - 1 else {})}
     with pytest.raises(DisagreementError, match=rf"ranks disagree on {name} .*rank {SIZE - 1}: "):

@@ -2,60 +2,47 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 
 import numpy as np
 import pytest
-import references as ref
+import samples
 import torch
-from compressor_reference import AllRanks
 from worlds import SIZE, WORLD
 
 import mpisign
-from mpisign.compressors import (
-    COMPRESSORS,
-    QSGD,
-    EFSign,
-    EFSparsign,
-    Lion,
-    LionAvg,
-    NoisySign,
-    OneBit,
-    Sign,
-    Signum,
-    Sparsign,
-    StochasticSign,
-    TernGrad,
-)
+from mpisign import compressors as c
+from mpisign import reference as ref
 from mpisign.errors import CollectiveError, NaNError
 from mpisign.transports import threads
 
-WORLDS = ["mpi"] if SIZE > 1 else [1, 2, 3, 4, 5]
+WORLDS = ["mpi"] if SIZE > 1 else [1, 2, 3, 4]
 SEED = 9
 MEMBERS = [((3, 7), "float32"), ((65,), "bfloat16"), ((), "float32"), ((4, 150), "float32")]
 MEMBERS += [((9,), "float64"), ((5, 3), "float16")]
 LENGTHS = [int(np.prod(s)) for s, _ in MEMBERS]
 RATES = [0.1, 0.1, 0.02, 0.0, 0.3, 0.3]  # of the steps
 CASES = [
-    Sign(zeros="abstain", ties="zero"),
-    Signum(momentum=0.7),
-    Lion(),
-    Lion(zeros="abstain", ties="zero", nan="abstain"),
-    LionAvg(),
-    LionAvg(zeros="abstain"),
-    EFSign(),
-    EFSign(block=256, zeros="abstain"),
-    EFSign(nan="abstain"),
-    OneBit(),
-    OneBit(block=None, nan="abstain"),
-    OneBit(block=256, zeros="abstain"),
-    Sparsign(budget=0.4),
-    Sparsign(budget=0.4, ties="random", nan="abstain"),
-    EFSparsign(budget_local=2.0, budget_global=0.5),
-    NoisySign(scale=0.5),
-    StochasticSign(bound=3.0),
-    TernGrad(),
-    QSGD(nan="abstain"),
+    c.Sign(zeros="abstain", ties="zero"),
+    c.Signum(momentum=0.7),
+    c.Lion(),
+    c.Lion(zeros="abstain", ties="zero", nan="abstain"),
+    c.LionAvg(),
+    c.LionAvg(zeros="abstain"),
+    c.EFSign(),
+    c.EFSign(block=256, zeros="abstain"),
+    c.EFSign(nan="abstain"),
+    c.OneBit(),
+    c.OneBit(block=None, nan="abstain"),
+    c.OneBit(block=256, zeros="abstain"),
+    c.Sparsign(budget=0.4),
+    c.Sparsign(budget=0.4, ties="random", nan="abstain"),
+    c.EFSparsign(budget_local=2.0, budget_global=0.5),
+    c.NoisySign(scale=0.5),
+    c.StochasticSign(bound=3.0),
+    c.TernGrad(),
+    c.QSGD(nan="abstain"),
 ]
 if SIZE > 1:  # one of a kind: threads run them all
     CASES = [CASES[i] for i in (4, 7, 9, 12, 14, 17)]
@@ -77,7 +64,7 @@ def gradients(p, step, with_nan):
     for r in range(p):
         made.append([])
         for i, (shape, dtype) in enumerate(MEMBERS):
-            x = ref.awkward(LENGTHS[i], [r, i, step], np.float32).reshape(shape)
+            x = samples.awkward(LENGTHS[i], [r, i, step], np.float32).reshape(shape)
             g = torch.from_numpy(np.where(np.isinf(x), 2, x)).to(getattr(torch, dtype))
             made[r].append(g)
         made[r][3] = made[r][3].t().contiguous().t()
@@ -105,6 +92,11 @@ def started(ps, comm, compressor, **options):
     return optimizer
 
 
+def reference_of(compressor, p):
+    (name,) = [name for name, kind in c.COMPRESSORS.items() if kind is type(compressor)]
+    return ref.Ranks(name, p, LENGTHS, SEED, **dataclasses.asdict(compressor))
+
+
 def numpy_of(g):
     return None if g is None else g.double().numpy()
 
@@ -121,12 +113,12 @@ def take(optimizer, ps, grads, rate):
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_every_step_is_its_equation(world, compressor):
     p = size_of(world)
-    reference = AllRanks(compressor, p, LENGTHS, SEED)
-    all_grads, told = [], []
+    reference = reference_of(compressor, p)
+    all_grads, results = [], []
     for step, rate in enumerate(RATES):
         all_grads.append(gradients(p, step, compressor.nan == "abstain"))
         numbers = [[numpy_of(g) for g in grads] for grads in all_grads[-1]]
-        told.append(reference.step(numbers, step, [rate] * len(MEMBERS)))
+        results.append(reference.step(numbers, step, [rate] * len(MEMBERS)))
 
     def train(comm):
         ps = parameters()
@@ -141,7 +133,7 @@ def test_every_step_is_its_equation(world, compressor):
                 optimizer.load_state_dict(torch.load(saved, weights_only=True))
             grads = all_grads[step][comm.rank]
             take(optimizer, ps, grads, rate)
-            for x, expected, g in zip(ps, told[step], grads, strict=True):
+            for x, expected, g in zip(ps, results[step], grads, strict=True):
                 if expected is None:
                     assert x.grad is None and g is None
                     continue
@@ -152,41 +144,46 @@ def test_every_step_is_its_equation(world, compressor):
     replicas = on_ranks(world, train)
     if world == "mpi":
         replicas = WORLD.allgather(replicas)
-    assert all(ref.same(a, b) for rest in replicas for a, b in zip(replicas[0], rest, strict=True))
+    assert all(samples.same_lists(replicas[0], rest) for rest in replicas)
     assert all((x != 0.5).any() for x in replicas[0])
 
 
 @pytest.mark.parametrize("world", WORLDS[1:4] or WORLDS)
 def test_a_round_of_local_steps(world):
     p, steps, lr = size_of(world), 3, 0.25
-    c = EFSparsign(budget_local=0.5, budget_global=0.3, local_steps=steps)
-    reference = AllRanks(c, p, LENGTHS, SEED)
+    compressor = c.EFSparsign(budget_local=0.5, budget_global=0.3, local_steps=steps)
+    reference = reference_of(compressor, p)
     grads = [gradients(p, step, False) for step in (0, 3, 4, 5, 6, 7)]
     x = [np.full(n, 0.5, np.float32) for n in LENGTHS]
-    told = []
+    expected = []
     for number in range(2):
-        sums = [[np.zeros(n, np.float32) for n in LENGTHS] for _ in range(p)]
-        moves = [[list(x) for _ in range(p)]]
-        for step in range(steps * number, steps * (number + 1)):
-            for r in range(p):
-                for i, g in enumerate(grads[step][r]):
-                    keys = {"seed": SEED + 1 + i, "step": step, "rank": r}
-                    sign, mask = ref.sparsign(numpy_of(g), 0.5, **keys)
-                    sums[r][i] = sums[r][i] + ref.votes_of(sign[None], mask[None], LENGTHS[i])[0]
-            moves.append([[a - lr * s for a, s in zip(x, of, strict=True)] for of in sums])
-        out = reference.step(sums, number, [lr] * len(MEMBERS))
+        part = range(steps * number, steps * (number + 1))
+        sums = [
+            [
+                ref.local_steps(
+                    [numpy_of(grads[step][r][i]) for step in part],
+                    0.5,
+                    **{"seed": SEED + 1 + i, "step": part.start, "rank": r},
+                )
+                for i in range(len(MEMBERS))
+            ]
+            for r in range(p)
+        ]
+        for step in range(steps - 1):
+            expected.append([[a - lr * s[step] for a, s in zip(x, of, strict=True)] for of in sums])
+        out = reference.step([[s[-1] for s in of] for of in sums], number, [lr] * len(MEMBERS))
         x = [a - np.float32(lr) * o for a, o in zip(x, out, strict=True)]
-        told += [*moves[1:steps], [x] * p]
+        expected.append([x] * p)
 
     def train(comm):
         ps = parameters()
-        optimizer = started(ps, comm, c)
+        optimizer = started(ps, comm, compressor)
         optimizer.param_groups[0]["weight_decay"] = 0.0
         for step in range(2 * steps):
             take(optimizer, ps, grads[step][comm.rank], lr)
-            for q, expected in zip(ps, told[step][comm.rank], strict=True):
+            for q, x in zip(ps, expected[step][comm.rank], strict=True):
                 tolerance = 1e-6 if q.dtype in (torch.float32, torch.float64) else 0.02
-                assert np.allclose(q.detach().double().numpy().reshape(-1), expected, 0, tolerance)
+                assert np.allclose(q.detach().double().numpy().reshape(-1), x, 0, tolerance)
         return ps
 
     on_ranks(world, train)
@@ -195,7 +192,7 @@ def test_a_round_of_local_steps(world):
 @pytest.mark.parametrize("world", WORLDS[1:4] or WORLDS)
 def test_nan_raises_on_all_ranks_and_leaves_no_trace(world):
     p, last = size_of(world), 4
-    cases = [EFSign(), OneBit(block=256), EFSparsign(), QSGD(), LionAvg()]
+    cases = [c.EFSign(), c.OneBit(block=256), c.EFSparsign(), c.QSGD(), c.LionAvg()]
 
     def train(comm, compressor, spoil):
         ps = parameters()
@@ -218,14 +215,14 @@ def test_nan_raises_on_all_ranks_and_leaves_no_trace(world):
         for one, other in zip(*([run] if world == "mpi" else run for run in runs), strict=True):
             if compressor.aggregate == "mean_of_signs":
                 continue  # its momentum saw the gradients of the step that failed
-            assert all(ref.same(a, b) for a, b in zip(one, other, strict=True))
+            assert samples.same_lists(one, other)
 
 
 @pytest.mark.parametrize("world", WORLDS[1:3] or WORLDS)
 def test_what_cannot_be_aggregated_so_is_refused(world):
     def train(comm):
         ps = parameters()
-        optimizer = started(ps, comm, LionAvg(), algorithm="hierarchical")
+        optimizer = started(ps, comm, c.LionAvg(), algorithm="hierarchical")
         with pytest.raises(CollectiveError, match="algorithm must be one of .* 'hierarchical'"):
             take(optimizer, ps, [torch.ones_like(x) for x in ps], 0.1)
 
@@ -248,17 +245,17 @@ def test_by_name_in_many_buckets(monkeypatch):
                     optimizer.load_state_dict(saved)
                 take(optimizer, ps, gradients(comm.size, step, False)[comm.rank], 0.1)
             runs.append([x.detach().double().numpy() for x in ps])
-        assert all(ref.same(a, b) for a, b in zip(*runs, strict=True))
+        assert samples.same_lists(*runs)
         return runs[0]
 
-    for name in COMPRESSORS:
+    for name in c.COMPRESSORS:
         if name == "detox" and SIZE == 2:
             continue
         world = "mpi" if SIZE > 1 else 3
         replicas = on_ranks(world, lambda comm, name=name: train(comm, name))
         for rest in WORLD.allgather(replicas) if SIZE > 1 else replicas:
             first = replicas if SIZE > 1 else replicas[0]
-            assert all(ref.same(a, b) for a, b in zip(first, rest, strict=True)), name
+            assert samples.same_lists(first, rest), name
 
 
 def test_residuals_of_onebit_when_ranks_leave():
@@ -269,19 +266,19 @@ def test_residuals_of_onebit_when_ranks_leave():
 
     def begin(comm):
         ps = parameters()
-        optimizer = started(ps, comm, OneBit(block=256))
+        optimizer = started(ps, comm, c.OneBit(block=256))
         for step in (0, 3):
             take(optimizer, ps, gradients(3, step, False)[comm.rank], 0.1)
         kept[comm.rank] = optimizer.state_dict()
 
     def go_on(comm):
         ps = parameters()
-        optimizer = started(ps, comm, OneBit(block=256))
+        optimizer = started(ps, comm, c.OneBit(block=256))
         saved = kept[comm.rank + 1]  # rank 0 left
         assert saved["mpisign"]["state"]["0"]["owner_of"] == [comm.rank + 1, 3, sum(LENGTHS), 256]
         optimizer.load_state_dict(saved)
         grads = gradients(2, 4, False)
-        reference = AllRanks(OneBit(block=256), 2, LENGTHS, SEED)
+        reference = reference_of(c.OneBit(block=256), 2)
         for r in range(2):
             states = kept[r + 1]["mpisign"]["state"]
             e = [states[str(i)]["residual"].numpy().reshape(-1) for i in range(len(MEMBERS))]
@@ -289,9 +286,9 @@ def test_residuals_of_onebit_when_ranks_leave():
             m = [states[str(i)]["momentum"].numpy().reshape(-1) for i in range(len(MEMBERS))]
             reference.shared = m
         numbers = [[numpy_of(g) for g in of] for of in grads]
-        told = reference.step(numbers, 2, [0.1] * len(MEMBERS))
+        results = reference.step(numbers, 2, [0.1] * len(MEMBERS))
         take(optimizer, ps, grads[comm.rank], 0.1)
-        for x, expected in zip(ps, told, strict=True):
+        for x, expected in zip(ps, results, strict=True):
             assert torch.equal(x.grad, torch.from_numpy(expected).to(x.dtype).view(x.shape))
 
     threads.run(3, begin, timeout=20)

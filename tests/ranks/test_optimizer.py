@@ -8,7 +8,7 @@ import io
 import numpy as np
 import pytest
 import torch
-from test_majority_vote import RANK, SIZE, WORLD, same_on_all_ranks, several
+from worlds import RANK, SIZE, WORLD, same_on_all_ranks, several
 
 import mpisign
 from mpisign.compressors import Sign, Signum
@@ -18,6 +18,14 @@ from mpisign.errors import CollectiveError, DisagreementError, NaNError
 def model(seed=0):
     torch.manual_seed(seed)
     return torch.nn.Sequential(torch.nn.Linear(7, 13), torch.nn.ReLU(), torch.nn.Linear(13, 3))
+
+
+def one_parameter(n, **options):
+    """(a parameter of n zeros, its optimizer), which moves by the vote."""
+    p = torch.nn.Parameter(torch.zeros(n))
+    optimizer = torch.optim.SGD([p], lr=1.0)
+    mpisign.DistributedOptimizer(optimizer, **options)
+    return p, optimizer
 
 
 def parameters(net):
@@ -181,17 +189,13 @@ def test_replicas_that_could_not_stay_equal_are_found_before_the_update():
 
 
 def test_nan_and_sparse_gradients_stop_every_rank_before_the_update():
-    p = torch.nn.Parameter(torch.zeros(10))
-    optimizer = torch.optim.SGD([p], lr=1.0)
-    mpisign.DistributedOptimizer(optimizer)
+    p, optimizer = one_parameter(10)
     p.grad = torch.ones(10)
     if RANK == 0:
         p.grad[3] = float("nan")
     with pytest.raises(NaNError, match="1 on rank 0"):
         optimizer.step()
-    q = torch.nn.Parameter(torch.zeros(10))
-    other = torch.optim.SGD([q], lr=1.0)
-    mpisign.DistributedOptimizer(other, compression="sign")
+    q, other = one_parameter(10, compression="sign")
     q.grad = torch.ones(10).to_sparse() if RANK == SIZE - 1 else torch.ones(10)
     with pytest.raises(CollectiveError, match=f"rank {SIZE - 1}: .* dense CPU or CUDA tensor"):
         other.step()
@@ -242,9 +246,7 @@ def test_a_step_that_calls_its_base_class_votes_once():
 
 
 def test_nan_leaves_no_trace_in_the_momentum():
-    p = torch.nn.Parameter(torch.zeros(4))
-    optimizer = torch.optim.SGD([p], lr=1.0)
-    mpisign.DistributedOptimizer(optimizer)
+    p, optimizer = one_parameter(4)
     p.grad = torch.ones(4)
     if RANK == 0:
         p.grad[0] = float("nan")
@@ -256,9 +258,7 @@ def test_nan_leaves_no_trace_in_the_momentum():
 
 
 def test_a_state_that_does_not_fit_is_refused():
-    p = torch.nn.Parameter(torch.zeros(4))
-    optimizer = torch.optim.SGD([p], lr=1.0)
-    mpisign.DistributedOptimizer(optimizer)
+    p, optimizer = one_parameter(4)
     p.grad = torch.ones(4)
     optimizer.step()
     state = optimizer.state_dict()

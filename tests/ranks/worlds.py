@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+
+import numpy as np
 import pytest
 
 import mpisign
@@ -12,9 +15,26 @@ WORLD = MPI.COMM_WORLD
 RANK, SIZE = WORLD.rank, WORLD.size
 several = pytest.mark.skipif(SIZE == 1, reason="needs ranks that can differ: see test_ranks.py")
 
+#: (name, what one rank is given, what the others are given): ranks that disagree.
+ODD_ONE_OUT = [
+    ("length", {"x": np.ones(9)}, {}),
+    ("dtype", {"x": np.ones(8, dtype=np.float32)}, {}),
+    ("algorithm", {"algorithm": "alltoall"}, {"algorithm": "allgather"}),
+    ("zeros", {"zeros": "abstain"}, {"zeros": "random"}),
+    ("seed", {"seed": 1}, {"seed": 2}),
+]
+
 #: Under a launcher the ranks that it started; else MPI's one rank, and threads.
 WORLDS = ["mpi"] if SIZE > 1 else ["mpi", 2, 3, 5, 8, 17]
 _MADE = {}
+
+
+def same_on_all_ranks(*arrays, comm=WORLD):
+    """Compares the bytes, not their digest's digest: every rank sees every rank's digest."""
+    digest = hashlib.sha256(b"".join(np.ascontiguousarray(a).tobytes() for a in arrays)).digest()
+    received = np.empty((comm.size, 32), dtype=np.uint8)
+    comm.Allgather(np.frombuffer(digest, dtype=np.uint8), received)
+    return bool((received == received[0]).all())
 
 
 def pairs(size):

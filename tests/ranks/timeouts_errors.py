@@ -43,9 +43,9 @@ def did_not_come(error, who, seconds):
     assert seconds < 6
 
 
-def broken_for_good(comm, told):
+def broken_for_good(comm, reason):
     error, seconds = raised(BrokenError, lambda: vote(comm))
-    assert f"broke off earlier: {told}" in str(error) and seconds < 0.1
+    assert f"broke off earlier: {reason}" in str(error) and seconds < 0.1
     assert comm.majority_vote_async(X, algorithm="alltoall").done()  # over, with the error
 
 

@@ -1,0 +1,18 @@
+"""Scripts of this folder in turn, in one job: several.py SCRIPT [ARGUMENT ...] [+ SCRIPT ...]."""
+
+from __future__ import annotations
+
+import runpy
+import sys
+from pathlib import Path
+
+jobs: list[list[str]] = [[]]
+for word in sys.argv[1:]:
+    if word == "+":
+        jobs.append([])
+    else:
+        jobs[-1].append(word)
+for job in jobs:
+    script = str(Path(__file__).with_name(job[0]))
+    sys.argv = [script, *job[1:]]
+    runpy.run_path(script, run_name="__main__")

@@ -65,7 +65,7 @@ class Votes:
             )
 
     def costs(self) -> Any:
-        """mpisign.collectives.auto.Costs of this wire; BenchError if none were measured."""
+        """mpisign.collectives.costs.Costs of this wire; BenchError if none were measured."""
         costs = self.communicator().engine.costs
         if costs is None:
             raise BenchError(f"--cost: nothing is measured between {len(self._nodes.of)} ranks")

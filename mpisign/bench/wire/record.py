@@ -17,7 +17,7 @@ from mpisign.bench.wire.goals import Goal
 from mpisign.bench.wire.links import Link
 from mpisign.bench.wire.nodes import Nodes
 from mpisign.bench.wire.results import Row
-from mpisign.collectives.auto import Costs
+from mpisign.collectives.costs import Costs
 
 _PACKAGES = ("numpy", "mpi4py", "torch", "horovod", "deepspeed")
 

@@ -17,16 +17,15 @@ import pytest
 from launchers import environment, find, mpirun, run
 
 from mpisign import cli
-from mpisign.bench.results import Timing
-from mpisign.bench.wire import gradient, nodes, traffic
-from mpisign.bench.wire.goals import goals
-from mpisign.bench.wire.gradient import Gradient
-from mpisign.bench.wire.ours import IN_GROUPS, Votes
-from mpisign.bench.wire.results import Row
-from mpisign.bench.wire.watchdog import Watchdog
-from mpisign.bench.wire.way import KINDS, WrongResultError, check_signs
-from mpisign.cli.bench_collectives import ALGORITHMS
-from mpisign.cli.bench_collectives import KINDS as NAMED
+from mpisign.bench.collectives import gradient, nodes, traffic
+from mpisign.bench.collectives.goals import goals
+from mpisign.bench.collectives.gradient import Gradient
+from mpisign.bench.collectives.method import WrongResultError, check_signs
+from mpisign.bench.collectives.run import CollectiveRow
+from mpisign.bench.collectives.votes import IN_GROUPS, Votes
+from mpisign.bench.measure import Timing
+from mpisign.bench.runner import Watchdog
+from mpisign.bench.settings import ALGORITHMS, KINDS
 from mpisign.transports import threads
 
 BENCH = [sys.executable, "-m", "mpisign.cli", "bench", "collectives"]
@@ -64,7 +63,7 @@ def over_two(tmp_path_factory):
 
 
 @pytest.mark.mpi
-def test_every_way_is_measured_or_says_why_not(over_two):
+def test_every_method_is_measured_or_says_why_not(over_two):
     document, _, output = over_two
     for via in ("mpi", "torch"):
         for size in (1000, 20_000):
@@ -73,7 +72,7 @@ def test_every_way_is_measured_or_says_why_not(over_two):
             assert kinds == set(KINDS) - ({"powersgd"} if via == "mpi" else set())
             algorithms = {row["algorithm"] for row in rows if row["kind"] == "vote"}
             assert algorithms == set(ALGORITHMS)
-            assert {row["way"] for row in rows} >= {"vote auto", "vote auto, async"}
+            assert {row["method"] for row in rows} >= {"vote auto", "vote auto, async"}
     failed = {row["kind"]: row["error"] for row in document["rows"] if row["error"]}
     if importlib.util.find_spec("deepspeed") is None:
         assert failed.pop("deepspeed") == "not installed: pip install deepspeed==0.19.6"
@@ -137,12 +136,12 @@ def test_the_reports(over_two):
     assert document["command"].startswith("mpisign bench collectives --")
     assert document["versions"]["numpy"] == np.__version__ and document["host"]["cores"]
     table = [line.rstrip() for line in output.splitlines()]
-    heads = [line for line in table if line.startswith("way ")]
+    heads = [line for line in table if line.startswith("method ")]
     assert len(heads) == 4 and all(
         re.split(r"\s{2,}", head)
         == [
-            "way", "time", "+-", "algbw", "busbw", "sent", "on link", "limit", "x limit", "x fp32",
-            "x fp16",
+            "method", "time", "+-", "algbw", "busbw", "sent", "on link", "limit", "x limit",
+            "x fp32", "x fp16",
         ]
         for head in heads
     )  # fmt: skip
@@ -150,7 +149,7 @@ def test_the_reports(over_two):
     assert max(map(len, table[start:])) <= 100
     assert "busbw in MB/s: 4 bytes a coordinate / time" in " ".join(output.split())
     assert "\x1b" not in output, "escape sequences in what is no terminal"
-    assert output.count("Ranks: 2 ranks on one node, links of 0.01 Mbit/s;") == 1
+    assert output.count("Ranks: 2 ranks on one node, links of 0.01 Mbit/s.") == 1
 
 
 def test_torchrun(tmp_path):
@@ -163,7 +162,7 @@ def test_torchrun(tmp_path):
     document = json.loads((tmp_path / "all.json").read_text())
     assert document["costs"] == json.loads(costs.read_text())
     assert document["costs"]["local_latency"] > 0 == document["costs"]["remote_latency"]
-    assert {row["way"] for row in document["rows"]} == {"vote alltoall", "fp32 allreduce"}
+    assert {row["method"] for row in document["rows"]} == {"vote alltoall", "fp32 allreduce"}
     assert {row["error"] for row in document["rows"]} == {None}
     assert {row["tensors"] for row in document["rows"]} == {3}
     assert document["nodes"]["rate"] is None and document["rows"][0]["counted_sent"] is None
@@ -255,8 +254,8 @@ def test_help_explains_the_columns(capsys):
     assert ended.value.code == 0
     told = capsys.readouterr().out
     assert all(column in told for column in ("algbw", "busbw", "on link", "x limit", "x fp32"))
-    assert all(name in told for name in (*ALGORITHMS, *NAMED))
-    assert NAMED == KINDS and max(map(len, told.splitlines())) <= 100
+    assert all(name in told for name in (*ALGORITHMS, *KINDS))
+    assert max(map(len, told.splitlines())) <= 100
 
 
 def test_netlab_variables_that_make_no_sense(tmp_path):
@@ -285,9 +284,11 @@ def test_traffic_is_what_the_specification_says():
     assert traffic.of_auto(d, 4, 4, 1) == flat
 
 
-def row(way, size, **known):
+def row(method, size, **known):
     timing = Timing(1.0, 1.0, 1.0, 3)
-    return Row(size, 1, "mpi", way, "vote", way.removeprefix("vote "), time=timing, **known)
+    return CollectiveRow(
+        size, 1, "mpi", method, "vote", method.removeprefix("vote "), time=timing, **known
+    )
 
 
 def test_goals_are_told_where_they_apply():
@@ -339,9 +340,9 @@ def test_votes_in_groups_are_checked_against_the_groups():
 
     def rank(comm):
         votes = Votes(lambda: comm, here)
-        (way,) = [w for w in votes.ways(("alltoall",)) if w.label == IN_GROUPS]
+        (method,) = [w for w in votes.methods(("alltoall",)) if w.label == IN_GROUPS]
         g = Gradient(5000, (5000,), comm.rank, comm.size)
-        running = way.start(g)
+        running = method.start(g)
         running.call()
         running.check()
         result = running.result().tobytes()
@@ -352,8 +353,8 @@ def test_votes_in_groups_are_checked_against_the_groups():
 
     assert len(set(threads.run(6, rank))) == 1
     for ranks in (3, 4):
-        ways = Votes(None, nodes.Nodes((0,) * ranks)).ways(ALGORITHMS)
-        assert IN_GROUPS not in {way.label for way in ways}
+        methods = Votes(None, nodes.Nodes((0,) * ranks)).methods(ALGORITHMS)
+        assert IN_GROUPS not in {method.label for method in methods}
 
 
 def test_nodes():

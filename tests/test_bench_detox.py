@@ -7,11 +7,10 @@ import json
 import pytest
 
 from mpisign import cli
-from mpisign.bench.detox import measure, results
-from mpisign.bench.detox.results import Row, growths
-from mpisign.bench.detox.ways import Way, ways
-from mpisign.bench.results import Timing
-from mpisign.cli.bench_detox import RULES
+from mpisign.bench import detox
+from mpisign.bench.detox import DetoxMethod, DetoxRow, growth, methods
+from mpisign.bench.measure import Timing
+from mpisign.bench.settings import RULES
 from mpisign.robust.names import RULES as KNOWN
 
 
@@ -29,7 +28,7 @@ def short(tmp_path_factory):
     return json.loads(files["json"].read_text()), files
 
 
-def test_every_way_is_measured_or_says_why_not(short):
+def test_every_method_is_measured_or_says_why_not(short):
     document, files = short
     for ranks in (6, 9):
         rows = {row["label"]: row for row in document["rows"] if row["ranks"] == ranks}
@@ -53,7 +52,7 @@ def test_every_way_is_measured_or_says_why_not(short):
         d, plain, grouped = document["parameters"], rows["median"], rows["median, DETOX 3"]
         assert plain["sent"] == pytest.approx(8 * d * (1 - 1 / ranks), rel=0.5)
         assert grouped["sent"] < plain["sent"]
-    assert {g["way"] for g in document["growth"]} >= {"signum", "bulyan, DETOX 3"}
+    assert {g["method"] for g in document["growth"]} >= {"signum", "bulyan, DETOX 3"}
     assert files["plot"].read_bytes().startswith(b"\x89PNG")
     page = files["markdown"].read_text()
     assert page.count("<!-- mpisign bench detox -->") == 2 and "### 6 ranks, 2 groups" in page
@@ -61,36 +60,36 @@ def test_every_way_is_measured_or_says_why_not(short):
 
 
 def test_rules_are_made_for_what_they_can_take():
-    found = list(ways(15, 3, ("bulyan",)))
+    found = list(methods(15, 3, ("bulyan",)))
     assert [(w.kind, w.groups, w.f) for w in found] == [
         ("vote", 0, 0), ("vote", 5, 0), ("robust", 0, 3), ("robust", 5, 0), ("here", 0, 3),
         ("byzfl", 0, 3),
     ]  # fmt: skip
     for ranks in range(3, 70):
-        for way in ways(ranks, 3, RULES):
-            if way.kind == "robust":
-                rule = getattr(way.compressor, "inner", way.compressor).resolved
-                rule.check(way.groups or ranks)
+        for method in methods(ranks, 3, RULES):
+            if method.kind == "robust":
+                rule = getattr(method.compressor, "inner", method.compressor).resolved
+                rule.check(method.groups or ranks)
     assert set(RULES) == set(KNOWN)
 
 
 def test_growth():
     def row(ranks, seconds, label="median"):
         timing = Timing(seconds, seconds, seconds, 1)
-        return Row(Way("robust", label), ranks, timing, timing, computing=2.0 * ranks)
+        return DetoxRow(DetoxMethod("robust", label), ranks, timing, timing, computing=2.0 * ranks)
 
     rows = [*(row(p, 1e-3 * p**2) for p in (9, 15, 64)), row(9, 1.0, "krum")]
-    (found,) = growths(rows)
-    assert found.way == "median"
+    (found,) = growth(rows)
+    assert found.method == "median"
     assert found.work == pytest.approx(2) and found.computing == pytest.approx(1)
-    grouped = Row(Way("robust", "median", 3, 0, 3), 9, Timing(2.0, 2.0, 2.0, 1))
-    *_, beside = results.beside([row(9, 4.0), grouped])
+    grouped = DetoxRow(DetoxMethod("robust", "median", 3, 0, 3), 9, Timing(2.0, 2.0, 2.0, 1))
+    *_, beside = detox.beside([row(9, 4.0), grouped])
     assert beside.of_plain == 0.5
 
 
 def test_the_model_has_about_as_many_parameters_as_asked_for():
     for size in (2_000, 100_000, 1_000_000):
-        assert measure.parameters(size) == pytest.approx(size, rel=0.3)
+        assert detox.parameters(size) == pytest.approx(size, rel=0.3)
 
 
 @pytest.mark.parametrize(

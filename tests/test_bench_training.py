@@ -12,13 +12,20 @@ import pytest
 from launchers import mpirun
 
 from mpisign import cli
+from mpisign.bench.collectives.nodes import Nodes
 from mpisign.bench.errors import BenchError
 from mpisign.bench.training import names
-from mpisign.bench.training.goals import goals
-from mpisign.bench.training.results import AccuracyRow, MemoryRow, Point, Run, StepRow, beside
+from mpisign.bench.training.results import (
+    AccuracyRow,
+    MemoryRow,
+    Point,
+    Run,
+    StepRow,
+    beside,
+    goals,
+)
 from mpisign.bench.training.results import less_than_base as less
 from mpisign.bench.training.trainer import Block, Trainer
-from mpisign.bench.wire.nodes import Nodes
 from mpisign.compressors.names import COMPRESSORS
 
 MODES = ("step", "accuracy", "memory")
@@ -39,12 +46,12 @@ def modes(tmp_path_factory):
 
 
 @pytest.mark.mpi
-def test_steps_of_every_way(modes):
+def test_steps_of_every_method(modes):
     document = modes[0]["step"]
     assert document["ranks"] == 2 and document["settings"]["mode"] == "step"
     units = (math.isqrt(76**2 + 4 * 5000) - 76) // 2 + 1
     assert document["parameters"] == units**2 + 76 * units + 10 >= 5000
-    rows = {row["way"]: row for row in document["rows"]}
+    rows = {row["method"]: row for row in document["rows"]}
     assert tuple(rows) == STEPS
     if not HOROVOD:
         assert "horovod" in rows.pop("horovod-unmodified-signum")["error"]
@@ -63,7 +70,7 @@ def test_steps_of_every_way(modes):
 def test_bytes_of_a_step(modes):
     """A rank sends a plane: half of it to the other rank's shard, half as result."""
     document = modes[0]["step"]
-    rows = {row["way"]: row for row in document["rows"]}
+    rows = {row["method"]: row for row in document["rows"]}
     plane = document["parameters"] / 8
     for name in ("mpi-signum", "mpi-at-step-lion"):
         assert all(plane <= b["sent"] <= plane + 8 * 600 for b in rows[name]["blocks"])
@@ -79,7 +86,7 @@ def test_the_reports(modes):
     for mode in MODES:
         assert (folder / f"{mode}.png").read_bytes().startswith(b"\x89PNG")
         page = (folder / f"page-{mode}.md").read_text()
-        assert "| way | " in page and page.count(f"<!-- mpisign bench training: {mode} -->") == 2
+        assert "| method | " in page and page.count(f"<!-- mpisign bench training: {mode} -->") == 2
         assert documents[mode]["command"].startswith("mpisign bench training --")
     table = output[output.index("parameters in 2 hidden layers") :]
     table = table[: table.index("mode accuracy")]
@@ -104,7 +111,7 @@ def test_memory(modes):
     document = modes[0]["memory"]
     none, ours, peer = document["rows"]
     d = document["parameters"]
-    assert (none["way"], none["traced"], none["resident"]) == ("none", 0, 0)
+    assert (none["method"], none["traced"], none["resident"]) == ("none", 0, 0)
     assert ours["state"] == none["state"] == peer["state"] == 4 * d  # a momentum each
     assert ours["plane"] == -(-d // 8) and ours["bucket"] is None
     assert ours["traced"] >= ours["plane"], "a plane at least is packed into"
@@ -117,8 +124,8 @@ def test_memory(modes):
         (["--ways", "mpi,telegraph"], "'telegraph' is none of none, horovod-fp32"),
         (["--compression", "zip"], "'zip' is none of sign, signum"),
         (["--accuracy", "95"], "'95' is not an accuracy above 0 and below 1"),
-        (["--lr", "ddp-signum"], "'ddp-signum' is not a way and its learning rate"),
-        (["--ways", "ddp", "--lr", "mpi-signum=1"], "--lr: no way of this run is 'mpi-signum'"),
+        (["--lr", "ddp-signum"], "'ddp-signum' is not a method and its learning rate"),
+        (["--ways", "ddp", "--lr", "mpi-signum=1"], "--lr: no method of this run is 'mpi-signum'"),
         (["--memory", "--accuracy", "0.9"], "--accuracy: not allowed with argument --memory"),
         (["--parameters", "1"], "'1' is not a number from 8"),
         (["--tune", "--ways", "none"], "--ways: none of them communicates"),
@@ -151,7 +158,7 @@ def test_help_explains_the_columns(capsys):
 
 
 def test_names():
-    found = names.ways(("none", "mpi", "horovod-unmodified-lion", "mpi-lion"), ("sign", "lion"))
+    found = names.methods(("none", "mpi", "horovod-unmodified-lion", "mpi-lion"), ("sign", "lion"))
     told = [(w.name, w.front, w.compressor, w.via) for w in found]
     assert told == [
         ("none", "none", "", ""),

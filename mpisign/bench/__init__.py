@@ -1,1 +1,1 @@
-"""``mpisign bench``: the kernels against the limits of the machine, measured in one run."""
+"""``mpisign bench``: kernels, collectives, training, robust rules and DETOX, measured here."""

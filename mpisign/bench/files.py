@@ -1,11 +1,12 @@
-"""Where results go: paths checked before the work, tables written between two marks of a page."""
+"""Files of results: paths checked before the work, tables written between two marks of a page."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 from mpisign.bench.errors import BenchError
 
@@ -20,29 +21,23 @@ def check_path(option: str, path: Path | None) -> None:
         raise BenchError(f"{option} {path}: cannot be written")
 
 
-def write(option: str, path: Path, action: Callable[[Path], None]) -> None:
-    """``action(path)``; BenchError in one line if that fails."""
-    try:
-        action(path)
-    except OSError as error:
-        raise BenchError(f"{option} {path}: {error.strerror or error}") from error
-
-
-def write_all(parts: list[tuple[str, Path | None, Callable[[Path], None]]]) -> None:
-    """Every (option, path, action) that has a path; then BenchError on those that failed."""
+def write_all(parts: Iterable[tuple[str, Path | None, Callable[[Path], Any]]]) -> None:
+    """Writes every (option, path, action) that has a path, then raises BenchError for failures."""
     failed = []
     for option, path, action in parts:
         try:
             if path is not None:
-                write(option, path, action)
-        except BenchError as error:  # the others may still be written
+                action(path)
+        except OSError as error:  # the others may still be written
+            failed.append(f"{option} {path}: {error.strerror or error}")
+        except BenchError as error:
             failed.append(str(error))
     if failed:
         raise BenchError("; ".join(failed))
 
 
 def around(path: Path, mark: str) -> tuple[str, str]:
-    """What stays before and after the tables in ``path``, the marks with it.
+    """The text before and after the tables in ``path``, with the marks.
 
     BenchError if it has text but not two lines of ``mark``.
     """
@@ -52,7 +47,7 @@ def around(path: Path, mark: str) -> tuple[str, str]:
             before = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise BenchError(f"--markdown {path}: {error}") from error
-    marks = list(re.finditer(f"^{mark}[ \t]*$", before, re.MULTILINE))
+    marks = list(re.finditer(f"^{re.escape(mark)}[ \t]*$", before, re.MULTILINE))
     if len(marks) >= 2:
         return before[: marks[0].end()], before[marks[1].start() :]
     if before.strip():
@@ -64,6 +59,6 @@ def around(path: Path, mark: str) -> tuple[str, str]:
 
 
 def write_between_marks(path: Path, mark: str, tables: str) -> None:
-    """Puts ``tables`` in the place of what was between the marks."""
+    """Replaces what is between the marks by ``tables``."""
     head, tail = around(path, mark)
     path.write_text(f"{head}\n\n{tables}\n{tail}", encoding="utf-8")

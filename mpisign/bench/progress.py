@@ -1,55 +1,40 @@
-"""Progress of a benchmark: a bar on a terminal that rich can draw on, else a line now and then."""
+"""The progress of a bench, on standard error: results go to standard output."""
 
 from __future__ import annotations
 
 import sys
 import time
-from types import TracebackType
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 _EVERY = 10.0  # seconds between plain lines
 
+#: Called with what is measured next.
+Begin = Callable[[str], None]
 
-class Progress:
-    """Told of each step; everything goes to standard error, results go to standard output."""
 
-    def __init__(self, steps: int) -> None:
-        self._steps, self._done = steps, 0
-        self._told = -_EVERY
-        self._bar: Any = None
-        self._task: Any = None
-        if sys.stderr.isatty():
-            self._bar = _bar()
-        if self._bar is not None:
-            self._task = self._bar.add_task("", total=steps)
+@contextmanager
+def progress(steps: int, shown: bool = True) -> Iterator[Begin]:
+    """Yields a function to call before each of ``steps``.
 
-    def __enter__(self) -> Progress:
-        if self._bar is not None:
-            self._bar.start()
-        return self
+    It draws rich's bar on a terminal, and prints a line every 10 seconds elsewhere.
+    """
+    bar = _bar() if shown and sys.stderr.isatty() else None
+    task = bar.add_task("", total=steps) if bar else None
+    done, printed = -1, -_EVERY
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+    def begin(what: str) -> None:
+        nonlocal done, printed
+        done += 1
+        if bar is not None:
+            bar.update(task, completed=done, description=what, refresh=True)
+        elif shown and time.monotonic() - printed >= _EVERY:
+            printed = time.monotonic()
+            print(f"{done} of {steps}: {what}", file=sys.stderr, flush=True)
 
-    def begin(self, what: str) -> None:
-        """``what`` is measured next."""
-        if self._bar is not None:
-            self._bar.update(self._task, description=what, refresh=True)
-        elif time.monotonic() - self._told >= _EVERY:
-            self._told = time.monotonic()
-            print(f"{self._done} of {self._steps}: {what}", file=sys.stderr, flush=True)
-
-    def end(self) -> None:
-        """It is."""
-        self._done += 1
-        if self._bar is not None:
-            self._bar.advance(self._task)
+    with bar or nullcontext():
+        yield begin
 
 
 def _bar() -> Any:

@@ -1,92 +1,145 @@
-"""Everything that was measured, and on what: the JSON that programs read."""
+"""What a bench measured and on which machine: the JSON document that programs read."""
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import importlib.metadata
 import json
+import operator
 import os
 import platform
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import mpisign
-from mpisign.bench.results import Row, SmallCall
+from mpisign import _kernels
+from mpisign.bench.errors import BenchError
 
-_PACKAGES = ("numpy", "torch", "cupy-cuda12x", "cupy-cuda13x", "cupy")
-_WIDE = 0.1  # spread of a limit, above which others were at work
+SCHEMA = 1  # of the JSON documents; grows when a reader of the old ones would fail
+_PACKAGES = (
+    "numpy", "torch", "mpi4py", "horovod", "deepspeed", "byzfl", "cupy-cuda12x", "cupy-cuda13x",
+    "cupy",
+)  # fmt: skip
+_OPERATORS = {"<=": operator.le, ">=": operator.ge}
 
 
-@dataclass
+@dataclass(frozen=True)
+class Goal:
+    """``got`` compared with ``wanted``, a number after <= or >=."""
+
+    DERIVED: ClassVar = ("met",)
+
+    what: str
+    size: int
+    got: float
+    wanted: str
+
+    @property
+    def met(self) -> bool:
+        """Whether the goal is met."""
+        sign, number = self.wanted.split()
+        return bool(_OPERATORS[sign](self.got, float(number)))
+
+
+@dataclass(kw_only=True)
 class Record:
-    """One run of ``mpisign bench kernels``."""
+    """One run of ``mpisign bench NAME``. Benches with more to record add fields.
 
+    A dataclass here, or in a field, may name properties in ``DERIVED``: the JSON document has them.
+    """
+
+    DERIVED: ClassVar[tuple[str, ...]] = ()
+
+    name: str
     command: str
-    device: dict[str, Any]
-    settings: dict[str, Any]
-    rows: list[Row] = field(default_factory=list)
-    calls: list[SmallCall] = field(default_factory=list)
+    settings: Any
+    rows: list[Any] = field(default_factory=list)
+    goals: list[Goal] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     @property
-    def machine(self) -> str:
-        """One line on what it was measured on."""
-        d, versions = self.device, self.as_dict()["versions"]
-        if d["kind"] == "cpu":
-            what = f"{d['cpu']}, {d['cores']} cores, kernels for {d['isa']}"
-        else:
-            what = f"{d['gpu']}, CUDA {d['cuda']}"
-        return what + "".join(f", {name} {v}" for name, v in versions.items() if v)
+    def mark(self) -> str:
+        """The line before and after the tables in a Markdown page."""
+        return f"<!-- mpisign bench {self.name} -->"
 
     @property
-    def busy(self) -> str:
-        """What to know if the machine had other work meanwhile, else nothing."""
-        spreads = [row.limit_time.spread for row in self.rows if row.limit_time is not None]
-        wide = sum(spread > _WIDE for spread in spreads)
-        if wide * 5 < len(spreads) or not wide:
-            return ""
-        return (
-            f"THE MACHINE WAS BUSY: {wide} of {len(spreads)} measurements of the limits spread by "
-            f"more than {_WIDE:.0%}. Shares of the limit mean little in this run."
-        )
-
-    @property
-    def verdicts(self) -> list[bool]:
-        """Of everything that has a goal: was it met?"""
-        found = [row.met for row in self.rows] + [row.scaling_met for row in self.rows]
-        return [met for met in (*found, *(call.met for call in self.calls)) if met is not None]
+    def where(self) -> str:
+        """What was measured on, if more than the machine."""
+        return ""
 
     def as_dict(self) -> dict[str, Any]:
         """The document of ``--json``."""
         return {
+            "schema": SCHEMA,
             "mpisign": mpisign.__version__,
-            "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "command": self.command,
-            "settings": self.settings,
-            "device": self.device,
-            "host": {
-                "name": platform.node(),
-                "machine": platform.machine(),
-                "cores": os.cpu_count(),
-                "system": platform.platform(),
-            },
-            "versions": {
-                "python": platform.python_version(),
-                **{name: _version(name) for name in _PACKAGES},
-            },
-            "rows": [row.as_dict() for row in self.rows],
-            "calls": [call.as_dict() for call in self.calls],
-            "notes": self.notes,
+            "time": now().isoformat(timespec="seconds"),
+            "host": {**host(), "name": platform.node(), "system": platform.platform()},
+            "versions": {"python": platform.python_version(), **versions()},
+            **_plain(self),
         }
 
     def write(self, path: Path) -> None:
-        """Writes the JSON."""
+        """Writes the JSON document."""
         path.write_text(json.dumps(self.as_dict(), indent=1, allow_nan=False) + "\n")
 
 
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+def read(path: Path) -> dict[str, Any]:
+    """The document that ``Record.write`` wrote; BenchError for one of another schema."""
+    document: dict[str, Any] = json.loads(path.read_text())
+    if document.get("schema") != SCHEMA:
+        raise BenchError(f"{path}: schema {document.get('schema')}, this version reads {SCHEMA}")
+    return document
+
+
+def now() -> datetime.datetime:
+    """The time, in UTC."""
+    return datetime.datetime.now(datetime.UTC)
+
+
+def host() -> dict[str, Any]:
+    """The processor: name, cores of this process, bytes of memory, instruction set of kernels."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    cores = len(os.sched_getaffinity(0))
+    return {"cpu": cpu_model(), "cores": cores, "memory": memory, "isa": _kernels.isa()}
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that a bench may use, of those that are installed."""
+    found = {}
+    for name in _PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def machine() -> str:
+    """One line on processor, memory and versions."""
+    h = host()
+    packages = {"Python": platform.python_version(), "mpisign": mpisign.__version__, **versions()}
+    return (
+        f"{h['cpu']}, {h['cores']} cores, {h['memory'] / 2**30:.1f} GiB of memory, kernels for "
+        f"{h['isa']}; {', '.join(f'{name} {version}' for name, version in packages.items())}"
+    )
+
+
+def cpu_model() -> str:
+    """The processor's name in /proc/cpuinfo."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith(("model name", "Model")):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _plain(value: Any) -> Any:
+    """``value`` as JSON has it: dataclasses as dicts, paths as text."""
+    if is_dataclass(value):
+        names = [f.name for f in fields(value)] + list(getattr(value, "DERIVED", ()))
+        return {name: _plain(getattr(value, name)) for name in names}
+    if isinstance(value, dict):
+        return {key: _plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    return str(value) if isinstance(value, Path) else value

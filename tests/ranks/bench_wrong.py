@@ -1,4 +1,4 @@
-"""What one rank alone gets wrong is told alike on all, and the other ways go on."""
+"""An error of one rank alone is reported on all ranks, and the other methods go on."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import sys
 
 import numpy as np
 
-from mpisign.bench.wire import measure, nodes
-from mpisign.bench.wire.gradient import Gradient
-from mpisign.bench.wire.traffic import of_fp32
-from mpisign.bench.wire.via_mpi import MPIVia
-from mpisign.bench.wire.watchdog import Watchdog
-from mpisign.bench.wire.way import Running, Way, check_signs, check_sum
+from mpisign.bench.collectives import clock as clocks
+from mpisign.bench.collectives import nodes
+from mpisign.bench.collectives.gradient import Gradient
+from mpisign.bench.collectives.method import CollectiveMethod, Running, check_signs, check_sum
+from mpisign.bench.collectives.traffic import of_fp32
+from mpisign.bench.peers.mpi import MPIVia
+from mpisign.bench.runner import Watchdog
 
 via = MPIVia()
 gradient = Gradient(1000, (1000,), via.rank, via.size)
@@ -62,7 +63,7 @@ def turns_bad():
 
 
 turns_bad.calls = 0
-ways = {
+methods = {
     "right": (lambda g: right(), ""),
     "sum": (lambda g: right(call=off_by_much), "wrong: a sum is off by 1"),
     "replica": (lambda g: right(call=off_by_little), "have different results"),
@@ -77,20 +78,20 @@ ways = {
         "ValueError: later",
     ),
 }
-clock = measure.Clock(via, nodes.find(via), Watchdog(30, lambda what: sys.exit(what)), 5.0)
-clock.weigh()
+clock = clocks.Clock(via, nodes.find(via), Watchdog(30, lambda what: sys.exit(what)), 5.0)
+clock.calibrate()
 contestants = [
-    measure.Contestant(via, Way(name, "fp32", None, of_fp32, start))
-    for name, (start, _) in ways.items()
+    clocks.Contestant(via, CollectiveMethod(name, "fp32", of_fp32, start))
+    for name, (start, _) in methods.items()
 ]
 for contestant in contestants:
-    clock.rehearse(contestant, gradient)
+    clock.warm_up(contestant, gradient)
 for _ in range(3):
     for contestant in contestants:
         clock.turn(contestant, gradient.length)
-for contestant, (_, expected) in zip(contestants, ways.values(), strict=True):
+for contestant, (_, expected) in zip(contestants, methods.values(), strict=True):
     assert expected in contestant.error and bool(expected) == bool(contestant.error), (
-        contestant.way.label,
+        contestant.method.label,
         contestant.error,
     )
 assert len(contestants[0].samples) == 3

@@ -1,1 +1,1 @@
-"""``mpisign bench training``: whole training steps, ours beside others, over real links."""
+"""``mpisign bench training``: whole training steps, mpisign beside peers, over real links."""

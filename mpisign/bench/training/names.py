@@ -1,14 +1,18 @@
-"""Ways to train by name, for a command line: nothing here imports torch."""
+"""Methods of training by name, and their learning rates: nothing here imports torch.
+
+docs/measurements.md has how the rates were found.
+"""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 NONE = "none"
 BASE = "horovod-fp16"
-#: What others send.
+#: Methods of others.
 PEERS = ("horovod-fp32", "horovod-fp16", "ddp-fp32", "ddp-fp16", "ddp-powersgd")
-#: Ours: each with any compressor, as FRONT-COMPRESSOR. Longer names first.
+#: mpisign's front ends: each with any compressor, as FRONT-COMPRESSOR. Longer names first.
 FRONTS = ("mpi-at-step", "mpi", "horovod-unmodified", "horovod", "ddp")
 COMPRESSORS = (
     "sign", "signum", "lion", "lion_avg", "ef_sign", "onebit", "sparsign", "ef_sparsign",
@@ -19,10 +23,20 @@ OF_STEPS = (NONE, "mpi", "mpi-at-step", "horovod", "horovod-unmodified", "ddp", 
 OF_ACCURACY = (BASE, "horovod", "ddp")
 OF_MEMORY = (NONE, *FRONTS, "ddp-fp32", BASE)
 
+MOMENTUM = 0.9  # of every method: torch's SGD has it where the compressor has none
+
+_AVERAGE = 0.03
+_SIGNS = 2e-4
+#: Compressors whose result is like an averaged gradient, and which keep no momentum of their own.
+_PLAIN = ("ef_sign", "terngrad", "qsgd")
+#: Its momentum is a mean of gradients, torch's a sum of 10.
+_ONEBIT = 10 * _AVERAGE
+_GRID = (0.25, 0.5, 1.0, 2.0, 4.0)
+
 
 @dataclass(frozen=True)
-class Named:
-    """One way. ``compressor``: "" of what is not ours; ``via``: the library that connects ranks."""
+class TrainingMethod:
+    """One method. ``compressor``: "" for peers; ``via``: the library that connects the ranks."""
 
     name: str
     front: str
@@ -30,37 +44,62 @@ class Named:
 
     @property
     def ours(self) -> bool:
-        """Whether mpisign's front ends and compressors are at work."""
+        """Whether it is mpisign's."""
         return bool(self.compressor)
 
     @property
     def via(self) -> str:
-        """ "mpi", "torch", "horovod", or "" of what does not communicate."""
+        """ "mpi", "torch", "horovod", or "" without communication."""
         first = self.name.partition("-")[0]
         return {NONE: "", "ddp": "torch"}.get(first, first)
 
 
-def ways(names: tuple[str, ...], compressors: tuple[str, ...]) -> tuple[Named, ...]:
+def methods(names: tuple[str, ...], compressors: tuple[str, ...]) -> tuple[TrainingMethod, ...]:
     """Each of ``names`` once, a front end alone with each of ``compressors``; ValueError."""
-    found: dict[str, Named] = {}
+    found: dict[str, TrainingMethod] = {}
     for name in names:
         if name == NONE or name in PEERS:
-            found[name] = Named(name, name, "")
+            found[name] = TrainingMethod(name, name, "")
         elif name in FRONTS:
             for compressor in compressors:
                 full = f"{name}-{compressor}"
-                found[full] = Named(full, name, compressor)
+                found[full] = TrainingMethod(full, name, compressor)
         else:
             found[name] = _ours(name)
     return tuple(found.values())
 
 
-def _ours(name: str) -> Named:
+def _ours(name: str) -> TrainingMethod:
     for front in FRONTS:
         compressor = name.removeprefix(f"{front}-")
         if compressor in COMPRESSORS:
-            return Named(name, front, compressor)
+            return TrainingMethod(name, front, compressor)
     raise ValueError(
         f"{name!r} is none of {', '.join((NONE, *PEERS, *FRONTS))}, and no FRONT-COMPRESSOR such "
         "as ddp-lion"
     )
+
+
+def rate(method: TrainingMethod) -> float:
+    """The learning rate at the start of a method's schedule.
+
+    Tuned for averages and for signum; the others begin where these do.
+    """
+    if method.compressor == "onebit":
+        return _ONEBIT
+    return _AVERAGE if not method.ours or method.compressor in _PLAIN else _SIGNS
+
+
+def momentum(method: TrainingMethod) -> float:
+    """Momentum of the method's torch.optim.SGD: a vote's would sum up to steps of 10 rates."""
+    return MOMENTUM if not method.ours or method.compressor in _PLAIN else 0.0
+
+
+def grid(around: float) -> tuple[float, ...]:
+    """What --tune tries."""
+    return tuple(float(f"{around * factor:.3g}") for factor in _GRID)
+
+
+def share(step: int, steps: int) -> float:
+    """Of the learning rate at ``step``: half a cosine, from 1 to 0, the same for all methods."""
+    return 0.5 * (1.0 + math.cos(math.pi * step / steps))

@@ -1,36 +1,35 @@
-"""What is measured of one way, and what follows from it."""
+"""What is measured of one method of training, what follows from it, and the goals."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
-from statistics import fmean
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from statistics import fmean, median
 
-import numpy as np
-
-from mpisign.bench.results import Timing
+from mpisign.bench.collectives.goals import GIGABIT
+from mpisign.bench.collectives.nodes import Nodes
+from mpisign.bench.measure import Timing
+from mpisign.bench.record import Goal
 from mpisign.bench.training.names import BASE, NONE
 from mpisign.bench.training.trainer import Block
 
+_PARAMETERS = 10_000_000  # of the model, from which goals apply
+_OVERLAP = ("horovod-signum", "ddp-signum")
+
 
 @dataclass(frozen=True)
-class Row:
-    """One way. ``error``: why there is nothing else. ``identical``: None where nothing is sent."""
+class TrainingRow:
+    """One method. ``error``: why there is no more. ``identical``: None where nothing is sent."""
 
-    way: str
+    method: str
     ours: bool
     lr: float | None = None
     error: str = ""
     identical: bool | None = None
 
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
-
 
 @dataclass(frozen=True)
-class StepRow(Row):
+class StepRow(TrainingRow):
     """Seconds, bytes of a step. ``ratio``: to the step without communication of the same round.
 
     ``faster``: Horovod's fp16 step of the same round by this one. ``blocks``: each round's.
@@ -45,17 +44,17 @@ class StepRow(Row):
     def counted(self) -> float | None:
         """Bytes at a node's interface, median of the rounds."""
         found = [b.counted for b in self.blocks if b.counted is not None]
-        return float(np.median(found)) if found else None
+        return median(found) if found else None
 
     @property
     def cpu(self) -> float:
         """Processor time of a rank, median of the rounds."""
-        return float(np.median([b.cpu for b in self.blocks]))
+        return median(b.cpu for b in self.blocks)
 
 
 def beside(rows: Sequence[StepRow]) -> list[StepRow]:
-    """``rows`` with what follows from all of them."""
-    seconds = {r.way: [b.seconds for b in r.blocks] for r in rows if r.blocks and not r.error}
+    """``rows`` with the ratios to other rows."""
+    seconds = {r.method: [b.seconds for b in r.blocks] for r in rows if r.blocks and not r.error}
 
     def by(above: Sequence[float] | None, below: Sequence[float] | None) -> Timing | None:
         if not above or not below:
@@ -64,21 +63,16 @@ def beside(rows: Sequence[StepRow]) -> list[StepRow]:
 
     found = []
     for row in rows:
-        own = seconds.get(row.way)
-        if own:
-            row = replace(
-                row,
-                time=Timing.of(own),
-                ratio=by(own, seconds.get(NONE)),
-                faster=by(seconds.get(BASE), own),
-            )
+        if own := seconds.get(row.method):
+            ratio, faster = by(own, seconds.get(NONE)), by(seconds.get(BASE), own)
+            row = replace(row, time=Timing.of(own), ratio=ratio, faster=faster)
         found.append(row)
     return found
 
 
 @dataclass(frozen=True)
 class Point:
-    """Test accuracy, in [0, 1], after so many steps and seconds of training."""
+    """Test accuracy, in [0, 1], after a number of steps and seconds of training."""
 
     step: int
     seconds: float
@@ -87,7 +81,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Run:
-    """One way's training with one seed, to the end of its schedule."""
+    """One method's training with one seed, to the end of its schedule."""
 
     seed: int
     curve: list[Point]
@@ -100,7 +94,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class AccuracyRow(Row):
+class AccuracyRow(TrainingRow):
     """``wanted``: the fixed accuracy. ``less``: how many times less time than BASE to reach it."""
 
     wanted: float = 0.0
@@ -119,7 +113,7 @@ class AccuracyRow(Row):
 
     @property
     def reached(self) -> list[Point]:
-        """Where the accuracy was reached; empty unless it was with every seed."""
+        """Where the accuracy was reached; empty unless every seed reached it."""
         found = [p for r in self.runs if (p := r.first(self.wanted)) is not None]
         return found if len(found) == len(self.runs) else []
 
@@ -136,22 +130,21 @@ class AccuracyRow(Row):
 
 def less_than_base(rows: Sequence[AccuracyRow]) -> list[AccuracyRow]:
     """``rows`` with how many times less time they take than the BASE row."""
-    base = next((r.seconds for r in rows if r.way == BASE and r.runs), None)
-    found = []
-    for row in rows:
-        own = row.seconds if row.runs else None
-        found.append(replace(row, less=base / own) if base and own else row)
-    return found
+    base = next((r.seconds for r in rows if r.method == BASE and r.runs), None)
+    return [
+        replace(row, less=base / own) if base and row.runs and (own := row.seconds) else row
+        for row in rows
+    ]
 
 
 @dataclass(frozen=True)
-class MemoryRow(Row):
-    """Bytes of the rank that needs most. ``state``: what a checkpoint of the way holds.
+class MemoryRow(TrainingRow):
+    """Bytes of the rank that needs most. ``state``: what a checkpoint of the method holds.
 
     Peaks during a step, beyond those of the step without communication and its momentum:
-    ``traced``: what Python's tracemalloc sees, all of NumPy's memory with it; ``resident``: the
-    kernel's, all libraries' memory, without ``state``. ``plane``: d / 8; ``bucket``: the
-    largest bucket's gradients, where they travel in several.
+    ``traced``: by Python's tracemalloc, which sees all of NumPy's memory; ``resident``: by the
+    kernel, all libraries' memory, without ``state``. ``plane``: d / 8; ``bucket``: the largest
+    bucket's gradients, where there are several buckets.
     """
 
     state: int | None = None
@@ -164,3 +157,29 @@ class MemoryRow(Row):
     def limit(self) -> int | None:
         """One plane and one bucket."""
         return None if self.bucket is None else self.plane + self.bucket
+
+
+def goals(rows: Sequence[TrainingRow], nodes: Nodes, parameters: int) -> Iterator[Goal]:
+    """Goals of steps and accuracy in netlab at 1 Gbit/s and 4 nodes, of memory anywhere."""
+    for row in rows:
+        if isinstance(row, MemoryRow) and row.ours and row.traced is not None and row.limit:
+            what = f"{row.method}: memory / limit"
+            yield Goal(what, parameters, row.traced / row.limit, "<= 1")
+    if nodes.rate != GIGABIT or not nodes.count == len(nodes.of) == 4 or parameters < _PARAMETERS:
+        return
+    for row in rows:
+        if isinstance(row, StepRow) and row.method in _OVERLAP and row.ratio:
+            what = f"{row.method}: step / without communication"
+            yield Goal(what, parameters, row.ratio.median, "<= 1.15")
+    measured = [row for row in rows if isinstance(row, AccuracyRow) and row.runs]
+    base = next((row for row in measured if row.method == BASE), None)
+    ours = [row for row in measured if row.ours]
+    if base is None or not ours:
+        return
+    for row in ours:
+        if row.less is not None:
+            what = f"{row.method}: times less time to {row.wanted:.0%} than fp16"
+            yield Goal(what, parameters, row.less, ">= 5")
+    best = max(ours, key=lambda row: fmean(row.final))
+    points = 100 * (fmean(base.final) - fmean(best.final))
+    yield Goal(f"{best.method}: points of accuracy below fp16", parameters, points, "<= 0.5")

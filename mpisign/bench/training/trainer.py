@@ -1,4 +1,4 @@
-"""Steps of one way on all ranks, timed; what crossed the links; whether replicas agree."""
+"""Steps of one method on all ranks, timed; bytes on the links; whether replicas are equal."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from mpisign.bench.collectives.clock import Clock
+from mpisign.bench.collectives.nodes import Nodes
+from mpisign.bench.collectives.via import Via
 from mpisign.bench.errors import BenchError
-from mpisign.bench.training import network, rates
+from mpisign.bench.runner import Watchdog
+from mpisign.bench.settings import TrainingSettings
+from mpisign.bench.training import names, network
 from mpisign.bench.training.build import Training, build, connected
-from mpisign.bench.training.names import Named
-from mpisign.bench.training.settings import Settings
-from mpisign.bench.wire.measure import Clock
-from mpisign.bench.wire.nodes import Nodes
-from mpisign.bench.wire.via import Via
-from mpisign.bench.wire.watchdog import Watchdog
+from mpisign.bench.training.names import TrainingMethod
 from mpisign.stats import stats
 from mpisign.training import data, model
 
@@ -30,9 +30,9 @@ Feed = Iterator[tuple[torch.Tensor, torch.Tensor]]
 class Block:
     """Some steps, each in seconds of the slowest rank; all else mean over ranks, of a step.
 
-    ``cpu``: processor time of a rank, all of its threads. ``sent``: booked by mpisign.stats.
-    ``counted``: bytes at each node's interface, mean of both ways, headers included; None if
-    nobody counts. ``stages``: seconds in the stages of mpisign.stats.
+    ``cpu``: processor time of a rank, all of its threads. ``sent``: counted by mpisign.stats.
+    ``counted``: bytes at each node's interface, mean of both directions, headers included, or
+    None. ``stages``: seconds in the stages of mpisign.stats.
     """
 
     seconds: float
@@ -43,16 +43,12 @@ class Block:
 
 
 class Trainer:
-    """Trains models by turns. Every method is collective, and raises BenchError on all ranks."""
+    """Trains models in turns. Every function is collective, and raises BenchError on all ranks."""
 
     def __init__(
-        self,
-        control: Via,
-        vias: dict[str, Via | str],
-        nodes: Nodes,
-        settings: Settings,
+        self, control: Via, vias: dict[str, Via | str], nodes: Nodes, settings: TrainingSettings,
         watchdog: Watchdog,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.control, self.nodes, self.settings = control, nodes, settings
         self._vias, self._watchdog = vias, watchdog
         self._clock = Clock(control, nodes, watchdog, settings.time_limit)
@@ -60,13 +56,11 @@ class Trainer:
         self._shard = digits.shard(control.rank, control.size)
         self._test = torch.from_numpy(digits.test_images), torch.from_numpy(digits.test_labels)
         if settings.batch_size > len(self._shard[1]):
-            raise BenchError(
-                f"--batch-size {settings.batch_size}: a rank has {len(self._shard[1])} of the "
-                "digits"
-            )
+            images = f"a rank has {len(self._shard[1])} of the digits"
+            raise BenchError(f"--batch-size {settings.batch_size}: {images}")
 
     def feed(self, seed: int) -> Feed:
-        """This rank's batches, without end."""
+        """This rank's batches, endless."""
         batches = data.batches(
             *self._shard, self.settings.batch_size, seed=seed, rank=self.control.rank
         )
@@ -75,23 +69,26 @@ class Trainer:
 
     @contextmanager
     def training(
-        self, way: Named, lr: float, seed: int, parameters: int | None = None
+        self, method: TrainingMethod, lr: float, seed: int, parameters: int | None = None
     ) -> Iterator[Training]:
-        """A new model, and the way to train it; both are gone after the block."""
+        """A new model and its optimizer, for as long as the block runs."""
         gc.collect()  # the model before
         with ExitStack() as stack:
-            with self._watchdog.over(f"{way.name}, its start"):
-                via = stack.enter_context(connected(way, self.control, self._vias))
+            with self._watchdog.over(f"{method.name}, its start"):
+                via = stack.enter_context(connected(method, self.control, self._vias))
                 size = parameters or self.settings.parameters
                 net = network.build(size, self.settings.layers, self.settings.init, seed)
                 if len(set(self.digests(net))) != 1:
-                    raise BenchError("ranks start from different parameters: unlike torch?")
-                training = self.control.agreed(lambda: build(way, net, via, lr, seed))
+                    raise BenchError(
+                        "ranks start from different parameters: another version of torch?"
+                    )
+                training = self.control.agreed(lambda: build(method, net, via, lr, seed))
             yield training
 
     def steps(
-        self, training: Training, feed: Feed, count: int, what: str, at: tuple[int, int] | None
-    ) -> Block:
+        self, training: Training, feed: Feed, count: int, what: str,
+        at: tuple[int, int] | None = None,
+    ) -> Block:  # fmt: skip
         """``count`` steps. ``at``: the first's number and their total, for the schedule."""
         used = np.zeros(1)
 
@@ -99,7 +96,7 @@ class Trainer:
             start = time.process_time()
             for i in range(count):
                 if at is not None:
-                    lr = training.lr * rates.share(at[0] + i, at[1])
+                    lr = training.lr * names.share(at[0] + i, at[1])
                     for group in training.optimizer.param_groups:
                         group["lr"] = lr
                 with self._watchdog.over(what):
@@ -127,6 +124,6 @@ class Trainer:
         own = np.frombuffer(bytes.fromhex(model.digest(net)), dtype=np.uint8)
         return [row.tobytes().hex() for row in self.control.gather(own)]
 
-    def identical(self, way: Named, training: Training) -> bool | None:
+    def identical(self, method: TrainingMethod, training: Training) -> bool | None:
         """Whether all ranks hold the same parameters, bit for bit; None where none are sent."""
-        return None if not way.via else len(set(self.digests(training.net))) == 1
+        return None if not method.via else len(set(self.digests(training.net))) == 1

@@ -1,0 +1,1 @@
+"""``mpisign bench collectives``: votes beside peers, over every library that runs here."""

@@ -1,0 +1,287 @@
+"""``mpisign bench detox``: a step of DETOX beside plain robust rules, as the ranks grow in number.
+
+All ranks are threads of this process and compute in turns.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+
+import mpisign
+from mpisign.bench import report
+from mpisign.bench.detox_shown import SHOWN
+from mpisign.bench.errors import BenchError
+from mpisign.bench.kernels.host import Host
+from mpisign.bench.measure import Timing
+from mpisign.bench.peers import byzfl
+from mpisign.bench.progress import progress
+from mpisign.bench.record import Record
+from mpisign.bench.settings import DetoxSettings
+from mpisign.compressors import Compressor
+from mpisign.compressors.detox import Detox
+from mpisign.compressors.robust import Robust
+from mpisign.compressors.signum import Signum
+from mpisign.partition import assign
+from mpisign.robust.names import by_name
+from mpisign.transports import threads
+
+#: Rows that a rule with f of them hostile needs, at least: the most that any rule asks (Bulyan).
+_NEEDED = 4, 3
+_INPUTS, _CLASSES = 784, 10
+
+
+@dataclass(frozen=True)
+class DetoxMethod:
+    """One row of a number of ranks.
+
+    ``kind``: "vote" of signs; "robust": a rule over gradients, both as collectives; "here": the
+    rule on the same rows in one place; "byzfl": ByzFL's. ``groups``: the number of groups of ranks,
+    0 for none. ``f``: hostile rows that the rule is made for.
+    """
+
+    kind: Literal["vote", "robust", "here", "byzfl"]
+    rule: str
+    groups: int = 0
+    f: int = 0
+    redundancy: int = 0
+
+    @property
+    def collective(self) -> bool:
+        """Whether ranks send anything."""
+        return self.kind in ("vote", "robust")
+
+    @property
+    def label(self) -> str:
+        """For people."""
+        if not self.collective:
+            return f"{self.rule}, {'one place' if self.kind == 'here' else 'ByzFL'}"
+        return f"{self.rule}, DETOX {self.redundancy}" if self.groups else self.rule
+
+    @property
+    def compressor(self) -> Compressor:
+        """The ``compression`` of ``DistributedOptimizer``."""
+        inner = Signum() if self.kind == "vote" else Robust(rule=by_name(self.rule, self.f))
+        return Detox(redundancy=self.redundancy, inner=inner) if self.groups else inner
+
+
+def methods(ranks: int, redundancy: int, rules: tuple[str, ...]) -> Iterator[DetoxMethod]:
+    """All of a number of ranks: each rule with as many hostile rows as Bulyan can take."""
+
+    def hostile(rows: int) -> int:
+        each, rest = _NEEDED
+        return max(0, (rows - rest) // each)
+
+    groups = ranks // redundancy
+    yield DetoxMethod("vote", "signum")
+    yield DetoxMethod("vote", "signum", groups, redundancy=redundancy)
+    for rule in rules:
+        yield DetoxMethod("robust", rule, f=hostile(ranks))
+        yield DetoxMethod("robust", rule, groups, hostile(groups), redundancy)
+        yield DetoxMethod("here", rule, f=hostile(ranks))
+        yield DetoxMethod("byzfl", rule, f=hostile(ranks))
+
+
+@dataclass(frozen=True)
+class DetoxRow:
+    """``error``: why there is nothing else. Seconds and bytes of one step.
+
+    ``work``: processor time of all ranks together; ``wall``: by the clock, the ranks taking turns
+    on one core; ``computing``: packing, hashing, rules, tallies and unpacking, without messages and
+    the Python around them, the least of all turns. ``sent``: bytes that a rank sends, mean.
+    ``of_plain``: work / that of the same rule without groups.
+    """
+
+    DERIVED: ClassVar = ("label", "of_rank")
+
+    method: DetoxMethod
+    ranks: int
+    work: Timing | None = None
+    wall: Timing | None = None
+    computing: float | None = None
+    sent: float | None = None
+    of_plain: float | None = None
+    error: str | None = None
+
+    @property
+    def label(self) -> str:
+        """For people."""
+        return self.method.label
+
+    @property
+    def of_rank(self) -> float | None:
+        """A rank's part of the work, on average."""
+        return self.work.median / self.ranks if self.work else None
+
+
+@dataclass(frozen=True)
+class Growth:
+    """A method's exponents a: its work, and computing, grow as ranks^a, by least squares."""
+
+    method: str
+    work: float
+    computing: float | None
+
+
+@dataclass(kw_only=True)
+class DetoxRecord(Record):
+    """One run of ``mpisign bench detox``. ``parameters``: those of the model."""
+
+    parameters: int
+    growth: list[Growth] = field(default_factory=list)
+
+
+def run(settings: DetoxSettings, command: str) -> int:
+    """Measures and reports; the exit status. Raises BenchError."""
+    record = DetoxRecord(
+        name=settings.NAME, command=command, settings=settings,
+        parameters=parameters(settings.size),
+    )  # fmt: skip
+    report.check(record, SHOWN)
+    with Host(warm=True).threads(1):  # as on a node with a rank a core
+        return report.run(record, SHOWN, lambda: _measure(record))
+
+
+def _measure(record: DetoxRecord) -> None:
+    """Fills ``record``: all methods of a number of ranks in turns."""
+    s: DetoxSettings = record.settings
+    each = len(list(methods(s.ranks[0], s.redundancy, s.rules)))
+    with progress(each * len(s.ranks) * s.repeat) as begin:
+        for ranks in s.ranks:
+            chosen = list(methods(ranks, s.redundancy, s.rules))
+            samples: dict[DetoxMethod, list[tuple[float, ...]]] = {m: [] for m in chosen}
+            errors: dict[DetoxMethod, str] = {}
+            for _ in range(s.repeat):
+                for method in chosen:
+                    begin(f"{method.label}, {ranks} ranks")
+                    try:
+                        if method not in errors:
+                            samples[method].append(_sample(method, ranks, s.size, s.steps))
+                    except BenchError as error:
+                        errors[method] = str(error)
+            rows = [
+                DetoxRow(m, ranks, error=errors[m]) if m in errors else _row(m, ranks, samples[m])
+                for m in chosen
+            ]
+            record.rows += beside(rows)
+    record.growth = growth(record.rows)
+
+
+def _row(method: DetoxMethod, ranks: int, samples: list[tuple[float, ...]]) -> DetoxRow:
+    work, wall, computing, sent = zip(*samples, strict=True)
+    # Computing is by the clock: other processes only make it more.
+    least, median = min(computing), Timing.of(sent).median
+    return DetoxRow(method, ranks, Timing.of(work), Timing.of(wall), least, median)
+
+
+def beside(rows: Sequence[DetoxRow]) -> list[DetoxRow]:
+    """The rows of one number of ranks, those in groups compared with those without."""
+    plain = {
+        row.method.rule: row.work.median
+        for row in rows
+        if row.work and row.method.collective and not row.method.groups
+    }
+    return [
+        replace(row, of_plain=row.work.median / plain[row.method.rule])
+        if row.work and row.method.groups and row.method.rule in plain
+        else row
+        for row in rows
+    ]
+
+
+def growth(rows: Sequence[DetoxRow]) -> list[Growth]:
+    """Of each method that was measured among two numbers of ranks or more."""
+
+    def exponent(ranks: list[int], seconds: Sequence[float]) -> float:
+        return float(np.polyfit(np.log(ranks), np.log(seconds), 1)[0])
+
+    found = []
+    for label in dict.fromkeys(row.label for row in rows):
+        mine = [row for row in rows if row.label == label and row.work]
+        ranks = [row.ranks for row in mine]
+        if len(set(ranks)) < 2:
+            continue
+        parts = [row.computing for row in mine if row.computing]
+        computing = exponent(ranks, parts) if len(parts) == len(mine) else None
+        work = exponent(ranks, [row.work.median for row in mine if row.work])
+        found.append(Growth(label, work, computing))
+    return found
+
+
+def _network(size: int) -> torch.nn.Module:
+    """A perceptron of about ``size`` parameters, the same at every call."""
+    hidden = max(1, round((size - _CLASSES) / (_INPUTS + 1 + _CLASSES)))
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(0)
+        layers = torch.nn.Linear(_INPUTS, hidden), torch.nn.Linear(hidden, _CLASSES)
+        return torch.nn.Sequential(*layers)
+
+
+def parameters(size: int) -> int:
+    """Coordinates of the model of about ``size`` parameters."""
+    return sum(p.numel() for p in _network(size).parameters())
+
+
+def _sample(method: DetoxMethod, ranks: int, size: int, steps: int) -> tuple[float, ...]:
+    """Of a step: processor time, clock and computing in seconds, bytes that a rank sends."""
+    return (_collective if method.collective else _in_one_place)(method, ranks, size, steps)
+
+
+def _collective(method: DetoxMethod, ranks: int, size: int, steps: int) -> tuple[float, ...]:
+    batch = list(range(ranks))  # whose gradient each rank has: its own, or its group's
+    if method.groups:
+        for number, members in enumerate(assign(ranks, method.redundancy)):
+            for rank in members:
+                batch[rank] = number
+
+    def work(comm: Any) -> tuple[float, ...]:
+        net = _network(size)
+        optimizer = mpisign.DistributedOptimizer(
+            torch.optim.SGD(net.parameters(), lr=1e-3),
+            net.named_parameters(),
+            comm=comm,
+            compression=method.compressor,
+            seed=1,
+        )
+        generator = torch.Generator().manual_seed(batch[comm.rank])
+        gradients = [torch.randn(p.shape, generator=generator) for p in net.parameters()]
+
+        def step() -> None:
+            for p, g in zip(net.parameters(), gradients, strict=True):
+                p.grad = g.clone()
+            optimizer.step()
+
+        return _per_step(step, steps)
+
+    cpu, wall, computing, sent = threads.run(ranks, work)[0]
+    return cpu, wall, computing, sent / ranks
+
+
+def _in_one_place(method: DetoxMethod, ranks: int, size: int, steps: int) -> tuple[float, ...]:
+    """The rule on all rows at once, as a parameter server has them: nothing is sent."""
+    make = byzfl.installed_rule if method.kind == "byzfl" else by_name
+    rule = make(method.rule, method.f)
+    rows = torch.randn(ranks, parameters(size), generator=torch.Generator().manual_seed(0))
+    cpu, wall, _, _ = _per_step(lambda: rule(rows), steps)
+    return cpu, wall, cpu, 0.0
+
+
+def _per_step(step: Any, steps: int) -> tuple[float, ...]:
+    """``steps`` of them after one that does not count."""
+    step()
+    before = _now()
+    for _ in range(steps):
+        step()
+    return tuple((b - a) / steps for a, b in zip(before, _now(), strict=True))
+
+
+def _now() -> tuple[float, float, float, float]:
+    """Processor time, the clock, seconds of stages other than messages, bytes sent."""
+    stages = mpisign.stats().stages
+    computing = sum(s.seconds for name, s in stages.items() if name != "exchange")
+    return time.process_time(), time.perf_counter(), computing, float(stages["exchange"].sent)

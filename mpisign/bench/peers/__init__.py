@@ -1,0 +1,1 @@
+"""Other implementations that benches measure beside mpisign: one file a peer."""

@@ -1,1 +1,0 @@
-"""``mpisign bench robust``: robust rules against ByzFL."""

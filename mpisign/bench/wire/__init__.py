@@ -1,1 +1,0 @@
-"""``mpisign bench collectives``: votes beside what others send, over the wires that run here."""

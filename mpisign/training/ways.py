@@ -101,10 +101,10 @@ def _horovod_fp32(
 ) -> torch.optim.Optimizer:
     import horovod.torch as hvd
 
-    from mpisign.horovod import CountBytes
+    from mpisign.horovod import Booked
 
     return hvd.DistributedOptimizer(
-        optimizer, model.named_parameters(), compression=CountBytes(hvd.Compression.none)
+        optimizer, model.named_parameters(), compression=Booked(hvd.Compression.none)
     )
 
 

@@ -15,8 +15,8 @@ from torch import nn
 import mpisign
 from mpisign import Communicator
 from mpisign.attacks.owner import Suppression, lie_about_shards, suppress_class
-from mpisign.study.tasks.digits import perceptron
-from mpisign.training import data, model
+from mpisign.experiments import data, model
+from mpisign.experiments.model import perceptron
 from mpisign.transports.threads import ThreadTransport, World, run
 
 RANKS, LABEL, LIAR, STEPS = 15, 3, 13, 40  # the row of a three lies in the last shard but one

@@ -18,8 +18,8 @@ from mpisign.attacks import (
     by_name,
 )
 from mpisign.attacks.edge_cases import edge_cases
-from mpisign.study.tasks.digits import perceptron
-from mpisign.training import data, model
+from mpisign.experiments import data, model
+from mpisign.experiments.model import perceptron
 from mpisign.transports.threads import run
 
 pytest.importorskip("sklearn")

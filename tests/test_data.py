@@ -8,8 +8,8 @@ import struct
 import numpy as np
 import pytest
 
-from mpisign.training import cifar, data, idx
-from mpisign.training.errors import DataError
+from mpisign.experiments import cifar, data, idx
+from mpisign.experiments.errors import DataError
 
 RNG = np.random.default_rng(0)
 

@@ -13,8 +13,8 @@ from dataclasses import replace
 import pytest
 from launchers import ROOT
 
-from mpisign.study import file, plan, results, summary
-from mpisign.study.cell import Cell
+from mpisign.experiments import file, plan, results, summary
+from mpisign.experiments.cell import Cell
 
 pytest.importorskip("sklearn", reason='pip install "mpisign[train]"')
 pytest.importorskip("torch", reason='pip install "mpisign[train]"')
@@ -34,14 +34,14 @@ def of_study(name, method, seed=0, **point):
         for g in plan.groups(file.load(name))
         if g.method.label == method and all(g.point[k] == v for k, v in point.items())
     ]
-    return group.told(group.method.lr[0])[seed]
+    return group.reported(group.method.lr[0])[seed]
 
 
 @functools.cache
 def _trained(text):
     import json
 
-    from mpisign.study.record import simulated
+    from mpisign.experiments.record import simulated
 
     return simulated(Cell(**json.loads(text)))
 

@@ -16,11 +16,11 @@ import pytest
 from launchers import ROOT, environment, mpirun
 
 from mpisign.cli import main
+from mpisign.experiments import file, plan, results, summary, tables
+from mpisign.experiments.cell import Cell
+from mpisign.experiments.data import dirichlet
+from mpisign.experiments.errors import SettingsError
 from mpisign.planes import sparse
-from mpisign.study import file, plan, results, summary, table
-from mpisign.study.cell import Cell
-from mpisign.study.partition import dirichlet
-from mpisign.training.errors import SettingsError
 
 pytest.importorskip("sklearn", reason='pip install "mpisign[train]"')
 pytest.importorskip("rich", reason='pip install "mpisign[train]"')
@@ -57,7 +57,7 @@ CELLS = 2 * (2 + 4 + 2)
 
 
 def simulated(cell):
-    from mpisign.study import record
+    from mpisign.experiments import record
 
     return record.simulated(cell)
 
@@ -184,9 +184,9 @@ def test_shipped_studies(capsys):
         assert len(study.about) > 100 and all(len(g.seeds) >= 3 for g in study.grids)
         cells = plan.due(groups, {})
         assert len({c.key for c in cells}) == len(cells) > 0
-        from mpisign.study.job import _check_methods
+        from mpisign.experiments.study import check_methods
 
-        _check_methods(groups)
+        check_methods(groups)
         assert main(["study", "show", name, "--toml"]) == 0
         assert file.parse(capsys.readouterr().out, name) == study
     with pytest.raises(SettingsError, match="'nosuch': expected one of adversaries, backdoor,"):
@@ -218,7 +218,7 @@ def test_the_best_validated_rate_is_taken_and_reported():
     assert group.rate({low: record(0.6), high: record(0.6)}) == 0.1
     assert group.rate({low: record(0.1), high: record(0.9, diverged=3)}) == 0.1
     assert {c.seed for cells in group.tuning.values() for c in cells} == {1000}
-    assert [c.seed for c in group.told(0.3)] == [0, 1]
+    assert [c.seed for c in group.reported(0.3)] == [0, 1]
     assert group.edge(0.3) == "highest" and group.edge(0.1) == "lowest"
 
 
@@ -237,27 +237,32 @@ def test_dirichlet_gives_every_example_at_most_once():
     assert largest(1e4) < 0.2
 
 
-def test_attacks():
-    from mpisign.study import attacks
+def test_hostile_ranks_draw_alike_only_where_they_must():
+    """Noise is each rank's own; of one batch members of a group make the same gradient."""
+    from mpisign.experiments.hostile import Hostile
+    from mpisign.experiments.tasks.quadratic import Quadratic
+    from mpisign.transports import threads
 
-    p = torch.nn.Parameter(torch.zeros(4000))
-    for name, factor in (("sign-flip", -1), ("reverse", -100)):
-        p.grad = torch.linspace(-1, 1, 4000)
-        attacks.Attack(name, 0, 0)([p])
-        assert torch.equal(p.grad, factor * torch.linspace(-1, 1, 4000))
-    p.grad = g = torch.linspace(-1, 3, 4000)
-    length = float(g.norm())
-    attack = attacks.Attack("random", 0, 1)
-    attack([p])
-    assert float(p.grad.norm()) == pytest.approx(length, rel=0.05)
-    assert abs(float(p.grad.mean())) < 0.1
-    one = p.grad.clone()
-    attack([p])
-    assert not torch.equal(one, p.grad)
+    cell = Cell("quadratic", "sign", 0.1, ranks=4, steps=1, adversaries=2, attack="random")
+
+    def gradient(comm, alike):
+        task = Quadratic(cell, comm.rank, dimension=4000)
+        honest = Quadratic(cell, comm.rank, dimension=4000)
+        honest.backward(0)
+        Hostile(cell, comm, task, alike=alike).backward(task, 0)
+        return honest.named[0][1].grad, task.named[0][1].grad
+
+    for alike in (False, True):
+        found = threads.run(4, gradient, alike)
+        for rank, (honest, sent) in enumerate(found):
+            assert torch.equal(honest, sent) == (rank < 2)
+            assert float(sent.norm()) == pytest.approx(float(honest.norm()), rel=0.05)
+        (_, a), (_, b) = found[2:]
+        assert (float(a.sign() @ b.sign()) == 4000) == alike
 
 
 def test_text_is_the_same_everywhere_and_held_out():
-    from mpisign.study.tasks import text
+    from mpisign.experiments.tasks import text
 
     read = text.corpus()
     assert len(read) > 300_000 and read.max() < len(text.ALPHABET)
@@ -385,7 +390,8 @@ def test_tables_and_pictures(killed_and_resumed, tmp_path, capsys):
     text = page.read_text()
     assert "| batch of a rank | vote | ef_sign | ef_sparsign |" in text
     assert "over seeds 0, 1" in text and "chosen with seed 1000" in text
-    assert len(table.tables(study, found)) == 3
+    assert f"    mpisign study run {own}\n\nMeasured on 20" in text and " cores." in text
+    assert len(tables.tables(study, found)) == 3
     assert main([*show, "--only", "vote", "--seeds", "1"]) == 0
     assert "1 of" not in capsys.readouterr().out
     for wrong in (["--only", "nosuch"], ["--results", str(own)]):
@@ -396,9 +402,9 @@ def test_tables_and_pictures(killed_and_resumed, tmp_path, capsys):
 
 def test_a_file_of_results_is_one_runs(tmp_path):
     path = tmp_path / "r.jsonl"
-    with results.Results(path):
+    with results.opened(path):
         with pytest.raises(SettingsError, match="another run writes to it"):
-            results.Results(path).__enter__()
+            results.opened(path).__enter__()
     path.write_text('{"key": 1}\n')
     with pytest.raises(SettingsError, match="line 1 is no result of mpisign study"):
         results.read(path)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from launchers import ROOT
 
-from mpisign.study import file, plan, results
-from mpisign.study.cell import Cell
-from mpisign.training.errors import SettingsError
+from mpisign.experiments import file, plan, results
+from mpisign.experiments.cell import Cell
+from mpisign.experiments.errors import SettingsError
 
 pytest.importorskip("sklearn", reason='pip install "mpisign[train]"')
 pytest.importorskip("rich", reason='pip install "mpisign[train]"')
@@ -73,7 +73,7 @@ def test_fields_that_came_later_are_part_of_the_key_where_they_are_set():
     assert len({plain.key, *keys}) == 5
     for other in others:
         cell = Cell(**{**plain.as_dict(), **other})
-        assert Cell(**cell.told()) == cell and other.items() <= cell.told().items()
+        assert Cell(**cell.recorded()) == cell and other.items() <= cell.recorded().items()
 
 
 def test_methods_without_groups_have_one_cell_for_all_placements():
@@ -104,7 +104,7 @@ def test_methods_without_groups_have_one_cell_for_all_placements():
     ],
 )
 def test_f_is_resolved_from_the_cell(hostile, rule, who, ranks, groups):
-    from mpisign.study.compression import compressor, owned
+    from mpisign.experiments.compression import compressor, owned
 
     def cell(compressor, **options):
         attack = "ipm" if hostile else None
@@ -130,7 +130,7 @@ def test_f_is_resolved_from_the_cell(hostile, rule, who, ranks, groups):
     ],
 )
 def test_options_that_do_not_fit_are_named(compressor, options, message):
-    from mpisign.study import compression
+    from mpisign.experiments import compression
 
     cell = digits(compressor, compressor_options=options)
     with pytest.raises(SettingsError, match="compressor") as error:
@@ -140,8 +140,8 @@ def test_options_that_do_not_fit_are_named(compressor, options, message):
 
 
 def test_what_has_no_groups_is_told():
-    from mpisign.study import tasks
-    from mpisign.study.compression import groups_of
+    from mpisign.experiments import tasks
+    from mpisign.experiments.compression import groups_of
 
     with pytest.raises(SettingsError, match="only 'detox' has groups, not 'sign'"):
         groups_of(digits("sign", placement="worst"), 0)
@@ -158,7 +158,7 @@ def test_what_has_no_groups_is_told():
 
 
 def test_placements():
-    from mpisign.study.compression import groups_of
+    from mpisign.experiments.compression import groups_of
 
     def members(placement, epoch, hostile=6):
         cell = digits(ranks=15, adversaries=hostile, attack="ipm", placement=placement)
@@ -179,8 +179,8 @@ def test_placements():
 
 
 def batches(cell, rank, many):
-    from mpisign.study import tasks
-    from mpisign.study.compression import groups_of
+    from mpisign.experiments import tasks
+    from mpisign.experiments.compression import groups_of
 
     task, seen = tasks.build(cell, rank, groups_of(cell, rank)), []
     task.spoil = lambda images, labels: (seen.append(images.tobytes()), (images, labels))[1]
@@ -192,7 +192,7 @@ def batches(cell, rank, many):
 @pytest.mark.parametrize("placement", ["random", "worst"])
 def test_a_group_gets_one_batch_and_no_two_groups_the_same(placement):
     cell = digits(batch_size=200, adversaries=1, attack="ipm", placement=placement)
-    from mpisign.study.compression import groups_of
+    from mpisign.experiments.compression import groups_of
 
     seen = [batches(cell, rank, 4) for rank in range(6)]
     groups = groups_of(cell, 0)

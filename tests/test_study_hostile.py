@@ -11,7 +11,7 @@ from test_study_groups import CELLS, TINY, digits
 
 from mpisign import detox
 from mpisign.cli import main
-from mpisign.study import file, plan, results, summary, table
+from mpisign.experiments import file, plan, results, summary, tables
 
 pytest.importorskip("sklearn", reason='pip install "mpisign[train]"')
 pytest.importorskip("rich", reason='pip install "mpisign[train]"')
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:most ranks' votes differ")
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4, 5, 9])
 def test_replicas_end_alike_whatever_hostile_ranks_do(ranks):
     """``simulated`` raises where they do not."""
-    from mpisign.study.record import simulated
+    from mpisign.experiments.record import simulated
 
     inner = {"compressor": "robust", "rule": "median", "momentum": 0.5}
     redundancy = 3 if ranks >= 3 else 1
@@ -51,24 +51,6 @@ def test_replicas_end_alike_whatever_hostile_ranks_do(ranks):
         assert told["bits"] == (32 if options["inner"] is inner else 1)
 
 
-def test_attacks_from_before_are_as_they_were(monkeypatch):
-    """Their recorded results are of these lines; ``Adversaries`` has the others."""
-    from mpisign.study import attacks
-
-    def none(*args, **options):
-        raise AssertionError("Adversaries was asked")
-
-    monkeypatch.setattr(attacks, "Adversaries", none)
-    for name in ("sign-flip", "reverse", "random"):
-        cell = digits("sign", adversaries=1, attack=name)
-        comm = type("Comm", (), {"rank": 5})
-        assert isinstance(attacks.hostile(cell, comm, None, None), attacks.Attack)
-        comm.rank = 4
-        assert attacks.hostile(cell, comm, None, None) is None
-    with pytest.raises(AssertionError, match="was asked"):
-        attacks.hostile(digits("sign", adversaries=1, attack="ipm"), comm, None, None)
-
-
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
     folder = tmp_path_factory.mktemp("groups")
@@ -82,7 +64,7 @@ def test_tables_and_pictures_by_attack_and_placement(tiny, tmp_path):
     own, path = tiny
     study = file.parse(TINY, "tiny")
     found = summary.summaries(plan.groups(study), results.read(path))
-    made = {t.title: t for t in table.tables(study, found)}
+    made = {t.title: t for t in tables.tables(study, found)}
     assert [*made][:4] == [
         "g, ipm: test accuracy, %",
         "g, ipm: backdoor accuracy, %",
@@ -118,7 +100,7 @@ def test_pictures_of_what_is_beside_the_metric(tiny, along, tmp_path):
 
 
 def test_shipped_studies_of_hostile_ranks():
-    from mpisign.study.job import _check_methods
+    from mpisign.experiments.study import check_methods
 
     assert detox.assign(64)[0] != detox.assign(64, seed=1)[0]
     for name in ("backdoor", "detox", "detox-scale", "lying-owner"):
@@ -126,7 +108,7 @@ def test_shipped_studies_of_hostile_ranks():
         groups = plan.groups(study)
         assert len(study.about) > 100 and all(len(g.seeds) >= 3 for g in study.grids)
         assert len(plan.due(groups, {})) == plan.total(groups)
-        _check_methods(groups)
+        check_methods(groups)
 
 
 @pytest.mark.mpi

@@ -59,7 +59,8 @@ def honest(tmp_path_factory):
     """Four honest ranks over TCP with all defaults."""
     folder = tmp_path_factory.mktemp("honest")
     launcher = [*own_network(), *mpirun(4, *TCP)]
-    ways, result, output = train(launcher, "--plot", folder / "curves.png", folder=folder)
+    files = ["--plot", folder / "curves.png", "--markdown", folder / "page.md"]
+    ways, result, output = train(launcher, *files, folder=folder)
     return ways, result, output, folder
 
 
@@ -101,6 +102,9 @@ def test_the_report(honest):
         assert cells[4] == f"{way['wire']:,.0f}"
     assert "equal on all ranks, bit for bit" in output
     assert "\x1b" not in output, "escape sequences in what is no terminal"
+    page = (folder / "page.md").read_text()
+    assert page.count("<!-- mpisign train -->") == 2 and "    mpisign train --plot" in page
+    assert "| way | test accuracy |" in page and " cores." in page
     assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -208,13 +212,12 @@ def test_help_teaches():
         assert needed in text
 
 
-def test_steps_of_an_epoch():
-    from mpisign.training import data, loop
-    from mpisign.training.settings import Settings
+def test_steps_and_rates():
+    from mpisign.experiments import compare, data
+    from mpisign.experiments.settings import Settings
 
     dataset = data.load()
-    assert loop.steps_of(Settings(epochs=2), dataset, 4) == 2 * (1348 // 4 // 16)
-    assert loop.steps_of(Settings(steps=7), dataset, 4) == 7
-    assert loop.learning_rate(0, 10) == 1.0 and math.isclose(
-        loop.learning_rate(10, 10), 0, abs_tol=1e-9
-    )
+    assert compare.steps_of(Settings(epochs=2), dataset, 4) == 2 * (1348 // 4 // 16)
+    assert compare.steps_of(Settings(steps=7), dataset, 4) == 7
+    cell = Settings(lr=0.5).cell(votes=True, size=4)
+    assert cell.rate(0, 10) == 0.5 and math.isclose(cell.rate(10, 10), 0, abs_tol=1e-9)

@@ -11,12 +11,13 @@ from mpisign import cli
 from mpisign.attacks import ATTACKS
 from mpisign.compressors import Detox
 from mpisign.detox import Groups, GroupSampler
-from mpisign.training import data, loop, suspects
-from mpisign.training.attacked import Attacked
-from mpisign.training.check import check
-from mpisign.training.errors import SettingsError
-from mpisign.training.settings import Settings
-from mpisign.training.ways import WAYS
+from mpisign.experiments import compare, compression, data, suspects
+from mpisign.experiments.cell import Cell
+from mpisign.experiments.check import check
+from mpisign.experiments.errors import SettingsError
+from mpisign.experiments.hostile import Hostile
+from mpisign.experiments.settings import Settings
+from mpisign.experiments.tasks.images import Images
 from mpisign.transports import threads
 
 torch = pytest.importorskip("torch")
@@ -155,7 +156,7 @@ def test_a_group_learns_from_the_same_images():
     for g in groups:
         sampler = GroupSampler(range(len(dataset.train_labels)), g)
         feeds.append(data.group_batches(dataset, sampler, settings.batch_size))
-    epoch = loop.steps_of(Settings(detox=3, epochs=1), dataset, 9)
+    epoch = compare.steps_of(Settings(detox=3, epochs=1), dataset, 9)
     assert epoch == 1348 // 3 // 16
     for _ in range(2 * epoch):
         batches = [next(feed) for feed in feeds]
@@ -169,11 +170,11 @@ def test_a_group_learns_from_the_same_images():
 @pytest.mark.parametrize("attack", ["sign-flip", "alie", "inf", "label-flip", "omniscient"])
 def test_every_way_is_attacked_alike(attack):
     """Horovod sends gradients while backward() runs: its hooks are handed the false ones too."""
-    settings = Settings(adversaries=1, attack=attack)
+    cell = Cell("images", "none", 0.1, ranks=3, adversaries=1, attack=attack)
 
     def run(comm):
         results = []
-        for way in ("mpi-fp32", "horovod-fp32"):
+        for eager in (False, True):
             net = torch.nn.Linear(5, 10)
             with torch.no_grad():
                 for i, p in enumerate(net.parameters()):
@@ -183,14 +184,10 @@ def test_every_way_is_attacked_alike(attack):
                 p.register_post_accumulate_grad_hook(
                     lambda p, name=name, told=handed: told.update({name: p.grad.clone()})
                 )
-            attacked = Attacked(WAYS[way], settings, comm)
             rng = np.random.default_rng(comm.rank)
             batch = rng.random((4, 5), dtype=np.float32), rng.integers(0, 10, 4)
-            images, labels = attacked.batch(batch)
-            loss = torch.nn.functional.cross_entropy(
-                net(torch.from_numpy(images)), torch.from_numpy(labels)
-            )
-            attacked.backward(loss, net)
+            task = Images(net, iter([batch]), 1, batch)
+            Hostile(cell, comm, task, eager=eager).backward(task, 0)
             final = {name: p.grad.clone() for name, p in net.named_parameters()}
             results.append((final, handed))
         return results
@@ -204,18 +201,21 @@ def test_every_way_is_attacked_alike(attack):
 
 
 def test_what_is_made_of_the_options():
+    def made(groups=None, **options):
+        cell = Settings(**options).cell(votes=True, size=9)
+        return compression.compressor(cell, groups), cell.lr, cell.optimizer_options["momentum"]
+
     groups = Groups.of(9, 0, 3)
-    assert Settings(detox=3).compressor(groups) == Detox(
-        inner=Settings().compressor(), groups=groups
-    )
-    rule = Settings(rule="multi_krum", adversaries=4)
-    assert rule.compressor().f == 4 and rule.compressor().momentum == 0.9
-    assert rule.rates(True) == (pytest.approx(1.0), 0.0)
-    in_groups = Settings(rule="multi_krum", adversaries=4, detox=3)
+    assert made(groups, detox=3)[0] == Detox(inner=made()[0], groups=groups)
+    assert made()[1:] == (2e-3, 0.0)
+    rule, *rates = made(rule="multi_krum", adversaries=4)
+    assert rule.f == 4 and rule.momentum == 0.9 and rates == [pytest.approx(1.0), 0.0]
     # Members are compared bit for bit: the momentum is put on afterwards.
-    assert in_groups.compressor().f == 2 and in_groups.compressor().momentum == 0
-    assert in_groups.rates(True) == in_groups.rates(False) == (0.1, 0.9)
-    assert Settings().rates(True) == (2e-3, 0.0)
+    grouped, *rates = made(groups, rule="multi_krum", adversaries=4, detox=3)
+    assert grouped.inner.f == 2 and grouped.inner.momentum == 0
+    averaged = Settings(detox=3).cell(votes=False, size=9)
+    assert rates == [averaged.lr, averaged.optimizer_options["momentum"]] == [0.1, 0.9]
+    assert averaged.compressor == "none"
     worst = threads.run(
         9, lambda comm: Settings(detox=3, placement="worst", adversaries=4).groups(comm)
     )

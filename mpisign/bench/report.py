@@ -15,7 +15,7 @@ from mpisign.bench import files
 from mpisign.bench.errors import BenchError
 from mpisign.bench.record import Record, machine, now
 from mpisign.bench.table import WIDTH, Table
-from mpisign.training.progress import on_terminal
+from mpisign.experiments.progress import on_terminal
 
 
 @dataclass(frozen=True)

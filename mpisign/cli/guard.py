@@ -1,4 +1,4 @@
-"""How a job ends early: all ranks together, and one of them says why."""
+"""Early ends of a job: all ranks end together, and one of them says why."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
-from mpisign.training.progress import on_terminal
+from mpisign.experiments.progress import on_terminal
 
 _SHOW_CURSOR = "\x1b[?25h"
 _SOURCE = re.compile(r"^\[[^]]*\] *")  # Gloo's messages start with a path of its build machine
@@ -53,13 +53,13 @@ def abort_on_error(action: Callable[[], int], rank: Callable[[], int | None]) ->
         if isinstance(error, SystemExit):
             raise
         if type(error).__name__ == "HorovodInternalError":
-            told = f"lost another rank: {_SOURCE.sub('', str(error).strip())}\n"
+            text = f"lost another rank: {_SOURCE.sub('', str(error).strip())}\n"
         else:
-            told = "".join(traceback.format_exception(error))
+            text = "".join(traceback.format_exception(error))
         number = rank()
         prefix = "mpisign: " if number is None else f"mpisign, rank {number}: "
         sys.stdout.flush()
-        sys.stderr.write(prefix + told)
+        sys.stderr.write(prefix + text)
         sys.stderr.flush()
         _end_all_ranks()
 

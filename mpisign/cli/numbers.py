@@ -1,8 +1,9 @@
-"""Numbers as people write them on a command line: 25.6M, 1e6, 2^28."""
+"""Values as people write them on a command line: 25.6M, 1e6, 2^28, the names of rules."""
 
 from __future__ import annotations
 
 import argparse
+import difflib
 import re
 from typing import Any
 
@@ -66,3 +67,52 @@ def positive(text: str) -> Any:
 def count(text: str) -> Any:
     """A whole number from 0."""
     return bounded(text, int, 0, 1 << 62, "a number from 0")
+
+
+def seed(text: str) -> Any:
+    """A number that a generator takes."""
+    return bounded(text, int, 0, 1 << 63, "a number from 0 to 2**63 - 1")
+
+
+def rate(text: str) -> Any:
+    """A learning rate."""
+    return bounded(text, float, 0.0, float("inf"), "a learning rate")
+
+
+def momentum(text: str) -> Any:
+    """The beta of a moving average."""
+    return bounded(text, float, 0.0, 1.0, "a number from 0 to below 1")
+
+
+def ways(text: str) -> tuple[str, ...]:
+    """Variants of ``mpisign train``, separated by commas, in the order in which they run."""
+    from mpisign.experiments.variants import VARIANTS
+
+    found = names(text, tuple(VARIANTS))
+    return tuple(name for name in VARIANTS if name in found)
+
+
+def attack(text: str) -> str:
+    """The name of an attack."""
+    from mpisign.attacks import ATTACKS
+
+    return _known(text, tuple(ATTACKS), "an attack")
+
+
+def rule(text: str) -> str:
+    """The name of a robust rule, such as krum or nnm+krum."""
+    from mpisign import robust
+
+    *mixings, last = text.split("+")
+    for name in mixings:
+        _known(name, tuple(robust.MIXINGS), "what may stand before a rule")
+    _known(last, tuple(robust.RULES), "a rule")
+    return text
+
+
+def _known(text: str, known: tuple[str, ...], what: str) -> str:
+    if text not in known:
+        near = difflib.get_close_matches(text, known, n=1)
+        hint = f" (did you mean {near[0]!r}?)" if near else f": {', '.join(known)}"
+        raise argparse.ArgumentTypeError(f"{text!r} is not {what}{hint}")
+    return text

@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from mpisign import launcher
 from mpisign.cli import guard, numbers
-from mpisign.training.errors import SettingsError, missing
+from mpisign.experiments.errors import SettingsError, missing
 
 _DESCRIPTION = """\
 Train one task by many methods over a grid: ranks, batch sizes, splits of the data, hostile ranks,
@@ -28,7 +29,7 @@ examples:
   mpisign study show batch-sizes                   tables of what is there so far
   mpisign study show batch-sizes --plot sizes.png --markdown sizes.md
   mpisign study run my-own.toml --jobs 4           a file of one's own, 4 cells at a time
-docs/studies.md tells how to write one, and what came out of those that come with mpisign."""
+docs/studies.md explains how to write one, and has the results of those that come with mpisign."""
 
 _RUN_EPILOG = """\
 A cell is one training: a method, a rate, a point of the grid, a seed. Where a method has several
@@ -55,20 +56,14 @@ def add_parser(commands: Any) -> None:
     actions = parser.add_subparsers(metavar="ACTION", required=True)
     listing = actions.add_parser("list", help="the studies that come with mpisign")
     listing.set_defaults(run=_run, action=_list, parser=listing)
-    _add_run(actions)
-    _add_show(actions)
-
-
-def _add_run(actions: Any) -> None:
-    parser = actions.add_parser(
+    running = actions.add_parser(
         "run",
         help="run what is missing of a study",
         description="Run the cells of a study that are not in its results yet.",
         epilog=_RUN_EPILOG,
     )
-    _add_study(parser)
-    add = parser.add_argument
-    add(
+    _add_study(running, _train)
+    running.add_argument(
         "--jobs",
         metavar="N",
         type=lambda text: numbers.number(text, 0, 4096, "processes"),
@@ -76,18 +71,16 @@ def _add_run(actions: Any) -> None:
         help="cells at a time, a process each (default: %(default)s, this machine's cores); 0: in "
         "this process, for a debugger",
     )
-    add("--real", action="store_true", help="by the ranks that mpirun started, not simulated ones")
-    parser.set_defaults(run=_run, action=_train, parser=parser)
-
-
-def _add_show(actions: Any) -> None:
-    parser = actions.add_parser(
+    running.add_argument(
+        "--real", action="store_true", help="by the ranks that mpirun started, not simulated ones"
+    )
+    showing = actions.add_parser(
         "show",
         help="tables and pictures of a study's results",
         description="Show what is in a study's results so far.",
     )
-    _add_study(parser)
-    add = parser.add_argument
+    _add_study(showing, _show)
+    add = showing.add_argument
     add("--table", action="store_true", help="print the tables (the default without other options)")
     add("--toml", action="store_true", help="print the study's file")
     add("--plot", metavar="FILE.png", type=Path, help="draw into FILE (or .svg, .pdf)")
@@ -95,13 +88,12 @@ def _add_show(actions: Any) -> None:
         "--markdown",
         metavar="FILE",
         type=Path,
-        help="write the tables in Markdown to a new FILE, or between two lines of FILE that read "
-        "<!-- mpisign study NAME -->",
+        help="write the tables in Markdown, with the command, the dates and the machine, to a new "
+        "FILE, or between two lines of FILE that read <!-- mpisign study NAME -->",
     )
-    parser.set_defaults(run=_run, action=_show, parser=parser)
 
 
-def _add_study(parser: argparse.ArgumentParser) -> None:
+def _add_study(parser: argparse.ArgumentParser, action: Callable[..., int]) -> None:
     add = parser.add_argument
     add("study", metavar="NAME|FILE.toml", help="see mpisign study list, or a file of your own")
     add(
@@ -112,6 +104,7 @@ def _add_study(parser: argparse.ArgumentParser) -> None:
     )
     add("--only", metavar="A,B", type=_names, default=(), help="these grids or methods, by label")
     add("--seeds", metavar="N,N", type=_seeds, default=(), help="instead of the file's")
+    parser.set_defaults(run=_run, action=action, parser=parser)
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -131,7 +124,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _list(args: argparse.Namespace) -> int:
-    from mpisign.study import file, plan
+    from mpisign.experiments import file, plan
 
     for name in file.shipped():
         study = file.load(name)
@@ -140,20 +133,20 @@ def _list(args: argparse.Namespace) -> int:
 
 
 def _train(args: argparse.Namespace) -> int:
-    from mpisign.study import job
+    from mpisign.experiments import study
 
     if args.real:
         guard.end_on_signals(speaker=not launcher.rank())
-        return guard.abort_on_error(lambda: job.real(args), launcher.rank)
+        return guard.abort_on_error(lambda: study.real(args), launcher.rank)
     if (launcher.launched_size() or 1) > 1:
         raise SettingsError("a launcher started several ranks: --real runs the study by them")
-    return job.simulated(args)
+    return study.simulated(args)
 
 
 def _show(args: argparse.Namespace) -> int:
-    from mpisign.study import job
+    from mpisign.experiments import study
 
-    return job.show(args)
+    return study.shown(args)
 
 
 def _names(text: str) -> tuple[str, ...]:

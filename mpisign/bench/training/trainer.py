@@ -20,8 +20,8 @@ from mpisign.bench.settings import TrainingSettings
 from mpisign.bench.training import names, network
 from mpisign.bench.training.build import Training, build, connected
 from mpisign.bench.training.names import TrainingMethod
+from mpisign.experiments import data, model
 from mpisign.stats import stats
-from mpisign.training import data, model
 
 Feed = Iterator[tuple[torch.Tensor, torch.Tensor]]
 

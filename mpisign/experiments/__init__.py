@@ -1,0 +1,1 @@
+"""Trainings on real or simulated ranks: ``mpisign train``, ``mpisign study``, their reports."""

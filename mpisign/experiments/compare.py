@@ -1,0 +1,242 @@
+"""``mpisign train``: one cell for each variant, trained and measured by the ranks of this job."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+import mpisign
+from mpisign import launcher
+from mpisign.errors import CollectiveError, LauncherError
+from mpisign.experiments import (
+    check,
+    compression,
+    data,
+    files,
+    loop,
+    model,
+    plot,
+    progress,
+    report,
+    suspects,
+)
+from mpisign.experiments import world as worlds
+from mpisign.experiments.errors import SettingsError
+from mpisign.experiments.hostile import Hostile
+from mpisign.experiments.settings import Settings
+from mpisign.experiments.table import check_rich
+from mpisign.experiments.tasks.images import Images
+from mpisign.experiments.variants import VARIANTS, Variant
+from mpisign.experiments.world import World
+
+_HEAD_START = 1.0  # seconds that rank 0 has for its message before a launcher ends all ranks
+
+
+@dataclass
+class Result:
+    """One variant's outcome. Bytes and seconds are means over ranks, per step; None: not known.
+
+    ``suspects``: one a rank, None where nobody votes in groups. ``backdoor``: how often the model
+    does what the attack is for, None where that is nothing. ``curve`` and ``accuracy`` (in
+    [0, 1]) are rank 0's, which alone evaluates; ``stats`` is rank 0's ``mpisign.stats()``;
+    ``digests`` holds each rank's SHA-256 of the final parameters; ``identical``: they are equal.
+    """
+
+    way: str
+    label: str
+    via: str
+    votes: bool
+    parameters: int
+    steps: int
+    accuracy: float
+    sent: float
+    received: float
+    wire: float | None
+    seconds: float
+    stages: dict[str, float]
+    stats: dict[str, Any]
+    digests: list[str]
+    identical: bool
+    suspects: list[suspects.Suspect] | None
+    backdoor: float | None
+    curve: list[dict[str, float | None]]
+
+
+def run(settings: Settings, note: str = "", command: str = "mpisign train") -> int:
+    """Trains every variant of ``settings``; 0, or 2 if the settings cannot be used.
+
+    Every rank calls it; rank 0 prints, ``note`` first.
+    """
+    torch.set_num_threads(1)
+    variants = [VARIANTS[name] for name in settings.ways]
+    world = None
+    try:
+        world = joined = worlds.join({variant.via for variant in variants})
+        dataset = worlds.agreed(world, lambda: _prepare(settings, joined))
+    except (SettingsError, LauncherError, ImportError) as error:
+        return _refused(str(error), world)
+    if world.rank == 0 and note:
+        print(note, flush=True)
+    comm = None
+    if settings.detox is not None or settings.adversaries:
+        comm = mpisign.Communicator(world.kind)
+    results = []
+    for variant in variants:
+        if variant.via == "horovod":
+            try:
+                worlds.start_horovod(world)
+            except LauncherError as error:
+                return _refused(str(error), world)
+        if variant.via == "torch":
+            worlds.start_torch(world)
+        steps, label = steps_of(settings, dataset, world.size), variant.label_of(settings)
+        with progress.of_steps(label, steps, world.rank == 0) as update:
+            results.append(train(variant, dataset, settings, world, update, comm))
+    if world.rank == 0:
+        report.write(results, settings, world, dataset.name, command)
+    world.barrier()
+    if comm is not None:
+        comm.free()
+    worlds.stop()
+    return 0
+
+
+def _prepare(settings: Settings, world: World) -> data.Dataset:
+    """Checks everything that may be unusable, before anything is trained."""
+    if world.rank == 0:
+        check_rich()
+        for option in ("json", "plot", "markdown"):
+            files.check_path(f"--{option}", getattr(settings, option))
+        if settings.plot is not None:
+            plot.check()
+        if settings.markdown is not None:
+            files.around(settings.markdown, report.MARK)
+    dataset = data.load(settings.data)
+    check.check(settings, world.size, dataset)
+    dataset.shard(world.rank, world.size)
+    if any(VARIANTS[name].via == "horovod" for name in settings.ways):
+        try:
+            import mpisign.horovod  # noqa: F401
+        except ImportError as error:
+            raise SettingsError(str(error)) from error
+    return dataset
+
+
+def _refused(message: str, world: World | None) -> int:
+    if not (launcher.rank() if world is None else world.rank):
+        print(f"mpisign train: error: {message}", file=sys.stderr, flush=True)
+    else:
+        time.sleep(_HEAD_START)
+    worlds.stop()
+    return 2
+
+
+def steps_of(settings: Settings, dataset: data.Dataset, size: int) -> int:
+    """Steps that ``settings`` mean for ``size`` ranks. The ranks of a group count as one."""
+    if settings.steps is not None:
+        return settings.steps
+    shares = size // (settings.detox or 1)
+    return settings.epochs * data.steps_of_epoch(dataset, shares, settings.batch_size)
+
+
+def train(
+    variant: Variant,
+    dataset: data.Dataset,
+    settings: Settings,
+    world: World,
+    update: Callable[..., None],
+    comm: mpisign.Communicator | None = None,
+) -> Result:
+    """Trains a new model on ``dataset``, this rank on its share; the same Result on every rank.
+
+    ``comm``: for groups and adversaries, if any. ``update``: what ``progress.of_steps`` yields.
+    Raises CollectiveError if the ranks would start from different parameters.
+    """
+    cell = settings.cell(variant.votes, world.size, steps_of(settings, dataset, world.size))
+    net = model.build(dataset.train_images.shape[1:], cell.seed)
+    if len(set(world.gather_digests(model.digest(net)))) != 1:
+        raise CollectiveError(
+            "train: ranks start from different parameters: unlike torch versions?"
+        )
+    groups = None if comm is None else settings.groups(comm)
+    feed = data.feed(
+        dataset, world.rank, world.size, cell.batch_size, cell.seed, groups, order=settings.order
+    )
+    assert cell.steps is not None
+    task = Images(net, feed, cell.steps, (dataset.test_images, dataset.test_labels))
+    voters = groups if variant.votes else None
+    compressor = compression.compressor(cell, voters)
+    optimizer = variant.wrap(cell, task.named, compressor)
+    hostile = Hostile(cell, comm, task, compressor, voters, eager=variant.eager)
+    mpisign.stats().reset()
+    watch = None if groups is None else suspects.Watch(groups)
+
+    def stepped(step: int) -> None:
+        if watch is not None:
+            watch.step()
+        update(step)
+
+    # Closer together at the start, where accuracy still moves.
+    parts = cell.evaluations
+    marks = sorted({round(cell.steps * (i / parts) ** 2) for i in range(parts + 1)})
+    done = loop.train(
+        cell,
+        task,
+        optimizer,
+        hostile,
+        marks,
+        world.rank,
+        world=world,
+        stepped=stepped,
+        evaluated=update,
+    )
+    suspected = None if watch is None else watch.gather(world)
+    return _result(variant, settings, world, done, hostile, suspected, hostile.success(net))
+
+
+def _result(
+    variant: Variant,
+    settings: Settings,
+    world: World,
+    done: loop.Trained,
+    hostile: Hostile,
+    suspected: list[suspects.Suspect] | None,
+    backdoor: float | None,
+) -> Result:
+    stats, steps = mpisign.stats().as_dict(), done.steps
+    totals = [stats["exchange"]["sent"], stats["exchange"]["received"]]
+    totals += [done.seconds - hostile.seconds]
+    totals += [stage["seconds"] for stage in stats.values()]
+    gathered = world.gather(np.array([*totals, done.test or 0.0], dtype=np.float64))
+    sent, received, seconds, *stages = map(float, gathered[:, :-1].mean(axis=0) / steps)
+    counted = worlds.wire_measurable(world) and hostile.adversaries is None
+    digests = world.gather_digests(done.digest)
+    points = [
+        {"step": p.step, "sent": p.sent, "accuracy": p.test, "loss": p.last} for p in done.curve
+    ]
+    return Result(
+        way=variant.name,
+        label=variant.label_of(settings),
+        via=variant.via,
+        votes=variant.votes,
+        parameters=done.parameters,
+        steps=steps,
+        accuracy=float(gathered[0, -1]),
+        sent=sent,
+        received=received,
+        wire=done.crossed / world.size / steps if counted else None,
+        seconds=seconds,
+        stages=dict(zip(stats, stages, strict=True)),
+        stats=stats,
+        digests=digests,
+        identical=len(set(digests)) == 1,
+        suspects=suspected,
+        backdoor=backdoor,
+        curve=points,
+    )

@@ -1,0 +1,168 @@
+"""The training loop of ``mpisign train`` and ``mpisign study``, on real and simulated ranks."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import torch
+
+import mpisign
+from mpisign.compressors import Compressor
+from mpisign.errors import NaNError
+from mpisign.experiments import model
+from mpisign.experiments.cell import Cell
+from mpisign.experiments.errors import SettingsError
+from mpisign.experiments.hostile import Hostile
+from mpisign.experiments.tasks.base import Named, Task
+from mpisign.experiments.world import World, loopback_sent
+
+_OPTIMIZERS = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}
+
+
+@dataclass(frozen=True)
+class Point:
+    """An evaluation by rank 0, after ``step`` steps in which it sent ``sent`` bytes.
+
+    ``test``: the task's metric. ``mean`` and ``last``: rank 0's training losses since the point
+    before. What is not finite is None.
+    """
+
+    step: int
+    sent: float
+    test: float | None
+    mean: float | None
+    last: float | None
+
+
+@dataclass
+class Trained:
+    """What one rank ended with. Only rank 0 evaluates: ``validation``, ``test``, ``curve``.
+
+    ``diverged``: the step at which gradients or parameters were no longer finite. ``seconds``: of
+    all steps, with attacks. ``crossed``: bytes over the loopback device. ``more``: ``Task.more()``.
+    """
+
+    parameters: int
+    steps: int
+    digest: str = ""
+    validation: float | None = None
+    test: float | None = None
+    diverged: int | None = None
+    curve: list[Point] = field(default_factory=list)
+    seconds: float = 0.0
+    crossed: int = 0
+    more: dict[str, Any] = field(default_factory=dict)
+
+
+def train(
+    cell: Cell,
+    task: Task,
+    optimizer: torch.optim.Optimizer,
+    hostile: Hostile,
+    marks: Sequence[int],
+    rank: int,
+    *,
+    world: World | None = None,
+    stepped: Callable[[int], None] | None = None,
+    evaluated: Callable[[int, float], None] | None = None,
+) -> Trained:
+    """Trains this rank's replica, and evaluates after each of ``marks`` steps. Collective.
+
+    The last mark is the number of steps. ``world``: ranks that are timed together; without, the
+    training ends where it diverges. ``stepped``: called after each step with the number of steps
+    that are over; ``evaluated``: on rank 0 with that and the metric.
+    """
+    steps, step = marks[-1], 0
+    done = Trained(sum(p.numel() for _, p in task.named), steps)
+    try:
+        for begin, end in pairwise([0, *marks]):
+            last, total = torch.full((), torch.nan), torch.zeros(())
+            with _timed(done, world):
+                for step in range(begin, end):
+                    for group in optimizer.param_groups:
+                        group["lr"] = cell.rate(step, steps)
+                    optimizer.zero_grad()
+                    last = hostile.backward(task, step)
+                    total = total + last
+                    optimizer.step()
+                    if stepped is not None:
+                        stepped(step + 1)
+            if world is None and not all(bool(p.isfinite().all()) for _, p in task.named):
+                done.diverged = step  # on all ranks: replicas are equal
+                break
+            if rank == 0:
+                done.validation, done.test = map(_finite, task.evaluate())
+                sent = mpisign.stats().as_dict()["exchange"]["sent"]
+                losses = _finite(float(total) / max(1, end - begin)), _finite(float(last))
+                done.curve.append(Point(end, sent, done.test, *losses))
+                if evaluated is not None and done.test is not None:
+                    evaluated(end, done.test)
+    except NaNError:  # the same on all ranks
+        if world is not None:
+            raise
+        done.diverged = step
+    if rank == 0 and done.diverged is None:
+        done.more = task.more()
+    done.digest = model.digest(task.named)
+    return done
+
+
+@contextmanager
+def _timed(done: Trained, world: World | None) -> Iterator[None]:
+    """Adds the time and the bytes of a block to ``done``, from the first rank to the last."""
+    if world is None:
+        yield
+        return
+    world.barrier()
+    before, start = loopback_sent() or 0, time.perf_counter()
+    yield
+    world.barrier()
+    done.seconds += time.perf_counter() - start
+    done.crossed += (loopback_sent() or 0) - before
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def check_optimizer(cell: Cell) -> None:
+    """Raises SettingsError for options that the torch optimizer does not have.
+
+    Makes none: the first optimizer of a process loads torch's compiler, which takes seconds.
+    """
+    try:
+        inspect.signature(_OPTIMIZERS[cell.optimizer]).bind(
+            [], lr=cell.lr, **cell.optimizer_options
+        )
+    except TypeError as error:
+        raise SettingsError(f"optimizer_options of {cell.optimizer!r}: {error}") from error
+
+
+def plain_optimizer(cell: Cell, named: Named) -> torch.optim.Optimizer:
+    """The torch optimizer of ``cell``."""
+    return _OPTIMIZERS[cell.optimizer](  # type: ignore[no-any-return, operator]
+        [p for _, p in named], lr=cell.lr, **cell.optimizer_options
+    )
+
+
+def distributed(
+    cell: Cell, named: Named, comm: mpisign.Communicator | str, compressor: Compressor
+) -> torch.optim.Optimizer:
+    """The optimizer of ``cell``, in which the ranks of ``comm`` agree on each step."""
+    return mpisign.DistributedOptimizer(
+        plain_optimizer(cell, named),
+        named,
+        comm=comm,
+        compression=compressor,
+        seed=cell.seed,
+        byzantine_f=cell.byzantine_f,
+        algorithm=cell.algorithm,  # type: ignore[arg-type]
+        skip=None if cell.skip == "none" else cell.skip,
+    )

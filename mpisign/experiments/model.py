@@ -1,0 +1,78 @@
+"""The classifiers: small enough for two cores, large enough to have dead units and ties."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from mpisign.experiments.tasks.base import Named
+
+_HIDDEN = (256, 128)
+_SMALL = 16  # pixels a side up to which a perceptron does
+
+Net = TypeVar("Net", bound=nn.Module)
+
+
+def seeded(seed: int, make: Callable[[], Net]) -> Net:
+    """``make()`` with torch's generator at ``seed``: the same parameters on every rank."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return make()
+
+
+def build(shape: tuple[int, int, int], seed: int) -> nn.Module:
+    """A classifier of ten classes for images of ``shape`` (channels, height, width).
+
+    A perceptron for digits, two convolutions and two linear layers for anything larger.
+    """
+    channels, height, width = shape
+    if max(height, width) <= _SMALL:
+        return seeded(seed, lambda: perceptron(channels * height * width, _HIDDEN))
+    return seeded(seed, lambda: _convolutional(channels, height, width))
+
+
+def perceptron(inputs: int, hidden: Sequence[int]) -> nn.Module:
+    """Linear layers with ReLU between them, ten outputs."""
+    layers: list[nn.Module] = [nn.Flatten()]
+    for a, b in pairwise([inputs, *hidden]):
+        layers += [nn.Linear(a, b), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear([inputs, *hidden][-1], 10))
+
+
+def _convolutional(channels: int, height: int, width: int) -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(channels, 32, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(32, 64, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(64 * (height // 4) * (width // 4), 128),
+        nn.ReLU(),
+        nn.Linear(128, 10),
+    )
+
+
+def digest(model: nn.Module | Named) -> str:
+    """SHA-256 of all parameters' bytes, in hexadecimal: equal if and only if they are."""
+    named = list(model.named_parameters()) if isinstance(model, nn.Module) else model
+    sha = hashlib.sha256()
+    for _, p in named:
+        sha.update(p.detach().cpu().contiguous().numpy().tobytes())
+    return sha.hexdigest()
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:
+    """Share of ``images`` (n, c, h, w) that get their label, in [0, 1]."""
+    right = sum(
+        int((model(x).argmax(dim=1) == y).sum())
+        for x, y in zip(images.split(1000), labels.split(1000), strict=True)
+    )
+    return right / len(labels)

@@ -1,0 +1,268 @@
+"""Pictures: the curves of ``mpisign train``, and the panels of a study's results."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mpisign.experiments.cell import GROUPED
+from mpisign.experiments.errors import missing
+from mpisign.experiments.file import Grid, Study
+from mpisign.experiments.panels import Panel, panels
+from mpisign.experiments.summary import Point, Summary
+from mpisign.experiments.tables import axis_value, varying
+from mpisign.experiments.tasks.metric import ALSO, metric
+
+if TYPE_CHECKING:
+    from mpisign.experiments.compare import Result
+
+# Okabe and Ito's colours, which colour-blind people can tell apart; markers and dashes differ too.
+_COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C8C8C")
+_MARKERS = "os^Dv<>P"
+_GREY = "#8c8c8c"
+#: Averages are dashed, with dashes that fill each other's gaps, as all averages give one curve.
+_LOOKS: dict[str, tuple[str, Any]] = {
+    "mpi-fp32": (_COLOURS[6], (0, (3, 6))),
+    "mpi-vote": (_COLOURS[1], "-"),
+    "torch-fp32": (_COLOURS[0], (3, (3, 6))),
+    "torch-vote": (_COLOURS[3], (0, (2, 2))),
+    "horovod-fp32": (_COLOURS[5], (6, (3, 6))),
+    "horovod-counters": (_COLOURS[4], "-"),
+    "horovod-planes": (_COLOURS[2], "-"),
+}
+_ALONG = {
+    "batch_size": "batch size of a rank",
+    "ranks": "ranks",
+    "adversaries": "hostile ranks",
+    "dirichlet": "Dirichlet alpha (labels ever more alike on all ranks)",
+    "step": "steps",
+    "sent": "bytes that a rank sent",
+    "digit": "digit",
+}
+_CURVES = ("step", "sent")
+
+Look = tuple[str, str, str]  # colour, marker, line
+
+
+def check() -> None:
+    """Raises SettingsError if matplotlib is missing."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise missing("matplotlib", error) from error
+
+
+def write_curves(path: Path, results: Sequence[Result], title: str) -> None:
+    """Draws test accuracy of all variants against steps and, on several ranks, bytes sent."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, PercentFormatter
+
+    sent = any(r.sent > 0 for r in results)
+    figure = Figure(figsize=(11 if sent else 6, 4.6), dpi=150, layout="constrained")
+    axes = figure.subplots(1, 2 if sent else 1, sharey=True, squeeze=False)[0]
+    for r in results:
+        colour, line = _LOOKS.get(r.way, ("#000000", "-"))
+        style = {"color": colour, "linestyle": line, "linewidth": 2, "label": r.label}
+        right = [p["accuracy"] for p in r.curve]
+        axes[0].plot([p["step"] for p in r.curve], right, **style)
+        if sent:
+            # Nothing is sent before the first step, and a logarithm has no place for that.
+            crossed = [p["sent"] for p in r.curve]
+            axes[1].plot(crossed[1:], right[1:], **style)
+            axes[1].plot(crossed[-1:], right[-1:], "o", color=colour, markersize=6)
+    axes[0].set(xlabel="steps", ylabel="test accuracy", ylim=(0, 1))
+    axes[0].set_xlim(left=0)
+    axes[0].yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    if sent:
+        axes[1].set(xlabel="bytes sent per rank", xscale="log")
+        axes[1].xaxis.set_major_formatter(FuncFormatter(_bytes))
+    for axis in axes:
+        _tidy(axis)
+    axes[0].legend(loc="lower right", frameon=True, framealpha=0.9, edgecolor="none")
+    figure.suptitle(title, fontsize=11, x=0.01, ha="left")
+    figure.savefig(path)
+
+
+def _bytes(value: float, _position: int | None = None) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000:
+            return f"{value:g} {unit}"
+        value /= 1000
+    return f"{value:g} TB"
+
+
+def _tidy(axis: Any, grid: str = "both") -> None:
+    axis.grid(True, axis=grid, color="#dddddd", linewidth=0.7)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.set_axisbelow(True)
+
+
+def write_study(path: Path, study: Study, summaries: Sequence[Summary]) -> None:
+    """Draws means of the seeds, with bars or bands from the lowest to the highest, into ``path``.
+
+    A grid has one panel for each combination of what varies but is not along the horizontal axis.
+    Where some methods have groups, the lines of those that have none are broken.
+    """
+    from matplotlib.figure import Figure
+
+    all_panels, columns = panels(study, summaries)
+    rows = -(-len(all_panels) // columns)
+    wide = 4.9 if columns < 4 else 3.9
+    size = (max(6.4, wide * columns), (4.1 if columns < 4 else 3.5) * rows + 0.9)
+    figure = Figure(figsize=size, dpi=130, layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    looks = _looks(study)
+    for axis, panel in zip(axes, all_panels, strict=False):
+        if panel.grid.along == "method":
+            _draw_methods(axis, panel, {label: look[0] for label, look in looks.items()})
+        else:
+            _draw(axis, panel.grid, panel.own, looks)
+        axis.set_title(panel.title, fontsize=10, loc="left")
+    _level(axes, all_panels)
+    for axis in axes[len(all_panels) :]:
+        axis.set_axis_off()
+    handles = {
+        label: h for a in axes for h, label in zip(*a.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(
+        handles.values(),
+        handles.keys(),
+        loc="outside lower center",
+        ncols=1 + 2 * columns,
+        fontsize=8.5,
+        frameon=False,
+    )
+    figure.suptitle(study.title, fontsize=12, x=0.01, ha="left")
+    figure.savefig(path)
+
+
+def _looks(study: Study) -> dict[str, Look]:
+    """How each method is drawn."""
+    methods = {m.label: m for g in study.grids for m in g.methods}
+    grouped = any(m.compressor == GROUPED for m in methods.values())
+    return {
+        label: (
+            _COLOURS[i % 8],
+            _MARKERS[i % 8],
+            "--" if grouped and m.compressor != GROUPED else "-",
+        )
+        for i, (label, m) in enumerate(methods.items())
+    }
+
+
+def _level(axes: Any, all_panels: Sequence[Panel]) -> None:
+    """One scale for panels that are to be compared."""
+    pairs = list(zip(axes, all_panels, strict=False))
+    alike = [a for a, p in pairs if _is_curve(p.grid) or "placement" in varying(p.grid)]
+    if alike and len({p.grid.task for _, p in pairs}) == 1:
+        limits = [limit for a in alike for limit in a.get_ylim()]
+        for axis in alike:
+            axis.set_ylim(min(limits), max(limits))
+            if len({p.grid.label for _, p in pairs}) == 1:  # and one horizontal axis
+                axis.label_outer()
+
+
+def _draw(axis: Any, grid: Grid, own: Sequence[Summary], looks: dict[str, Look]) -> None:
+    for i, method in enumerate(grid.methods):
+        colour, marker, line = looks[method.label]
+        points = _points(grid, [s for s in own if s.group.method is method])
+        if not points:
+            continue
+        scale = 100 if metric(grid.task).percent else 1
+        x, *values = zip(*sorted(points), strict=True)
+        mean, low, high = ([scale * v for v in row] for row in values)
+        if grid.along == "digit":
+            width = 0.8 / len(grid.methods)
+            x = tuple(d + width * (i - (len(grid.methods) - 1) / 2) for d in x)
+            axis.bar(x, mean, width, color=colour, label=method.label)
+            axis.vlines(x, low, high, color=_GREY, linewidth=1.2)
+            continue
+        axis.plot(x, mean, line, marker=marker, color=colour, label=method.label, markersize=5)
+        if _is_curve(grid):
+            axis.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
+        else:
+            axis.vlines(x, low, high, color=colour, linewidth=1.2)
+    _finish(axis, grid, own)
+
+
+def _points(grid: Grid, own: Sequence[Summary]) -> list[Point]:
+    """Place on the horizontal axis, mean, lowest and highest metric."""
+    if _is_curve(grid):
+        return [point for s in own for point in s.curve(grid.along)]
+    if grid.along == "digit":
+        by_digit = [of for s in own for of in zip(*s.recalls, strict=True)]
+        return [(float(d), sum(v) / len(v), min(v), max(v)) for d, v in enumerate(by_digit)]
+    points = []
+    for s in own:
+        if s.mean is not None:
+            x = s.group.point[grid.along]
+            if grid.along == "dirichlet":
+                x = _alphas(grid).index(x)
+            points.append((float(x), s.mean, min(s.values), max(s.values)))
+    return points
+
+
+def _is_curve(grid: Grid) -> bool:
+    return grid.along in _CURVES
+
+
+def _alphas(grid: Grid) -> list[float | None]:
+    """The concentrations in ascending order; what is shuffled is the most even of all."""
+    return [*sorted(a for a in grid.axes["dirichlet"] if a is not None), None]
+
+
+def _finish(axis: Any, grid: Grid, own: Sequence[Summary]) -> None:
+    shown = ALSO["recall"] if grid.along == "digit" else metric(grid.task)
+    axis.set(xlabel=_ALONG[grid.along], ylabel=shown.heading)
+    if grid.along in ("batch_size", "sent"):
+        axis.set_xscale("log", base=2 if grid.along == "batch_size" else 10)
+    if grid.along in ("batch_size", "ranks", "adversaries"):
+        ticks = sorted(grid.axes[grid.along])
+        axis.set_xticks(ticks, [str(t) for t in ticks])
+        axis.minorticks_off()
+    if grid.along == "digit":
+        axis.set_xticks(range(10))
+    if grid.along == "dirichlet":
+        names = [axis_value("dirichlet", a) for a in _alphas(grid)]
+        axis.set_xticks(range(len(names)), names)
+    values = [v for s in own for v in s.values]
+    if grid.task == "quadratic" and values and max(values) > 20 * min(values) > 0:
+        axis.set_yscale("log")
+    _tidy(axis)
+
+
+def _draw_methods(axis: Any, panel: Panel, colours: Mapping[str, str]) -> None:
+    """Marks of all seeds' mean, bars from the lowest to the highest; hollow: without adversaries.
+
+    Round: the task's metric; crosses: each of ``grid.also`` that is one figure a training.
+    """
+    grid = panel.grid
+    labels = [m.label for m in grid.methods]
+    for s in panel.own:
+        y = len(labels) - 1 - labels.index(s.group.method.label)
+        without = s.group.point["adversaries"] == 0 and max(grid.axes["adversaries"]) > 0
+        colour = colours[s.group.method.label]
+        if s.values:
+            _mark(axis, y, list(s.values), colour, "o", without)
+        for name in grid.also:
+            if name != "recall" and s.also(name):
+                _mark(axis, y - 0.22, s.also(name), colour, "X", without)
+    axis.set_yticks(range(len(labels)), labels[::-1])
+    axis.set(xlim=(-4, 104), ylim=(-0.7, len(labels) - 0.4))
+    shown = [(metric(grid.task).name, "o")]
+    shown += [(ALSO[name].name, "X") for name in grid.also if name != "recall"]
+    for name, marker in shown:
+        axis.plot([], [], marker, color=_GREY, linestyle="none", label=name)
+    if len(grid.axes["adversaries"]) > 1:
+        look = {"color": _GREY, "markerfacecolor": "white", "linestyle": "none"}
+        axis.plot([], [], "s", label="hollow: without hostile ranks", **look)
+    axis.set_xlabel("accuracy, %")
+    _tidy(axis, "x")
+
+
+def _mark(axis: Any, y: float, values: list[float], colour: str, marker: str, hollow: bool) -> None:
+    low, mean, high = (100 * v for v in (min(values), sum(values) / len(values), max(values)))
+    axis.plot([low, high], [y, y], color=colour, linewidth=1.2, alpha=0.4 if hollow else 1)
+    face = "white" if hollow else colour
+    axis.plot(mean, y, marker, color=colour, markerfacecolor=face, markersize=6.5, linestyle="none")

@@ -1,0 +1,152 @@
+"""The results of ``mpisign train``: a table, a Markdown page, JSON, a plot."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from mpisign.experiments import files, plot
+from mpisign.experiments.settings import Settings
+from mpisign.experiments.suspects import Suspect
+from mpisign.experiments.table import Table, page, show
+from mpisign.experiments.world import World
+
+if TYPE_CHECKING:
+    from mpisign.experiments.compare import Result
+
+MARK = "<!-- mpisign train -->"
+_WIDTH = 120  # columns where standard output is no terminal
+_SUSPECTS = """\
+Differs: from its group's vote. Flagged: far from it, and nobody else of the group was. Odd one out:
+the same over a draw's second half. A suspect was that in over half of its draws, of which those
+count less that it shared with other suspects. What can be trusted of it: docs/detox.md."""
+_FIXED = """\
+These groups were drawn once: in one with a hostile majority the honest are the odd ones out."""
+
+
+def write(
+    results: Sequence[Result], settings: Settings, world: World, data: str, command: str
+) -> None:
+    """Prints the tables and writes the files that ``settings`` name."""
+    heading = title(results, settings, world, data)
+    parts = _tables(results, settings, world, heading)
+    show(["", *parts], _WIDTH)
+    if settings.json is not None:
+        document = _document(results, settings, world, data, command)
+        files.write(settings.json, json.dumps(document, indent=1, allow_nan=False) + "\n")
+    if settings.markdown is not None:
+        files.write_between_marks(settings.markdown, MARK, page(command, parts))
+    if settings.plot is not None:
+        plot.write_curves(settings.plot, results, heading)
+    for path in (settings.json, settings.markdown, settings.plot):
+        if path is not None:
+            print(f"wrote {path}", flush=True)
+
+
+def fewer(result: Result, results: Sequence[Result]) -> float | None:
+    """How many times fewer bytes ``result`` sent and received than fp32 on its transport."""
+    base = next((r for r in results if r.via == result.via and not r.votes), None)
+    if base is None or not result.votes or result.sent + result.received == 0:
+        return None
+    return (base.sent + base.received) / (result.sent + result.received)
+
+
+def _tables(
+    results: Sequence[Result], settings: Settings, world: World, heading: str
+) -> list[Table | str]:
+    """A row a variant, its stages, and who is suspected."""
+    wired = any(r.wire is not None for r in results)
+    opened = any(r.backdoor is not None for r in results)
+    heads = ["way", "test\naccuracy", "sent\nB/step", "received\nB/step", "times\nfewer"]
+    if opened:
+        heads.insert(2, "back\ndoor")
+    heads += [*(["on wire\nB/step"] if wired else []), "time\nms/step"]
+    main = Table(heading, 1, heads, caption=_caption(results, wired))
+    for r in results:
+        cells = [f"{r.accuracy:.1%}"]
+        if opened:
+            cells.append("-" if r.backdoor is None else f"{r.backdoor:.1%}")
+        times = fewer(r, results)
+        cells += [f"{r.sent:,.0f}", f"{r.received:,.0f}", "-" if times is None else f"{times:.1f}"]
+        if wired:
+            cells.append("-" if r.wire is None else f"{r.wire:,.0f}")
+        main.add(r.label, *cells, f"{1e3 * r.seconds:.2f}", style="bold" if r.votes else None)
+    parts: list[Table | str] = [main]
+    if any(r.stages["vote"] for r in results):
+        stages = Table("", 1, ["way", *(f"{name}\nms/step" for name in results[0].stages)])
+        for r in results:
+            stages.add(r.label, *(f"{1e3 * s:.2f}" if s else "-" for s in r.stages.values()))
+        parts.append(stages)
+    for r in results:
+        if r.suspects is not None and _conspicuous(r.suspects, settings):
+            parts.append(_suspects(r, r.suspects, settings, world))
+            parts.append(_SUSPECTS if r.suspects[0].draws > 1 else f"{_SUSPECTS}\n{_FIXED}")
+    return parts
+
+
+def _conspicuous(found: Sequence[Suspect], settings: Settings) -> bool:
+    if settings.suspects is not None:
+        return settings.suspects
+    return any(s.verdict != "inconspicuous" for s in found)
+
+
+def _suspects(result: Result, found: Sequence[Suspect], settings: Settings, world: World) -> Table:
+    named = [str(s.rank) for s in found if s.verdict == "suspect"]
+    heads = ["rank", "differs\nof votes", "flagged\nof tallies", "odd one out\nof draws", "verdict"]
+    if settings.adversaries:
+        heads.append("in truth")
+    table = Table(f"suspects, {result.label}: {', '.join(named) or 'none'}", 1, heads)
+    for s in found:
+        times = f"{s.odd} of {s.draws}"
+        cells = [str(s.rank), f"{s.share:.1%}", f"{s.flagged:.1%}", times, s.verdict]
+        if settings.adversaries:
+            hostile = s.rank >= world.size - settings.adversaries
+            cells.append("hostile" if hostile else "honest")
+        table.add(*cells, style={"suspect": "bold red", "unclear": "yellow"}.get(s.verdict))
+    return table
+
+
+def title(results: Sequence[Result], settings: Settings, world: World, data: str) -> str:
+    """What was trained, on what, against whom: one line."""
+    ranks = "1 rank" if world.size == 1 else f"{world.size} ranks"
+    if settings.detox is not None:
+        how = {"spread": "", "packed": ", packed", "worst": ", placed at worst"}[settings.placement]
+        if settings.placement == "spread" and settings.reshuffle_every:
+            every = settings.reshuffle_every
+            how = " drawn every " + ("epoch" if every == 1 else f"{every} epochs")
+        groups = world.size // settings.detox
+        ranks += f" in {groups} {'group' if groups == 1 else 'groups'}{how}"
+    if settings.adversaries:
+        ranks += f", the last {settings.adversaries} hostile ({settings.attack})"
+    first = results[0]
+    return f"{data} on {ranks}: {first.steps} steps, {first.parameters:,} parameters"
+
+
+def _caption(results: Sequence[Result], wired: bool) -> str:
+    apart = [r.label for r in results if not r.identical]
+    lines = ["Final parameters are equal on all ranks, bit for bit, in every row."]
+    if apart:
+        lines = [f"PARAMETERS DIFFER BETWEEN RANKS: {', '.join(apart)}."]
+    lines.append("Bytes are one rank's; times fewer: than fp32 over the same transport.")
+    if wired:
+        lines.append("On wire: TCP over loopback, headers included, as the kernel counts it.")
+    return "\n".join(lines)
+
+
+def _document(
+    results: Sequence[Result], settings: Settings, world: World, data: str, command: str
+) -> dict[str, Any]:
+    """Everything that was measured, and on what."""
+    head = files.header()
+    return {
+        **head,
+        "command": command,
+        "ranks": world.size,
+        "one_machine": world.one_machine,
+        "data": data,
+        "settings": settings.as_dict(),
+        "versions": {**head["versions"], "library": world.library},
+        "ways": [{**asdict(r), "fewer_than_fp32": fewer(r, results)} for r in results],
+    }

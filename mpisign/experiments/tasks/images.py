@@ -1,0 +1,99 @@
+"""Images by a small network: scikit-learn's digits, or the data sets of ``--data``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import nn
+
+from mpisign.attacks.backdoor import Backdoor
+from mpisign.detox import Groups
+from mpisign.experiments import data, model
+from mpisign.experiments.cell import Cell
+from mpisign.experiments.errors import SettingsError
+from mpisign.experiments.tasks.base import Task
+
+#: Of the training images of a study: rates are chosen by these, no rank trains on them.
+_VALIDATION = 248
+_DEALT = ("once", "anew")
+
+Feed = Iterator[tuple[data.Images, data.Labels]]
+
+
+class Images(Task):
+    """A classifier ``net``, the batches of this rank, and what it is evaluated on.
+
+    ``held_out``: images and labels, for choosing rates and for the report, or for both.
+    """
+
+    def __init__(
+        self, net: nn.Module, feed: Feed, steps: int, *held_out: tuple[data.Images, data.Labels]
+    ) -> None:
+        self.net, self.steps, self._feed = net, steps, feed
+        self.named = list(net.named_parameters())
+        self._held_out = [(torch.from_numpy(x), torch.from_numpy(y)) for x, y in held_out]
+
+    def loss(self, step: int) -> torch.Tensor:
+        images, labels = next(self._feed)
+        if self.spoil is not None:
+            images, labels = self.spoil(images, labels)
+        return nn.functional.cross_entropy(
+            self.net(torch.from_numpy(images)), torch.from_numpy(labels)
+        )
+
+    def evaluate(self) -> tuple[float, float]:
+        found = [model.accuracy(self.net, *part) for part in self._held_out]
+        return found[0], found[-1]
+
+
+class Digits(Images):
+    """The digits of a study: 1,100 images to learn from, 248 to choose rates by, 449 to test with.
+
+    ``hidden``: the widths of the perceptron's layers. ``cell.dirichlet`` None: every rank gets each
+    ``ranks``-th image; else labels are spread by ``data.dirichlet``. ``dealt`` "anew": images are
+    dealt to ranks anew in every epoch, by a ``GroupSampler``, as they always are to ``groups``.
+    """
+
+    def __init__(
+        self,
+        cell: Cell,
+        rank: int,
+        hidden: Sequence[int] = (64,),
+        dealt: str = "once",
+        groups: Groups | None = None,
+    ) -> None:
+        dataset, validation = _digits()
+        if dealt not in _DEALT:
+            raise SettingsError(f"dealt: expected one of {', '.join(_DEALT)}, got {dealt!r}")
+        if dealt == "anew" and groups is None:
+            groups = Groups.of(cell.ranks, rank, redundancy=1, placement="packed")
+        if groups is not None and cell.dirichlet is not None:
+            raise SettingsError("dirichlet: what is dealt anew is shuffled, expected 'none'")
+        shares = cell.ranks if groups is None else len(groups)
+        epoch = data.steps_of_epoch(dataset, shares, cell.batch_size)
+        alpha, seed = cell.dirichlet, cell.seed
+        super().__init__(
+            model.seeded(seed, lambda: model.perceptron(64, hidden)),
+            data.feed(dataset, rank, cell.ranks, cell.batch_size, seed, groups, alpha),
+            cell.steps or (cell.epochs or 1) * epoch,
+            validation,
+            (dataset.test_images, dataset.test_labels),
+        )
+
+    def more(self) -> dict[str, Any]:
+        images, labels = self._held_out[1]
+        own = [labels == digit for digit in range(10)]
+        recall = [round(model.accuracy(self.net, images[o], labels[o]), 4) for o in own]
+        return {"recall": recall, "backdoor": round(Backdoor().accuracy(self.net), 4)}
+
+
+@lru_cache(maxsize=1)
+def _digits() -> tuple[data.Dataset, tuple[data.Images, data.Labels]]:
+    """The digits without the validation images, and those."""
+    d, cut = data.digits(), -_VALIDATION
+    images, labels = d.train_images[:cut], d.train_labels[:cut]
+    kept = data.Dataset(d.name, images, labels, d.test_images, d.test_labels)
+    return kept, (d.train_images[cut:], d.train_labels[cut:])

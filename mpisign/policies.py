@@ -13,7 +13,7 @@ Nan = Literal["raise", "abstain"]
 Ties = Literal["positive", "random", "zero"]
 Algorithm = Literal["auto", "allgather", "alltoall", "hierarchical", "vote_of_votes"]
 
-#: One plane up, one plane down, no drift: see docs/policies.md for the evidence.
+#: One plane up, one plane down, no drift: see docs/compressors.md for the evidence.
 DEFAULT_ZEROS: Final[Zeros] = "random"
 DEFAULT_NAN: Final[Nan] = "raise"
 DEFAULT_TIES: Final[Ties] = "random"

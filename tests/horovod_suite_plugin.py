@@ -1,4 +1,4 @@
-"""Horovod's own tests over our optimizer: ``pytest -p horovod_suite_plugin`` (docs/horovod.md).
+"""Horovod's own tests over our optimizer: ``pytest -p horovod_suite_plugin`` (tests/README.md).
 
 ``HOROVOD_SUITE=horovod`` leaves Horovod's optimizer where it is, to compare with; any other value
 is the compression that ours gets, default "signum".

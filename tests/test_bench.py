@@ -148,7 +148,10 @@ def test_what_does_not_fit_is_told_and_not_tried(capsys):
         (["--plot", "x.png", "--sizes", "8,9k"], "sizes below 10,000 have no limit .* 1k,1M"),
         (["--plot", "x.png", "--only", "calls"], "calls have no limit to be drawn against"),
         (["--markdown", "README.md"], "README.md: has text but not two lines reading <!-- "),
-        (["--markdown", "docs/demo.png"], "--markdown docs/demo.png: .*codec can't decode"),
+        (
+            ["--markdown", "docs/results/demo.png"],
+            "--markdown docs/results/demo.png: .*codec can't decode",
+        ),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(options, message, capsys, monkeypatch):

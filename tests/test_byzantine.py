@@ -10,6 +10,7 @@ import warnings
 
 import numpy as np
 import pytest
+import reference as ref
 import samples
 from hostile import (
     STEPS,
@@ -33,7 +34,6 @@ from hostile import (
 from launchers import RANKS, mpirun, with_tests
 
 import mpisign
-from mpisign import reference as ref
 from mpisign.engine import failure_detection as giving_up
 from mpisign.engine import header, progress
 from mpisign.errors import BrokenError, CollectiveError, CollectiveTimeout, WireError

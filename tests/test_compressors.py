@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
+import reference as ref
 import samples
 import torch
 
-from mpisign import reference as ref
 from mpisign.compressors import Compressor, PackContext, Sign, Signum
 from mpisign.exchange.buckets import BucketLayout
 from mpisign.planes import pack

@@ -6,13 +6,14 @@ from functools import partial
 
 import numpy as np
 import pytest
+import reference as ref
 import samples
 import torch
+from reference.ranks import LOCAL_SEED
 from test_compressors import gradients, packed
 
 import mpisign
 from mpisign import compressors, planes
-from mpisign import reference as ref
 from mpisign.compressors import (
     QSGD,
     Compression,
@@ -33,7 +34,6 @@ from mpisign.compressors import (
     resolve,
 )
 from mpisign.exchange.buckets import BucketLayout
-from mpisign.reference.ranks import LOCAL_SEED
 
 SEED, RANK = 11, 3
 NAN = float("nan")

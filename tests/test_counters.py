@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import reference as ref
 
 from mpisign import planes
-from mpisign import reference as ref
 from mpisign.planes import counters
 
 SIZES = [1, 2, 3, 4, 5, 8, 16, 63, 200]

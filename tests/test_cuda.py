@@ -11,11 +11,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+import reference as ref
 import samples
 from cuda_on_cpu.gpu import DTYPES, KEYS, LENGTHS, ROWS, SPANNING, random_of, with_nans
 
 from mpisign import planes, policies
-from mpisign import reference as ref
 from mpisign.backend.cuda import kernels, launch, tables
 from mpisign.backend.cuda.layouts import scale_bits
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import reference as ref
 from cuda_on_cpu.gpu import LENGTHS
-
-from mpisign import reference as ref
 
 
 def ballots(n, length, masked):

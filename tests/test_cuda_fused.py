@@ -5,11 +5,11 @@ from __future__ import annotations
 import ml_dtypes
 import numpy as np
 import pytest
+import reference as ref
 import samples
 from cuda_on_cpu.gpu import DTYPES, KEYS, LENGTHS, random_of, with_nans
 
 from mpisign import policies
-from mpisign import reference as ref
 
 SIGN, SIGNUM, LION, SPARSIGN = range(4)
 BF16 = ml_dtypes.bfloat16

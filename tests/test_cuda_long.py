@@ -10,11 +10,11 @@ import os
 
 import numpy as np
 import pytest
+import reference as ref
 import samples
 from cuda_on_cpu.gpu import KEYS, random_of
 
 from mpisign import policies
-from mpisign import reference as ref
 
 pytestmark = pytest.mark.skipif(
     bool(os.environ.get("MPISIGN_TEST_CUDA")), reason="runs single blocks: fibres only"

@@ -7,13 +7,13 @@ import sys
 
 import numpy as np
 import pytest
+import reference as ref
 import samples
 import torch
 from launchers import ONE_THREAD, RANKS, find, mpirun, run
 
 import mpisign.ddp
 import mpisign.fsdp
-from mpisign import reference as ref
 from mpisign.compressors import Sign
 from mpisign.errors import CollectiveError, DisagreementError, NaNError
 from mpisign.transports import threads

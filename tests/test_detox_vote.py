@@ -7,11 +7,11 @@ import warnings
 
 import numpy as np
 import pytest
+import reference as ref
 import samples
 import torch
 
 import mpisign
-from mpisign import reference as ref
 from mpisign.compressors import Compression, Detox, PackContext, Sign, Signum
 from mpisign.detox import Groups, assign
 from mpisign.errors import CollectiveError, DisagreementError

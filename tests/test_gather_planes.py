@@ -7,12 +7,12 @@ import hashlib
 import numpy as np
 import pytest
 from hostile import TamperingWire, Wire, play
+from reference import golomb
 
 from mpisign import planes
 from mpisign.collectives.gather_planes import decode_rows, gather_planes
 from mpisign.engine import progress
 from mpisign.errors import CollectiveError, WireError
-from mpisign.reference import golomb
 from mpisign.transports import threads
 
 

@@ -7,11 +7,11 @@ import io
 
 import numpy as np
 import pytest
+import reference as ref
 import torch
 from messages import small_messages
 
 import mpisign
-from mpisign import reference as ref
 from mpisign.compressors import Sign, Signum
 from mpisign.errors import CollectiveError, DisagreementError, NaNError
 from mpisign.transports import threads

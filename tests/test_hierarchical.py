@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import reference as ref
 import samples
 from messages import small_messages
 
 import mpisign
-from mpisign import reference as ref
 from mpisign.collectives.auto import grouped
 from mpisign.errors import CollectiveError
 from mpisign.transports import threads

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import reference as ref
 import samples
 from fused_arrays import isa, isa_restored  # noqa: F401
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpisign import planes
-from mpisign import reference as ref
 
 
 def ballots(n, length, seed, masked):

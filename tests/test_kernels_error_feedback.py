@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import reference as ref
 import samples
 import torch
 from fused_arrays import DTYPES, KEYS, ZEROS, any_isa, at_odd_place, awkward, isa, isa_restored
@@ -13,7 +14,6 @@ from hypothesis.extra import numpy as hnp
 
 import mpisign
 from mpisign import _kernels
-from mpisign import reference as ref
 from mpisign.backend import threads
 from mpisign.planes import pack_error_feedback
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import reference as ref
 import samples
 import torch
 from fused_arrays import (
@@ -23,7 +24,6 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from mpisign import _kernels, planes
-from mpisign import reference as ref
 from mpisign.backend import threads
 from mpisign.planes import pack_lion, pack_signum, pack_sparsign
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import reference as ref
 import samples
 import torch
 from fused_arrays import any_isa, isa, isa_restored
@@ -11,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpisign import _kernels
-from mpisign import reference as ref
 from mpisign.backend import threads
 from mpisign.planes import mean_of_counts, plane_bytes, weighted_sum
 

@@ -6,17 +6,17 @@ import math
 
 import numpy as np
 import pytest
+import reference as ref
 import samples
 import torch
 from fused_arrays import any_isa, isa, isa_restored
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reference import golomb
 
 from mpisign import _kernels, planes
-from mpisign import reference as ref
 from mpisign.errors import WireError
 from mpisign.planes import coded_bytes_bound, decode, encode, plane_bytes
-from mpisign.reference import golomb
 
 assert isa and isa_restored  # fixtures
 BLOCK = golomb.BLOCK

@@ -6,13 +6,13 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+import reference as ref
 from fused_arrays import isa  # noqa: F401
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mpisign
 from mpisign import planes
-from mpisign import reference as ref
 from mpisign.planes.weights import integer_weights
 
 KEYS = {"seed": 2**40 + 7, "step": 2**33 + 11}

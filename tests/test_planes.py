@@ -6,6 +6,7 @@ import os
 
 import numpy as np
 import pytest
+import reference as ref
 import samples
 import torch
 from hypothesis import given, settings
@@ -13,7 +14,6 @@ from hypothesis import strategies as st
 
 import mpisign
 from mpisign import planes
-from mpisign import reference as ref
 
 ml_dtypes = pytest.importorskip("ml_dtypes")
 NUMPY_DTYPES = [np.float32, np.float16, ml_dtypes.bfloat16, np.float64]

@@ -1,4 +1,4 @@
-"""mpisign.reference itself: known answers, facts of the papers, and that it needs NumPy alone."""
+"""reference itself: known answers, facts of the papers, and that it needs NumPy alone."""
 
 from __future__ import annotations
 
@@ -8,17 +8,16 @@ import sys
 
 import numpy as np
 import pytest
+import reference as ref
 import samples
-
-from mpisign import reference as ref
-from mpisign.reference import rules
+from reference import rules
 
 X = np.array([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0], [7.0, 8.0, 9.0]])
 
 
 def test_it_imports_numpy_alone():
     code = (
-        "import sys, mpisign.reference; "
+        "import sys, reference; "
         "print({'torch', 'mpi4py', 'horovod', 'cupy', 'mpisign.collectives'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -8,9 +8,9 @@ import sys
 import numpy as np
 import pytest
 import torch
+from reference import rules as ref
 
 from mpisign import robust
-from mpisign.reference import rules as ref
 from mpisign.robust import (
     NNM,
     Bucketing,

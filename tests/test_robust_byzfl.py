@@ -13,9 +13,9 @@ import types
 import numpy as np
 import pytest
 import torch
+from reference import rules as ref
 
 from mpisign import robust
-from mpisign.reference import rules as ref
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reference import rules as ref
 
 from mpisign import robust
-from mpisign.reference import rules as ref
 
 LARGE = float(np.finfo(np.float32).max)
 HOSTILE = [np.nan, np.inf, -np.inf, 1e38, -1e38, LARGE, -LARGE, 1e19, 0.0, -0.0, 1e-45, 3.0]

@@ -101,7 +101,7 @@ examples:
   mpisign bench robust                                     all, some two minutes (idle)
   mpisign bench robust --rules median,nnm+krum --framework torch
   mpisign bench robust --rows 64 --size 100k --threads 2
-  mpisign bench robust --json robust.json --markdown docs/measurements.md
+  mpisign bench robust --json robust.json --markdown docs/results/robust.md
 
 rules:
   """
@@ -130,7 +130,7 @@ examples:
   mpisign bench detox                                      about three minutes on an idle machine
   mpisign bench detox --ranks 9,27 --rules multi_krum
   mpisign bench detox --size 1M --ranks 9,15,27,45 --json detox.json --plot detox.png
-  mpisign bench detox --markdown docs/measurements.md"""
+  mpisign bench detox --markdown docs/results/detox.md"""
 
 _TRAINING = """\
 Measure whole training steps between the ranks of this job: what communication costs on top of

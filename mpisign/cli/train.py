@@ -76,10 +76,10 @@ the table of suspects (--detox; docs/detox.md):
                    other suspects; unclear: in over a third
   in truth         who was made hostile
 
-attacks (--attack; docs/attacks.md):
+attacks (--attack; docs/trust.md):
 %s
 
-rules (--rule; docs/robust.md), also joined, as nnm+krum:
+rules (--rule; docs/trust.md), also joined, as nnm+krum:
 %s"""
 
 

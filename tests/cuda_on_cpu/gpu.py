@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import ml_dtypes
 import numpy as np
+import reference as ref
 
 from mpisign import policies
-from mpisign import reference as ref
 from mpisign.backend.cuda.kernels import Kernels
 
 DTYPES = [np.float32, np.float16, ml_dtypes.bfloat16, np.float64]

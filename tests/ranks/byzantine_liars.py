@@ -5,12 +5,12 @@ from __future__ import annotations
 import warnings
 
 import numpy as np
+import reference as ref
 import samples
 from hostile import Accuser, LyingHelper, LyingOwner, Tampering, at, deviate, flipped, named
 from mpi4py import MPI
 
 import mpisign
-from mpisign import reference as ref
 from mpisign.engine import header
 from mpisign.errors import BrokenError, CollectiveError
 from mpisign.transports.mpi import MPITransport

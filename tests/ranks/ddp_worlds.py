@@ -6,13 +6,13 @@ import copy
 import hashlib
 import os
 
+import reference as ref
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 import mpisign.ddp
-from mpisign import reference as ref
 from mpisign.compressors import Sign
 
 ABSTAINING = Sign(zeros="abstain", ties="zero")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import reference as ref
 import samples
 import torch
 from worlds import RANK, SIZE, WORLD
 
 import mpisign
-from mpisign import reference as ref
 from mpisign.compressors import Compression
 from mpisign.detox import Groups, GroupSampler, assign
 

@@ -14,11 +14,11 @@ import tempfile
 import time
 
 import numpy as np
+import reference as ref
 import samples
 from mpi4py import MPI
 
 from mpisign import planes
-from mpisign import reference as ref
 from mpisign.collectives.allgather_vote import allgather_vote
 from mpisign.collectives.alltoall_vote import alltoall_vote
 from mpisign.collectives.vote_task import VoteTask

@@ -9,12 +9,12 @@ import os
 
 import numpy as np
 import pytest
+import reference as ref
 import samples
 import torch
 from messages import small_messages
 
 import mpisign
-from mpisign import reference as ref
 from mpisign.compressors import Signum
 from mpisign.errors import CollectiveError, DisagreementError, NaNError
 from mpisign.transports import threads

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import reference as ref
 import samples
 import torch
 from worlds import RANK, SIZE, WORLD, WORLDS, on_ranks, several
 
 import mpisign
 from mpisign import CompressedMeanState
-from mpisign import reference as ref
 from mpisign.collectives import compressed_mean as module
 from mpisign.engine import header
 from mpisign.errors import BrokenError, CollectiveError, DisagreementError, NaNError

@@ -7,13 +7,13 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+import reference as ref
 import samples
 import torch
 from messages import small_messages
 from worlds import ODD_ONE_OUT, RANK, SIZE, WORLD, WORLDS, on_ranks, several
 
 import mpisign
-from mpisign import reference as ref
 from mpisign.engine import header
 from mpisign.errors import CollectiveError, DisagreementError, NaNError
 

@@ -7,13 +7,13 @@ import io
 
 import numpy as np
 import pytest
+import reference as ref
 import samples
 import torch
 from worlds import SIZE, WORLD
 
 import mpisign
 from mpisign import compressors as c
-from mpisign import reference as ref
 from mpisign.errors import CollectiveError, NaNError
 from mpisign.transports import threads
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import reference as ref
 import samples
 import torch
 from worlds import MPI, ODD_ONE_OUT, RANK, SIZE, WORLD, same_on_all_ranks, several
 
 import mpisign
-from mpisign import reference as ref
 from mpisign.engine import header
 from mpisign.errors import BrokenError, CollectiveError, DisagreementError, NaNError
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from mpisign.reference import compressors as c
-from mpisign.reference.compressed_mean import CompressedMean
-from mpisign.reference.planes import pack
-from mpisign.reference.votes import majority, mean_of_signs, votes_of, weighted_sum
+from reference import compressors as c
+from reference.compressed_mean import CompressedMean
+from reference.planes import pack
+from reference.votes import majority, mean_of_signs, votes_of, weighted_sum
 
 #: Both draws of an ``ef_sparsign`` without local steps come from streams of their own.
 LOCAL_SEED = 0xD1B54A32D192ED03

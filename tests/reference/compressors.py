@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from mpisign.reference.planes import (
+from reference.planes import (
     bits_to_plane,
     pack,
     plane_to_bits,
     random_halves,
     random_words,
 )
-from mpisign.reference.votes import votes_of
+from reference.votes import votes_of
 
 
 def widened(x: Any) -> Any:

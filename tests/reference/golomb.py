@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from mpisign.reference.planes import bits_to_plane
+from reference.planes import bits_to_plane
 
 BLOCK = 1 << 17
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from mpisign.reference.compressors import error_feedback
-from mpisign.reference.votes import weighted_sum
+from reference.compressors import error_feedback
+from reference.votes import weighted_sum
 
 
 def shard_bounds(length: int, p: int, block: int | None = None) -> list[int]:

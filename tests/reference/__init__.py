@@ -17,7 +17,7 @@ coordinates, address random bits: equal addresses give equal bits, whatever comp
 
 Example:
     >>> import numpy as np
-    >>> from mpisign import reference
+    >>> import reference
     >>> reference.majority_vote([np.array([1.0, -2.0]), np.array([3.0, -4.0])])
     array([ 1., -1.], dtype=float32)
     >>> reference.rules.krum(np.array([[1.0, 2, 3], [4, 5, 6], [7, 8, 9]]), f=1)
@@ -27,9 +27,9 @@ Example:
 # ruff: noqa: F401
 from __future__ import annotations
 
-from mpisign.reference import golomb, rules
-from mpisign.reference.compressed_mean import CompressedMean, shard_bounds
-from mpisign.reference.compressors import (
+from reference import golomb, rules
+from reference.compressed_mean import CompressedMean, shard_bounds
+from reference.compressors import (
     error_feedback,
     lion,
     local_steps,
@@ -43,7 +43,7 @@ from mpisign.reference.compressors import (
     tree_sum,
     widened,
 )
-from mpisign.reference.planes import (
+from reference.planes import (
     TIE_STREAM,
     bits_to_plane,
     pack,
@@ -53,8 +53,8 @@ from mpisign.reference.planes import (
     random_halves,
     random_words,
 )
-from mpisign.reference.ranks import Ranks
-from mpisign.reference.votes import (
+from reference.ranks import Ranks
+from reference.votes import (
     bf16_mean,
     group_distances,
     grouped_vote,

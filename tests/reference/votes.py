@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from mpisign.reference.planes import TIE_STREAM, bits_to_plane, pack, plane_to_bits, random_bits
+from reference.planes import TIE_STREAM, bits_to_plane, pack, plane_to_bits, random_bits
 
 
 def vote(xs: Any) -> Any:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from mpisign import _kernels
+from mpisign.backend.frameworks import address, is_torch
 
 #: Codes of the kernels (kernels/shared.h) in this order.
 FLOATS = ("float32", "float16", "bfloat16", "float64")
@@ -68,12 +69,6 @@ class View:
         """``length`` elements from ``first`` on, in C order, of a contiguous array; unchecked."""
         address = self.address + first * ITEM_SIZE[self.dtype]
         return View(self.owner, address, (length,), self.dtype, True, self.device)
-
-
-def is_torch(x: object) -> bool:
-    """True for torch tensors, without importing torch."""
-    torch = sys.modules.get("torch")
-    return torch is not None and isinstance(x, torch.Tensor)
 
 
 def view(function: str, argument: str, x: Any, *, writable: bool = False) -> View:
@@ -168,16 +163,6 @@ def host(x: Any) -> np.ndarray[Any, Any]:
         return x
     copy: np.ndarray[Any, Any] = x.detach().cpu().numpy() if is_torch(x) else x.get()
     return copy
-
-
-def address(x: Any) -> int:
-    """Where the memory of an array of any framework begins; unchecked."""
-    if isinstance(x, np.ndarray):
-        try:
-            return _kernels.address(x)
-        except (BufferError, ValueError):  # a dtype that no buffer can name, such as bfloat16
-            return int(x.__array_interface__["data"][0])
-    return int(x.data_ptr() if is_torch(x) else x.data.ptr)
 
 
 def address_like(x: np.ndarray[Any, Any], like: View) -> int:

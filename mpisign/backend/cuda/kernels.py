@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from mpisign.backend import arrays
+from mpisign.backend import frameworks
 from mpisign.backend.cuda import feedback, launch
 from mpisign.backend.cuda.layouts import DTYPES, ITEM_SIZES, layout_of, merged, scale_bits
 from mpisign.backend.cuda.tables import Tables
@@ -41,7 +41,7 @@ _MAX_ROWS = 8191
 
 def of(array: Any) -> Kernels:
     """The kernels for a torch CUDA tensor or a CuPy array, on its framework's current stream."""
-    if arrays.is_torch(array):
+    if frameworks.is_torch(array):
         import torch
 
         index = array.device.index

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from mpisign.backend import arrays
+from mpisign.backend import frameworks
 from mpisign.backend.cuda import launch
 
 #: cudaErrorNotReady, which cudaEventQuery returns while work is in flight.
@@ -31,12 +31,12 @@ class Stream:
     def copy_to_host(self, array: Any, host: np.ndarray[Any, Any]) -> None:
         """Queues a copy of ``host.nbytes``; ``host`` is pinned and in use until it has run."""
         runtime = self._cuda.runtime
-        self._copy(arrays.address(host), arrays.address(array), host, runtime.memcpyDeviceToHost)
+        self._copy(frameworks.address(host), frameworks.address(array), host, runtime.memcpyDeviceToHost)
 
     def copy_to_device(self, host: np.ndarray[Any, Any], array: Any) -> None:
         """Queues a copy in the other direction."""
         runtime = self._cuda.runtime
-        self._copy(arrays.address(array), arrays.address(host), host, runtime.memcpyHostToDevice)
+        self._copy(frameworks.address(array), frameworks.address(host), host, runtime.memcpyHostToDevice)
 
     def _copy(self, to: int, source: int, host: np.ndarray[Any, Any], kind: int) -> None:
         if host.nbytes:
@@ -77,7 +77,7 @@ class Event:
 
 def of(array: Any) -> Stream:
     """The current stream of the array's framework, on the array's device."""
-    if arrays.is_torch(array):
+    if frameworks.is_torch(array):
         import torch
 
         index = array.device.index

@@ -1,4 +1,4 @@
-"""The host kernels (kernels/module.c), and what mpisign/backend/cuda/kernels.py does with device memory.
+"""The host kernels (kernels/module.c); mpisign/backend/cuda/kernels.py has them on devices.
 
 The callers (mpisign/planes/) check addresses, kernels do not. ``sign``, ``mask`` and the like are
 addresses of planes, 0 for an optional one that is absent. Codes: dtypes as arrays.FLOATS, policies

@@ -337,7 +337,8 @@ class Communicator:
 
         Example:
             >>> import numpy as np, mpisign
-            >>> mpisign.Communicator().robust_aggregate(np.array([1.0, 2.0]), rule="median").tolist()
+            >>> comm = mpisign.Communicator()
+            >>> comm.robust_aggregate(np.array([1.0, 2.0]), rule="median").tolist()
             [1.0, 2.0]
         """
         return robust_aggregate.start(self.engine, x, rule, seed, step, out).wait()

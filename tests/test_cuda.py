@@ -1,7 +1,7 @@
 """The CUDA files, run on the CPU thread by thread, against the NumPy references, bit for bit.
 
-Launched through mpisign/backend/cuda/kernels.py as on a device; only the launcher is another. Every buffer
-is as long as the kernel may use, and starts where the test says.
+Launched through mpisign/backend/cuda/kernels.py as on a device; only the launcher is another. Every
+buffer is as long as the kernel may use, and starts where the test says.
 """
 
 from __future__ import annotations

@@ -112,6 +112,6 @@ def test_launches_go_to_the_stream_of_the_array(monkeypatch):
 
 
 def test_importing_mpisign_imports_neither_cupy_nor_torch():
-    code = "import sys, mpisign, mpisign.backend.cuda.kernels; print({'cupy', 'torch'} & set(sys.modules))"
+    code = "import sys, mpisign.backend.cuda.kernels; print({'cupy', 'torch'} & set(sys.modules))"
     command = [Path(sys.executable), "-c", code]
     assert subprocess.run(command, capture_output=True, text=True).stdout.strip() == "set()"

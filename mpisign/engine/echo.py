@@ -1,4 +1,4 @@
-"""Whether a rank told all ranks the same: every rank repeats to all what it was told."""
+"""Echo broadcast: every rank sends to all the digests of what it received."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def quorum(size: int, f: int) -> int:
 
 
 @dataclass(frozen=True)
-class Told:
-    """What ``echo`` found. ``trusted``: by rank, whether a quorum was told what this rank was.
+class Echo:
+    """The result of ``echo``. ``trusted``: by rank, whether a quorum received what this rank did.
 
     ``suspects``: ranks among which the hostile ones are, if not all are trusted.
     """
@@ -43,8 +43,8 @@ class Told:
     suspects: list[int]
 
 
-def echo(wire: TaggedTransport, rows: Any, f: int) -> Steps[Told]:
-    """Compares ``rows``, uint8 (p, n), contiguous: what each told this one, its own included.
+def echo(wire: TaggedTransport, rows: Any, f: int) -> Steps[Echo]:
+    """Compares ``rows``, uint8 (p, n), contiguous: what each rank sent to this one, its own included.
 
     Where f ranks at most are hostile, no two honest ranks trust a rank that told them different
     things. A rank that lies about what it was told can spoil the trust in honest ones only if
@@ -59,11 +59,11 @@ def echo(wire: TaggedTransport, rows: Any, f: int) -> Steps[Told]:
     yield wire.allgather(views[wire.rank].reshape(-1), views.reshape(p, -1))
     conflicts = (views != views[wire.rank]).any(axis=2)
     trusted = p - conflicts.sum(axis=0) >= quorum(p, f)
-    return Told(trusted.tolist(), [] if trusted.all() else _suspects(conflicts, wire.rank))
+    return Echo(trusted.tolist(), [] if trusted.all() else _suspects(conflicts, wire.rank))
 
 
 def _suspects(conflicts: npt.NDArray[np.bool_], own: int) -> list[int]:
-    """``conflicts[v, r]``: v says that r told it something else: v lies, or r told two things."""
+    """``conflicts[v, r]``: v claims that r sent it something else: v lies, or r sent two things."""
     # This rank knows what it said itself; and nobody is told two things by itself.
     certain = conflicts[:, own] | conflicts.diagonal()
     left = conflicts & ~certain[:, None] & ~certain

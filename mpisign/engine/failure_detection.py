@@ -1,4 +1,4 @@
-"""How ranks that stop waiting tell each other, and agree on who did not come.
+"""Notices between ranks that stop waiting, and which ranks they agree are missing.
 
 Notice, little-endian, at most 512 bytes: magic "MPSN", kind u8 (1 waiting, 2 failed), 3 bytes 0,
 number of the call u64, seconds waited f64, then for kind 1 the ranks that the sender waits for,
@@ -35,25 +35,25 @@ class _Notice:
     text: str
 
 
-def tell(transport: Transport, handle: Handle, text: str) -> None:
-    """Tells the other ranks that this one broke off, and why."""
+def post_failure(transport: Transport, handle: Handle, text: str) -> None:
+    """Posts to the other ranks that this one failed, and why."""
     head = _HEAD.pack(_MAGIC, _FAILED, handle.number, 0.0)
-    said = text.removeprefix(f"{handle.function}: ").encode()
-    transport.post(head + said[: NOTICE - _HEAD.size])
+    reason = text.removeprefix(f"{handle.function}: ").encode()
+    transport.post(head + reason[: NOTICE - _HEAD.size])
 
 
-class RollCall:
-    """What the ranks of one transport have posted, and what follows from it."""
+class FailureDetector:
+    """The notices of one transport's ranks, and the error that follows from them."""
 
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
         self._posted: dict[int, _Notice] = {}
-        self._left: dict[int, float] = {}  # ranks whose programs ended, and when this one heard
+        self._left: dict[int, float] = {}  # ranks whose programs ended, and when this one noticed
 
-    def heard(self, handle: Handle, waited: float) -> CollectiveError | None:
-        """The error to raise if a rank gave up, or left with parts unsent; None if all goes well.
+    def check(self, handle: Handle, waited: float) -> CollectiveError | None:
+        """The error to raise if a rank gave up, or exited with parts unsent; else None.
 
-        What a rank sent before it left may still be under way: that has ``_GRACE`` seconds.
+        What a rank sent before it exited may still be in flight: it has ``_GRACE`` seconds.
         """
         self._read()
         missing = handle.pending.missing() if handle.pending is not None else None
@@ -62,10 +62,9 @@ class RollCall:
         return self.give_up(handle, waited) if self._posted or left else None
 
     def give_up(self, handle: Handle, waited: float) -> CollectiveError:
-        """Tells all that this rank waits no longer, hears who else does, names who is not there.
+        """Posts that this rank stops waiting, collects who else does, and names the missing ranks.
 
-        A rank that waits for one that waits for a third does not name the second: whoever answers
-        is there.
+        A rank that answers is not missing, even if it waits for a third.
         """
         failed = self._failed(handle)
         if failed is not None:
@@ -87,19 +86,19 @@ class RollCall:
         notices = {**self._posted, own: mine}
         longest = max(n.waited for n in notices.values())
         absent = sorted(set().union(*(n.missing for n in notices.values())) - set(notices))
-        said = f"{handle.function}: step {handle.step}: "
+        prefix = f"{handle.function}: step {handle.step}: "
         if absent:
             why = "timeout= of the communicator or MPISIGN_TIMEOUT says how long to wait"
             left = [r for r in absent if r in self._left]
             if left:
                 why = f"the program of {name_ranks(left)} has ended"
             return CollectiveTimeout(
-                f"{said}{name_ranks(absent)} did not come in {longest:.1f} s ({why})", absent
+                f"{prefix}{name_ranks(absent)} did not come in {longest:.1f} s ({why})", absent
             )
         blaming = sorted(r for r, n in notices.items() if own in n.missing and r != own)
         if blaming and waited < longest / 2:
             return CollectiveTimeout(
-                f"{said}{name_ranks(blaming)} gave up on this rank, {own}, after "
+                f"{prefix}{name_ranks(blaming)} gave up on this rank, {own}, after "
                 f"{longest:.1f} s without it",
                 [own],
             )
@@ -110,12 +109,12 @@ class RollCall:
                 if n.missing
             )
             return CollectiveTimeout(
-                f"{said}ranks waited {longest:.1f} s for each other in the same call ({waits}): "
+                f"{prefix}ranks waited {longest:.1f} s for each other in the same call ({waits}): "
                 "one of them did not send what the others wait for"
             )
         calls = ", ".join(f"rank {r} in call {notices[r].number}" for r in sorted(notices)[:16])
         return CollectiveTimeout(
-            f"{said}ranks waited {longest:.1f} s for each other ({calls}): all must call the same "
+            f"{prefix}ranks waited {longest:.1f} s for each other ({calls}): all must call the same "
             "collectives in the same order"
         )
 

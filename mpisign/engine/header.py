@@ -1,13 +1,13 @@
-"""What ranks tell each other before data moves, so that all go ahead or all raise the same error.
+"""The header that each rank sends before data moves: all ranks proceed, or all raise one error.
 
 Wire layout, little-endian, 512 bytes a rank. Agreed, 56 bytes that must be the same on all ranks:
 magic "MPSG", version u16, operation u8, dtype u8, algorithm u8, zeros u8, nan u8, ties u8,
 byzantine_f u16, device u8 (0 host, 1 CUDA), a byte 0, step u64, tensor u64, length u64, seed u64,
-settings u64. Own, 72 bytes: rank u32, refused u8, nan_count_pending u8, fresh u8, a byte 0, NaNs u64, weight
-f64, presence 16 bytes, replica digest 32 bytes. Then 384 bytes, zero-filled: UTF-8 reason of a
-refusal, or the planes of a small ballot. Fixed size, never unpickled. Among many ranks 16 bytes a
-rank go first: 0, then 15 of BLAKE2b over all but the rank and the last 384 bytes; or 1 where the
-whole header must be read.
+settings u64. Own, 72 bytes: rank u32, refused u8, nan_count_pending u8, fresh u8, a byte 0, NaNs
+u64, weight f64, presence 16 bytes, replica digest 32 bytes. Then 384 bytes, zero-filled: the UTF-8
+reason of a refusal, or eager planes. Fixed size, never unpickled. Among many ranks 16 bytes a rank
+go first: 0, then 15 of BLAKE2b over all but the rank and the last 384 bytes; or 1 where the whole
+header must be read.
 """
 
 from __future__ import annotations
@@ -58,13 +58,12 @@ BYZANTINE_F = slice(12, 14)
 
 @dataclass(slots=True)
 class Header:
-    """One rank's word on the collective it is about to run.
+    """What one rank states about the collective it is about to run.
 
-    ``settings`` digests the optimizer's (learning rate and so on); ``presence`` which members of a
-    bucket have a gradient here; ``replica`` what replicas must have in common, an earlier vote's
-    result or the parameters (first byte 1 or 2, then which vote), zeros if not taken; ``nan_count_pending``
-    that NaNs are not counted yet; ``fresh`` that this rank may lack state that all ranks share;
-    ``reason`` says why this rank refuses.
+    ``settings``: a digest of the optimizer's options. ``presence``: of which slots of a bucket have
+    a gradient here. ``replica``: of an earlier vote's result or of the parameters (first byte 1 or
+    2, then the number of the vote), zeros if not taken. ``nan_count_pending``: NaNs are not counted
+    yet. ``fresh``: this rank may lack state that all ranks share. ``reason``: why it refuses.
     """
 
     operation: str

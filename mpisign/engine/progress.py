@@ -1,4 +1,4 @@
-"""Collectives in flight on one communicator: driven on together, given up together."""
+"""The collectives in flight on one communicator: they progress and fail together."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from mpisign.engine.failure_detection import RollCall, tell
+from mpisign.engine.failure_detection import FailureDetector, post_failure
 from mpisign.errors import BrokenError, CollectiveError, WireError
 from mpisign.stats import stage
 from mpisign.transports.base import TAGS, Pending, Steps, Transport, poll
 from mpisign.transports.tagged import TaggedTransport
 
 _IDLE = 1.0  # seconds without a collective, after which a rank may be late
-_NAP = 2e-4  # seconds of sleep between two looks, for whoever has the time
-_SLICES = (0.05, 0.5)  # seconds between looks at the notices of others: at first, and at most
+_NAP = 2e-4  # seconds of sleep between two polls of a patient rank
+_SLICES = (0.05, 0.5)  # seconds between checks of notices: at first, and at most
 
 
 def timeout_of_environment() -> float:
@@ -31,26 +31,28 @@ def timeout_of_environment() -> float:
     return seconds
 
 
-class _Here(threading.local):
-    """The queues of this thread in which something is in flight."""
+class _InFlight(threading.local):
+    """The progress engines of this thread that have something in flight."""
 
     def __init__(self) -> None:
-        self.queues: set[ProgressEngine] = set()
+        self.engines: set[ProgressEngine] = set()
 
 
-_HERE = _Here()
+_IN_FLIGHT = _InFlight()
 
 
 def finish_all() -> None:
-    """Blocks until nothing is in flight in any queue of this thread."""
-    while _HERE.queues:
-        next(iter(_HERE.queues)).finish()
+    """Blocks until nothing is in flight in this thread."""
+    while _IN_FLIGHT.engines:
+        next(iter(_IN_FLIGHT.engines)).finish()
 
 
 class Handle:
     """A non-blocking collective. ``wait`` must be called on every rank, once or more."""
 
-    def __init__(self, queue: ProgressEngine, function: str, number: int, step: int | None) -> None:
+    def __init__(
+        self, engine: ProgressEngine, function: str, number: int, step: int | None
+    ) -> None:
         self.function = function
         self.number = number
         self.step = number if step is None else step
@@ -58,29 +60,29 @@ class Handle:
         self.pending: Pending | None = None
         self.asked: float | None = None  # when ``done`` first was
         self.over = False
-        self._queue = queue
+        self._engine = engine
         self._result: Any = None
         self._error: BaseException | None = None
 
     def done(self) -> bool:
-        """True once the result, or an error, is there; moves the collective on.
+        """Whether the collective has completed or failed; advances it.
 
-        Never blocks, but for 2 seconds in which ranks hear of each other why they give up.
+        Never blocks, except for 2 seconds after a failure, in which ranks exchange notices.
         """
-        while not self.over and self._queue.advance():
+        while not self.over and self._engine.advance():
             pass
         if not self.over:
-            self._queue.glance(self)
+            self._engine.glance(self)
         return self.over
 
     def wait(self) -> Any:
-        """Blocks until the result is there and returns it; raises what the collective raised.
+        """Blocks until the collective completes; returns its result or raises its error.
 
-        CollectiveTimeout, on every rank that is still there, once ranks did not come for the
-        communicator's timeout; it names them.
+        All live ranks raise CollectiveTimeout, which names the missing ranks, after the
+        communicator's timeout.
         """
         if not self.over:
-            self._queue.drive(self)
+            self._engine.drive(self)
         if self._error is not None:
             raise self._error
         return self._result
@@ -94,10 +96,10 @@ class Handle:
         while end is not None and not self.done():
             if time.monotonic() > end:
                 text = f"{self.function}: other ranks do not take part"
-                self._queue.give_up(self, CollectiveError(text))
-            self._queue.transport.sleep(1e-3)
+                self._engine.give_up(self, CollectiveError(text))
+            self._engine.transport.sleep(1e-3)
         if not self.over:
-            self._queue.drive(self)
+            self._engine.drive(self)
 
     def end(self, error: BaseException | None, result: Any = None) -> None:
         """Over, with a result or an error."""
@@ -121,7 +123,7 @@ class ProgressEngine:
         self.broken: BaseException | None = None
         #: Ranks that wait sleep, and leave their cores to those that compute.
         self.patient = False
-        self._roll_call = RollCall(transport)
+        self._failures = FailureDetector(transport)
         self._calls = 0
         self._live: list[Handle] = []
         self._moved = self._looked = 0.0  # when anything last moved; when notices were looked for
@@ -148,7 +150,7 @@ class ProgressEngine:
                 return handle
         handle.steps = steps(TaggedTransport(self.transport, handle.number % TAGS))
         self._live.append(handle)
-        _HERE.queues.add(self)
+        _IN_FLIGHT.engines.add(self)
         if not self.transport.ordered or len(self._live) == 1:
             self._move(handle)
         return handle
@@ -169,9 +171,9 @@ class ProgressEngine:
         try:
             while not handle.over:
                 others: list[ProgressEngine] = []
-                if len(_HERE.queues) > 1 or self not in _HERE.queues:
-                    others = [queue for queue in _HERE.queues if queue is not self]
-                moved = [queue.advance() for queue in others] if others else []
+                if len(_IN_FLIGHT.engines) > 1 or self not in _IN_FLIGHT.engines:
+                    others = [engine for engine in _IN_FLIGHT.engines if engine is not self]
+                moved = [engine.advance() for engine in others] if others else []
                 if (self._move(handle) if self._live == [handle] else self.advance()) or any(moved):
                     continue
                 since = max(began, self._moved)
@@ -187,7 +189,7 @@ class ProgressEngine:
             raise
 
     def glance(self, handle: Handle) -> None:
-        """What ``drive`` does now and then, for a rank that asks instead of waiting."""
+        """Checks notices now and then, for a rank that polls instead of waiting."""
         now = time.monotonic()
         if handle.asked is None:
             handle.asked = now
@@ -200,7 +202,7 @@ class ProgressEngine:
         return _Turn(self._live, tag)
 
     def give_up(self, handle: Handle, error: CollectiveError) -> None:
-        """Ends everything in flight; the other ranks are told why."""
+        """Ends everything in flight and posts the error to the other ranks."""
         self._break(handle, error, str(error))
 
     def finish(self) -> None:
@@ -256,16 +258,16 @@ class ProgressEngine:
         if handle in self._live:
             self._live.remove(handle)
         if not self._live:
-            _HERE.queues.discard(self)
+            _IN_FLIGHT.engines.discard(self)
 
     def _look(self, handle: Handle, waited: float) -> None:
         """What the others have posted; gives up if one of them did, or after the timeout."""
         notice = ""
         error: CollectiveError | None
         try:
-            error = self._roll_call.heard(handle, waited)
+            error = self._failures.check(handle, waited)
             if error is None and waited >= self.timeout:
-                error = self._roll_call.give_up(handle, waited)
+                error = self._failures.give_up(handle, waited)
         except WireError as wrong:  # a notice that is none
             notice = f"{handle.function}: {wrong}"
             error = WireError(notice)
@@ -283,13 +285,13 @@ class ProgressEngine:
         """Ends all that is in flight, and tells the others why unless they know."""
         self.broken = error
         if notice:
-            tell(self.transport, handle, notice)
+            post_failure(self.transport, handle, notice)
         for other in self._live:
             if other is not handle:
                 text = f"{other.function}: broke off with an earlier collective: {error}"
                 other.end(BrokenError(text))
         self._live.clear()
-        _HERE.queues.discard(self)
+        _IN_FLIGHT.engines.discard(self)
         handle.end(error)
         self.transport.abort()
 

@@ -39,23 +39,23 @@ class GradientExchange:
     """What one front end exchanges, step after step, the same on every rank.
 
     ``slots``: the parameters, in the order in which their gradients are expected. In each step
-    the front end sets ``slot.grad``, tells of it by ``ready`` (or, all at once, by ``flush``),
-    and finds the aggregate in ``slot.grad`` after ``finish``. A bucket starts when all its
-    slots are ready and all buckets before it have started, so that collectives start in one order
-    on all ranks, whatever the order of gradients; what is in flight moves on with every call.
+    the front end sets ``slot.grad`` and calls ``ready(slot)`` (or ``flush`` for all at once), and
+    finds the aggregate in ``slot.grad`` after ``finish``. A bucket starts when all its slots are
+    ready and all buckets before it have started, so that collectives start in one order on all
+    ranks, whatever the order of gradients; every call advances what is in flight.
 
     ``byzantine_f``: of the votes, see ``majority_vote``.
 
-    ``engine`` is asked at the beginning of each step: elastic training changes ranks. ``skip``,
-    ``bucket_size``: see ``skip.rule_for``, ``plan.cut``. ``optimizer``: whose learning rates the
-    compressor hears of, and whose options must be alike on all ranks. ``function`` is for messages.
+    ``engine`` is called at the beginning of each step: elastic training changes ranks. ``skip``,
+    ``bucket_size``: see ``skip.rule_for``, ``buckets.cut``. ``optimizer``: its learning rates go to
+    the compressor, its options must be equal on all ranks. ``function`` is for messages.
 
-    ``state``: what the optimizer itself keeps is compared too wherever parameters are. ``number``:
-    among the exchanges of a engine, whose buckets must never meet.
-    ``replicas``: False where ranks may begin with other parameters and options, which is warned of
-    then. ``newcomers``: asked at the beginning of a step whether ranks may have counted other
-    numbers of steps; all go on from the largest. ``before``: of each bucket's collective, in the
-    same wire.
+    ``state``: compare the optimizer's own state too wherever parameters are compared. ``number``:
+    of this exchange on its engine; buckets of two exchanges must differ. ``replicas``: False where
+    ranks may begin with different parameters and options; then a difference is a warning.
+    ``newcomers``: called at the beginning of a step; True if ranks may have counted different
+    numbers of steps, and all continue from the largest. ``before``: steps that run before each
+    bucket's collective, on the same tagged transport.
     """
 
     def __init__(
@@ -122,11 +122,11 @@ class GradientExchange:
 
     @property
     def started(self) -> bool:
-        """Whether a bucket of this step is on its way."""
+        """Whether a bucket of this step has started."""
         return bool(self._handles)
 
     def is_ready(self, slot: ParameterSlot) -> bool:
-        """Whether ``ready`` was told of ``slot`` in this step."""
+        """Whether ``ready(slot)`` was called in this step."""
         return id(slot) in self.ready_slots
 
     def ready(self, slot: ParameterSlot) -> None:
@@ -180,7 +180,7 @@ class GradientExchange:
         self._fresh = False
 
     def drop(self) -> None:
-        """Ends what is on its way, with its errors: nobody waits for this step."""
+        """Ends what is in flight and discards the step, errors included."""
         if self.ready_slots:
             try:
                 self.flush()

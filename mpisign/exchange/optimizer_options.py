@@ -1,4 +1,4 @@
-"""An optimizer's options: what compressors need of them, and what must be alike on all ranks."""
+"""An optimizer's options: what compressors need, and what must be equal on all ranks."""
 
 from __future__ import annotations
 

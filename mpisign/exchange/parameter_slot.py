@@ -47,7 +47,7 @@ class ParameterSlot:
         return grad._version != self.version
 
     def match_strides(self) -> None:
-        """Lays ``grad`` out in memory as ``parameter``, alike on all ranks.
+        """Lays ``grad`` out in memory as ``parameter``, equal on all ranks.
 
         torch takes other kernels for other strides, which round 16-bit floats otherwise.
         """

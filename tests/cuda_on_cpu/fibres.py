@@ -77,7 +77,7 @@ class Buffer:
 
 
 class FibreLauncher:
-    """mpisign.backend.cuda.launch.Launcher on the CPU; memory that it has handed out is all there is."""
+    """backend.cuda.launch.Launcher on the CPU; memory that it has handed out is all there is."""
 
     key = (0, 0)
 

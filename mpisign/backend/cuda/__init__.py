@@ -1,1 +1,1 @@
-"""The kernels on CUDA devices: docs/kernels.md. Nothing here is imported until an array asks for it."""
+"""The kernels on CUDA devices: docs/kernels.md. Imported when an array on one is used."""

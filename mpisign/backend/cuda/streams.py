@@ -31,12 +31,16 @@ class Stream:
     def copy_to_host(self, array: Any, host: np.ndarray[Any, Any]) -> None:
         """Queues a copy of ``host.nbytes``; ``host`` is pinned and in use until it has run."""
         runtime = self._cuda.runtime
-        self._copy(frameworks.address(host), frameworks.address(array), host, runtime.memcpyDeviceToHost)
+        self._copy(
+            frameworks.address(host), frameworks.address(array), host, runtime.memcpyDeviceToHost
+        )
 
     def copy_to_device(self, host: np.ndarray[Any, Any], array: Any) -> None:
         """Queues a copy in the other direction."""
         runtime = self._cuda.runtime
-        self._copy(frameworks.address(array), frameworks.address(host), host, runtime.memcpyHostToDevice)
+        self._copy(
+            frameworks.address(array), frameworks.address(host), host, runtime.memcpyHostToDevice
+        )
 
     def _copy(self, to: int, source: int, host: np.ndarray[Any, Any], kind: int) -> None:
         if host.nbytes:

@@ -21,8 +21,8 @@ class DetoxAggregator(RobustAggregator):
     Members must be given the same batches, and compute the same bits of them (or about the same,
     under ``Robust.tolerance``): the same threads and kernels. Where groups were drawn anew, momenta
     start again from zero on all ranks: those of other groups would never become the same bits.
-    State of each member, beside ``RobustAggregator``'s: "momentum_of", a digest of the groups. Wire: as
-    ``detox_rows``.
+    State of each slot, beside ``RobustAggregator``'s: "momentum_of", a digest of the groups. Wire:
+    as ``detox_rows``.
     """
 
     operation: ClassVar[str] = "bucket_detox"

@@ -44,7 +44,7 @@ class Echo:
 
 
 def echo(wire: TaggedTransport, rows: Any, f: int) -> Steps[Echo]:
-    """Compares ``rows``, uint8 (p, n), contiguous: what each rank sent to this one, its own included.
+    """Compares ``rows``, uint8 (p, n), contiguous: what each rank sent here, this one included.
 
     Where f ranks at most are hostile, no two honest ranks trust a rank that told them different
     things. A rank that lies about what it was told can spoil the trust in honest ones only if

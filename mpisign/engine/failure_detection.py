@@ -114,8 +114,8 @@ class FailureDetector:
             )
         calls = ", ".join(f"rank {r} in call {notices[r].number}" for r in sorted(notices)[:16])
         return CollectiveTimeout(
-            f"{prefix}ranks waited {longest:.1f} s for each other ({calls}): all must call the same "
-            "collectives in the same order"
+            f"{prefix}ranks waited {longest:.1f} s for each other ({calls}): all must call the "
+            "same collectives in the same order"
         )
 
     def _failed(self, handle: Handle) -> CollectiveError | None:

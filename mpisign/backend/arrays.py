@@ -90,7 +90,8 @@ def view(function: str, argument: str, x: Any, *, writable: bool = False) -> Vie
         except (BufferError, ValueError):
             start = address(x)
         return View(x, start, x.shape, name, flags.c_contiguous, "cpu")
-    if is_torch(x):
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(x, torch.Tensor):
         return _torch_view(function, argument, x, writable)
     cupy = sys.modules.get("cupy")
     if cupy is not None and isinstance(x, cupy.ndarray):

@@ -107,6 +107,8 @@ class GradientExchange:
         self._syncing = False
         rule = rule_for(function, skip, compressor)
         self.buckets = cut(function, self.slots, compressor, rule, bucket_size)
+        self._kinds = [aggregator_for(b.compressor) for b in self.buckets]
+        self._seeds = [b.seed(seed) for b in self.buckets]
         if skip == "auto":
             warn_of_bf16_mean(function, self.buckets, compressor)
         self._bucket_of = {id(s): b for b in self.buckets for s in b.slots}
@@ -193,7 +195,7 @@ class GradientExchange:
     def agree(self, engine: Engine, wire: TaggedTransport) -> Steps[Agreed]:
         """Headers alone, of the first bucket; raises what ranks disagree on."""
         bucket = self.buckets[0]
-        operation = aggregator_for(bucket.compressor).operation
+        operation = self._kinds[bucket.index].operation
         header = self._header(engine, operation, bucket, fresh=False)
         return (yield from engine.headers(wire, header, self.function))
 
@@ -251,7 +253,7 @@ class GradientExchange:
             yield from self._before(wire)
         if self._syncing:
             self.steps = yield from self._sync(wire, bucket, fresh)
-        kind = aggregator_for(bucket.compressor)
+        kind = self._kinds[bucket.index]
         header, aggregator, eager = Header(kind.operation), None, None
         try:
             header = self._header(engine, kind.operation, bucket, fresh)
@@ -297,7 +299,7 @@ class GradientExchange:
             step=self.steps,
             tensor=(bucket.tensor + self._number) % (1 << 64),
             length=bucket.layout.length,
-            seed=bucket.seed(self.seed),
+            seed=self._seeds[bucket.index],
             algorithm=self.algorithm,
             byzantine_f=self.byzantine_f if bucket.compressor.aggregate == "vote" else 0,
             settings=options_of(bucket.compressor, self.optimizer if self._replicas else None),

@@ -16,13 +16,13 @@ PACKAGE = ROOT / "mpisign"
 
 #: From the lowest floor to the highest. The longest prefix that fits a module decides.
 FLOORS: list[tuple[str, list[str]]] = [
-    ("basics", ["errors", "policies", "stats", "launcher", "_kernels", "kernels", "reference"]),
+    ("basics", ["errors", "policies", "stats", "launcher", "partition", "_kernels", "kernels"]),
     ("backend", ["backend"]),
     ("planes", ["planes"]),
     ("transports", ["transports"]),
     ("engine", ["engine"]),
-    ("collectives", ["collectives", "robust", "detox.assignment"]),
-    ("communicator", ["communicator", "connect", "functions"]),
+    ("collectives", ["collectives", "robust"]),
+    ("communicator", ["connect", "communicator", "functions", "simulation"]),
     ("exchange", ["compressors", "detox", "exchange"]),
     ("front ends", ["optimizer", "ddp", "fsdp", "horovod", "attacks"]),
     ("experiments", ["experiments"]),

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from launchers import environment, find, mpirun, run
 
-from mpisign import cli
+from mpisign import cli, simulation
 from mpisign.bench.collectives import gradient, nodes, traffic
 from mpisign.bench.collectives.goals import goals
 from mpisign.bench.collectives.gradient import Gradient
@@ -26,7 +26,6 @@ from mpisign.bench.collectives.votes import IN_GROUPS, Votes
 from mpisign.bench.measure import Timing
 from mpisign.bench.runner import Watchdog
 from mpisign.bench.settings import ALGORITHMS, KINDS
-from mpisign.transports import threads
 
 BENCH = [sys.executable, "-m", "mpisign.cli", "bench", "collectives"]
 RATE = 10**4  # bits per second: any limit is then longer than the latency of a message
@@ -351,7 +350,7 @@ def test_votes_in_groups_are_checked_against_the_groups():
             running.check()
         return result
 
-    assert len(set(threads.run(6, rank))) == 1
+    assert len(set(simulation.run(6, rank))) == 1
     for ranks in (3, 4):
         methods = Votes(None, nodes.Nodes((0,) * ranks)).methods(ALGORITHMS)
         assert IN_GROUPS not in {method.label for method in methods}

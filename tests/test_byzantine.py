@@ -34,6 +34,7 @@ from hostile import (
 from launchers import RANKS, mpirun, with_tests
 
 import mpisign
+from mpisign import simulation
 from mpisign.engine import failure_detection as giving_up
 from mpisign.engine import header, progress
 from mpisign.errors import BrokenError, CollectiveError, CollectiveTimeout, WireError
@@ -123,7 +124,7 @@ def test_the_result_is_alltoalls_bit_for_bit(p, f, options):
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # nobody is accused where nobody lies
         for length in (0, 1, 9, 64, 1003, 70_001):
-            assert len(set(threads.run(p, run, length))) == 1
+            assert len(set(simulation.run(p, run, length))) == 1
 
 
 def test_bytes_are_those_of_the_formula():
@@ -162,7 +163,7 @@ def test_what_cannot_be_is_the_same_error_on_all_and_breaks_nothing(p, options, 
             comm.majority_vote(np.ones(9), **options)
         return str(raised.value), comm.majority_vote(np.ones(9)).sum()
 
-    (said, total), *more = threads.run(p, run)
+    (said, total), *more = simulation.run(p, run)
     assert text in said and total == 9 and set(more) == {(said, total)}
 
 
@@ -179,7 +180,7 @@ def test_errors_of_honest_ranks_leave_the_communicator_usable():
             comm.majority_vote(np.ones(99), byzantine_f=int(comm.rank > 1))
         return comm.majority_vote(np.ones(99), byzantine_f=1).sum()
 
-    assert threads.run(4, run) == [99] * 4
+    assert simulation.run(4, run) == [99] * 4
 
 
 # Owners that lie.

@@ -14,9 +14,9 @@ from launchers import ONE_THREAD, RANKS, find, mpirun, run
 
 import mpisign.ddp
 import mpisign.fsdp
+from mpisign import simulation
 from mpisign.compressors import Sign
 from mpisign.errors import CollectiveError, DisagreementError, NaNError
-from mpisign.transports import threads
 
 SUITE = RANKS / "ddp_suite.py"
 ENV = {**ONE_THREAD, "GLOO_SOCKET_IFNAME": "lo"}
@@ -70,12 +70,12 @@ def test_shards_are_those_of_numpy(p, n):
     ):
         dtype = (np.float32, np.float16, np.float64)[k]
         xs = [samples.awkward(n * p, r, dtype) for r in range(p)]
-        threads.run(p, shards, xs, zeros, ties, 7, timeout=20)
+        simulation.run(p, shards, xs, zeros, ties, 7, timeout=20)
 
 
 def test_shards_in_many_pieces():
     xs = [np.random.default_rng(r).standard_normal(3 << 20).astype(np.float32) for r in range(3)]
-    threads.run(3, shards, xs, "random", "random", 7, timeout=20)
+    simulation.run(3, shards, xs, "random", "random", 7, timeout=20)
 
 
 def test_a_shard_that_does_not_fit_is_told_to_all():
@@ -94,7 +94,7 @@ def test_a_shard_that_does_not_fit_is_told_to_all():
         ("step", DisagreementError, "step"),
     ):
         with pytest.raises(error, match=text):
-            threads.run(3, hook, kind, timeout=20)
+            simulation.run(3, hook, kind, timeout=20)
 
 
 @pytest.mark.parametrize("compression", ["signum", "ef_sign", "none", "sparsign"])

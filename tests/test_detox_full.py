@@ -11,7 +11,7 @@ from hostile import STEPS, TamperingWire, at, both, flipped, named, play
 from launchers import RANKS, on_ranks
 
 import mpisign
-from mpisign import robust
+from mpisign import robust, simulation
 from mpisign.collectives import detox_rows as detox
 from mpisign.collectives import robust_shards
 from mpisign.collectives.detox_rows import detox_rows
@@ -22,7 +22,6 @@ from mpisign.compressors.robust import Robust
 from mpisign.engine.echo import digest
 from mpisign.errors import CollectiveError, NaNError, WireError
 from mpisign.partition import assign
-from mpisign.transports import threads
 from mpisign.transports.threads import World
 
 #: Exchanges of a call without headers.
@@ -57,7 +56,7 @@ def honest(x, groups, hostile=None):
 
 def of_all(size, groups, rule, row_of, **options):
     """The one result of all ranks."""
-    results = threads.run(
+    results = simulation.run(
         size, lambda c: aggregate(c, row_of(c.rank).copy(), groups, rule, **options)
     )
     assert all(np.array_equal(results[0], r) for r in results)
@@ -113,7 +112,7 @@ def test_no_group_left_is_the_same_error_on_all():
             aggregate(comm, np.full(9, float(comm.rank), np.float32), ((0, 1, 2),), robust.Mean())
         return aggregate(comm, np.ones(9, np.float32), ((0, 1, 2),), robust.Mean())
 
-    assert all((r == 1).all() for r in threads.run(3, run))
+    assert all((r == 1).all() for r in simulation.run(3, run))
 
 
 @pytest.mark.parametrize("rule", [robust.Median(), robust.Krum(1)])
@@ -339,9 +338,9 @@ def trained(comm, compressor, hostile=(), steps=4):
 )
 def test_training_goes_as_that_of_one_honest_rank_a_group(inner):
     compressor = Detox(3, inner, placement=NINE)
-    first, *others = threads.run(9, trained, compressor, (0, 4, 8))
+    first, *others = simulation.run(9, trained, compressor, (0, 4, 8))
     assert all(torch.equal(p, q) for other in others for p, q in zip(first, other, strict=True))
-    for p, q in zip(first, threads.run(3, trained, inner)[0], strict=True):
+    for p, q in zip(first, simulation.run(3, trained, inner)[0], strict=True):
         torch.testing.assert_close(p, q, atol=1e-6, rtol=1e-5)
 
 
@@ -368,7 +367,7 @@ def test_momenta_start_again_where_groups_are_drawn_anew():
             optimizer.step()
         return p.detach()
 
-    first, *others = threads.run(9, run, [NINE, NINE, assign(9, 3, seed=5), NINE])
+    first, *others = simulation.run(9, run, [NINE, NINE, assign(9, 3, seed=5), NINE])
     assert all(torch.equal(first, other) for other in others)
     g = torch.stack(
         [
@@ -391,7 +390,7 @@ def test_a_rule_that_cannot_deal_with_so_few_groups_is_refused_on_all():
             trained(comm, Detox(3, Robust("krum", f=2)))
         return str(error.value)
 
-    assert len(set(threads.run(9, run))) == 1
+    assert len(set(simulation.run(9, run))) == 1
 
 
 @pytest.mark.mpi

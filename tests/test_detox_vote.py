@@ -12,10 +12,10 @@ import samples
 import torch
 
 import mpisign
+from mpisign import simulation
 from mpisign.compressors import Compression, Detox, PackContext, Sign, Signum
 from mpisign.detox import Groups, assign
 from mpisign.errors import CollectiveError, DisagreementError
-from mpisign.transports import threads
 
 EXACT = {"zeros": "abstain", "ties": "zero"}
 
@@ -53,7 +53,7 @@ def test_votes_in_groups(size, algorithm):
         for n in lengths
         for g in placements(size)
     ]
-    for results in threads.run(size, run):
+    for results in simulation.run(size, run):
         for got, wanted in zip(results, expected, strict=True):
             np.testing.assert_array_equal(got, wanted)
 
@@ -65,7 +65,7 @@ def test_random_bits_are_alike_in_a_group_and_on_all_ranks():
     def run(comm):
         return comm.majority_vote(np.zeros(5000, np.float32), groups=3, algorithm="alltoall")
 
-    results = threads.run(9, run)
+    results = simulation.run(9, run)
     assert all(r.tobytes() == results[0].tobytes() for r in results)
     assert 2000 < (results[0] > 0).sum() < 3000
     assert {d.differing for d in mpisign.stats().suspects.values()} == {0}
@@ -77,7 +77,7 @@ def test_byzantine_f_counts_groups_too():
         return comm.majority_vote(x, groups=3, byzantine_f=1, **EXACT)
 
     expected = ref.grouped_vote(np.sign(ballots(9, 500)), assign(9))
-    for got in threads.run(9, run):
+    for got in simulation.run(9, run):
         np.testing.assert_array_equal(got, expected)
 
 
@@ -96,7 +96,7 @@ def test_what_does_not_go_with_groups():
             comm.majority_vote(x, groups=3, weight=2.0)
         return True
 
-    assert all(threads.run(4, run))
+    assert all(simulation.run(4, run))
     with pytest.raises(ValueError, match="inner must be a compressor that votes"):
         Detox(inner="ef_sign")
     with pytest.raises(ValueError, match="odd number"):
@@ -119,7 +119,7 @@ def test_the_odd_one_out_is_told(length):
             x[: length // 100] *= -1
         return comm.majority_vote(x, groups=3, algorithm="alltoall")
 
-    threads.run(9, run)
+    simulation.run(9, run)
     found = mpisign.stats().suspects
     assert set(found) == set(range(9))
     assert found[liar].share == 1.0 and found[liar].flagged == found[liar].tallies > 0
@@ -165,14 +165,14 @@ def test_the_optimizer_steps_on_votes_of_groups(size, overlap):
     redundancy = 3 if size >= 3 else 1
     groups = assign(size, redundancy)
     inner = Sign(zeros="abstain", ties="zero")
-    got = threads.run(
+    got = simulation.run(
         size,
         lambda c: train(
             c, Compression.detox(redundancy, inner=inner), lambda: groups, overlap=overlap
         ),
     )
     alone = [(r,) for r in range(len(groups))]
-    flat = threads.run(len(groups), lambda c: train(c, inner, lambda: alone))
+    flat = simulation.run(len(groups), lambda c: train(c, inner, lambda: alone))
     for parameters in got:
         assert torch.equal(parameters, flat[0])
 
@@ -194,7 +194,7 @@ def test_groups_drawn_anew_between_steps():
 
         return train(comm, compression, members), groups.members
 
-    results = threads.run(6, lambda c: run(c, False))
+    results = simulation.run(6, lambda c: run(c, False))
     assert all(torch.equal(p, results[0][0]) for p, _ in results)
     assert len({m for _, m in results}) == 1
 
@@ -203,7 +203,7 @@ def test_groups_drawn_anew_between_steps():
             run(comm, True)
         return True
 
-    assert all(threads.run(6, refused))
+    assert all(simulation.run(6, refused))
 
 
 @pytest.mark.parametrize("inner", ["signum", "lion"])
@@ -222,7 +222,7 @@ def test_momenta_start_again_with_new_groups(inner):
 
         return train(comm, Compression.detox(inner=inner, groups=groups), members, steps=12)
 
-    results = threads.run(9, run)
+    results = simulation.run(9, run)
     assert all(torch.equal(p, results[0]) for p in results)
     assert {d.differing for d in mpisign.stats().suspects.values()} == {0}
     mpisign.stats().reset()
@@ -243,7 +243,7 @@ def test_a_parameter_frozen_at_first_is_part_of_the_one_vector():
         optimizer.step()
         return torch.cat([a.detach(), b.detach()])
 
-    thawed, plain = (threads.run(5, run, frozen) for frozen in (True, False))
+    thawed, plain = (simulation.run(5, run, frozen) for frozen in (True, False))
     assert all(torch.equal(p, plain[0]) for p in [*thawed, *plain])
 
 
@@ -284,7 +284,7 @@ def test_other_batches_in_a_group_are_warned_of():
     groups = [(r,) for r in range(6)]
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        threads.run(6, lambda c: train(c, Compression.detox(inner="sign"), lambda: groups, 40))
+        simulation.run(6, lambda c: train(c, Compression.detox(inner="sign"), lambda: groups, 40))
     assert sum("get the same batches" in str(w.message) for w in caught) == 1
     mpisign.stats().reset()
 
@@ -310,11 +310,11 @@ def test_state_and_settings_are_the_inner_ones():
 def test_byzantine_f_in_the_optimizer(size):
     inner = Sign(zeros="abstain", ties="zero")
     alone = [(r,) for r in range(size)]
-    plain = threads.run(size, lambda c: train(c, inner, lambda: alone))
-    robust = threads.run(size, lambda c: train(c, inner, lambda: alone, byzantine_f=1))
+    plain = simulation.run(size, lambda c: train(c, inner, lambda: alone))
+    robust = simulation.run(size, lambda c: train(c, inner, lambda: alone, byzantine_f=1))
     assert all(torch.equal(p, plain[0]) for p in robust)
     with pytest.raises(ValueError, match="byzantine_f=1 goes with compressors that vote"):
-        threads.run(1, lambda c: train(c, "ef_sign", lambda: alone, byzantine_f=1))
+        simulation.run(1, lambda c: train(c, "ef_sign", lambda: alone, byzantine_f=1))
 
 
 @pytest.mark.parametrize("size", [45, 64])
@@ -326,7 +326,7 @@ def test_as_many_ranks_as_a_cluster(size):
     def run(comm):
         return comm.majority_vote(rows[comm.rank], groups=3, algorithm="alltoall", **EXACT)
 
-    for got in threads.run(size, run):
+    for got in simulation.run(size, run):
         np.testing.assert_array_equal(got, expected)
 
 
@@ -345,5 +345,5 @@ def test_shards_of_fsdp_vote_in_groups(size):
         fsdp.majority_vote_hook(state, torch.from_numpy(rows[comm.rank].copy()), out)
         return out.numpy()
 
-    for rank, got in enumerate(threads.run(size, run)):
+    for rank, got in enumerate(simulation.run(size, run)):
         np.testing.assert_array_equal(got, expected[n * rank : n * (rank + 1)])

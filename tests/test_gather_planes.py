@@ -9,7 +9,7 @@ import pytest
 from hostile import TamperingWire, Wire, play
 from reference import golomb
 
-from mpisign import planes
+from mpisign import planes, simulation
 from mpisign.collectives.gather_planes import decode_rows, gather_planes
 from mpisign.engine import progress
 from mpisign.errors import CollectiveError, WireError
@@ -51,7 +51,7 @@ def everyone(comm, length):
 @pytest.mark.parametrize("size", [1, 2, 3, 5])
 @pytest.mark.parametrize("length", [0, 1, 65, 4097])
 def test_every_rank_decodes_what_every_rank_coded(size, length):
-    results = threads.run(size, everyone, length, timeout=20.0)
+    results = simulation.run(size, everyone, length, timeout=20.0)
     expected = np.stack([stacked(*drawn(length, r)) for r in range(size)])
     sent = b"".join(golomb.encode(*drawn(length, r)) for r in range(size))
     for rows, digest in results:
@@ -70,7 +70,7 @@ def test_long_messages_travel_in_pieces(message, monkeypatch):
         return start(self, send, rows, tag)
 
     monkeypatch.setattr(threads.ThreadTransport, "start_allgather", counted)
-    results = threads.run(3, everyone, length, timeout=20.0)
+    results = simulation.run(3, everyone, length, timeout=20.0)
     expected = np.stack([stacked(*drawn(length, r)) for r in range(3)])
     assert all(np.array_equal(rows, expected) for rows, _ in results)
     longest = max(len(golomb.encode(*drawn(length, r))) for r in range(3))
@@ -119,7 +119,7 @@ def test_a_rank_whose_own_message_is_too_long_raises_as_all_do():
         with pytest.raises(CollectiveError, match="rank 0 has a message of 9 bytes where 8"):
             gathered(comm, np.zeros(9 - comm.rank, np.uint8), 8)
 
-    threads.run(2, run, timeout=20.0)
+    simulation.run(2, run, timeout=20.0)
 
 
 HOSTILE = [
@@ -142,4 +142,4 @@ def test_a_hostile_message_names_its_rank_everywhere(message, wrong):
             decode_rows(messages, 101)
         return str(error.value)
 
-    assert threads.run(3, run, timeout=20.0) == [f"rank 2 sent {wrong}"] * 3
+    assert simulation.run(3, run, timeout=20.0) == [f"rank 2 sent {wrong}"] * 3

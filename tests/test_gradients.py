@@ -12,9 +12,9 @@ import torch
 from messages import small_messages
 
 import mpisign
+from mpisign import simulation
 from mpisign.compressors import Sign, Signum
 from mpisign.errors import CollectiveError, DisagreementError, NaNError
-from mpisign.transports import threads
 
 SIZES = [1, 2, 3, 4]
 
@@ -82,7 +82,7 @@ def test_overlap_gives_what_exchange_at_the_end_gives(size, bucket_size):
             train(net, optimizer, comm.rank, 5)
         return [list(net.parameters()) for net in nets]
 
-    for overlapped, plain in threads.run(size, run):
+    for overlapped, plain in simulation.run(size, run):
         assert same(overlapped, expected.parameters())
         assert same(plain, expected.parameters())
 
@@ -108,7 +108,7 @@ def test_buckets_start_in_one_order_whatever_the_order_of_gradients(size, monkey
             optimizer.step()
         return [p.detach() for p in (a, b, c)]
 
-    first, *others = threads.run(size, run)
+    first, *others = simulation.run(size, run)
     assert all(same(first, other) for other in others)
     assert all(p.isfinite().all() for p in first)
 
@@ -133,7 +133,7 @@ def test_frozen_parameters_cost_nothing_and_may_thaw(overlap):
     sent = []
     for thaw in (False, True):
         mpisign.stats().reset()
-        threads.run(2, run, thaw)
+        simulation.run(2, run, thaw)
         sent.append(mpisign.stats().as_dict()["exchange"]["sent"])
     assert sent[1] - sent[0] == 2 * 512  # a plane: half of it up, half of it down, on both ranks
 
@@ -148,7 +148,7 @@ def test_random_bits_differ_from_bucket_to_bucket():
         optimizer.step()
         return [p.grad for p in ps]
 
-    (x, y), (u, v) = threads.run(2, run)
+    (x, y), (u, v) = simulation.run(2, run)
     assert torch.equal(x, u) and torch.equal(y, v)
     assert abs((x == y).float().mean() - 0.5) < 0.05
 
@@ -174,7 +174,7 @@ def test_two_backwards_with_overlap_are_refused_and_without_add_up():
                 optimizer.step()
                 assert (p == 1).all()
 
-    threads.run(2, run)
+    simulation.run(2, run)
 
 
 @pytest.mark.parametrize("overlap", [True, False])
@@ -194,7 +194,7 @@ def test_a_nan_on_one_rank_raises_on_all_and_moves_nothing(overlap):
         assert all((p == 0).all() for p in ps)
         return str(error.value)
 
-    assert len(set(threads.run(3, run))) == 1
+    assert len(set(simulation.run(3, run))) == 1
 
 
 @pytest.mark.parametrize("overlap", [True, False])
@@ -220,7 +220,7 @@ def test_killed_and_resumed_from_a_checkpoint_it_continues_bit_for_bit(overlap):
         train(again, resumed, comm.rank, 4, first=3)
         return list(net.parameters()), list(again.parameters())
 
-    results = threads.run(3, run)
+    results = simulation.run(3, run)
     assert all(same(results[0][0], xs) for pair in results for xs in pair)
 
 
@@ -247,9 +247,9 @@ def test_16_bits_are_the_mean_of_rounded_gradients_rounded(size, dtype):
         assert unused.grad is None
         return p.grad
 
-    for grad in threads.run(size, run, "ef_sign"):
+    for grad in simulation.run(size, run, "ef_sign"):
         assert torch.equal(grad, mean.t().to(dtype))
-    for grad in threads.run(size, run, "signum"):
+    for grad in simulation.run(size, run, "signum"):
         assert torch.equal(grad, mean.t().sign().to(dtype))
 
 
@@ -262,7 +262,7 @@ def test_nan_in_16_bits_raises_on_all_ranks():
         with pytest.raises(NaNError, match="1 on rank 1"):
             optimizer.step()
 
-    threads.run(2, run)
+    simulation.run(2, run)
 
 
 def test_embeddings_abstain_by_default_and_unused_rows_stay():
@@ -285,7 +285,7 @@ def test_embeddings_abstain_by_default_and_unused_rows_stay():
         assert (before[:7] != after[:7]).any()
         return [p.detach() for p in net.parameters()]
 
-    first, *others = threads.run(2, run)
+    first, *others = simulation.run(2, run)
     assert all(same(first, other) for other in others)
 
 
@@ -320,7 +320,7 @@ def test_other_options_on_one_rank_are_an_error_on_all():
         {"skip": lambda name, p: "16bit"},
         {"skip": lambda name, p: "abstain"},
     ):
-        assert len(set(threads.run(3, run, options))) == 1
+        assert len(set(simulation.run(3, run, options))) == 1
 
 
 def test_other_buckets_on_one_rank_end_in_an_error_on_all(monkeypatch):
@@ -336,7 +336,7 @@ def test_other_buckets_on_one_rank_end_in_an_error_on_all(monkeypatch):
         assert all((p == 0).all() for p in ps)
         return str(error.value)
 
-    assert len(set(threads.run(3, run))) == 1
+    assert len(set(simulation.run(3, run))) == 1
 
 
 # Rounds of local steps
@@ -371,7 +371,7 @@ def test_local_steps_end_where_their_equation_says(size):
             ways.append(p.detach().numpy().copy())
         return ways
 
-    ways = threads.run(size, run)
+    ways = simulation.run(size, run)
     x, e = np.zeros(d, np.float32), np.zeros(d, np.float32)
     for r in range(rounds):
         moves = np.sign(xs[r * tau : (r + 1) * tau])  # (tau, size, d)
@@ -411,10 +411,10 @@ def test_buckets_that_wait_for_earlier_ones_give_the_same(compression, overlap):
             optimizer.step()
         return [p.detach() for p in ps]
 
-    many = threads.run(3, run, 256)
+    many = simulation.run(3, run, 256)
     assert all(same(many[0], other) for other in many)
     if compression == "ef_sign":
-        assert same(many[0], threads.run(1 + 2, run, 2560)[0])
+        assert same(many[0], simulation.run(1 + 2, run, 2560)[0])
 
 
 # What an attacker found
@@ -440,7 +440,7 @@ def test_a_gradient_that_a_rank_lacks_lies_in_memory_as_the_others_do(dtype, com
             assert p.grad.stride() == p.stride()
         return p.detach()
 
-    first, *others = threads.run(3, run)
+    first, *others = simulation.run(3, run)
     assert all(torch.equal(first, other) for other in others)
 
 
@@ -462,7 +462,7 @@ def test_a_step_that_raised_is_forgotten():
         optimizer.step()
         assert (p == -1).all()
 
-    threads.run(2, run)
+    simulation.run(2, run)
 
 
 def test_with_overlap_a_changed_gradient_is_refused():
@@ -478,7 +478,7 @@ def test_with_overlap_a_changed_gradient_is_refused():
             optimizer.step()
         assert all((p == 0).all() for p in ps)
 
-    threads.run(2, run)
+    simulation.run(2, run)
 
 
 def test_votes_of_two_optimizers_with_overlap_never_mix():
@@ -498,7 +498,7 @@ def test_votes_of_two_optimizers_with_overlap_never_mix():
             optimizer.step()
 
     with pytest.raises(CollectiveError, match="names, shapes or dtypes|has ended"):
-        threads.run(2, run)
+        simulation.run(2, run)
 
 
 def test_groups_and_states_that_differ_are_an_error_on_all():
@@ -527,7 +527,7 @@ def test_groups_and_states_that_differ_are_an_error_on_all():
             optimizer.step()
 
     for make in (groups, states):
-        threads.run(2, run, make)
+        simulation.run(2, run, make)
 
 
 def test_gradients_and_parameters_that_do_not_fit_are_told_to_all():
@@ -548,7 +548,7 @@ def test_gradients_and_parameters_that_do_not_fit_are_told_to_all():
         assert torch.equal(p, before)
 
     for what in ("view", "size"):
-        threads.run(3, run, what)
+        simulation.run(3, run, what)
 
 
 def test_an_empty_tensor_has_a_gradient_on_all_ranks_if_on_any():
@@ -561,7 +561,7 @@ def test_an_empty_tensor_has_a_gradient_on_all_ranks_if_on_any():
         optimizer.step()
         assert p.grad is not None and p.grad.shape == (0,)
 
-    threads.run(2, run)
+    simulation.run(2, run)
 
 
 def test_a_model_whose_gradients_overlap_can_be_saved_whole():
@@ -575,4 +575,4 @@ def test_a_model_whose_gradients_overlap_can_be_saved_whole():
         copied = torch.load(io.BytesIO(file.getvalue()), weights_only=False)  # this test's own
         assert same(copied.parameters(), net.parameters())
 
-    threads.run(2, run)
+    simulation.run(2, run)

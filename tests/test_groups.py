@@ -9,9 +9,9 @@ import sys
 
 import pytest
 
+from mpisign import simulation
 from mpisign.detox import Groups, assign
 from mpisign.detox.worst_case import worst_case
-from mpisign.transports import threads
 
 torch = pytest.importorskip("torch")
 
@@ -29,7 +29,7 @@ def samplers(size, redundancy, length, *, groups=None, **options):
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 9, 15])
 def test_what_all_ranks_know_alike(size):
-    made = threads.run(size, lambda comm: Groups(comm, 1 if size < 3 else 3, reshuffle_every=2))
+    made = simulation.run(size, lambda comm: Groups(comm, 1 if size < 3 else 3, reshuffle_every=2))
     texts = {repr(g) for g in made}
     assert len(texts) == 1
     for rank, g in enumerate(made):
@@ -48,9 +48,9 @@ def test_what_all_ranks_know_alike(size):
 
 def test_the_communicators_nodes_are_those_of_the_groups():
     nodes = [0, 0, 0, 1, 1, 1, 2, 2, 2]
-    for g in threads.run(9, lambda comm: Groups(comm, 3, "spread", seed=4), nodes=nodes):
+    for g in simulation.run(9, lambda comm: Groups(comm, 3, "spread", seed=4), nodes=nodes):
         assert all({nodes[r] for r in group} == {0, 1, 2} for group in g.members)
-    packed = threads.run(9, lambda comm: Groups(comm, 3, "packed"), nodes=nodes)
+    packed = simulation.run(9, lambda comm: Groups(comm, 3, "packed"), nodes=nodes)
     assert {g.members for g in packed} == {((0, 1, 2), (3, 4, 5), (6, 7, 8))}
 
 

@@ -9,9 +9,9 @@ import samples
 from messages import small_messages
 
 import mpisign
+from mpisign import simulation
 from mpisign.collectives.auto import grouped
 from mpisign.errors import CollectiveError
-from mpisign.transports import threads
 
 NODES = [
     [0],
@@ -41,8 +41,8 @@ def test_hierarchical_is_the_flat_vote_bit_for_bit(nodes, zeros, ties, weighing)
     weights = {"even": [1] * p, "ranks": list(range(p)), "halves": [0.5 + r for r in range(p)]}
     for length in (0, 1, 33, 999, 70_001):
         args = (zeros, ties, weights[weighing])
-        flat = threads.run(p, vote, length, "alltoall", *args)
-        tree = threads.run(p, vote, length, "hierarchical", *args, nodes=nodes)
+        flat = simulation.run(p, vote, length, "alltoall", *args)
+        tree = simulation.run(p, vote, length, "hierarchical", *args, nodes=nodes)
         assert len({r.tobytes() for r in (*flat, *tree)}) == 1
 
 
@@ -52,8 +52,8 @@ def test_many_chunks(nodes, length, monkeypatch):
     small_messages(monkeypatch, 128)
     p = len(nodes)
     args = (length, "allgather", "abstain", "zero", [1] * p)
-    flat = threads.run(p, vote, *args)
-    tree = threads.run(p, vote, length, "hierarchical", *args[2:], nodes=nodes)
+    flat = simulation.run(p, vote, *args)
+    tree = simulation.run(p, vote, length, "hierarchical", *args[2:], nodes=nodes)
     assert len({r.tobytes() for r in (*flat, *tree)}) == 1
 
 
@@ -64,7 +64,7 @@ def test_vote_of_votes_is_the_sign_of_the_nodes_signs(nodes, zeros):
     xs = np.stack([samples.awkward(length, 100 + r, np.float32) for r in range(p)])
     signs = np.sign(xs) if zeros == "abstain" else np.where(xs < 0, -1.0, 1.0)
     expected = ref.vote_of_votes(signs, grouped(nodes)).astype(np.float32)
-    for result in threads.run(
+    for result in simulation.run(
         p, vote, length, "vote_of_votes", zeros, "zero", [1] * p, nodes=nodes
     ):
         assert np.array_equal(result, expected)
@@ -79,8 +79,8 @@ def test_a_minority_wins_a_vote_of_votes():
         return comm.majority_vote(x, algorithm=algorithm)[0]
 
     nodes = [0, 0, 0, 1, 1, 1, 2, 2, 2]
-    assert set(threads.run(9, ballot, "vote_of_votes", nodes=nodes)) == {-1.0}
-    assert set(threads.run(9, ballot, "hierarchical", nodes=nodes)) == {1.0}
+    assert set(simulation.run(9, ballot, "vote_of_votes", nodes=nodes)) == {-1.0}
+    assert set(simulation.run(9, ballot, "hierarchical", nodes=nodes)) == {1.0}
 
 
 def test_what_crosses_the_link_of_a_node():
@@ -97,7 +97,7 @@ def test_what_crosses_the_link_of_a_node():
         comm.engine.transport._exchange = exchange
         comm.majority_vote(np.ones(length, dtype=np.float32), algorithm="hierarchical")
 
-    threads.run(8, counted, nodes=nodes)
+    simulation.run(8, counted, nodes=nodes)
     assert sum(crossed) == 2 * (3 + 1) * length // 8 // 2
     assert sum(crossed) / 2 < 0.75 * 4 * length // 8  # flat alltoall: 2 planes up and 2 down
 
@@ -107,6 +107,6 @@ def test_all_ranks_must_be_told_the_same_nodes():
         mpisign.Communicator(comm.engine.transport, nodes=[0, 1, comm.rank % 2])
 
     with pytest.raises(CollectiveError, match="nodes must be the same list on all ranks"):
-        threads.run(3, make)
+        simulation.run(3, make)
     with pytest.raises(ValueError, match="one for each of 3 ranks, got 2"):
-        threads.run(3, make, nodes=[0, 1])
+        simulation.run(3, make, nodes=[0, 1])

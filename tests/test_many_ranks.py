@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 import samples
 
-from mpisign import stats
+from mpisign import simulation, stats
 from mpisign.engine import header
 from mpisign.errors import CollectiveError, DisagreementError, NaNError
-from mpisign.transports import threads
 
 LENGTH = 200_000
 
@@ -27,7 +26,7 @@ def received(size):
         return np.array_equal(out, expected)
 
     stats().reset()
-    assert all(threads.run(size, vote))
+    assert all(simulation.run(size, vote))
     return stats().as_dict()["exchange"]["received"] / size
 
 
@@ -58,4 +57,4 @@ def test_errors_among_many(size):
         digested = [comm.majority_vote(np.ones(20_000)) for _ in range(17)][-1]
         return float(weighted[0]), float(digested[0])
 
-    assert set(threads.run(size, body)) == {(1.0, 1.0)}
+    assert set(simulation.run(size, body)) == {(1.0, 1.0)}

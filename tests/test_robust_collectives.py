@@ -12,11 +12,10 @@ import torch
 from hostile import STEPS, TamperingWire, at, named, play
 
 import mpisign
-from mpisign import robust
+from mpisign import robust, simulation
 from mpisign.collectives import robust_shards
 from mpisign.compressors.robust import Robust
 from mpisign.errors import CollectiveError, DisagreementError, NaNError, WireError
-from mpisign.transports import threads
 from mpisign.transports.threads import World
 
 SIZES = [1, 2, 3, 4, 5, 9]
@@ -90,7 +89,7 @@ def test_the_local_rule_s_result_on_every_rank(size, monkeypatch):
         ]
 
     for d in (1, 3, 17, 403):
-        ranks = threads.run(size, run, d)
+        ranks = simulation.run(size, run, d)
         for i, rule in enumerate(rules):
             result = all_of([r[i] for r in ranks])
             np.testing.assert_allclose(result, locally(rule, rows(size, d), 7), 1e-5, 1e-6)
@@ -105,7 +104,7 @@ def test_many_ranks(size):
     def run(comm):
         return [mpisign.robust_aggregate(x[comm.rank], comm, rule=r) for r in rules]
 
-    ranks = threads.run(size, run)
+    ranks = simulation.run(size, run)
     for i, rule in enumerate(rules):
         np.testing.assert_allclose(all_of([r[i] for r in ranks]), rule(x), 1e-5, 1e-6)
 
@@ -132,13 +131,13 @@ def test_the_array_s_own_framework_dtype_and_shape(kind):
 
     expected = np.median(x, axis=0).transpose(2, 1, 0)
     tolerance = {"float64": 1e-15, "float32": 1e-6}.get(name, 1e-2)
-    np.testing.assert_allclose(all_of(threads.run(3, run)), expected, tolerance)
+    np.testing.assert_allclose(all_of(simulation.run(3, run)), expected, tolerance)
 
 
 def test_nothing_has_an_aggregate_too():
     assert all(
         r.shape == (0, 4)
-        for r in threads.run(
+        for r in simulation.run(
             3, lambda c: mpisign.robust_aggregate(np.zeros((0, 4)), c, rule="krum")
         )
     )
@@ -149,7 +148,7 @@ def test_nothing_has_an_aggregate_too():
 def test_a_row_that_is_not_finite_is_left_out(rule, value):
     x = rows(5, 23)
     x[2, 20] = value
-    result = all_of(threads.run(5, lambda c: mpisign.robust_aggregate(x[c.rank], c, rule=rule)))
+    result = all_of(simulation.run(5, lambda c: mpisign.robust_aggregate(x[c.rank], c, rule=rule)))
     np.testing.assert_allclose(result, rule(x), 1e-5, 1e-6)
     np.testing.assert_allclose(result, rule(x[[0, 1, 3, 4]]), 1e-5, 1e-6)
 
@@ -161,7 +160,7 @@ def test_no_finite_row_at_all_is_the_same_error_on_every_rank():
         assert (mpisign.robust_aggregate(np.ones(9, np.float32), comm, rule="median") == 1).all()
         return str(error.value)
 
-    assert len(set(threads.run(3, run))) == 1
+    assert len(set(simulation.run(3, run))) == 1
 
 
 @pytest.mark.parametrize("rule", [robust.TrMean(1), robust.Krum(1)])
@@ -267,11 +266,11 @@ def test_ranks_with_other_rules_disagree():
             mpisign.robust_aggregate(np.ones(9), comm, rule=rule_of(comm.rank))
         return str(error.value)
 
-    texts = threads.run(
+    texts = simulation.run(
         3, run, lambda r: robust.TrMean(int(r == 1)), "the rules .ranks 0, 2 against rank 1"
     )
     assert len(set(texts)) == 1
-    threads.run(2, run, lambda r: robust.CenteredClipping(m=np.full(9, float(r))), "the rules")
+    simulation.run(2, run, lambda r: robust.CenteredClipping(m=np.full(9, float(r))), "the rules")
 
 
 @pytest.mark.parametrize(
@@ -290,14 +289,14 @@ def test_bad_arguments_of_one_rank_are_refused_on_all(rule, text):
             mpisign.robust_aggregate(np.ones(9), comm, rule=rule if comm.rank == 1 else "median")
         return str(error.value)
 
-    texts = threads.run(3, run)
+    texts = simulation.run(3, run)
     assert len(set(texts)) == 1 and "rank 1" in texts[0]
 
 
 @pytest.mark.parametrize(("rule", "table"), [("median", 0), ("krum", 10), ("centered_clipping", 4)])
 def test_the_bytes_that_are_promised(rule, table):
     mpisign.stats().reset()
-    threads.run(4, lambda c: mpisign.robust_aggregate(rows(4, 400)[c.rank], c, rule=rule))
+    simulation.run(4, lambda c: mpisign.robust_aggregate(rows(4, 400)[c.rank], c, rule=rule))
     sent = mpisign.stats().as_dict()["exchange"]["sent"] / 4
     assert sent == 3 * (512 + 8 + 8 * table) + 2 * 4 * 300
 
@@ -372,7 +371,7 @@ def test_training_is_that_with_the_local_rule(compressor):
     def run(comm):
         return list(trained(comm, compressor, 4)[0].parameters())
 
-    first, *others = threads.run(5, run)
+    first, *others = simulation.run(5, run)
     assert all(torch.equal(p, q) for other in others for p, q in zip(first, other, strict=True))
     for p, q in zip(first, by_hand(compressor, 5, 4), strict=True):
         torch.testing.assert_close(p, q, atol=1e-5, rtol=1e-4)
@@ -394,7 +393,7 @@ def test_a_nan_costs_its_rank_a_step_and_never_stays_in_its_momentum():
         assert len(momenta) == 4 and all(m.isfinite().all() and m.any() for m in momenta)
         return [p.detach() for p in net.parameters()]
 
-    first, *others = threads.run(3, run)
+    first, *others = simulation.run(3, run)
     assert all(p.isfinite().all() for p in first)
     assert all(torch.equal(p, q) for other in others for p, q in zip(first, other, strict=True))
 
@@ -416,7 +415,7 @@ def test_a_checkpoint_goes_on_where_it_was(compressor):
             resumed.step()
         return all(torch.equal(p, q) for p, q in zip(whole, again.parameters(), strict=True))
 
-    assert all(threads.run(3, run))
+    assert all(simulation.run(3, run))
 
 
 def test_nan_raise_stops_all_ranks():
@@ -428,7 +427,7 @@ def test_nan_raise_stops_all_ranks():
         with pytest.raises(NaNError, match="1 on rank 1"):
             trained(comm, Robust(nan="raise"), 1, spoil)
 
-    threads.run(3, run)
+    simulation.run(3, run)
 
 
 def test_missing_gradients_count_as_zeros_and_halves_are_converted():
@@ -444,7 +443,7 @@ def test_missing_gradients_count_as_zeros_and_halves_are_converted():
         optimizer.step()
         assert (half == -1).all() and (wide == -1).all() and idle.grad is None
 
-    threads.run(3, run)
+    simulation.run(3, run)
 
 
 def test_too_many_hostile_ranks_for_the_rule_are_refused_on_all():
@@ -453,7 +452,7 @@ def test_too_many_hostile_ranks_for_the_rule_are_refused_on_all():
             trained(comm, Robust("trimmed_mean", f=2), 1)
         return str(error.value)
 
-    assert len(set(threads.run(3, run))) == 1
+    assert len(set(simulation.run(3, run))) == 1
 
 
 def test_what_a_robust_compressor_may_not_be():

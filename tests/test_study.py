@@ -239,9 +239,9 @@ def test_dirichlet_gives_every_example_at_most_once():
 
 def test_hostile_ranks_draw_alike_only_where_they_must():
     """Noise is each rank's own; of one batch members of a group make the same gradient."""
+    from mpisign import simulation
     from mpisign.experiments.hostile import Hostile
     from mpisign.experiments.tasks.quadratic import Quadratic
-    from mpisign.transports import threads
 
     cell = Cell("quadratic", "sign", 0.1, ranks=4, steps=1, adversaries=2, attack="random")
 
@@ -253,7 +253,7 @@ def test_hostile_ranks_draw_alike_only_where_they_must():
         return honest.named[0][1].grad, task.named[0][1].grad
 
     for alike in (False, True):
-        found = threads.run(4, gradient, alike)
+        found = simulation.run(4, gradient, alike)
         for rank, (honest, sent) in enumerate(found):
             assert torch.equal(honest, sent) == (rank < 2)
             assert float(sent.norm()) == pytest.approx(float(honest.norm()), rel=0.05)

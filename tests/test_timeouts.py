@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from launchers import RANKS, mpirun
 
-from mpisign import Communicator
+from mpisign import Communicator, simulation
 from mpisign.engine import failure_detection as giving_up
 from mpisign.errors import BrokenError, CollectiveError, CollectiveTimeout
 from mpisign.transports import threads
@@ -74,7 +74,7 @@ def outcomes_of(size, function, **options):
         except Exception as error:
             return error
 
-    return threads.run(size, run, **options)
+    return simulation.run(size, run, **options)
 
 
 @pytest.fixture
@@ -161,7 +161,7 @@ def test_a_rank_whose_program_ends_is_not_waited_for(short_grace):
         assert str(raised.value).endswith("s (the program of rank 1 has ended)")
 
     with pytest.raises(RuntimeError, match="of its own"):
-        threads.run(4, run, timeout=60.0)
+        simulation.run(4, run, timeout=60.0)
     assert time.monotonic() - began < 10
 
 
@@ -173,7 +173,7 @@ def test_what_a_rank_sent_before_its_program_ended_still_counts():
         time.sleep(0.3 * comm.rank)
         return comm.majority_vote(X, algorithm="alltoall").sum()
 
-    assert threads.run(3, run, timeout=60.0) == [1000] * 3
+    assert simulation.run(3, run, timeout=60.0) == [1000] * 3
 
 
 def test_an_interrupt_while_a_vote_starts_is_told_too():
@@ -195,7 +195,7 @@ def test_an_interrupt_while_a_vote_starts_is_told_too():
             comm.majority_vote(X)
 
     began = time.monotonic()
-    threads.run(3, run, timeout=60.0)
+    simulation.run(3, run, timeout=60.0)
     assert time.monotonic() - began < 10
 
 
@@ -216,7 +216,7 @@ def test_an_interrupt_in_another_vote_than_the_one_waited_for():
             with pytest.raises(CollectiveError, match="hit: interrupted"):
                 hit.wait()
 
-    threads.run(2, run, timeout=60.0)
+    simulation.run(2, run, timeout=60.0)
 
 
 class Gate:
@@ -254,7 +254,7 @@ def test_a_collective_in_flight_for_very_long_keeps_its_tag():
         assert slow.over
         return slow.wait()
 
-    assert threads.run(2, run, timeout=20.0) == [[0, 5], [0, 5]]
+    assert simulation.run(2, run, timeout=20.0) == [[0, 5], [0, 5]]
 
 
 @pytest.mark.parametrize("timeout", [0, -1, float("nan"), float("inf")])

@@ -7,7 +7,7 @@ import pytest
 from test_train import mpirun, train  # skips all where what train needs is missing
 
 import mpisign
-from mpisign import cli
+from mpisign import cli, simulation
 from mpisign.attacks import ATTACKS
 from mpisign.compressors import Detox
 from mpisign.detox import Groups, GroupSampler
@@ -18,7 +18,6 @@ from mpisign.experiments.errors import SettingsError
 from mpisign.experiments.hostile import Hostile
 from mpisign.experiments.settings import Settings
 from mpisign.experiments.tasks.images import Images
-from mpisign.transports import threads
 
 torch = pytest.importorskip("torch")
 
@@ -192,7 +191,7 @@ def test_every_way_is_attacked_alike(attack):
             results.append((final, handed))
         return results
 
-    for rank, ((plain, before), (eager, handed)) in enumerate(threads.run(3, run)):
+    for rank, ((plain, before), (eager, handed)) in enumerate(simulation.run(3, run)):
         for name in plain:
             assert torch.equal(plain[name], eager[name])
             assert torch.equal(handed[name], eager[name])
@@ -216,7 +215,7 @@ def test_what_is_made_of_the_options():
     averaged = Settings(detox=3).cell(votes=False, size=9)
     assert rates == [averaged.lr, averaged.optimizer_options["momentum"]] == [0.1, 0.9]
     assert averaged.compressor == "none"
-    worst = threads.run(
+    worst = simulation.run(
         9, lambda comm: Settings(detox=3, placement="worst", adversaries=4).groups(comm)
     )
     owned = [sum(r >= 5 for r in g) for g in worst[0].members]

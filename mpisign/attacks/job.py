@@ -42,13 +42,13 @@ class Adversaries:
 
     Example:
         >>> import torch
-        >>> from mpisign.transports import threads
+        >>> from mpisign import simulation
         >>> def job(comm):
         ...     p = torch.nn.Parameter(torch.zeros(2))
         ...     p.grad = torch.ones(2)
         ...     Adversaries("sign-flip", [2], comm).gradients([p])
         ...     return p.grad.tolist()
-        >>> threads.run(3, job)
+        >>> simulation.run(3, job)
         [[1.0, 1.0], [1.0, 1.0], [-1.0, -1.0]]
     """
 

@@ -37,13 +37,13 @@ def lie_about_shards(of: Any, lie: Lie | None = None) -> None:
 
     Example:
         >>> import numpy as np, mpisign
-        >>> from mpisign.transports import threads
+        >>> from mpisign import simulation
         >>> def job(comm):
         ...     if comm.rank == 0:
         ...         lie_about_shards(comm)
         ...     x = np.ones(16, np.float32)
         ...     return mpisign.majority_vote(x, comm, algorithm="alltoall").tolist()
-        >>> threads.run(2, job)[1] == [-1.0] * 8 + [1.0] * 8
+        >>> simulation.run(2, job)[1] == [-1.0] * 8 + [1.0] * 8
         True
     """
     lie = opposite if lie is None else lie
@@ -86,12 +86,12 @@ class Suppression:
 
     Example:
         >>> import mpisign, torch
-        >>> from mpisign.transports import threads
+        >>> from mpisign import simulation
         >>> def job(comm):
         ...     net = torch.nn.Linear(4, 3)
         ...     sgd = torch.optim.SGD(net.parameters(), lr=0.1)
         ...     return Suppression(mpisign.DistributedOptimizer(sgd, comm=comm), 0).coordinates
-        >>> threads.run(1, job)  # 4 weights and a bias
+        >>> simulation.run(1, job)  # 4 weights and a bias
         [5]
     """
 

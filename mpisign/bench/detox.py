@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 import mpisign
+from mpisign import simulation
 from mpisign.bench import report
 from mpisign.bench.detox_shown import SHOWN
 from mpisign.bench.errors import BenchError
@@ -29,7 +30,6 @@ from mpisign.compressors.robust import Robust
 from mpisign.compressors.signum import Signum
 from mpisign.partition import assign
 from mpisign.robust.names import by_name
-from mpisign.transports import threads
 
 #: Rows that a rule with f of them hostile needs, at least: the most that any rule asks (Bulyan).
 _NEEDED = 4, 3
@@ -258,7 +258,7 @@ def _collective(method: DetoxMethod, ranks: int, size: int, steps: int) -> tuple
 
         return _per_step(step, steps)
 
-    cpu, wall, computing, sent = threads.run(ranks, work)[0]
+    cpu, wall, computing, sent = simulation.run(ranks, work)[0]
     return cpu, wall, computing, sent / ranks
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from mpisign.errors import WireError
 from mpisign.stats import count_bytes
-from mpisign.transports.base import LEFT, Bytes, Completed, Part, Pending, Transport
+from mpisign.transports.base import Bytes, Completed, Part, Pending, Transport
 
 _Key = tuple[int, int]  # the rank that sent it, its tag
 
@@ -78,7 +78,7 @@ class _Turn:
                 self.take()
 
 
-_TURN = _Turn()  # one for all worlds: a thread may be a rank of several
+TURN = _Turn()  # one for all worlds: a thread may be a rank of several
 
 
 class World:
@@ -114,11 +114,11 @@ class _Gather:
         if not self._over and self._of.whole.is_set():
             self._take()
         elif not self._over:
-            _TURN.offer()
+            TURN.offer()
         return self._over
 
     def wait(self, seconds: float | None = None) -> bool:
-        with _TURN.left():
+        with TURN.left():
             over = self._of.whole.wait(seconds)
         return over and self.done()
 
@@ -173,7 +173,7 @@ class _Exchange:
 
     def done(self) -> bool:
         if not self._all_here():
-            _TURN.offer()
+            TURN.offer()
         return self._all_here()
 
     def _all_here(self) -> bool:
@@ -183,7 +183,7 @@ class _Exchange:
 
     def wait(self, seconds: float | None = None) -> bool:
         until = None if seconds is None else time.monotonic() + seconds
-        with _TURN.left(), self._rank.came:
+        with TURN.left(), self._rank.came:
             while not self._all_here():
                 left = None if until is None else until - time.monotonic()
                 if left is not None and left <= 0:
@@ -241,62 +241,9 @@ class ThreadTransport(Transport):
             self._world.ranks[rank].notices.append((self.rank, notice))
 
     def sleep(self, seconds: float) -> None:
-        with _TURN.left():
+        with TURN.left():
             time.sleep(seconds)
 
     def notices(self) -> list[tuple[int, bytes]]:
         own = self._world.ranks[self.rank].notices
         return [own.popleft() for _ in range(len(own))]
-
-
-def run(size: int, function: Callable[..., Any], *args: Any, **options: Any) -> list[Any]:
-    """Runs ``function(communicator, *args)`` on ``size`` ranks that are threads of this process.
-
-    For simulations: the ranks share the interpreter's lock and ``mpisign.stats``.
-
-    Args:
-        size: Number of ranks.
-        function: What each rank runs, with its Communicator first.
-        *args: Further arguments, the same on every rank.
-        **options: Of ``mpisign.Communicator``.
-
-    Returns:
-        What each rank returned, by rank.
-
-    Raises:
-        ValueError: ``size`` is below 1. Else what the first failing rank raised, once all ended.
-
-    Example:
-        >>> import numpy as np
-        >>> from mpisign.transports import threads
-        >>> def vote(comm):
-        ...     return comm.majority_vote(np.array([1.0, comm.rank - 0.5])).tolist()
-        >>> threads.run(3, vote)
-        [[1.0, 1.0], [1.0, 1.0], [1.0, 1.0]]
-    """
-    from mpisign.communicator import Communicator
-
-    world = World(size)
-    results: list[Any] = [None] * size
-    errors: list[BaseException | None] = [None] * size
-
-    def work(rank: int) -> None:
-        transport = ThreadTransport(world, rank)
-        _TURN.take()
-        try:
-            results[rank] = function(Communicator(transport, **options), *args)
-        except BaseException as error:
-            errors[rank] = error
-            transport.post(LEFT)
-        finally:
-            _TURN.leave()
-
-    threads = [threading.Thread(target=work, args=(r,), daemon=True) for r in range(size)]
-    with _TURN.left():  # a rank may run a world of its own
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    for error in filter(None, errors):
-        raise error
-    return results

@@ -15,6 +15,7 @@ import torch
 from messages import small_messages
 
 import mpisign
+from mpisign import simulation
 from mpisign.compressors import Signum
 from mpisign.errors import CollectiveError, DisagreementError, NaNError
 from mpisign.transports import threads
@@ -30,7 +31,7 @@ def on_all(request):
     if WIRE == "threads":
 
         def simulated(body):
-            results = threads.run(request.param, body)
+            results = simulation.run(request.param, body)
             assert len({same(r) for r in results}) == 1
             return results[0]
 

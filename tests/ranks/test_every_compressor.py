@@ -14,8 +14,8 @@ from worlds import SIZE, WORLD
 
 import mpisign
 from mpisign import compressors as c
+from mpisign import simulation
 from mpisign.errors import CollectiveError, NaNError
-from mpisign.transports import threads
 
 WORLDS = ["mpi"] if SIZE > 1 else [1, 2, 3, 4]
 SEED = 9
@@ -51,7 +51,7 @@ if SIZE > 1:  # one of a kind: threads run them all
 def on_ranks(world, function):
     if world == "mpi":
         return function(mpisign.Communicator(WORLD.Dup()))
-    return threads.run(world, function, timeout=20)
+    return simulation.run(world, function, timeout=20)
 
 
 def size_of(world):
@@ -291,5 +291,5 @@ def test_residuals_of_onebit_when_ranks_leave():
         for x, expected in zip(ps, results, strict=True):
             assert torch.equal(x.grad, torch.from_numpy(expected).to(x.dtype).view(x.shape))
 
-    threads.run(3, begin, timeout=20)
-    threads.run(2, go_on, timeout=20)
+    simulation.run(3, begin, timeout=20)
+    simulation.run(2, go_on, timeout=20)

@@ -9,9 +9,9 @@ from test_every_compressor import gradients, on_ranks, parameters, started, take
 from worlds import SIZE
 
 import mpisign
+from mpisign import simulation
 from mpisign.compressors import EFSign, EFSparsign, OneBit, Sparsign, TernGrad
 from mpisign.errors import CollectiveError, WireError
-from mpisign.transports import threads
 
 
 class Liar(EFSign):
@@ -59,7 +59,7 @@ def test_few_votes_take_few_bytes():
             optimizer = started([x], comm, compressor)
             take(optimizer, [x], [torch.ones(n) if comm.rank else -torch.ones(n)], 0.1)
 
-        threads.run(p, train)
+        simulation.run(p, train)
         sent = mpisign.stats().as_dict()["exchange"]["sent"] - p * (p - 1) * 512  # headers
         used = 8 * sent / (n * p * (p - 1))
         if isinstance(compressor, TernGrad):  # all of one size: every coordinate is sent
@@ -86,7 +86,7 @@ def test_a_shared_residual_that_differs_is_found(monkeypatch):
         with pytest.raises(CollectiveError, match="replicas differ .* against rank 1"):
             take(optimizer, ps, ones, 0.1)
 
-    threads.run(3, train)
+    simulation.run(3, train)
 
 
 @pytest.mark.parametrize("compressor", [EFSparsign(), OneBit(block=256), EFSign()], ids=repr)
@@ -115,7 +115,7 @@ def test_a_rank_that_comes_later_is_given_what_all_share(compressor, monkeypatch
         members = optimizer.mpisign.exchange.slots
         return [m.state[key].clone() for m in members for key in compressor.shared]
 
-    threads.run(2, begin, timeout=20)
-    shared = threads.run(3, go_on, timeout=20)
+    simulation.run(2, begin, timeout=20)
+    shared = simulation.run(3, go_on, timeout=20)
     assert all(torch.equal(a, b) for one in shared for a, b in zip(one, shared[0], strict=True))
     assert len(shared[0]) == len(compressor.shared) * 6

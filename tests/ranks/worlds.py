@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import mpisign
-from mpisign.transports import threads
+from mpisign import simulation
 
 MPI = pytest.importorskip("mpi4py.MPI")
 WORLD = MPI.COMM_WORLD
@@ -49,4 +49,4 @@ def on_ranks(world, function, *args):
             _MADE[world] = mpisign.Communicator(WORLD, nodes=pairs(SIZE))
         return [function(_MADE[world], *args)]
     # A rank whose check fails leaves the others waiting: not for long.
-    return threads.run(world, function, *args, nodes=pairs(world), timeout=20)
+    return simulation.run(world, function, *args, nodes=pairs(world), timeout=20)

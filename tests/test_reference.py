@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import reference as ref
 import samples
+from launchers import TESTS
 from reference import rules
 
 X = np.array([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0], [7.0, 8.0, 9.0]])
@@ -20,7 +21,9 @@ def test_it_imports_numpy_alone():
         "import sys, reference; "
         "print({'torch', 'mpi4py', 'horovod', 'cupy', 'mpisign.collectives'} & set(sys.modules))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=TESTS
+    )
     assert done.stdout.strip() == "set()"
 
 

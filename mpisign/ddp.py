@@ -189,6 +189,8 @@ class MajorityVoteState(HookState):
                     self._exchange.flush("a backward pass broke off half way")
                 finally:
                     self._exchange.finish()
+        else:
+            self._exchange.restart()
         self._begin()
 
     def _finish(self) -> None:

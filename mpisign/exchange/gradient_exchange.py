@@ -120,7 +120,7 @@ class GradientExchange:
         self._handles: list[Handle] = []
         self._reason = self._untold = ""
         self._rates: dict[torch.Tensor, float] = {}
-        self._end()
+        self.restart()
 
     @property
     def started(self) -> bool:
@@ -172,7 +172,7 @@ class GradientExchange:
                 except Exception as error:
                     errors.append(error)
         finally:
-            self._end()
+            self.restart()
         if errors:
             raise errors[0]
         for s in self.slots:
@@ -220,7 +220,8 @@ class GradientExchange:
         live = [h for h in self._handles if not h.over]
         return live if len(live) >= _COPYING_IN_FLIGHT else []
 
-    def _end(self) -> None:
+    def restart(self) -> None:
+        """Begins a step: no slot is ready. Called while no bucket is in flight."""
         self._handles.clear()
         self.ready_slots.clear()
         self._reason = self._untold = ""

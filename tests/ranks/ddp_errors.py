@@ -80,24 +80,26 @@ def check_what_does_not_fit_is_told_to_all():
 
 
 def check_a_backward_that_broke_off():
-    """What was on its way belongs to no later step."""
-    net = Net()
-    model, optimizer, state = wrapped(net, ABSTAINING)
-    train(model, optimizer, 2)
-    assert raised(RuntimeError, loss_of(model, 2, breaks=True).backward) == "broke off"
-    assert state._exchange.started
-    del model  # DDP itself does not go on after that
-    model = DistributedDataParallel(net, bucket_cap_mb=0.0005)
-    model.register_comm_hook(state, mpisign.ddp.majority_vote_hook)
-    for step in range(2, 4):
-        mine = worlds.local_gradients(net, step)
-        optimizer.zero_grad()
-        loss_of(model, step).backward()
-        want = votes_without_ties(everyone(mine), state, step)
-        for name, p in net.named_parameters():
-            assert torch.equal(p.grad, want[name]), (step, name)
-        optimizer.step()
-    assert state.steps == 4
+    """What was in flight, or ready for a bucket that had not started, belongs to no later step."""
+    for bucket_size in (150, 1 << 20):
+        net = Net()
+        model, optimizer, state = wrapped(net, ABSTAINING, bucket_size=bucket_size)
+        train(model, optimizer, 2)
+        assert raised(RuntimeError, loss_of(model, 2, breaks=True).backward) == "broke off"
+        assert state._exchange.started == (bucket_size == 150)
+        assert state._exchange.ready_slots
+        del model  # DDP itself does not go on after that
+        model = DistributedDataParallel(net, bucket_cap_mb=0.0005)
+        model.register_comm_hook(state, mpisign.ddp.majority_vote_hook)
+        for step in range(2, 4):
+            mine = worlds.local_gradients(net, step)
+            optimizer.zero_grad()
+            loss_of(model, step).backward()
+            want = votes_without_ties(everyone(mine), state, step)
+            for name, p in net.named_parameters():
+                assert torch.equal(p.grad, want[name]), (step, name)
+            optimizer.step()
+        assert state.steps == 4
 
 
 def check_a_key_that_interrupts():

@@ -351,7 +351,8 @@ class Communicator:
 
         Args:
             x: packed before this returns, and may be changed then.
-            options: those of ``majority_vote``; ``out`` must be left alone until ``wait``.
+            options: those of ``majority_vote``.
+                ``out`` must be left alone until ``wait``.
 
         Returns:
             A handle: ``wait()`` returns the result or raises, ``done()`` never blocks.
@@ -374,7 +375,8 @@ class Communicator:
 
         Args:
             x: packed before this returns, and may be changed then.
-            options: those of ``tally``; ``out`` must be left alone until ``wait``.
+            options: those of ``tally``.
+                ``out`` must be left alone until ``wait``.
 
         Returns:
             A handle: ``wait()`` returns the Tally or raises, ``done()`` never blocks.

@@ -14,6 +14,7 @@ from mpisign.engine.engine import Engine
 
 _LAUNCHED: list[Communicator] = []
 _KEPT: dict[Any, tuple[Communicator, Any]] = {}  # with what the key's id belongs to
+_COMM_ENTRY = "    comm: whatever ``Communicator`` takes; default: what the launcher started."
 
 
 def communicator_for(function: str, comm: Any) -> Communicator:
@@ -86,9 +87,10 @@ def _functional(method: Callable[..., Any], like: Callable[..., Any] | None = No
     function.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         [*arrays, comm_parameter, *own[len(arrays) :]]
     )
-    function.__doc__ = (
-        f"``Communicator.{name}`` of ``comm``: whatever ``Communicator`` takes, default what the\n"
-        f"launcher started.\n\n{inspect.getdoc(method)}"
+    doc = (inspect.getdoc(method) or "").replace("mpisign.Communicator().", "mpisign.")
+    options = ", ".join(p.name for p in own[len(arrays) :])
+    function.__doc__ = doc.replace("options: those of", f"{options}: as").replace(
+        "\n\nReturns:", f"\n{_COMM_ENTRY}\n\nReturns:", 1
     )
     return function
 

@@ -34,6 +34,12 @@ def environment(**extra):
     env["PATH"] = f"{BIN}{os.pathsep}{env['PATH']}"
     env["OMPI_ALLOW_RUN_AS_ROOT"] = env["OMPI_ALLOW_RUN_AS_ROOT_CONFIRM"] = "1"
     env["PYTHONUNBUFFERED"] = "1"
+    path = [
+        str(ROOT),
+        str(TESTS),
+        env.get("PYTHONPATH", ""),
+    ]  # scripts in ranks/ import from tests/
+    env["PYTHONPATH"] = os.pathsep.join(filter(None, path))
     return {**env, **extra}
 
 

@@ -69,11 +69,14 @@ def lacks(x: Any, names: list[str]) -> list[str]:
     if not doc:
         return ["a docstring"]
     missing = []
-    if names and not re.search(r"^(Args|Attributes):", doc, re.M):
+    sections = re.findall(r"^(?:Args|Attributes):\n((?: +.*\n|\n)*)", doc + "\n", re.M)
+    # An entry may stand for several arguments: "zeros, nan, ties: ..".
+    entries = re.findall(r"^ {4}(\w+(?:, \w+)*):", "".join(sections), re.M)
+    documented = {n for entry in entries for n in entry.split(", ")}
+    if names and not sections:
         missing.append("Args")
     elif names:
-        section = re.split(r"^(?:Args|Attributes):", doc, maxsplit=1, flags=re.M)[1]
-        missing += [f"Args.{n}" for n in names if not re.search(rf"\b{n}\b.*:", section)]
+        missing += [f"Args.{n}" for n in names if n not in documented]
     returned = inspect.signature(x).return_annotation if inspect.isroutine(x) else None
     if returned not in (None, "None", "NoReturn", inspect.Signature.empty):
         if not re.search(r"^(Returns|Yields):|^Returns? ", doc, re.M):

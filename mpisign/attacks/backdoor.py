@@ -89,7 +89,14 @@ class Backdoor(Drawn):
         return images, labels
 
     def accuracy(self, net: Any) -> float:
-        """Share of the held-out edge cases that ``net``, a torch module, labels as the target."""
+        """The attack's success on the held-out edge cases.
+
+        Args:
+            net: A torch module, images (n, 1, 8, 8) to scores (n, 10).
+
+        Returns:
+            The share of them that it labels as the target.
+        """
         import torch
 
         test = torch.from_numpy(self.edge_cases.test)
@@ -108,7 +115,8 @@ class ProjectedBackdoor(Backdoor):
     Source: Wang et al. 2020, section 4 (PGD without replacement), of a model's distance there.
 
     Args:
-        radius: R in units of the honest rows' spread, from 0. The rest as ``Backdoor``.
+        radius: R in units of the honest rows' spread, from 0.
+        f, source, target, share, mix, seed: As ``Backdoor``.
 
     Example:
         >>> attack, rows = ProjectedBackdoor(radius=1.0), np.array([[1.0], [3.0]])
@@ -150,6 +158,9 @@ class ReplacementBackdoor(ProjectedBackdoor):
 
     Sends m + ((n + f) / f) b, for n honest and ``f`` hostile ranks that all do so. Source: Wang et
     al. 2020, section 4 (PGD with replacement), after Bagdasaryan et al. 2020.
+
+    Args:
+        f, source, target, share, mix, radius, seed: As ``ProjectedBackdoor``.
 
     Example:
         >>> attack, rows = ReplacementBackdoor(f=1, radius=0.0), np.array([[1.0], [3.0]])

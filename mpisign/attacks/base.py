@@ -55,21 +55,56 @@ class Attack(ABC):
 
     @abstractmethod
     def of(self, rows: Any) -> Any:
-        """The vector (d,) for ``rows`` (n, d) in float32 or float64."""
+        """The attack's formula; subclasses define it.
+
+        Args:
+            rows: (n, d), float32 or float64.
+
+        Returns:
+            The vector (d,) that is sent.
+        """
 
     def check(self, n: int) -> None:  # noqa: B027
-        """Raises ValueError if ``n`` rows are not enough."""
+        """Checks that the attack works with the rows; by default any number will do.
+
+        Args:
+            n: Number of rows; ValueError if they are too few.
+        """
 
     def reduce(self, rows: Any) -> Any:
-        """What ``finish`` needs of the rows (n, d), as (k, d); a job calls it piece by piece."""
+        """What ``finish`` needs of the rows; a job calls it for pieces of the coordinates.
+
+        Args:
+            rows: (n, d), of the honest ranks.
+
+        Returns:
+            An array (k, d); by default the attack's vector, k = 1.
+        """
         return self(rows)[None]
 
     def finish(self, own: Any, reduced: Any, n: int) -> Any:
-        """What is sent (d,), from the own gradient (d,) and ``reduced`` (k, d) of ``n`` rows."""
+        """The vector that a hostile rank sends in a job.
+
+        Args:
+            own: Its own gradient (d,).
+            reduced: The result of ``reduce``, (k, d).
+            n: Number of honest rows.
+
+        Returns:
+            A vector (d,).
+        """
         return reduced[0]
 
     def batch(self, images: Any, labels: Any) -> tuple[Any, Any]:
-        """The batch that a hostile rank trains on; by default the one given."""
+        """The batch that a hostile rank trains on.
+
+        Args:
+            images: NumPy array or torch tensor (n, ...).
+            labels: The same, (n,).
+
+        Returns:
+            Both; by default as they were given.
+        """
         return images, labels
 
     @property

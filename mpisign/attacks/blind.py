@@ -20,6 +20,9 @@ class Constant(Attack):
 
     Source: Li et al. 2019, RSA, section 6 (same value).
 
+    Args:
+        value: The value.
+
     Example:
         >>> Constant(value=3.0)(np.zeros((4, 2))).tolist()
         [3.0, 3.0]

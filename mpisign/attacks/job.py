@@ -94,9 +94,14 @@ class Adversaries:
         return self.comm.rank in self.hostile
 
     def batch(self, images: Any, labels: Any) -> tuple[Any, Any]:
-        """The batch that this rank trains on: the one given, unless the attack changes data.
+        """The batch that this rank trains on. No communication.
 
-        NumPy arrays or torch tensors (n, ...) and (n,). No communication.
+        Args:
+            images: NumPy array or torch tensor (n, ...).
+            labels: The same, (n,).
+
+        Returns:
+            Both; changed on hostile ranks if the attack changes data.
         """
         return self.attack.batch(images, labels) if self.here else (images, labels)
 

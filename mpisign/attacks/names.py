@@ -39,7 +39,15 @@ ATTACKS: dict[str, Factory] = {
 
 
 def by_name(name: str, f: int = 0, seed: int | Sequence[int] = 0) -> Attack:
-    """The attack of a name of ``ATTACKS``, by ``f`` hostile ranks; ValueError for other names.
+    """The attack of a name, with its defaults.
+
+    Args:
+        name: A name of ``ATTACKS``; ValueError for another one.
+        f: Number of hostile ranks.
+        seed: Seed of random attacks.
+
+    Returns:
+        The attack.
 
     Example:
         >>> by_name("omniscient", f=2)

@@ -34,6 +34,9 @@ class Reversed(Attack):
 
     Source: Rajput et al. 2019, DETOX, section 5 (reversed gradient, times -100).
 
+    Args:
+        scale: The factor, without its sign.
+
     Example:
         >>> import numpy as np
         >>> Reversed(scale=10.0)(np.array([[1.0], [3.0]])).tolist()
@@ -53,6 +56,9 @@ class InnerProductManipulation(Attack):
 
     Source: Xie, Koyejo and Gupta 2019, Fall of empires, section 4.
 
+    Args:
+        tau: The factor, without its sign.
+
     Example:
         >>> import numpy as np
         >>> InnerProductManipulation(tau=0.5)(np.array([[1.0], [3.0]])).tolist()
@@ -70,6 +76,9 @@ class ALittleIsEnough(Attack):
     """mean + tau std of the rows (n, d) per coordinate, std with n - 1; n >= 2.
 
     Source: Baruch, Baruch and Goldberg 2019, A little is enough, Algorithm 3 (z is tau).
+
+    Args:
+        tau: The shift, in standard deviations.
 
     Example:
         >>> import numpy as np

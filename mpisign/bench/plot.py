@@ -26,7 +26,7 @@ def figure(width: float, height: float, title: str) -> Any:
 
 
 def measured(rows: Sequence[Any], why: str = "nothing was measured") -> None:
-    """Raises BenchError if there is nothing to draw."""
+    """Raises BenchError if ``rows`` is empty."""
     if not rows:
         raise BenchError(f"--plot: {why}")
 

@@ -30,14 +30,28 @@ class Piece:
 class CompressedMeanState:
     """One rank's residuals, float32 zeros at first: what its compressions left out so far.
 
-    ``length``: coordinates of the tensor. ``size``, ``rank``: of the communicator. ``block``:
-    coordinates that share a scale, a multiple of 256; None: all of them (the owner's: its shard).
-    Shard r is blocks, or bytes, n r // size to n (r + 1) // size of n. ``residual`` (length,) is
-    the rank's own; ``owner_residual`` (its shard,) belongs to the mean of that shard. Each is kept
-    twice from the first step on, so that a step that fails leaves no trace: 8 bytes a coordinate
-    and 8 a coordinate of the shard.
+    Shard r is blocks, or bytes, n r // size to n (r + 1) // size of n. Each residual is kept twice
+    from the first step on, so that a step that fails leaves no trace: 8 bytes a coordinate and 8 a
+    coordinate of the shard. Save ``state_dict()`` on every rank.
 
-    Save ``state_dict()`` on every rank. Raises ValueError for arguments that do not fit.
+    Args:
+        length: Coordinates of the tensor.
+        size, rank: Of the communicator.
+        block: Coordinates that share a scale, a multiple of 256. None: all of them (the owner's:
+            its shard).
+
+    Attributes:
+        residual: float32 (length,), the rank's own.
+        owner_residual: float32 (its shard,), of the mean of that shard.
+
+    Raises:
+        ValueError: An argument does not fit.
+
+    Example:
+        >>> import mpisign
+        >>> state = mpisign.CompressedMeanState(1000, size=4, rank=1)
+        >>> state.residual.shape, state.owner_residual.shape
+        ((1000,), (248,))
     """
 
     def __init__(self, length: int, size: int = 1, rank: int = 0, block: int | None = None) -> None:
@@ -63,7 +77,16 @@ class CompressedMeanState:
         self._next: tuple[Floats, Floats] | None = None
 
     def piece(self, rank: int, i: int = 0, n: int = 1) -> Piece:
-        """Part i of n of a rank's shard."""
+        """Part ``i`` of ``n`` of a rank's shard.
+
+        Args:
+            rank: The owner of the shard.
+            i: Number of the part, from 0.
+            n: Number of parts.
+
+        Returns:
+            Its ranges of coordinates and of scales.
+        """
         first, last = (self._units * r // self.size for r in (rank, rank + 1))
         u, v = first + (last - first) * i // n, first + (last - first) * (i + 1) // n
         a, b = (min(self.length, w * self._unit) for w in (u, v))
@@ -75,19 +98,19 @@ class CompressedMeanState:
         return self._units if self.block else self.size
 
     def begin(self) -> tuple[Floats, Floats]:
-        """Memory for both residuals after the step: not yet what ``commit`` makes of it."""
+        """Returns memory for both residuals after the step; ``commit`` makes it the state."""
         if self._next is None:
             self._next = np.empty_like(self.residual), np.empty_like(self.owner_residual)
         return self._next
 
     def commit(self) -> None:
-        """The step went well: its residuals are the state."""
+        """Makes the residuals of a step that succeeded the state."""
         assert self._next is not None
         old = self.residual, self.owner_residual
         (self.residual, self.owner_residual), self._next = self._next, old
 
     def state_dict(self) -> dict[str, Any]:
-        """Copies of both residuals, float32 NumPy arrays, and what they belong to."""
+        """Returns copies of both residuals, float32 NumPy arrays, and of the arguments."""
         return {
             "length": self.length,
             "size": self.size,
@@ -98,12 +121,17 @@ class CompressedMeanState:
         }
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Takes over what ``state_dict`` returned; arrays may have become torch tensors.
+        """Loads the residuals that ``state_dict`` returned.
 
-        When ranks came or went, so that ``size``, ``rank`` or ``block`` differ, the rank's own
-        residual is taken over, and the owner's starts from zero: its shard has other bounds now.
-        What is lost is what the last mean left out. ValueError if lengths differ or a value is not
-        finite.
+        If ``size``, ``rank`` or ``block`` differ, since ranks joined or left, the rank's own
+        residual is loaded and the owner's starts from zero: its shard has other bounds now. What
+        the last mean left out is lost.
+
+        Args:
+            saved: The dict; its arrays may be torch tensors.
+
+        Raises:
+            ValueError: Lengths differ, or a value is not finite.
         """
         function = "load_state_dict"
         residual = _loaded(function, "residual", saved["residual"], self.length)

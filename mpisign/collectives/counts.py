@@ -28,7 +28,17 @@ _EXACT = 16  # count planes that fp32 adds up without rounding, with room to spa
 
 
 class Tally(NamedTuple):
-    """int32 arrays of x's shape: the weights, 1 by default, of the ranks that voted so."""
+    """How many ranks voted - and + at each coordinate; with weights, the sums of their weights.
+
+    Attributes:
+        negative: int32 array of x's shape and framework.
+        positive: The same, of the votes for +.
+
+    Example:
+        >>> import numpy as np, mpisign
+        >>> mpisign.Tally(np.array([3]), np.array([1])).positive.tolist()
+        [1]
+    """
 
     negative: Any
     positive: Any

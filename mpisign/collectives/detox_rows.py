@@ -38,13 +38,13 @@ def detox_rows(
     Wire: to all, 8 bytes, how many coordinates are not finite, and the 32-byte digests of this
     rank's p shards (``Shards``), to which it commits; their echo (``echo``); with a tolerance, 256
     bytes of sketch for each shard, to all, and their echo. The sketches' seed is the digest of all
-    commitments: nobody knows it who has not committed. More than half of a group's members that are
-    alike are its majority; a group that has none, or one that is not finite, is left out. Shard s
-    of it goes to rank s from rank s itself where that is of the majority, else from member
-    (s + turn) mod m of its m. An owner to whom comes what was not committed to asks the next
-    (r - 1) / 2 of the majority, a byte to each, one of which is honest if most of the group are.
-    Then as ``robust_rows``, from distances on. Receives about 4 q d / p + 4 d bytes, q groups, and
-    (p - 1) (64 p + 41), with a tolerance (p - 1) (288 p) more.
+    commitments, so a rank learns it after it has committed. More than half of a group's members
+    that are alike are its majority; a group without one, or with one not finite, is left out. Shard
+    s of it goes to rank s from rank s itself where that is of the majority, else from member (s +
+    turn) mod m of its m. An owner to whom comes what was not committed to asks the next (r - 1) / 2
+    of the majority, a byte to each, one of which is honest if most of the group are. Then as
+    ``robust_rows``, from distances on. Receives about 4 q d / p + 4 d bytes, q groups, and (p - 1)
+    (64 p + 41), with a tolerance (p - 1) (288 p) more.
 
     WireError, on all ranks, names ranks that told others different things. RuntimeWarning, on the
     owner, those who sent other data than they committed to: the result is right. Where no member

@@ -91,11 +91,19 @@ class Compressor:
         policies.code(name, "ties", self.ties, policies.TIES)
 
     def groups_of(self, size: int, nodes: Sequence[Sequence[int]] | None) -> Partition | None:
-        """The groups that ``size`` ranks form, None for none. ``nodes``: ranks of each node."""
+        """The groups that the ranks form.
+
+        Args:
+            size: The number of ranks.
+            nodes: The ranks of each node; None: one node.
+
+        Returns:
+            The ranks of each group; None without groups.
+        """
         return None
 
     def abstaining(self) -> Compressor:
-        """A copy whose zeros abstain and whose ties are 0."""
+        """Returns a copy whose zeros abstain and whose ties are 0."""
         return replace(self, zeros="abstain", ties="zero")
 
     @property
@@ -109,7 +117,10 @@ class Compressor:
         return None
 
     def scales_of(self, length: int) -> int:
-        """Number of scales sent for a tensor of ``length`` coordinates.
+        """Returns the number of scales sent for a tensor.
+
+        Args:
+            length: Coordinates of the tensor.
 
         Example:
             >>> from mpisign.compressors import EFSign
@@ -143,9 +154,15 @@ class Compressor:
         )
 
     def pre_sign(self, x: torch.Tensor, context: PackContext, place: int) -> torch.Tensor:
-        """``x`` of ``compress`` as the sign is taken of it: ``x`` itself, or with noise added.
+        """The tensor whose sign is taken, given that of ``compress``: the same, or with noise.
 
-        ``place``: coordinates before ``x`` in its bucket. Never writes to ``x``.
+        Args:
+            x: The tensor of ``compress``; not written to.
+            context: Keys of the random bits.
+            place: Coordinates before ``x`` in its bucket.
+
+        Returns:
+            A tensor of ``x``'s shape; possibly ``x``.
         """
         return x
 
@@ -197,6 +214,13 @@ class Compressor:
 
     def compress_missing(self, parameter: torch.Tensor, state: State) -> torch.Tensor:
         """What this rank sends for a parameter whose gradient only other ranks have.
+
+        Args:
+            parameter: The parameter.
+            state: Its state; not changed.
+
+        Returns:
+            A tensor of the parameter's shape, zeros by default; read only.
 
         Example:
             >>> import torch

@@ -31,6 +31,7 @@ class EFSign(Scaled):
 
     Args:
         block: Coordinates per scale, a multiple of 256. None: one scale per tensor.
+        zeros, nan, ties: As ``Compressor``.
 
     Example:
         >>> import numpy as np, torch

@@ -30,6 +30,7 @@ class EFSparsign(Compressor):
         local_steps: Steps per exchange. A rank moves by its own sparsign(g; B_l) before the last
             one; after it parameters return to where the round began and move by out. The front end
             takes these steps and gives ``pack`` their sums.
+        zeros, nan, ties: As ``Compressor``; zeros must be "abstain".
 
     Example:
         >>> import torch

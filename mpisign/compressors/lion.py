@@ -26,6 +26,7 @@ class Lion(Momentum):
         beta1: b1, in [0, 1).
         beta2: b2, in [0, 1).
         momentum_dtype: "float32" or "bfloat16".
+        zeros, nan, ties: As ``Compressor``.
 
     Example:
         >>> import torch
@@ -60,6 +61,9 @@ class LionAvg(Lion):
 
     Each rank receives ceil(log2(p + 1)) planes instead of one. Source: Liu et al. 2024, Algorithm 1
     (Avg).
+
+    Args:
+        beta1, beta2, momentum_dtype, zeros, nan, ties: As ``Lion``.
 
     Example:
         >>> LionAvg().aggregate

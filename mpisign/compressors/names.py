@@ -58,6 +58,9 @@ def resolve(function: str, compression: object) -> Compressor:
         function: Name of the caller, for error messages.
         compression: A name of ``COMPRESSORS``, a subclass of ``Compressor`` or a ``Compressor``.
 
+    Returns:
+        The compressor, with default settings unless it was given.
+
     Raises:
         ValueError: It is none of these; the message lists the names.
 

@@ -52,6 +52,7 @@ class NoisySign(_Noisy):
     Args:
         scale: s, in units of the gradient; about its standard deviation.
         noise: "normal" or "uniform".
+        zeros, nan, ties: As ``Compressor``.
 
     Example:
         >>> import torch
@@ -82,6 +83,7 @@ class StochasticSign(_Noisy):
 
     Args:
         bound: b, at least the largest |g| if the sum of votes is to be unbiased.
+        zeros, nan, ties: As ``Compressor``.
 
     Example:
         >>> import torch

@@ -28,6 +28,7 @@ class OneBit(Scaled):
     Args:
         momentum: b, in [0, 1).
         block: Coordinates of a bucket per scale, a multiple of 256. None: one scale per bucket.
+        zeros, nan, ties: As ``Compressor``.
 
     Example:
         >>> import torch

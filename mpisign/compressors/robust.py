@@ -21,8 +21,7 @@ class Robust(Compressor):
 
     With ``momentum`` b > 0 each rank sends m = b m + (1 - b) g. Without it rules give way to
     attacks that hide in one step's noise (Karimireddy et al. 2021, Learning from history, section
-    4). A rank whose gradient is not finite is left out of the step; ``nan="raise"`` stops all ranks
-    instead. A missing gradient counts as zeros, or as the momentum.
+    4). A missing gradient counts as zeros, or as the momentum.
 
     State, float32: ``momentum``, the rank's own, without NaN and infinity; ``center``, the last
     result, equal on all ranks, where the rule starts from it (CenteredClipping).
@@ -34,6 +33,7 @@ class Robust(Compressor):
         tolerance: In ``Detox`` members of a group agree if they send the same bits or, with a
             tolerance > 0, if their distance is at most that times their norm (for GPUs that do not
             reproduce bits; such as 1e-4).
+        nan: "abstain" leaves out a rank whose gradient is not finite, "raise" stops all ranks.
 
     Raises:
         TypeError: ``rule`` is neither a rule nor a name.

@@ -17,6 +17,9 @@ class Sign(Compressor):
 
     Source: Bernstein et al. 2018, signSGD: compressed optimisation, Algorithm 1.
 
+    Args:
+        zeros, nan, ties: As ``Compressor``.
+
     Example:
         >>> import torch
         >>> Sign().compress(torch.tensor([0.5, -2.0]), {}).sign()

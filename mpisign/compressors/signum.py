@@ -52,6 +52,7 @@ class Signum(Momentum):
     Args:
         momentum: b, in [0, 1).
         momentum_dtype: "float32" or "bfloat16", whatever the gradient's dtype.
+        zeros, nan, ties: As ``Compressor``.
 
     Example:
         >>> import torch

@@ -25,6 +25,7 @@ class Sparsign(Compressor):
 
     Args:
         budget: B, in 1 / g. The mean of B |g| is about the share of coordinates that vote.
+        zeros, nan, ties: As ``Compressor``; zeros must be "abstain".
 
     Example:
         >>> import numpy as np, torch

@@ -24,6 +24,9 @@ class TernGrad(Scaled):
     with an s below 2.94e-39, whose inverse float32 does not hold, sends zeros. Source: Wen et al.
     2017, TernGrad, Equations 1 to 4 (layer by layer, unclipped, each rank with its own s).
 
+    Args:
+        zeros, nan, ties: As ``Compressor``; zeros must be "abstain".
+
     Example:
         >>> import numpy as np, torch
         >>> from mpisign.compressors import PackContext
@@ -82,6 +85,9 @@ class QSGD(TernGrad):
     """``TernGrad`` with s the 2-norm of the tensor: sparser, with more variance.
 
     Source: Alistarh et al. 2017, QSGD, Section 3.1 with one level (s = 1 there).
+
+    Args:
+        zeros, nan, ties: As ``TernGrad``.
 
     Example:
         >>> import numpy as np, torch

@@ -12,6 +12,9 @@ from mpisign.compressors.base import Compressor
 class Uncompressed(Compressor):
     """The mean of gradients in float32, by the transport's own allreduce: the baseline.
 
+    Args:
+        zeros, nan, ties: Not used: NaN and infinity reach all ranks.
+
     Example:
         >>> Uncompressed().aggregate
         'average'
@@ -29,6 +32,7 @@ class BF16Mean(Compressor):
         signs: Hand the optimizer the mean's sign, 0 for a mean of 0: for parameters beside others
             that move by votes. With one learning rate for all of them, a mean a thousandth of a
             vote in size would leave its parameter in place.
+        zeros, nan, ties: As ``Compressor``; only ``nan`` is used.
 
     Example:
         >>> BF16Mean(signs=True).aggregate

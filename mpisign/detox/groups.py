@@ -62,9 +62,19 @@ class Groups:
         seed: int = 0,
         nodes: Sequence[Sequence[int]] | None = None,
     ) -> Groups:
-        """Rank ``rank``'s ``Groups`` of ``size`` ranks without a communicator, for simulations.
+        """``Groups`` without a communicator, for simulations.
 
-        ``nodes``: the ranks of each node. None: one node.
+        Args:
+            size: The number of ranks.
+            rank: The rank that the groups are made for.
+            redundancy, placement, reshuffle_every, seed: As ``Groups``.
+            nodes: The ranks of each node. None: one node.
+
+        Returns:
+            The ``Groups`` of that rank.
+
+        Raises:
+            ValueError: As ``Groups``.
 
         Example:
             >>> len(Groups.of(size=9, rank=0))
@@ -122,7 +132,11 @@ class Groups:
         return self._draw
 
     def group_of(self, rank: int) -> int:
-        """The index of ``rank``'s group in ``members``; ValueError if there is no such rank."""
+        """Returns the index of a rank's group in ``members``.
+
+        Args:
+            rank: The rank; ValueError if there is no such rank.
+        """
         if not 0 <= rank < self.size:
             raise ValueError(
                 f"{_FUNCTION}.group_of: rank must be in [0, {self.size}), got {rank!r}"
@@ -130,9 +144,10 @@ class Groups:
         return self._of[rank]
 
     def set_epoch(self, epoch: int) -> None:
-        """Redraws the groups if ``epoch``, from 0, needs it.
+        """Redraws the groups if the epoch needs it. Local; between two steps.
 
-        Local; all ranks call it with the same epoch, between two steps.
+        Args:
+            epoch: From 0, the same on all ranks.
 
         Example:
             >>> groups = Groups.of(9, 0, reshuffle_every=2)

@@ -83,7 +83,11 @@ class GroupSampler(Sampler[int]):
         return length // groups if self.drop_last else -(-length // groups)
 
     def set_epoch(self, epoch: int) -> None:
-        """Sets the epoch of the next iterator; all ranks call it with the same ``epoch``."""
+        """Sets the epoch of the next iterator and of the groups.
+
+        Args:
+            epoch: From 0, the same on all ranks.
+        """
         self.groups.set_epoch(epoch)
         if epoch != self.epoch:
             self.epoch, self._given, self._resumes = epoch, 0, False
@@ -119,6 +123,9 @@ class GroupSampler(Sampler[int]):
         Args:
             used: Indices of this epoch that were trained on, where workers fetched more.
 
+        Returns:
+            A dict of plain values: the settings, ``epoch`` and ``given``, the indices used.
+
         Example:
             >>> sampler = GroupSampler(range(9), Groups.of(3, 0))
             >>> first, state = next(iter(sampler)), sampler.state_dict()
@@ -134,10 +141,14 @@ class GroupSampler(Sampler[int]):
         return {**self._settings(), "epoch": self.epoch, "given": given}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Has the next iterator start where ``state`` stood; ``set_epoch`` of its epoch keeps that.
+        """Makes the next iterator start at a saved position; ``set_epoch`` of its epoch keeps it.
 
-        Raises ValueError, and changes nothing, if the state is of another dataset length, order,
-        seed or number of groups. The groups' members may differ.
+        Args:
+            state: The result of ``state_dict``. The groups' members may differ.
+
+        Raises:
+            ValueError: The state is of another dataset length, order, seed or number of groups;
+                nothing is changed.
         """
         for name, own in self._settings().items():
             if state.get(name) != own:

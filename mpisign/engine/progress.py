@@ -112,9 +112,9 @@ class ProgressEngine:
 
     Each has a tag of its own and moves whenever any of them is waited for, or one of another
     communicator in this thread, so that ranks may wait in any order; on an ``ordered`` transport
-    one starts when all before it are over. If one breaks off half way, by a timeout, an error that
-    this rank alone sees or a key that interrupts it, the other ranks are told, all raise, and the
-    communicator is of no more use.
+    one starts when all before it are over. If one stops half way, by a timeout, an error that this
+    rank alone sees or a keyboard interrupt, the other ranks are notified, all raise, and the
+    communicator can no longer be used.
     """
 
     def __init__(self, transport: Transport, timeout: float) -> None:

@@ -45,12 +45,21 @@ class CountBytes:
         self.process_set = process_set
 
     def compress(self, tensor: torch.Tensor) -> tuple[torch.Tensor, Any]:
-        """Returns what the wrapped compression sends."""
+        """Returns the tensor that the wrapped compression sends, and its context.
+
+        Args:
+            tensor: A gradient.
+        """
         sent, ctx = self.compression.compress(tensor)
         count_ring(sent.numel() * sent.element_size(), self.process_set.size())
         return sent, ctx
 
     def decompress(self, tensor: torch.Tensor, ctx: Any) -> torch.Tensor:
-        """Returns what the wrapped compression makes of the sum."""
+        """Returns the gradient that the wrapped compression makes of the sum.
+
+        Args:
+            tensor: The sum over the ranks.
+            ctx: The context from ``compress``.
+        """
         result: torch.Tensor = self.compression.decompress(tensor, ctx)
         return result

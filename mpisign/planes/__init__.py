@@ -29,7 +29,10 @@ __all__ = [
 
 
 def plane_bytes(length: int) -> int:
-    """Returns the bytes of one plane of ``length`` coordinates.
+    """Returns the bytes of one plane.
+
+    Args:
+        length: Coordinates, from 0.
 
     Example:
         >>> from mpisign import planes

@@ -20,10 +20,12 @@ _WRONG = {
 
 
 def coded_bytes_bound(length: int) -> int:
-    """Returns the bytes that suffice for any message of ``length`` coordinates.
+    """Returns the bytes that ``encode`` needs for its output.
 
-    ``encode`` works in as many; a message itself is at most 8 bytes shorter: two planes and a byte
-    for each 131,072 coordinates.
+    A message has at most 8 bytes fewer: two planes and a byte for each 131,072 coordinates.
+
+    Args:
+        length: Coordinates, from 0.
 
     Example:
         >>> from mpisign import planes

@@ -122,9 +122,15 @@ class Rule:
         return self.reduce(rows.mix(weights, X, flags=flags))
 
     def check(self, n: int) -> None:
-        """Raises ValueError if n rows are too few; called before any row is left out.
+        """Checks that n rows suffice; called before any row is left out.
 
         If n rows pass, n - k rows pass with ``fewer(k)``, k < n.
+
+        Args:
+            n: Number of rows.
+
+        Raises:
+            ValueError: They are too few.
 
         Example:
             >>> from mpisign.robust import Krum
@@ -137,7 +143,13 @@ class Rule:
             raise ValueError(f"{type(self).__name__}: 2 f must be below n, got f={f}, n={n}")
 
     def fewer(self, k: int) -> Self:
-        """The rule for the rest when k hostile rows are left out: f - k, at least 0.
+        """The rule for the rest when k hostile rows are left out.
+
+        Args:
+            k: Number of rows left out, from 0.
+
+        Returns:
+            The rule with f - k, at least 0, in place of f.
 
         Example:
             >>> from mpisign.robust import TrMean
@@ -149,10 +161,16 @@ class Rule:
         return replace(self, f=max(getattr(self, "f", 0) - k, 0))  # type: ignore[call-arg]
 
     def left_with(self, n: int, lost: int) -> Self:
-        """The rule for n rows after ``lost`` others were not finite.
+        """The rule for the finite rows.
 
-        The rule itself if it accepts n rows, since those lost may have been honest; else the one
-        with f reduced by as little as needed, at most by ``lost``. ``check`` may still refuse it.
+        Args:
+            n: Number of rows that are finite.
+            lost: Number of rows that were not.
+
+        Returns:
+            The rule itself if it accepts n rows, since those lost may have been honest; else the
+            one with f reduced by as little as needed, at most by ``lost``. ``check`` may still
+            refuse it.
         """
         rule = self
         for k in range(lost + 1):
@@ -165,7 +183,17 @@ class Rule:
         return rule
 
     def without(self, finite: Flags) -> Self:
-        """``left_with`` the ``finite`` rows, bool (n,); ValueError if there are none."""
+        """``left_with`` the rows that are finite.
+
+        Args:
+            finite: bool (n,), which of all rows are.
+
+        Returns:
+            The rule for them.
+
+        Raises:
+            ValueError: No row is finite.
+        """
         left = int(finite.sum())
         if not left:
             raise ValueError(
@@ -175,7 +203,14 @@ class Rule:
         return self.left_with(left, len(finite) - left)
 
     def after(self, result: Any) -> Self:
-        """The rule for the next call, given this result: itself, except for CenteredClipping."""
+        """The rule for the next call.
+
+        Args:
+            result: The result of this one, (d,).
+
+        Returns:
+            The rule itself, except for CenteredClipping.
+        """
         return self
 
     def measure(self, X: Any, *, flags: Flags | None = None) -> Floats | None:
@@ -199,17 +234,28 @@ class Rule:
         return norms
 
     def weights(self, squared: Floats | None, n: int, rng: Random) -> Floats | None:
-        """How rows are mixed: float64 (m, n), or None if they are not (m = n).
+        """How rows are mixed; depends on the arguments alone, so it is the same on all ranks.
 
-        Decided by ``squared`` (of ``measure``), n and ``rng`` alone, so that all ranks decide the
-        same. Where a row sums to less than 1, the rest is the origin's weight.
+        Args:
+            squared: The result of ``measure``.
+            n: Number of rows.
+            rng: Draws what is random.
+
+        Returns:
+            float64 (m, n), or None if rows are not mixed (m = n). Where a row sums to less than 1,
+            the rest is the origin's weight.
         """
         return None
 
     def reduce(self, Y: Any, *, flags: Flags | None = None) -> Any:
-        """One vector (d,) of the mixed rows Y (m, d), per coordinate; by default their mean.
+        """One vector of the mixed rows, per coordinate.
 
-        ``flags``, bool (m,), is filled with which rows are finite, where the rule mixes none.
+        Args:
+            Y: The mixed rows (m, d).
+            flags: bool (m,), filled with which rows are finite; only where the rule mixes none.
+
+        Returns:
+            A vector (d,); by default the mean.
         """
         if len(Y) == 1 and flags is None:
             return Y[0]
@@ -231,7 +277,11 @@ class Mixing(Rule):
     moves_along: ClassVar[bool] = True
 
     def count(self, n: int) -> int:
-        """Number of rows made of n."""
+        """Returns the number of mixed rows.
+
+        Args:
+            n: Number of rows.
+        """
         return n
 
     def reduce(self, Y: Any, *, flags: Flags | None = None) -> Any:

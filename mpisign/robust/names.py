@@ -40,6 +40,9 @@ def by_name(name: str, f: int = 0) -> Rule:
             "bucketing" has s = 2, as Karimireddy et al. 2022; its own default of 1 mixes nothing.
         f: Hostile rows, for all steps that have an f.
 
+    Returns:
+        The rule; a ``Pipeline`` if mixings precede it.
+
     Raises:
         ValueError: The name is unknown; the message lists the names.
 

@@ -34,12 +34,8 @@ def environment(**extra):
     env["PATH"] = f"{BIN}{os.pathsep}{env['PATH']}"
     env["OMPI_ALLOW_RUN_AS_ROOT"] = env["OMPI_ALLOW_RUN_AS_ROOT_CONFIRM"] = "1"
     env["PYTHONUNBUFFERED"] = "1"
-    path = [
-        str(ROOT),
-        str(TESTS),
-        env.get("PYTHONPATH", ""),
-    ]  # scripts in ranks/ import from tests/
-    env["PYTHONPATH"] = os.pathsep.join(filter(None, path))
+    # Scripts in tests/ranks import from tests/.
+    env["PYTHONPATH"] = os.pathsep.join(filter(None, [env.get("PYTHONPATH"), str(TESTS)]))
     return {**env, **extra}
 
 

@@ -10,13 +10,13 @@ import numpy as np
 import torch
 
 import mpisign
-from mpisign import simulation
 from mpisign.attacks.owner import lie_about_shards, suppress_class
 from mpisign.experiments import compression, loop, tasks
 from mpisign.experiments.cell import Cell
 from mpisign.experiments.code_length import CodeLength
 from mpisign.experiments.hostile import Hostile
 from mpisign.experiments.world import World
+from mpisign.transports import threads
 
 #: What lying owners suppress: its row of the output layer is at the end, as is the last shard.
 LAST_CLASS = 9
@@ -57,7 +57,7 @@ def simulated(cell: Cell) -> dict[str, Any]:
     torch.set_num_threads(1)
     start = time.perf_counter()
     mpisign.stats().reset()
-    ranks = simulation.run(cell.ranks, train, cell)
+    ranks = threads.run(cell.ranks, train, cell)
     sent = mpisign.stats().as_dict()["exchange"]["sent"] / cell.ranks
     bits = sum(bits for _, bits in ranks) / cell.ranks
     digests = [done.digest for done, _ in ranks]

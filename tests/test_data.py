@@ -8,7 +8,7 @@ import struct
 import numpy as np
 import pytest
 
-from mpisign.experiments import cifar, data, idx
+from mpisign.experiments import data, image_files
 from mpisign.experiments.errors import DataError
 
 RNG = np.random.default_rng(0)
@@ -94,7 +94,7 @@ def test_idx_that_promises_terabytes(tmp_path):
     path = tmp_path / "train-images-idx3-ubyte"
     path.write_bytes(struct.pack(">4I", 0x0803, 2**31, 2**31, 2**31))
     with pytest.raises(DataError, match="asks for"):
-        idx.read(path, 3)
+        image_files.read_idx(path, 3)
 
 
 def test_truncated_gzip_and_missing_file(fashion):
@@ -171,7 +171,7 @@ def test_cifar_pickle_as_python_2_wrote_it(tmp_path):
     )
     path = tmp_path / "data_batch_1"
     path.write_bytes(blob)
-    read, labels = cifar.read_python(path)
+    read, labels = image_files.read_python(path)
     assert np.array_equal(read.reshape(-1), pixels) and list(labels) == [6, 9]
 
 
@@ -195,7 +195,7 @@ def test_hostile_pickles_run_nothing(tmp_path, protocol, where):
     batch = evil if where == "top" else {**batch, where.encode(): evil}
     path.write_bytes(pickle.dumps(batch, protocol=protocol))
     with pytest.raises(DataError, match="mkdir, which is not allowed"):
-        cifar.read_python(path)
+        image_files.read_python(path)
     assert not mark.exists()
 
 
@@ -219,7 +219,7 @@ def test_pickles_of_something_else(tmp_path, hostile):
     path = tmp_path / "data_batch_1"
     path.write_bytes(pickle.dumps(hostile, protocol=2))
     with pytest.raises(DataError, match="data_batch_1"):
-        cifar.read_python(path)
+        image_files.read_python(path)
 
 
 @pytest.mark.parametrize("content", [b"", b"\x80", b"hello", RNG.bytes(64)])
@@ -227,13 +227,13 @@ def test_what_is_no_pickle(tmp_path, content):
     path = tmp_path / "data_batch_1"
     path.write_bytes(content)
     with pytest.raises(DataError):
-        cifar.read_python(path)
+        image_files.read_python(path)
 
 
 def test_bad_binary_and_bad_directories(tmp_path):
     (tmp_path / "data_batch_1.bin").write_bytes(b"x" * 3072)
     with pytest.raises(DataError, match="records of 3073 bytes, got 3072"):
-        cifar.read_binary(tmp_path / "data_batch_1.bin")
+        image_files.read_binary(tmp_path / "data_batch_1.bin")
     with pytest.raises(DataError, match="no such directory"):
         data.load(tmp_path / "nowhere")
     empty = tmp_path / "empty"

@@ -13,7 +13,7 @@ from dataclasses import replace
 import pytest
 from launchers import ROOT
 
-from mpisign.experiments import file, plan, results, summary
+from mpisign.experiments import file, plan, results
 from mpisign.experiments.cell import Cell
 
 pytest.importorskip("sklearn", reason='pip install "mpisign[train]"')
@@ -41,7 +41,7 @@ def of_study(name, method, seed=0, **point):
 def _trained(text):
     import json
 
-    from mpisign.experiments.record import simulated
+    from mpisign.experiments.run import simulated
 
     return simulated(Cell(**json.loads(text)))
 
@@ -90,7 +90,7 @@ def test_recorded_results_hold_the_facts():
     def mean(method, placement, attack="sign-flip"):
         (found,) = [
             s
-            for s in summary.summaries(plan.groups(file.load("detox")), records)
+            for s in results.summaries(plan.groups(file.load("detox")), records)
             if s.group.method.label == method
             and s.group.point["adversaries"] == 6
             and s.group.point["placement"] == placement

@@ -11,7 +11,7 @@ import time
 import pytest
 from launchers import environment, find, mpirun, run
 
-from mpisign.doctor import child, examine, probes
+from mpisign.doctor import examine, probes
 
 DOCTOR = [sys.executable, "-m", "mpisign.cli", "doctor"]
 _CRASH = "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)"
@@ -96,7 +96,7 @@ def nothing_installed(name):
 
 def test_a_probe_that_crashes_is_an_answer(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(a_package(tmp_path, "cupy", _CRASH)["PYTHONPATH"])
-    answer = child.ask("cupy")
+    answer = examine.ask("cupy")
     assert answer["state"] == "broken" and answer["found"].startswith("died of SIGSEGV")
 
 
@@ -111,7 +111,7 @@ def test_a_probe_that_hangs_is_an_answer_and_leaves_no_process(tmp_path, monkeyp
     )
     monkeypatch.syspath_prepend(a_package(tmp_path, "cupy", code)["PYTHONPATH"])
     start = time.monotonic()
-    answer = child.ask("cupy", seconds=8)
+    answer = examine.ask("cupy", seconds=8)
     assert answer["state"] == "broken"
     assert answer["found"] == "no answer within 8 s: waiting for the device"
     assert time.monotonic() - start < 60
@@ -134,7 +134,7 @@ def alive(pid):
 def test_an_import_that_fails_is_reported_verbatim(tmp_path, monkeypatch):
     code = "raise OSError('libcudart.so.12: cannot open shared object file')"
     monkeypatch.syspath_prepend(a_package(tmp_path, "cupy", code)["PYTHONPATH"])
-    answer = child.ask("cupy")
+    answer = examine.ask("cupy")
     assert answer["state"] == "broken"
     assert answer["found"] == "OSError: libcudart.so.12: cannot open shared object file"
 
@@ -142,13 +142,13 @@ def test_an_import_that_fails_is_reported_verbatim(tmp_path, monkeypatch):
 def test_output_of_libraries_does_not_disturb(tmp_path, monkeypatch):
     code = "print('{\"state\": \"ok\"}'); import os; os.write(2, b'warning\\n'); raise KeyError(1)"
     monkeypatch.syspath_prepend(a_package(tmp_path, "cupy", code)["PYTHONPATH"])
-    assert child.ask("cupy")["found"] == "KeyError: 1"
+    assert examine.ask("cupy")["found"] == "KeyError: 1"
 
 
 def test_a_launcher_that_fails_is_reported():
-    answer = child.ask("numpy", launcher=["sh", "-c", "echo no slots here >&2; exit 3"])
+    answer = examine.ask("numpy", launcher=["sh", "-c", "echo no slots here >&2; exit 3"])
     assert answer["state"] == "broken" and answer["found"] == "exit status 3: no slots here"
-    answer = child.ask("numpy", launcher=["/nonexistent/mpirun"])
+    answer = examine.ask("numpy", launcher=["/nonexistent/mpirun"])
     assert answer["state"] == "broken" and "No such file" in answer["found"]
 
 
@@ -203,8 +203,8 @@ def test_the_traces_of_a_launcher_are_removed(monkeypatch):
         monkeypatch.setenv(name, "3")
     monkeypatch.setenv("OMPI_ALLOW_RUN_AS_ROOT", "0")
     monkeypatch.setenv("RANKED", "yes")
-    there = child.environment(in_job=False)
-    gone = child.environment(in_job=True)
+    there = examine.environment(in_job=False)
+    gone = examine.environment(in_job=True)
     assert there["PMI_SIZE"] == "3" and "PMI_SIZE" not in gone and "RANK" not in gone
     assert not set(gone) & {"OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "HOROVOD_RANK"}
     assert gone["RANKED"] == "yes" and gone["OMPI_ALLOW_RUN_AS_ROOT"] == "0"

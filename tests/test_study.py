@@ -16,7 +16,7 @@ import pytest
 from launchers import ROOT, environment, mpirun
 
 from mpisign.cli import main
-from mpisign.experiments import file, plan, results, summary, tables
+from mpisign.experiments import file, plan, results, tables
 from mpisign.experiments.cell import Cell
 from mpisign.experiments.data import dirichlet
 from mpisign.experiments.errors import SettingsError
@@ -57,9 +57,9 @@ CELLS = 2 * (2 + 4 + 2)
 
 
 def simulated(cell):
-    from mpisign.experiments import record
+    from mpisign.experiments import run
 
-    return record.simulated(cell)
+    return run.simulated(cell)
 
 
 def quadratic(size, hostile, steps, seed=0):
@@ -379,7 +379,7 @@ def test_tables_and_pictures(killed_and_resumed, tmp_path, capsys):
     assert main(show) == 0
     out = capsys.readouterr().out
     study = file.parse(TINY, "tiny")
-    found = summary.summaries(plan.groups(study), results.read(path))
+    found = results.summaries(plan.groups(study), results.read(path))
     for s in found:
         values = [r["result"]["test"] for r in written(path) if r["settings"]["seed"] < 2]
         assert len(s.values) == 2 and set(s.values) <= set(values)

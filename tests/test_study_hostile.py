@@ -11,7 +11,7 @@ from test_study_groups import CELLS, TINY, digits
 
 from mpisign import detox
 from mpisign.cli import main
-from mpisign.experiments import file, plan, results, summary, tables
+from mpisign.experiments import file, plan, results, tables
 
 pytest.importorskip("sklearn", reason='pip install "mpisign[train]"')
 pytest.importorskip("rich", reason='pip install "mpisign[train]"')
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:most ranks' votes differ")
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4, 5, 9])
 def test_replicas_end_alike_whatever_hostile_ranks_do(ranks):
     """``simulated`` raises where they do not."""
-    from mpisign.experiments.record import simulated
+    from mpisign.experiments.run import simulated
 
     inner = {"compressor": "robust", "rule": "median", "momentum": 0.5}
     redundancy = 3 if ranks >= 3 else 1
@@ -63,7 +63,7 @@ def tiny(tmp_path_factory):
 def test_tables_and_pictures_by_attack_and_placement(tiny, tmp_path):
     own, path = tiny
     study = file.parse(TINY, "tiny")
-    found = summary.summaries(plan.groups(study), results.read(path))
+    found = results.summaries(plan.groups(study), results.read(path))
     made = {t.title: t for t in tables.tables(study, found)}
     assert [*made][:4] == [
         "g, ipm: test accuracy, %",

@@ -13,10 +13,9 @@ from mpisign.compressors import Detox
 from mpisign.detox import Groups, GroupSampler
 from mpisign.experiments import compare, compression, data, suspects
 from mpisign.experiments.cell import Cell
-from mpisign.experiments.check import check
 from mpisign.experiments.errors import SettingsError
 from mpisign.experiments.hostile import Hostile
-from mpisign.experiments.settings import Settings
+from mpisign.experiments.settings import Settings, check
 from mpisign.experiments.tasks.images import Images
 
 torch = pytest.importorskip("torch")

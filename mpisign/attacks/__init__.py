@@ -8,15 +8,14 @@ from __future__ import annotations
 
 from mpisign.attacks.backdoor import Backdoor, ProjectedBackdoor, ReplacementBackdoor
 from mpisign.attacks.base import Attack
-from mpisign.attacks.blind import Constant, Gaussian, Inf, Random
+from mpisign.attacks.blind import Constant, Gaussian, Inf, LabelFlipping, Random
 from mpisign.attacks.job import Adversaries
-from mpisign.attacks.labels import LabelFlipping
-from mpisign.attacks.mimic import Mimic
 from mpisign.attacks.names import ATTACKS, Factory, by_name
-from mpisign.attacks.near_ties import NearTies
-from mpisign.attacks.of_the_mean import (
+from mpisign.attacks.of_rows import (
     ALittleIsEnough,
     InnerProductManipulation,
+    Mimic,
+    NearTies,
     Reversed,
     SignFlipping,
 )

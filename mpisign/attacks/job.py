@@ -64,9 +64,7 @@ class Adversaries:
         if not isinstance(comm, Communicator):
             raise TypeError(f"{_FUNCTION}: comm must be a Communicator, got {type(comm).__name__}")
         self.hostile = tuple(sorted(int(r) for r in hostile))
-        if len(set(self.hostile)) < len(self.hostile) or not set(self.hostile) <= set(
-            range(comm.size)
-        ):
+        if sorted(set(self.hostile).intersection(range(comm.size))) != [*self.hostile]:
             raise ValueError(
                 f"{_FUNCTION}: hostile must be distinct ranks from 0 to {comm.size - 1}, "
                 f"got {list(hostile)}"

@@ -6,13 +6,12 @@ from collections.abc import Callable, Sequence
 
 from mpisign.attacks.backdoor import Backdoor, ProjectedBackdoor, ReplacementBackdoor
 from mpisign.attacks.base import Attack
-from mpisign.attacks.blind import Constant, Gaussian, Inf, Random
-from mpisign.attacks.labels import LabelFlipping
-from mpisign.attacks.mimic import Mimic
-from mpisign.attacks.near_ties import NearTies
-from mpisign.attacks.of_the_mean import (
+from mpisign.attacks.blind import Constant, Gaussian, Inf, LabelFlipping, Random
+from mpisign.attacks.of_rows import (
     ALittleIsEnough,
     InnerProductManipulation,
+    Mimic,
+    NearTies,
     Reversed,
     SignFlipping,
 )

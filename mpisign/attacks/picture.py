@@ -15,10 +15,7 @@ _COLUMNS = 13
 
 
 def write(path: Path, backdoor: Backdoor | None = None) -> None:
-    """Writes usual images of the source and the target, and edge cases trained on and held out.
-
-    Usual: those nearest to the mean image. Needs scikit-learn and matplotlib.
-    """
+    """Writes usual images of the source and the target, and edge cases trained on and held out."""
     from matplotlib.figure import Figure
 
     attack = Backdoor() if backdoor is None else backdoor

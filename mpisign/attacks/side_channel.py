@@ -32,18 +32,10 @@ def honest_rows(
     pieces: bool = True,
     about: str = "",
 ) -> Any:
-    """``reduce`` of the honest ranks' ``own``, on hostile ranks; None on others. Collective.
+    """``reduce`` of the honest ranks' vectors ``own``, on hostile ranks, else None. Collective.
 
-    Args:
-        comm: The communicator.
-        hostile: The hostile ranks.
-        own: Flat float32 or float64 vector, of one length on all ranks.
-        reduce: Given on hostile ranks alone; called for one piece of the coordinates at a time, so
-            that no more than (n, piece) is held.
-        pieces: False: call it once, for all coordinates.
-        about: Text that all ranks must agree on.
-
-    Raises, on all ranks, DisagreementError if these differ and WireError for malformed messages.
+    ``reduce`` is given on hostile ranks, and called piece by piece, or once without ``pieces``.
+    Raises, on all ranks, DisagreementError if d, dtype, ``about`` or ``hostile`` differ, WireError.
 
     Wire: to all, 32 bytes (magic, length, bytes per coordinate, 8 of BLAKE2b over ``about`` and the
     hostile ranks); then, piece by piece, coordinates from each honest rank to each hostile one.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import sys
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from mpisign import launcher
+from mpisign.cli.numbers import bounded
 
 _DESCRIPTION = """\
 Look at everything that mpisign can use here, try it, and say what is missing.
@@ -58,7 +60,7 @@ def add_parser(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the probes and prints the table; the exit status."""
-    from mpisign.doctor.examine import Finding, Report, examine
+    from mpisign.doctor.examine import Finding, document, examine
 
     rank = launcher.rank()
     # Without MPI, under horovodrun --gloo or torchrun, ranks are not listed.
@@ -72,11 +74,7 @@ def run(args: argparse.Namespace) -> int:
             print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
 
     try:
-        rows = examine(
-            seconds=args.seconds,
-            in_job=rank is not None,
-            progress=lambda name: progress(f"{name} ..."),
-        )
+        rows = examine(args.seconds, rank is not None, lambda name: progress(f"{name} ..."))
     except KeyboardInterrupt:
         print("\nmpisign: interrupted", file=sys.stderr)
         return 130
@@ -84,18 +82,18 @@ def run(args: argparse.Namespace) -> int:
         progress("")
     if problem:
         rows.append(Finding("this job", "broken", problem))
-    report = Report(rows, ranks)
-    text = json.dumps(report.as_dict(), indent=1)
+    report = document(rows, ranks)
+    text = json.dumps(report, indent=1)
     if args.json == Path("-"):
         print(text)
-        return bool(report.names("broken"))
-    if args.json is not None:
-        try:
-            args.json.write_text(text + "\n")
-        except OSError as error:
-            args.parser.error(f"--json: {error}")
-    print(_table(report))
-    return bool(report.names("broken"))
+    else:
+        if args.json is not None:
+            try:
+                args.json.write_text(text + "\n")
+            except OSError as error:
+                args.parser.error(f"--json: {error}")
+        print(_table(rows, report))
+    return bool(report["broken"])
 
 
 def _ranks() -> tuple[list[dict[str, Any]], str]:
@@ -120,26 +118,20 @@ def _ranks() -> tuple[list[dict[str, Any]], str]:
     return ranks, ""
 
 
-def _table(report: Any) -> str:
+def _table(rows: list[Any], report: dict[str, Any]) -> str:
     lines = [f"mpisign doctor on {platform.node()}"]
-    wide = max(len(row.name) for row in report.rows)
-    for row in report.rows:
+    wide = max(len(row.name) for row in rows)
+    for row in rows:
         text = textwrap.wrap(row.found, 100 - wide - 13, break_on_hyphens=False) or [""]
         lines.append(f"  {row.name:<{wide}}  {_MARKS[row.state]:<7}  {text[0]}")
         more = [*text[1:], *([f"-> {row.advice}"] if row.advice else [])]
         lines += [f"  {'':<{wide}}  {'':<7}  {line}" for line in more]
-    for number, rank in enumerate(report.ranks):
+    for number, rank in enumerate(report["ranks"]):
         lines.append(f"  rank {number}: {rank['host']}, local rank {rank['local_rank']}")
-    broken = report.names("broken")
-    lines.append("does not work: " + ", ".join(broken) if broken else "what is installed works")
-    return "\n".join(lines)
+    broken = ", ".join(report["broken"])
+    return "\n".join([*lines, f"does not work: {broken}" if broken else "what is installed works"])
 
 
-def _seconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value <= 3600:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds, up to 3600")
-    return value
+def _seconds(text: str) -> Any:
+    what = "a number of seconds, up to 3600"
+    return bounded(text, float, math.nextafter(0, 1), math.nextafter(3600, math.inf), what)

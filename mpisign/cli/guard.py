@@ -18,12 +18,7 @@ _SOURCE = re.compile(r"^\[[^]]*\] *")  # Gloo's messages start with a path of it
 
 
 def end_on_signals(speaker: bool) -> None:
-    """From now on Ctrl-C and the launcher's SIGTERM end this process at once, in one line.
-
-    Python runs handlers in the main thread, which may sit in a collective for ever once another
-    rank is gone; the wakeup descriptor is written to at once, whichever thread the signal hits.
-    ``speaker``: print the line here.
-    """
+    """From now on Ctrl-C and the launcher's SIGTERM end this process at once, in one line."""
     readable, writable = os.pipe()
     os.set_blocking(writable, False)
     signal.set_wakeup_fd(writable, warn_on_full_buffer=False)
@@ -43,10 +38,7 @@ def end_on_signals(speaker: bool) -> None:
 
 
 def abort_on_error(action: Callable[[], int], rank: Callable[[], int | None]) -> int:
-    """``action()``; an exception that leaves it ends all ranks of the job, with its traceback.
-
-    Without that the other ranks would wait for this one in their next collective.
-    """
+    """``action()``; an exception that leaves it ends all ranks of the job, with its traceback."""
     try:
         return action()
     except BaseException as error:

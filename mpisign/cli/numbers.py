@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import math
 import re
+from functools import partial
 from typing import Any
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
@@ -59,29 +61,11 @@ def bounded(text: str, kind: type, low: float, high: float, what: str) -> Any:
     return value
 
 
-def positive(text: str) -> Any:
-    """A whole number from 1."""
-    return bounded(text, int, 1, 1 << 62, "a positive number")
-
-
-def count(text: str) -> Any:
-    """A whole number from 0."""
-    return bounded(text, int, 0, 1 << 62, "a number from 0")
-
-
-def seed(text: str) -> Any:
-    """A number that a generator takes."""
-    return bounded(text, int, 0, 1 << 63, "a number from 0 to 2**63 - 1")
-
-
-def rate(text: str) -> Any:
-    """A learning rate."""
-    return bounded(text, float, 0.0, float("inf"), "a learning rate")
-
-
-def momentum(text: str) -> Any:
-    """The beta of a moving average."""
-    return bounded(text, float, 0.0, 1.0, "a number from 0 to below 1")
+positive = partial(bounded, kind=int, low=1, high=1 << 62, what="a positive number")
+count = partial(bounded, kind=int, low=0, high=1 << 62, what="a number from 0")
+seed = partial(bounded, kind=int, low=0, high=1 << 63, what="a number from 0 to 2**63 - 1")
+rate = partial(bounded, kind=float, low=0.0, high=math.inf, what="a learning rate")
+momentum = partial(bounded, kind=float, low=0.0, high=1.0, what="a number from 0 to below 1")
 
 
 def ways(text: str) -> tuple[str, ...]:

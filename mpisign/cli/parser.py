@@ -35,11 +35,7 @@ class RankParser(argparse.ArgumentParser):
 
 
 def add_fields(parser: argparse.ArgumentParser, cls: type) -> None:
-    """Adds an option for each field of the dataclass ``cls`` whose metadata has a ``help``.
-
-    More metadata: ``type``, the name of a function of ``cli.numbers``; ``choices``; ``metavar``;
-    ``group``, the title of the group of options that it belongs to.
-    """
+    """Adds an option for each field of ``cls`` whose metadata, as of add_argument, has a help."""
     groups: dict[str, Any] = {"": parser}
     for f in fields(cls):
         if "help" not in f.metadata:

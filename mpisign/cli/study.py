@@ -71,9 +71,8 @@ def add_parser(commands: Any) -> None:
         help="cells at a time, a process each (default: %(default)s, this machine's cores); 0: in "
         "this process, for a debugger",
     )
-    running.add_argument(
-        "--real", action="store_true", help="by the ranks that mpirun started, not simulated ones"
-    )
+    about = "by the ranks that mpirun started, not simulated ones"
+    running.add_argument("--real", action="store_true", help=about)
     showing = actions.add_parser(
         "show",
         help="tables and pictures of a study's results",
@@ -84,25 +83,20 @@ def add_parser(commands: Any) -> None:
     add("--table", action="store_true", help="print the tables (the default without other options)")
     add("--toml", action="store_true", help="print the study's file")
     add("--plot", metavar="FILE.png", type=Path, help="draw into FILE (or .svg, .pdf)")
-    add(
-        "--markdown",
-        metavar="FILE",
-        type=Path,
-        help="write the tables in Markdown, with the command, the dates and the machine, to a new "
-        "FILE, or between two lines of FILE that read <!-- mpisign study NAME -->",
+    about = (
+        "write the tables in Markdown, with the command, the dates and the machine, to a new "
+        "FILE, or between two lines of FILE that read <!-- mpisign study NAME -->"
     )
+    add("--markdown", metavar="FILE", type=Path, help=about)
 
 
 def _add_study(parser: argparse.ArgumentParser, action: Callable[..., int]) -> None:
     add = parser.add_argument
     add("study", metavar="NAME|FILE.toml", help="see mpisign study list, or a file of your own")
-    add(
-        "--results",
-        metavar="FILE",
-        type=Path,
-        help="lines of JSON, one a cell (default: NAME.jsonl here)",
-    )
-    add("--only", metavar="A,B", type=_names, default=(), help="these grids or methods, by label")
+    about = "lines of JSON, one a cell (default: NAME.jsonl here)"
+    add("--results", metavar="FILE", type=Path, help=about)
+    about = "these grids or methods, by label"
+    add("--only", metavar="A,B", type=lambda text: text.split(","), default=(), help=about)
     add("--seeds", metavar="N,N", type=_seeds, default=(), help="instead of the file's")
     parser.set_defaults(run=_run, action=action, parser=parser)
 
@@ -147,10 +141,6 @@ def _show(args: argparse.Namespace) -> int:
     from mpisign.experiments import study
 
     return study.shown(args)
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(text.split(","))
 
 
 def _seeds(text: str) -> tuple[int, ...]:

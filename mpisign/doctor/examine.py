@@ -1,20 +1,28 @@
-"""Runs all probes and compares their answers."""
+"""Runs each probe in a process of its own, with a time limit, and compares their answers."""
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import re
 import shutil
+import signal
+import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mpisign.doctor import child
-
+#: What launchers leave in the environment: a child with them would look for the job's other ranks.
+_LAUNCHERS = re.compile(
+    r"(OMPI_(?!ALLOW)|PMIX_|PMI_|PRTE_|HYD|MPI_LOCAL|MV2_COMM|MVP_COMM|PALS_|JSM_|FLUX_|HOROVOD_"
+    r"|TORCHELASTIC_|SLURM_(PROCID|LOCALID|STEP|NTASKS)|(LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)$"
+    r"|MASTER_(ADDR|PORT)$)"
+)
 #: A probe's function, and its name in the table.
 _PROBES = {
     "python": "mpisign",
@@ -44,40 +52,25 @@ class Finding:
     details: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass
-class Report:
-    """All rows. ``ranks``: of the job that this process belongs to, each rank's host."""
-
-    rows: list[Finding]
-    ranks: list[dict[str, Any]] = field(default_factory=list)
-
-    def names(self, state: str) -> list[str]:
-        """The rows that are in ``state``."""
-        return [row.name for row in self.rows if row.state == state]
-
-    def as_dict(self) -> dict[str, Any]:
-        """The document of ``--json``."""
-        return {
-            "host": platform.node(),
-            "system": platform.platform(),
-            "rows": [asdict(row) for row in self.rows],
-            "broken": self.names("broken"),
-            "missing": self.names("missing"),
-            "ranks": self.ranks,
-        }
+def document(rows: list[Finding], ranks: list[dict[str, Any]]) -> dict[str, Any]:
+    """The document of ``--json``; ``ranks``: of this process's job, each rank's host."""
+    return {
+        "host": platform.node(),
+        "system": platform.platform(),
+        "rows": [asdict(row) for row in rows],
+        **{s: [row.name for row in rows if row.state == s] for s in ("broken", "missing")},
+        "ranks": ranks,
+    }
 
 
-def examine(*, seconds: float, in_job: bool, progress: Callable[[str], None]) -> list[Finding]:
-    """Runs every probe, two at a time, each for at most ``seconds``.
-
-    ``in_job``: a launcher started this process; its traces are removed from the children.
-    """
+def examine(seconds: float, in_job: bool, progress: Callable[[str], None]) -> list[Finding]:
+    """Runs every probe, two at a time, each for at most ``seconds``."""
     path = f"Python {platform.python_version()}, {sys.executable}"
     rows = [Finding("Python", "ok", path, details={"version": platform.python_version()})]
 
     def probe(item: tuple[str, str]) -> Finding:
         progress(item[1])
-        return Finding(item[1], **child.ask(item[0], seconds=seconds, in_job=in_job))
+        return Finding(item[1], **ask(item[0], seconds=seconds, in_job=in_job))
 
     def start(item: tuple[str, list[str] | None, str]) -> Finding:
         progress(item[0])
@@ -110,7 +103,7 @@ def _started(
 ) -> Finding:
     if command is None:
         return Finding(name, "missing", "no such program on PATH or beside Python", advice)
-    answer = child.ask("communicator", launcher=command, seconds=seconds, in_job=in_job)
+    answer = ask("communicator", launcher=command, seconds=seconds, in_job=in_job)
     row = Finding(name, **answer)
     row.details["launcher"] = command
     if not command:
@@ -131,7 +124,7 @@ def _started(
 
 def _oversubscribe(mpirun: str) -> list[str]:
     """Open MPI's options that let two ranks share a core; MPICH does not know them."""
-    version = child.run([mpirun, "--version"], 20, dict(os.environ))[1]
+    version = _run([mpirun, "--version"], 20, dict(os.environ))[1]
     open_mpi = re.search(r"open.?mpi|openrte|prrte", version, re.IGNORECASE)
     return ["--oversubscribe", "--bind-to", "none"] if open_mpi else []
 
@@ -151,3 +144,58 @@ def _compare(rows: list[Finding]) -> None:
             cupy.advice = f"two versions in one process if torch comes too: {one} and {other}"
     if found["GPUs"].state == "ok" and found["CuPy"].state == "missing":
         found["CuPy"].advice += ": the GPU's kernels need it"
+
+
+def environment(*, in_job: bool) -> dict[str, str]:
+    """This process's environment; in a job without the traces of its launcher."""
+    env = {k: v for k, v in os.environ.items() if not (in_job and _LAUNCHERS.match(k))}
+    # mpirun refuses root, which is a container's only user.
+    env.setdefault("OMPI_ALLOW_RUN_AS_ROOT", "1")
+    env.setdefault("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1")
+    # Children find mpisign where this process did, also from another folder.
+    env["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+    return env
+
+
+def ask(
+    probe: str, *, seconds: float = 60, launcher: Sequence[str] = (), in_job: bool = False
+) -> dict[str, Any]:
+    """``probes.answer(probe)`` of a child started by ``launcher``; a crash is "broken"."""
+    with tempfile.TemporaryDirectory(prefix="mpisign-doctor-") as folder:
+        file = Path(folder) / "answer"
+        command = [*launcher, sys.executable, "-m", "mpisign.doctor.probes", probe, str(file)]
+        status, output = _run(command, seconds, environment(in_job=in_job))
+        if status == 0 and file.exists():
+            answer: dict[str, Any] = json.loads(file.read_text())
+            return answer
+    if status is None:
+        found = f"no answer within {seconds:g} s"
+    else:
+        found = f"died of {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
+    if lines := [line.strip() for line in output.splitlines() if re.search(r"\w{3}", line)]:
+        found += f": {lines[-1][:200]}"
+    details = {"output": output[-4000:], "command": command}
+    return {"state": "broken", "found": found, "advice": "", "details": details}
+
+
+def _run(command: list[str], seconds: float, env: dict[str, str]) -> tuple[int | None, str]:
+    """Exit status, None after a timeout, and what was printed."""
+    try:
+        process = subprocess.Popen(
+            command,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        )
+    except OSError as error:
+        return 127, str(error)
+    try:
+        output, _ = process.communicate(timeout=seconds)
+        return process.returncode, output
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)  # launchers' children too
+        return None, process.communicate()[0]

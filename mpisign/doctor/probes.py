@@ -1,7 +1,4 @@
-"""The probes. Each runs in a process of its own, which a library may crash or block.
-
-``python -m mpisign.doctor.probes NAME FILE`` writes a probe's answer to FILE as JSON.
-"""
+"""The probes, each in a process of its own: ``python -m mpisign.doctor.probes NAME FILE``."""
 
 from __future__ import annotations
 

@@ -19,14 +19,7 @@ _LATER = {"placement": None, "lying_owners": 0, "byzantine_f": 0, "algorithm": "
 
 @dataclass(frozen=True)
 class Cell:
-    """Settings of one training. ``batch_size`` is per rank; either ``steps`` or ``epochs`` is set.
-
-    ``dirichlet``: the concentration of labels over ranks, None for shuffled data. The last
-    ``adversaries`` ranks are hostile. ``seed`` makes model, shards, batches, attacks, random bits.
-    ``skip``: of ``mpisign.DistributedOptimizer``, "none" or "auto"; ``byzantine_f`` and
-    ``algorithm`` too. ``placement``: of compressor "detox" alone, None means "random". The last
-    ``lying_owners`` ranks vote honestly and send false results of their shards.
-    """
+    """Settings of one training: ``steps`` or ``epochs`` is set; the last ranks are hostile."""
 
     task: str
     compressor: str
@@ -87,11 +80,7 @@ class Cell:
         return range(self.ranks - self.adversaries, self.ranks)
 
     def rate(self, step: int, steps: int) -> float:
-        """The learning rate at ``step`` of ``steps``: a linear warm-up, then the schedule.
-
-        A vote moves every parameter by the whole rate, however small its gradient: with a constant
-        rate the model keeps shaking.
-        """
+        """The learning rate at ``step`` of ``steps``: a linear warm-up, then the schedule."""
         rising = math.ceil(self.warmup * steps)
         if step < rising:
             return self.lr * (step + 1) / rising

@@ -15,38 +15,29 @@ import mpisign
 from mpisign import launcher
 from mpisign.errors import CollectiveError, LauncherError
 from mpisign.experiments import (
-    check,
     compression,
     data,
     files,
     loop,
     model,
-    plot,
     progress,
     report,
     suspects,
 )
 from mpisign.experiments import world as worlds
-from mpisign.experiments.errors import SettingsError
+from mpisign.experiments.errors import SettingsError, need
 from mpisign.experiments.hostile import Hostile
-from mpisign.experiments.settings import Settings
-from mpisign.experiments.table import check_rich
+from mpisign.experiments.settings import Settings, check
 from mpisign.experiments.tasks.images import Images
 from mpisign.experiments.variants import VARIANTS, Variant
-from mpisign.experiments.world import World
+from mpisign.experiments.world import TrainingWorld
 
 _HEAD_START = 1.0  # seconds that rank 0 has for its message before a launcher ends all ranks
 
 
 @dataclass
 class Result:
-    """One variant's outcome. Bytes and seconds are means over ranks, per step; None: not known.
-
-    ``suspects``: one a rank, None where nobody votes in groups. ``backdoor``: how often the model
-    does what the attack is for, None where that is nothing. ``curve`` and ``accuracy`` (in
-    [0, 1]) are rank 0's, which alone evaluates; ``stats`` is rank 0's ``mpisign.stats()``;
-    ``digests`` holds each rank's SHA-256 of the final parameters; ``identical``: they are equal.
-    """
+    """One variant's outcome. Bytes and seconds are means over ranks, per step; None: not known."""
 
     way: str
     label: str
@@ -69,10 +60,7 @@ class Result:
 
 
 def run(settings: Settings, note: str = "", command: str = "mpisign train") -> int:
-    """Trains every variant of ``settings``; 0, or 2 if the settings cannot be used.
-
-    Every rank calls it; rank 0 prints, ``note`` first.
-    """
+    """Trains every variant of ``settings``; 0, or 2 if the settings cannot be used."""
     torch.set_num_threads(1)
     variants = [VARIANTS[name] for name in settings.ways]
     world = None
@@ -107,18 +95,18 @@ def run(settings: Settings, note: str = "", command: str = "mpisign train") -> i
     return 0
 
 
-def _prepare(settings: Settings, world: World) -> data.Dataset:
+def _prepare(settings: Settings, world: TrainingWorld) -> data.Dataset:
     """Checks everything that may be unusable, before anything is trained."""
     if world.rank == 0:
-        check_rich()
+        need("rich")
         for option in ("json", "plot", "markdown"):
             files.check_path(f"--{option}", getattr(settings, option))
         if settings.plot is not None:
-            plot.check()
+            need("matplotlib")
         if settings.markdown is not None:
             files.around(settings.markdown, report.MARK)
     dataset = data.load(settings.data)
-    check.check(settings, world.size, dataset)
+    check(settings, world.size, dataset)
     dataset.shard(world.rank, world.size)
     if any(VARIANTS[name].via == "horovod" for name in settings.ways):
         try:
@@ -128,7 +116,7 @@ def _prepare(settings: Settings, world: World) -> data.Dataset:
     return dataset
 
 
-def _refused(message: str, world: World | None) -> int:
+def _refused(message: str, world: TrainingWorld | None) -> int:
     if not (launcher.rank() if world is None else world.rank):
         print(f"mpisign train: error: {message}", file=sys.stderr, flush=True)
     else:
@@ -149,31 +137,26 @@ def train(
     variant: Variant,
     dataset: data.Dataset,
     settings: Settings,
-    world: World,
+    world: TrainingWorld,
     update: Callable[..., None],
-    comm: mpisign.Communicator | None = None,
+    comm: mpisign.Communicator | None,
 ) -> Result:
-    """Trains a new model on ``dataset``, this rank on its share; the same Result on every rank.
-
-    ``comm``: for groups and adversaries, if any. ``update``: what ``progress.of_steps`` yields.
-    Raises CollectiveError if the ranks would start from different parameters.
-    """
-    cell = settings.cell(variant.votes, world.size, steps_of(settings, dataset, world.size))
+    """Trains a new model on ``dataset``, this rank on its share; the same Result on every rank."""
+    steps = steps_of(settings, dataset, world.size)
+    cell = settings.cell(variant.votes, world.size, steps)
     net = model.build(dataset.train_images.shape[1:], cell.seed)
     if len(set(world.gather_digests(model.digest(net)))) != 1:
         raise CollectiveError(
             "train: ranks start from different parameters: unlike torch versions?"
         )
     groups = None if comm is None else settings.groups(comm)
-    feed = data.feed(
-        dataset, world.rank, world.size, cell.batch_size, cell.seed, groups, order=settings.order
-    )
-    assert cell.steps is not None
-    task = Images(net, feed, cell.steps, (dataset.test_images, dataset.test_labels))
+    share = world.rank, world.size, cell.batch_size, cell.seed
+    feed = data.feed(dataset, *share, groups, order=settings.order)
+    task = Images(net, feed, steps, (dataset.test_images, dataset.test_labels))
     voters = groups if variant.votes else None
     compressor = compression.compressor(cell, voters)
     optimizer = variant.wrap(cell, task.named, compressor)
-    hostile = Hostile(cell, comm, task, compressor, voters, eager=variant.eager)
+    hostile = Hostile(cell, comm, task, compressor, voters, eager=variant.via == "horovod")
     mpisign.stats().reset()
     watch = None if groups is None else suspects.Watch(groups)
 
@@ -184,42 +167,16 @@ def train(
 
     # Closer together at the start, where accuracy still moves.
     parts = cell.evaluations
-    marks = sorted({round(cell.steps * (i / parts) ** 2) for i in range(parts + 1)})
-    done = loop.train(
-        cell,
-        task,
-        optimizer,
-        hostile,
-        marks,
-        world.rank,
-        world=world,
-        stepped=stepped,
-        evaluated=update,
-    )
+    marks = sorted({round(steps * (i / parts) ** 2) for i in range(parts + 1)})
+    done = loop.train(cell, task, optimizer, hostile, marks, world.rank, world, stepped, update)
     suspected = None if watch is None else watch.gather(world)
-    return _result(variant, settings, world, done, hostile, suspected, hostile.success(net))
-
-
-def _result(
-    variant: Variant,
-    settings: Settings,
-    world: World,
-    done: loop.Trained,
-    hostile: Hostile,
-    suspected: list[suspects.Suspect] | None,
-    backdoor: float | None,
-) -> Result:
-    stats, steps = mpisign.stats().as_dict(), done.steps
+    stats = mpisign.stats().as_dict()
     totals = [stats["exchange"]["sent"], stats["exchange"]["received"]]
-    totals += [done.seconds - hostile.seconds]
-    totals += [stage["seconds"] for stage in stats.values()]
+    totals += [done.seconds - hostile.seconds, *(stage["seconds"] for stage in stats.values())]
     gathered = world.gather(np.array([*totals, done.test or 0.0], dtype=np.float64))
     sent, received, seconds, *stages = map(float, gathered[:, :-1].mean(axis=0) / steps)
     counted = worlds.wire_measurable(world) and hostile.adversaries is None
     digests = world.gather_digests(done.digest)
-    points = [
-        {"step": p.step, "sent": p.sent, "accuracy": p.test, "loss": p.last} for p in done.curve
-    ]
     return Result(
         way=variant.name,
         label=variant.label_of(settings),
@@ -237,6 +194,8 @@ def _result(
         digests=digests,
         identical=len(set(digests)) == 1,
         suspects=suspected,
-        backdoor=backdoor,
-        curve=points,
+        backdoor=hostile.success(net),
+        curve=[
+            {"step": p.step, "sent": p.sent, "accuracy": p.test, "loss": p.last} for p in done.curve
+        ],
     )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -32,11 +33,7 @@ class Dataset:
     test_labels: Labels
 
     def shard(self, rank: int, size: int) -> tuple[Images, Labels]:
-        """Rank ``rank``'s training images, every ``size``-th; DataError if a rank would get none.
-
-        All shards have one length, so that every rank takes as many steps: up to ``size - 1``
-        images are left over.
-        """
+        """Rank ``rank``'s training images, every ``size``-th; DataError if there are none."""
         length = len(self.train_labels) // size
         if length == 0:
             raise DataError(
@@ -46,20 +43,17 @@ class Dataset:
 
 
 def load(directory: Path | None = None) -> Dataset:
-    """scikit-learn's digits, or Fashion-MNIST or CIFAR-10 from the files in ``directory``.
-
-    Raises DataError for a directory or file that is not what it should be.
-    """
+    """scikit-learn's digits, or Fashion-MNIST or CIFAR-10 from the files in ``directory``."""
     if directory is None:
         return digits()
-    from mpisign.experiments import cifar, idx
+    from mpisign.experiments import image_files
 
     if not directory.is_dir():
         raise DataError(f"--data {directory}: no such directory")
-    for load_from in (idx.load, cifar.load):
+    for load_from in (image_files.load_idx, image_files.load_cifar):
         found = load_from(directory)
         if found is not None:
-            return found
+            return Dataset(*found)
     raise DataError(
         f"--data {directory}: found neither Fashion-MNIST (train-images-idx3-ubyte[.gz], ...) "
         "nor CIFAR-10 (data_batch_1.bin or data_batch_1, ...)"
@@ -84,11 +78,7 @@ def feed(
     alpha: float | None = None,
     order: Literal["random", "flipflop"] = "random",
 ) -> Iterator[tuple[Images, Labels]]:
-    """The batches of ``rank``, without end; DataError if it would get no image.
-
-    Of its shard; of its share by ``dirichlet``, if ``alpha`` is given; or, with ``groups``, the
-    same for all members of its group, in ``order``.
-    """
+    """The batches of ``rank``, without end: of its shard, its Dirichlet share, or as its group."""
     if groups is not None:
         from mpisign.detox import GroupSampler
 
@@ -110,47 +100,39 @@ def steps_of_epoch(dataset: Dataset, shares: int, batch_size: int) -> int:
 def batches(
     images: Images, labels: Labels, batch_size: int, seed: int, rank: int
 ) -> Iterator[tuple[Images, Labels]]:
-    """Endless batches, (batch_size, c, h, w) and (batch_size,), shuffled anew in each epoch.
-
-    What does not fill a batch at an epoch's end is left for the next shuffle.
-    """
+    """Endless batches, (batch_size, c, h, w) and (batch_size,), shuffled anew in each epoch."""
     rng = np.random.default_rng([seed, rank])
-    batch_size = min(batch_size, len(labels))
-    while True:
-        order = rng.permutation(len(labels))
-        for start in range(0, len(labels) - batch_size + 1, batch_size):
-            chosen = order[start : start + batch_size]
-            yield images[chosen], labels[chosen]
+    return _batches(images, labels, batch_size, lambda epoch: rng.permutation(len(labels)))
 
 
 def group_batches(
     dataset: Dataset, sampler: GroupSampler, batch_size: int
 ) -> Iterator[tuple[Images, Labels]]:
-    """Endless batches of the training images, the same for all members of a group.
+    """Endless batches of the training images, the same for all members of a group."""
 
-    Sets the sampler's epoch, and with it the groups', when the first batch of one is asked for.
-    """
-    batch_size = min(batch_size, len(sampler))
-    epoch = 0
-    while True:
-        sampler.set_epoch(epoch)
-        chosen = np.fromiter(sampler, dtype=np.int64, count=len(sampler))
-        for start in range(0, len(chosen) - batch_size + 1, batch_size):
-            batch = chosen[start : start + batch_size]
-            yield dataset.train_images[batch], dataset.train_labels[batch]
-        epoch += 1
+    def order(epoch: int) -> npt.NDArray[np.int64]:
+        sampler.set_epoch(epoch)  # and with it that of the groups
+        return np.fromiter(sampler, dtype=np.int64, count=len(sampler))
+
+    return _batches(dataset.train_images, dataset.train_labels, batch_size, order)
+
+
+def _batches(
+    images: Images, labels: Labels, batch_size: int, order: Callable[[int], Any]
+) -> Iterator[tuple[Images, Labels]]:
+    """What does not fill a batch at an epoch's end is left for the next shuffle."""
+    for epoch in itertools.count():
+        chosen = order(epoch)
+        size = min(batch_size, len(chosen))
+        for start in range(0, len(chosen) - size + 1, size):
+            batch = chosen[start : start + size]
+            yield images[batch], labels[batch]
 
 
 def dirichlet(
     labels: npt.NDArray[np.int64], ranks: int, alpha: float, seed: int | Sequence[int]
 ) -> list[npt.NDArray[Any]]:
-    """Indices of each rank's examples: ``len(labels) // ranks`` each, none twice.
-
-    Each rank draws its examples by its own distribution over labels, which is drawn from
-    Dir(alpha x the labels' frequencies): alpha near 0 gives a rank one label, a large alpha the
-    frequencies of all. A label that has run out leaves the draw. The same on every rank. Source:
-    Hsu, Qi and Brown 2019, Measuring the effects of non-identical data distribution, section 3.
-    """
+    """Indices of each rank's examples, by Hsu, Qi and Brown 2019, section 3; equal on all ranks."""
     rng = np.random.default_rng(seed)
     left = [list(rng.permutation(np.flatnonzero(labels == c))) for c in np.unique(labels)]
     frequencies = np.array([len(of) for of in left]) / len(labels)

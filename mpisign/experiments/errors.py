@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+
 
 class SettingsError(ValueError):
     """An option, or what it points to, cannot be used."""
@@ -14,3 +16,11 @@ class DataError(SettingsError):
 def missing(package: str, error: ImportError) -> SettingsError:
     """The error for a package that only ``mpisign train`` needs."""
     return SettingsError(f'mpisign train needs {package} ({error}): pip install "mpisign[train]"')
+
+
+def need(package: str) -> None:
+    """Raises SettingsError if a package that only ``mpisign train`` needs is missing."""
+    try:
+        importlib.import_module(package)
+    except ImportError as error:
+        raise missing(package, error) from error

@@ -1,20 +1,111 @@
-"""A study's file: what is trained, by which methods, over which grid."""
+"""A study's file: dataclasses from TOML tables of methods and of the grids that they run on."""
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
+from functools import partial
 from importlib import resources
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 from mpisign.attacks import ATTACKS
 from mpisign.experiments.cell import AXES
 from mpisign.experiments.errors import SettingsError
-from mpisign.experiments.schema import LABEL, TABLE, TEXT, Kind, among, key, number, read, whole
-from mpisign.experiments.tasks.metric import ALSO
+from mpisign.experiments.tasks import ALSO
 from mpisign.policies import Algorithm
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a value must be, in words and as a predicate, and what it is converted to."""
+
+    words: str
+    fits: Callable[[Any], bool]
+    convert: Callable[[Any], Any] = lambda value: value
+
+    def read(self, given: Any, many: bool, wrong: Callable[[str, Any], SettingsError]) -> Any:
+        """``given`` converted; ``many``: one or a list of distinct values, to a tuple."""
+        words = f"{self.words}, or a list of such" if many else self.words
+        listed = given if many and isinstance(given, list) else [given]
+        if not all(map(self.fits, listed)):
+            raise wrong(words, given)
+        if many and len(set(listed)) < max(1, len(listed)):
+            raise wrong(f"{words}, distinct and at least one", listed)
+        converted = tuple(map(self.convert, listed))
+        return converted if many else converted[0]
+
+
+TEXT = Kind("a text", lambda v: isinstance(v, str) and bool(v))
+LABEL = Kind("a text without commas", lambda v: TEXT.fits(v) and "," not in v)
+TABLE = Kind("a table", lambda v: isinstance(v, dict))
+
+
+def whole(low: int, high: int = 1 << 62) -> Kind:
+    """A whole number in [low, high]."""
+    return Kind(f"a whole number from {low}", lambda v: type(v) is int and low <= v <= high)
+
+
+def number(words: str, low: float, high: float = math.inf, least: bool = False) -> Kind:
+    """A number above ``low``, or ``low`` too if ``least``, and below ``high``."""
+    return Kind(
+        words, lambda v: type(v) in (int, float) and (low < v < high or least and v == low), float
+    )
+
+
+def among(*names: str) -> Kind:
+    """One of ``names``."""
+    return Kind(f"one of {', '.join(names)}", lambda v: isinstance(v, str) and v in names)
+
+
+def key(kind: Any, default: Any = MISSING, *, many: bool = False, name: str = "") -> Any:
+    """A field read from a TOML key: of a Kind (``many``: or a list), or a dataclass's tables."""
+    more: dict[str, Any] = {"default": default}
+    if isinstance(default, dict):
+        more = {"default_factory": dict}
+    return field(metadata={"kind": kind, "many": many, "name": name}, **more)
+
+
+def read(cls: type[T], source: str, path: str, table: Any) -> T:
+    """``cls`` from ``table`` at ``path`` of ``source``; SettingsError, also from its ``check``."""
+
+    def wrong(name: str, expected: str, got: Any) -> SettingsError:
+        where = f"{path}.{name}".strip(".") or "the file"
+        text = "nothing" if got is MISSING else repr(got)
+        shown = text if len(text) <= 80 else f"{text[:77]}..."
+        return SettingsError(f"{source}: {where}: expected {expected}, got {shown}")
+
+    if not isinstance(table, dict):
+        raise wrong("", "a table", table)
+    known = {f.metadata["name"] or f.name: f for f in fields(cls) if f.metadata}  # type: ignore[arg-type]
+    values: dict[str, Any] = {}
+    for name, f in known.items():
+        kind, given = f.metadata["kind"], table.get(name, MISSING)
+        if isinstance(kind, type):
+            if not isinstance(given, list) or not given:
+                raise wrong(name, f"tables, [[{name}]]", given)
+            at = f"{path}.{name}".strip(".")
+            made: tuple[Any, ...] = tuple(
+                read(kind, source, f"{at}[{i}]", each) for i, each in enumerate(given)
+            )
+            labels = [each.label for each in made]
+            if len(set(labels)) < len(labels):
+                raise wrong(name, "a label of its own for each", labels)
+            values[f.name] = made
+        elif given is not MISSING or f.default is f.default_factory is MISSING:
+            values[f.name] = kind.read(given, f.metadata["many"], partial(wrong, name))
+    for name in table:
+        if name not in known:
+            raise wrong(name, f"no such key (known: {', '.join(known)})", name)
+    whole_table = cls(**values)
+    if hasattr(whole_table, "check"):
+        whole_table.check(wrong)
+    return whole_table
+
 
 TASKS = ("digits", "quadratic", "text")
 #: What a picture may have along its horizontal axis.
@@ -33,10 +124,7 @@ _SHARE = number("a share from 0 to below 1", 0, 1, least=True)
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """A compressor, the optimizer that it hands votes or means to, and the rates to choose from.
-
-    The last four replace those of the grid, or the defaults, in the method's cells.
-    """
+    """A compressor, its optimizer, the rates to choose from; the last four replace the grid's."""
 
     lr: tuple[float, ...] = key(_RATE, many=True)
     compressor: str = key(Kind("a compressor's name, or none", TEXT.fits))
@@ -62,11 +150,7 @@ class Method:
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """Every method at every point of ranks x batch_size x dirichlet x adversaries x attack x ...
-
-    Rates are chosen on ``tune_seeds``, by the task's validation; results are of ``seeds`` alone.
-    ``also``: what is reported beside the task's metric, of ``metric.ALSO``.
-    """
+    """Every method at every point of ``AXES``; rates are chosen on ``tune_seeds`` alone."""
 
     task: str = key(among(*TASKS))
     steps: int | None = key(whole(1), None)
@@ -128,10 +212,7 @@ def shipped() -> list[str]:
 
 
 def load(name: str) -> Study:
-    """A study that comes with the package, by its name, or another one, by its file's.
-
-    Raises SettingsError that names the file, the key, what was expected and what was there.
-    """
+    """A study that comes with the package, by its name, or another one, by its file's."""
     return parse(source(name), Path(name).stem)
 
 

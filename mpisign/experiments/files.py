@@ -40,10 +40,7 @@ def write(path: Path, text: str) -> None:
 
 
 def around(path: Path, mark: str) -> tuple[str, str]:
-    """The text of ``path`` before and after the generated part, including the marks.
-
-    Raises SettingsError if the file has text but not two lines that read ``mark``.
-    """
+    """The text before and after the generated part, with the marks; SettingsError without any."""
     before = ""
     if path.is_file():  # a device may have no end
         try:

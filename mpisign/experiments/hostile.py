@@ -21,14 +21,7 @@ _STREAM = 7  # of the generator's seed: neither batches nor noise are drawn from
 
 
 class Hostile:
-    """Backward passes of ``task``, with the attack of ``cell`` if it has one.
-
-    ``comm``: between all ranks, None where no rank is hostile. ``compressor``: None where gradients
-    are averaged by another library. ``groups``: those that vote. ``eager``: gradients are sent
-    while ``backward()`` still computes others, as Horovod does. ``alike``: hostile ranks draw the
-    same numbers, so that they own a group in which they are the majority. ``seconds``: what the
-    attack has taken so far, including a side channel that no real attack would wait for.
-    """
+    """Backward passes with the attack of ``cell``; ``seconds``: what the attack took so far."""
 
     def __init__(
         self,
@@ -60,10 +53,7 @@ class Hostile:
         task.spoil = self.adversaries.batch
 
     def backward(self, task: Task, step: int) -> torch.Tensor:
-        """Computes the gradients of ``step``, false ones on hostile ranks. Collective.
-
-        Returns the loss of this rank's batch, detached.
-        """
+        """Computes the gradients of ``step``, false ones on hostile ranks. Collective."""
         if self.adversaries is None:
             return task.backward(step)
         parameters = [p for _, p in task.named]

@@ -21,18 +21,14 @@ from mpisign.experiments.cell import Cell
 from mpisign.experiments.errors import SettingsError
 from mpisign.experiments.hostile import Hostile
 from mpisign.experiments.tasks.base import Named, Task
-from mpisign.experiments.world import World, loopback_sent
+from mpisign.experiments.world import TrainingWorld, loopback_sent
 
 _OPTIMIZERS = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}
 
 
 @dataclass(frozen=True)
-class Point:
-    """An evaluation by rank 0, after ``step`` steps in which it sent ``sent`` bytes.
-
-    ``test``: the task's metric. ``mean`` and ``last``: rank 0's training losses since the point
-    before. What is not finite is None.
-    """
+class Evaluation:
+    """An evaluation by rank 0, after ``step`` steps in which it sent ``sent`` bytes."""
 
     step: int
     sent: float
@@ -43,11 +39,7 @@ class Point:
 
 @dataclass
 class Trained:
-    """What one rank ended with. Only rank 0 evaluates: ``validation``, ``test``, ``curve``.
-
-    ``diverged``: the step at which gradients or parameters were no longer finite. ``seconds``: of
-    all steps, with attacks. ``crossed``: bytes over the loopback device. ``more``: ``Task.more()``.
-    """
+    """What one rank ended with. Only rank 0 evaluates: ``validation``, ``test``, ``curve``."""
 
     parameters: int
     steps: int
@@ -55,7 +47,7 @@ class Trained:
     validation: float | None = None
     test: float | None = None
     diverged: int | None = None
-    curve: list[Point] = field(default_factory=list)
+    curve: list[Evaluation] = field(default_factory=list)
     seconds: float = 0.0
     crossed: int = 0
     more: dict[str, Any] = field(default_factory=dict)
@@ -68,17 +60,11 @@ def train(
     hostile: Hostile,
     marks: Sequence[int],
     rank: int,
-    *,
-    world: World | None = None,
+    world: TrainingWorld | None = None,
     stepped: Callable[[int], None] | None = None,
     evaluated: Callable[[int, float], None] | None = None,
 ) -> Trained:
-    """Trains this rank's replica, and evaluates after each of ``marks`` steps. Collective.
-
-    The last mark is the number of steps. ``world``: ranks that are timed together; without, the
-    training ends where it diverges. ``stepped``: called after each step with the number of steps
-    that are over; ``evaluated``: on rank 0 with that and the metric.
-    """
+    """Trains this rank's replica, and evaluates after each of ``marks`` steps. Collective."""
     steps, step = marks[-1], 0
     done = Trained(sum(p.numel() for _, p in task.named), steps)
     try:
@@ -101,7 +87,7 @@ def train(
                 done.validation, done.test = map(_finite, task.evaluate())
                 sent = mpisign.stats().as_dict()["exchange"]["sent"]
                 losses = _finite(float(total) / max(1, end - begin)), _finite(float(last))
-                done.curve.append(Point(end, sent, done.test, *losses))
+                done.curve.append(Evaluation(end, sent, done.test, *losses))
                 if evaluated is not None and done.test is not None:
                     evaluated(end, done.test)
     except NaNError:  # the same on all ranks
@@ -115,7 +101,7 @@ def train(
 
 
 @contextmanager
-def _timed(done: Trained, world: World | None) -> Iterator[None]:
+def _timed(done: Trained, world: TrainingWorld | None) -> Iterator[None]:
     """Adds the time and the bytes of a block to ``done``, from the first rank to the last."""
     if world is None:
         yield
@@ -133,14 +119,10 @@ def _finite(value: float) -> float | None:
 
 
 def check_optimizer(cell: Cell) -> None:
-    """Raises SettingsError for options that the torch optimizer does not have.
-
-    Makes none: the first optimizer of a process loads torch's compiler, which takes seconds.
-    """
+    """Raises SettingsError for options that the torch optimizer does not have."""
     try:
-        inspect.signature(_OPTIMIZERS[cell.optimizer]).bind(
-            [], lr=cell.lr, **cell.optimizer_options
-        )
+        options = {"lr": cell.lr, **cell.optimizer_options}
+        inspect.signature(_OPTIMIZERS[cell.optimizer]).bind([], **options)
     except TypeError as error:
         raise SettingsError(f"optimizer_options of {cell.optimizer!r}: {error}") from error
 

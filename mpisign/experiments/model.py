@@ -26,10 +26,7 @@ def seeded(seed: int, make: Callable[[], Net]) -> Net:
 
 
 def build(shape: tuple[int, int, int], seed: int) -> nn.Module:
-    """A classifier of ten classes for images of ``shape`` (channels, height, width).
-
-    A perceptron for digits, two convolutions and two linear layers for anything larger.
-    """
+    """A classifier of ten classes for images of ``shape`` (channels, height, width)."""
     channels, height, width = shape
     if max(height, width) <= _SMALL:
         return seeded(seed, lambda: perceptron(channels * height * width, _HIDDEN))

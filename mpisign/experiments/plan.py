@@ -122,10 +122,7 @@ def total(groups: Sequence[Group]) -> int:
 
 
 def selected(study: Study, only: Sequence[str] = (), seeds: Sequence[int] = ()) -> Study:
-    """What ``only`` names of ``study``, grids or methods by label or compressor; with ``seeds``.
-
-    Raises SettingsError for a name that the study does not have.
-    """
+    """What ``only`` names of ``study``, grids or methods by label or compressor; with ``seeds``."""
     named = {g.label for g in study.grids}
     named |= {n for g in study.grids for m in g.methods for n in (m.label, m.compressor)}
     for name in only:

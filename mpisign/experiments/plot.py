@@ -2,20 +2,78 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mpisign.experiments.cell import GROUPED
-from mpisign.experiments.errors import missing
 from mpisign.experiments.file import Grid, Study
-from mpisign.experiments.panels import Panel, panels
-from mpisign.experiments.summary import Point, Summary
+from mpisign.experiments.results import Point, Summary
 from mpisign.experiments.tables import axis_value, varying
-from mpisign.experiments.tasks.metric import ALSO, metric
+from mpisign.experiments.tasks import ALSO, metric
 
 if TYPE_CHECKING:
     from mpisign.experiments.compare import Result
+
+
+_COLUMNS = 3
+_WIDE = 4  # attacks side by side, one row of panels for each placement
+_SHORT = {"batch_size": "batch", "dirichlet": "alpha", "adversaries": "hostile"}
+
+
+@dataclass(frozen=True)
+class Panel:
+    """What of ``grid`` one panel shows."""
+
+    title: str
+    grid: Grid
+    own: list[Summary]
+
+
+def panels(study: Study, summaries: Sequence[Summary]) -> tuple[list[Panel], int]:
+    """All panels in reading order, and how many are side by side."""
+    found = [panel for grid in study.grids for panel in _of(grid, summaries)]
+    side = _COLUMNS
+    if len(study.grids) == 1 and _split(study.grids[0]) == ["attack", "placement"]:
+        side = min(_WIDE, len(study.grids[0].axes["attack"]))
+    elif all(_split(grid) == ["placement"] for grid in study.grids):
+        side = len(study.grids[0].axes["placement"])
+    return found, min(len(found), side)
+
+
+def _of(grid: Grid, summaries: Sequence[Summary]) -> list[Panel]:
+    """A panel for each combination of what is split, a row of them for each placement."""
+    own = [s for s in summaries if s.group.grid is grid]
+    split = sorted(_split(grid), key=lambda axis: axis != "placement")
+    found = []
+    for values in itertools.product(*(grid.axes[axis] for axis in split)):
+        place = dict(zip(split, values, strict=True))
+        part = [s for s in own if all(_is_at(s, *at) for at in place.items())]
+        if "placement" in place:
+            title = f"{place.get('attack', grid.label)}, {place['placement']} placement"
+        else:
+            named = [f"{_SHORT.get(a, a)} {axis_value(a, v)}" for a, v in place.items()]
+            title = ", ".join([grid.label, *named])
+        if part:
+            found.append(Panel(title, grid, part))
+    return found
+
+
+def _is_at(s: Summary, axis: str, value: object) -> bool:
+    """Without adversaries all attacks and placements are one, which is part of each panel."""
+    own = s.group.point[axis]
+    return own == value or (own is None and axis in ("attack", "placement"))
+
+
+def _split(grid: Grid) -> list[str]:
+    """What varies and is not along the horizontal axis."""
+    axes = [axis for axis in varying(grid) if axis != grid.along]
+    if grid.along == "method":
+        axes = [axis for axis in axes if axis != "adversaries"]
+    return axes
+
 
 # Okabe and Ito's colours, which colour-blind people can tell apart; markers and dashes differ too.
 _COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C8C8C")
@@ -45,18 +103,10 @@ _CURVES = ("step", "sent")
 Look = tuple[str, str, str]  # colour, marker, line
 
 
-def check() -> None:
-    """Raises SettingsError if matplotlib is missing."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise missing("matplotlib", error) from error
-
-
 def write_curves(path: Path, results: Sequence[Result], title: str) -> None:
     """Draws test accuracy of all variants against steps and, on several ranks, bytes sent."""
     from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter, PercentFormatter
+    from matplotlib.ticker import EngFormatter, PercentFormatter
 
     sent = any(r.sent > 0 for r in results)
     figure = Figure(figsize=(11 if sent else 6, 4.6), dpi=150, layout="constrained")
@@ -76,20 +126,12 @@ def write_curves(path: Path, results: Sequence[Result], title: str) -> None:
     axes[0].yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     if sent:
         axes[1].set(xlabel="bytes sent per rank", xscale="log")
-        axes[1].xaxis.set_major_formatter(FuncFormatter(_bytes))
+        axes[1].xaxis.set_major_formatter(EngFormatter("B"))
     for axis in axes:
         _tidy(axis)
     axes[0].legend(loc="lower right", frameon=True, framealpha=0.9, edgecolor="none")
     figure.suptitle(title, fontsize=11, x=0.01, ha="left")
     figure.savefig(path)
-
-
-def _bytes(value: float, _position: int | None = None) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if value < 1000:
-            return f"{value:g} {unit}"
-        value /= 1000
-    return f"{value:g} TB"
 
 
 def _tidy(axis: Any, grid: str = "both") -> None:
@@ -99,11 +141,7 @@ def _tidy(axis: Any, grid: str = "both") -> None:
 
 
 def write_study(path: Path, study: Study, summaries: Sequence[Summary]) -> None:
-    """Draws means of the seeds, with bars or bands from the lowest to the highest, into ``path``.
-
-    A grid has one panel for each combination of what varies but is not along the horizontal axis.
-    Where some methods have groups, the lines of those that have none are broken.
-    """
+    """Draws means of the seeds with bars or bands from the lowest to the highest, into ``path``."""
     from matplotlib.figure import Figure
 
     all_panels, columns = panels(study, summaries)
@@ -125,14 +163,8 @@ def write_study(path: Path, study: Study, summaries: Sequence[Summary]) -> None:
     handles = {
         label: h for a in axes for h, label in zip(*a.get_legend_handles_labels(), strict=True)
     }
-    figure.legend(
-        handles.values(),
-        handles.keys(),
-        loc="outside lower center",
-        ncols=1 + 2 * columns,
-        fontsize=8.5,
-        frameon=False,
-    )
+    how: dict[str, Any] = {"loc": "outside lower center", "ncols": 1 + 2 * columns, "fontsize": 8.5}
+    figure.legend(handles.values(), handles.keys(), frameon=False, **how)
     figure.suptitle(study.title, fontsize=12, x=0.01, ha="left")
     figure.savefig(path)
 
@@ -141,20 +173,15 @@ def _looks(study: Study) -> dict[str, Look]:
     """How each method is drawn."""
     methods = {m.label: m for g in study.grids for m in g.methods}
     grouped = any(m.compressor == GROUPED for m in methods.values())
-    return {
-        label: (
-            _COLOURS[i % 8],
-            _MARKERS[i % 8],
-            "--" if grouped and m.compressor != GROUPED else "-",
-        )
-        for i, (label, m) in enumerate(methods.items())
-    }
+    lines = ["--" if grouped and m.compressor != GROUPED else "-" for m in methods.values()]
+    looks = zip(itertools.cycle(_COLOURS), itertools.cycle(_MARKERS), lines, strict=False)
+    return dict(zip(methods, looks, strict=True))
 
 
 def _level(axes: Any, all_panels: Sequence[Panel]) -> None:
     """One scale for panels that are to be compared."""
     pairs = list(zip(axes, all_panels, strict=False))
-    alike = [a for a, p in pairs if _is_curve(p.grid) or "placement" in varying(p.grid)]
+    alike = [a for a, p in pairs if p.grid.along in _CURVES or "placement" in varying(p.grid)]
     if alike and len({p.grid.task for _, p in pairs}) == 1:
         limits = [limit for a in alike for limit in a.get_ylim()]
         for axis in alike:
@@ -179,7 +206,7 @@ def _draw(axis: Any, grid: Grid, own: Sequence[Summary], looks: dict[str, Look])
             axis.vlines(x, low, high, color=_GREY, linewidth=1.2)
             continue
         axis.plot(x, mean, line, marker=marker, color=colour, label=method.label, markersize=5)
-        if _is_curve(grid):
+        if grid.along in _CURVES:
             axis.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
         else:
             axis.vlines(x, low, high, color=colour, linewidth=1.2)
@@ -188,7 +215,7 @@ def _draw(axis: Any, grid: Grid, own: Sequence[Summary], looks: dict[str, Look])
 
 def _points(grid: Grid, own: Sequence[Summary]) -> list[Point]:
     """Place on the horizontal axis, mean, lowest and highest metric."""
-    if _is_curve(grid):
+    if grid.along in _CURVES:
         return [point for s in own for point in s.curve(grid.along)]
     if grid.along == "digit":
         by_digit = [of for s in own for of in zip(*s.recalls, strict=True)]
@@ -201,10 +228,6 @@ def _points(grid: Grid, own: Sequence[Summary]) -> list[Point]:
                 x = _alphas(grid).index(x)
             points.append((float(x), s.mean, min(s.values), max(s.values)))
     return points
-
-
-def _is_curve(grid: Grid) -> bool:
-    return grid.along in _CURVES
 
 
 def _alphas(grid: Grid) -> list[float | None]:
@@ -233,10 +256,7 @@ def _finish(axis: Any, grid: Grid, own: Sequence[Summary]) -> None:
 
 
 def _draw_methods(axis: Any, panel: Panel, colours: Mapping[str, str]) -> None:
-    """Marks of all seeds' mean, bars from the lowest to the highest; hollow: without adversaries.
-
-    Round: the task's metric; crosses: each of ``grid.also`` that is one figure a training.
-    """
+    """Marks of the mean, bars from lowest to highest; hollow: no adversaries; crosses: ``also``."""
     grid = panel.grid
     labels = [m.label for m in grid.methods]
     for s in panel.own:

@@ -1,8 +1,8 @@
 """Which zeros and ties policies train best: ``python -m mpisign.experiments.policies_study``.
 
-Simulated ranks in one process, with the package's own kernels, model, data and schedule. The tables
-in docs/results/policies.md come from here. Three pixels of the digits are 0 in every training image: the
-gradient of what they feed is exactly 0 for ever, and whatever moves those weights is the policy.
+Simulated ranks in one process. The tables of docs/results/policies.md come from here. Three pixels
+of the digits are 0 in every training image: the gradient of what they feed is exactly 0 for ever,
+and whatever moves those weights is the policy.
 """
 
 from __future__ import annotations

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from mpisign.experiments import files, plot
 from mpisign.experiments.settings import Settings
 from mpisign.experiments.suspects import Suspect
-from mpisign.experiments.table import Table, page, show
-from mpisign.experiments.world import World
+from mpisign.experiments.tables import TextTable, page, show
+from mpisign.experiments.world import TrainingWorld
 
 if TYPE_CHECKING:
     from mpisign.experiments.compare import Result
@@ -27,7 +27,7 @@ These groups were drawn once: in one with a hostile majority the honest are the 
 
 
 def write(
-    results: Sequence[Result], settings: Settings, world: World, data: str, command: str
+    results: Sequence[Result], settings: Settings, world: TrainingWorld, data: str, command: str
 ) -> None:
     """Prints the tables and writes the files that ``settings`` name."""
     heading = title(results, settings, world, data)
@@ -35,7 +35,9 @@ def write(
     show(["", *parts], _WIDTH)
     if settings.json is not None:
         document = _document(results, settings, world, data, command)
-        files.write(settings.json, json.dumps(document, indent=1, allow_nan=False) + "\n")
+        files.write(
+            settings.json, json.dumps(document, indent=1, allow_nan=False, default=str) + "\n"
+        )
     if settings.markdown is not None:
         files.write_between_marks(settings.markdown, MARK, page(command, parts))
     if settings.plot is not None:
@@ -54,36 +56,44 @@ def fewer(result: Result, results: Sequence[Result]) -> float | None:
 
 
 def _tables(
-    results: Sequence[Result], settings: Settings, world: World, heading: str
-) -> list[Table | str]:
+    results: Sequence[Result], settings: Settings, world: TrainingWorld, heading: str
+) -> list[TextTable | str]:
     """A row a variant, its stages, and who is suspected."""
-    wired = any(r.wire is not None for r in results)
-    opened = any(r.backdoor is not None for r in results)
-    heads = ["way", "test\naccuracy", "sent\nB/step", "received\nB/step", "times\nfewer"]
-    if opened:
-        heads.insert(2, "back\ndoor")
-    heads += [*(["on wire\nB/step"] if wired else []), "time\nms/step"]
-    main = Table(heading, 1, heads, caption=_caption(results, wired))
-    for r in results:
-        cells = [f"{r.accuracy:.1%}"]
-        if opened:
-            cells.append("-" if r.backdoor is None else f"{r.backdoor:.1%}")
-        times = fewer(r, results)
-        cells += [f"{r.sent:,.0f}", f"{r.received:,.0f}", "-" if times is None else f"{times:.1f}"]
-        if wired:
-            cells.append("-" if r.wire is None else f"{r.wire:,.0f}")
-        main.add(r.label, *cells, f"{1e3 * r.seconds:.2f}", style="bold" if r.votes else None)
-    parts: list[Table | str] = [main]
+    columns: list[tuple[str, str, list[Any]]] = [
+        ("test\naccuracy", ".1%", [r.accuracy for r in results]),
+        ("back\ndoor", ".1%", [r.backdoor for r in results]),
+        ("sent\nB/step", ",.0f", [r.sent for r in results]),
+        ("received\nB/step", ",.0f", [r.received for r in results]),
+        ("times\nfewer", ".1f", [fewer(r, results) for r in results]),
+        ("on wire\nB/step", ",.0f", [r.wire for r in results]),
+        ("time\nms/step", ".2f", [1e3 * r.seconds for r in results]),
+    ]
+    optional = ("back\ndoor", "on wire\nB/step")
+    columns = [c for c in columns if c[0] not in optional or any(v is not None for v in c[2])]
+    parts: list[TextTable | str] = [_table(heading, results, columns, _caption(results))]
     if any(r.stages["vote"] for r in results):
-        stages = Table("", 1, ["way", *(f"{name}\nms/step" for name in results[0].stages)])
-        for r in results:
-            stages.add(r.label, *(f"{1e3 * s:.2f}" if s else "-" for s in r.stages.values()))
-        parts.append(stages)
+        names = results[0].stages
+        stages = [(f"{n}\nms/step", [1e3 * r.stages[n] or None for r in results]) for n in names]
+        parts.append(_table("", results, [(head, ".2f", values) for head, values in stages]))
     for r in results:
         if r.suspects is not None and _conspicuous(r.suspects, settings):
             parts.append(_suspects(r, r.suspects, settings, world))
             parts.append(_SUSPECTS if r.suspects[0].draws > 1 else f"{_SUSPECTS}\n{_FIXED}")
     return parts
+
+
+def _table(
+    title: str,
+    results: Sequence[Result],
+    columns: Sequence[tuple[str, str, list[Any]]],
+    caption: str = "",
+) -> TextTable:
+    """A row a variant, of columns with a head, a format and values."""
+    table = TextTable(title, 1, ["way", *(head for head, _, _ in columns)], caption=caption)
+    for i, r in enumerate(results):
+        cells = ["-" if of[i] is None else format(of[i], form) for _, form, of in columns]
+        table.add(r.label, *cells, style="bold" if caption and r.votes else None)
+    return table
 
 
 def _conspicuous(found: Sequence[Suspect], settings: Settings) -> bool:
@@ -92,12 +102,14 @@ def _conspicuous(found: Sequence[Suspect], settings: Settings) -> bool:
     return any(s.verdict != "inconspicuous" for s in found)
 
 
-def _suspects(result: Result, found: Sequence[Suspect], settings: Settings, world: World) -> Table:
+def _suspects(
+    result: Result, found: Sequence[Suspect], settings: Settings, world: TrainingWorld
+) -> TextTable:
     named = [str(s.rank) for s in found if s.verdict == "suspect"]
     heads = ["rank", "differs\nof votes", "flagged\nof tallies", "odd one out\nof draws", "verdict"]
     if settings.adversaries:
         heads.append("in truth")
-    table = Table(f"suspects, {result.label}: {', '.join(named) or 'none'}", 1, heads)
+    table = TextTable(f"suspects, {result.label}: {', '.join(named) or 'none'}", 1, heads)
     for s in found:
         times = f"{s.odd} of {s.draws}"
         cells = [str(s.rank), f"{s.share:.1%}", f"{s.flagged:.1%}", times, s.verdict]
@@ -108,7 +120,7 @@ def _suspects(result: Result, found: Sequence[Suspect], settings: Settings, worl
     return table
 
 
-def title(results: Sequence[Result], settings: Settings, world: World, data: str) -> str:
+def title(results: Sequence[Result], settings: Settings, world: TrainingWorld, data: str) -> str:
     """What was trained, on what, against whom: one line."""
     ranks = "1 rank" if world.size == 1 else f"{world.size} ranks"
     if settings.detox is not None:
@@ -124,19 +136,19 @@ def title(results: Sequence[Result], settings: Settings, world: World, data: str
     return f"{data} on {ranks}: {first.steps} steps, {first.parameters:,} parameters"
 
 
-def _caption(results: Sequence[Result], wired: bool) -> str:
+def _caption(results: Sequence[Result]) -> str:
     apart = [r.label for r in results if not r.identical]
     lines = ["Final parameters are equal on all ranks, bit for bit, in every row."]
     if apart:
         lines = [f"PARAMETERS DIFFER BETWEEN RANKS: {', '.join(apart)}."]
     lines.append("Bytes are one rank's; times fewer: than fp32 over the same transport.")
-    if wired:
+    if any(r.wire is not None for r in results):
         lines.append("On wire: TCP over loopback, headers included, as the kernel counts it.")
     return "\n".join(lines)
 
 
 def _document(
-    results: Sequence[Result], settings: Settings, world: World, data: str, command: str
+    results: Sequence[Result], settings: Settings, world: TrainingWorld, data: str, command: str
 ) -> dict[str, Any]:
     """Everything that was measured, and on what."""
     head = files.header()
@@ -146,7 +158,7 @@ def _document(
         "ranks": world.size,
         "one_machine": world.one_machine,
         "data": data,
-        "settings": settings.as_dict(),
+        "settings": asdict(settings),
         "versions": {**head["versions"], "library": world.library},
         "ways": [{**asdict(r), "fewer_than_fp32": fewer(r, results)} for r in results],
     }

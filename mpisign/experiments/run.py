@@ -1,4 +1,4 @@
-"""Running what is due of a study: simulated ranks in worker processes, or the job's ranks."""
+"""Cells of a study by simulated ranks in worker processes, or by the job's ranks."""
 
 from __future__ import annotations
 
@@ -7,67 +7,138 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, ProcessPoolExecutor, wait
 from multiprocessing.connection import wait as wait_for
 from typing import Any
 
+import numpy as np
+import torch
+
 import mpisign
-from mpisign.experiments import files
+from mpisign import simulation
+from mpisign.attacks.owner import lie_about_shards, suppress_class
+from mpisign.experiments import compression, files, loop, tasks
 from mpisign.experiments.cell import Cell
+from mpisign.experiments.compression import CodeLength
+from mpisign.experiments.hostile import Hostile
 from mpisign.experiments.plan import Group, due
 from mpisign.experiments.results import Results
-from mpisign.experiments.tasks.metric import metric
-from mpisign.experiments.world import World
+from mpisign.experiments.tasks import metric
+from mpisign.experiments.world import TrainingWorld
 
+#: What lying owners suppress: its row of the output layer is at the end, as is the last shard.
+LAST_CLASS = 9
 _MESSAGE = 8192  # bytes that a cell's settings may take between real ranks
 
 Report = Callable[..., None]  # of ``progress.of_cells``
+
+
+def train(comm: mpisign.Communicator, cell: Cell) -> tuple[loop.Trained, int]:
+    """Trains this rank's replica to the end, or until it diverges. Collective."""
+    groups = compression.groups_of(cell, comm.rank)
+    task, sends = tasks.build(cell, comm.rank, groups), compression.compressor(cell, groups)
+    length = CodeLength()
+    stepping = loop.distributed(cell, task.named, comm, length.of(sends))
+    # Of one batch hostile ranks make the same poisoned one, and own a group that they are most of.
+    alike = groups is not None or "backdoor" in (cell.attack or "")
+    hostile = Hostile(cell, comm, task, sends, groups, alike=alike)
+    if comm.rank >= comm.size - cell.lying_owners:
+        lie_about_shards(stepping, suppress_class(stepping, LAST_CLASS))
+    # Within a round of local steps ranks hold parameters of their own: only its end is evaluated.
+    rounds, parts = max(1, task.steps // sends.local_steps), cell.evaluations
+    marks = {max(1, round(rounds * (i + 1) / parts)) * sends.local_steps for i in range(parts)}
+    lengths = [p.numel() for _, p in task.named]
+
+    def stepped(step: int) -> None:
+        length.unpacked(sends, lengths)
+
+    steps = sorted(marks)
+    done = loop.train(cell, task, stepping, hostile, steps, comm.rank, stepped=stepped)
+    return done, length.bits
+
+
+def simulated(cell: Cell) -> dict[str, Any]:
+    """The result of ``cell`` by ranks that are threads of this process."""
+    torch.set_num_threads(1)
+    start = time.perf_counter()
+    mpisign.stats().reset()
+    ranks = simulation.run(cell.ranks, train, cell)
+    sent = mpisign.stats().as_dict()["exchange"]["sent"] / cell.ranks
+    bits = sum(bits for _, bits in ranks) / cell.ranks
+    digests = [done.digest for done, _ in ranks]
+    return _result(ranks[0][0], digests, sent, bits, time.perf_counter() - start)
+
+
+def real(cell: Cell, world: TrainingWorld, comm: mpisign.Communicator) -> dict[str, Any]:
+    """The result of ``cell`` by all ranks of ``world``, valid on rank 0. Collective."""
+    start = time.perf_counter()
+    mpisign.stats().reset()
+    own, bits = train(comm, cell)
+    totals = [mpisign.stats().as_dict()["exchange"]["sent"], bits]
+    sent, bits = world.gather(np.array(totals, dtype=np.float64)).mean(axis=0).tolist()
+    digests = world.gather_digests(own.digest)
+    return _result(own, digests, sent, bits, time.perf_counter() - start)
+
+
+def _result(
+    first: loop.Trained, digests: Sequence[str], sent: float, bits: float, seconds: float
+) -> dict[str, Any]:
+    """``sent``: bytes over all steps, headers and copies; ``bits``: code length, each of a rank."""
+    if len(set(digests)) != 1 and first.diverged is None:
+        raise RuntimeError(f"replicas differ at the end: {digests}")
+    steps = first.steps if first.diverged is None else first.diverged + 1
+    return {
+        "test": _short(first.test),
+        "validation": _short(first.validation),
+        "diverged": first.diverged,
+        "steps": first.steps,
+        "parameters": first.parameters,
+        "sent": round(sent / steps, 1),
+        "bits": round(bits / steps / first.parameters, 4),
+        "curve": [(p.step, _short(p.test), _short(p.mean)) for p in first.curve],
+        **first.more,
+        "digest": digests[0],
+        "seconds": round(seconds, 2),
+    }
+
+
+def _short(value: float | None) -> float | None:
+    """Six significant digits."""
+    return None if value is None else float(f"{value:.6g}")
 
 
 class _Recorded:
     """Writes results to the file, with what they were measured on, and reports them."""
 
     def __init__(self, results: Results | None, kind: str, report: Report) -> None:
-        self._results, self._kind, self._report = results, kind, report
-        self._measured_on = {"version": files.versions(), "machine": files.machine()}
+        self._results, self._report = results, report
+        machine = {"version": files.versions(), "machine": files.machine()}
+        self._measured_on = {"ranks": kind, **machine}
 
     def add(self, cell: Cell, result: dict[str, Any]) -> None:
         """Nothing on ranks that have no file."""
         if self._results is None:
             return
-        self._results.add(
-            {
-                "key": cell.key,
-                "settings": cell.recorded(),
-                "ranks": self._kind,
-                **self._measured_on,
-                "time": files.now(),
-                "result": result,
-            }
-        )
-        if result["diverged"] is not None:
-            outcome = f"diverged at step {result['diverged']}"
-        else:
+        record = {"key": cell.key, "settings": cell.recorded(), **self._measured_on}
+        self._results.add({**record, "time": files.now(), "result": result})
+        outcome = f"diverged at step {result['diverged']}"
+        if result["diverged"] is None:
             outcome = f"{metric(cell.task).name} {metric(cell.task).shown(result['test'])}"
         self._report(cell.name, f"{outcome}, {result['seconds']:.1f} s")
 
 
-def simulate(
+def run_simulated(
     groups: Sequence[Group], results: Results, jobs: int, report: Report
 ) -> dict[str, str]:
-    """Runs all cells that are due, ``jobs`` at a time; returns errors by the cells' keys.
-
-    ``jobs`` 0: in this process, where an error reaches the caller, or a debugger. Else a cell that
-    fails is left out and the others go on. KeyboardInterrupt ends the workers. Raises
-    BrokenExecutor if a worker was killed.
-    """
+    """Runs what is due, ``jobs`` at a time (0: in this process); errors by the cells' keys."""
     recorded = _Recorded(results, "simulated", report)
     failed: dict[str, str] = {}
     if not jobs:
         while cells := due(groups, results.records):
             report(cells[0].name)
-            recorded.add(cells[0], _simulated(cells[0]))
+            recorded.add(cells[0], simulated(cells[0]))
         return failed
     running: dict[Future[dict[str, Any]], Cell] = {}
     context = multiprocessing.get_context("spawn")  # a fork of what has threads is no rank
@@ -77,7 +148,7 @@ def simulate(
                 busy = {c.key for c in running.values()} | failed.keys()
                 waiting = [c for c in due(groups, results.records) if c.key not in busy]
                 for cell in waiting[: jobs - len(running)]:
-                    running[pool.submit(_simulated, cell)] = cell
+                    running[pool.submit(simulated, cell)] = cell
                     report(cell.name)
                 if not running:
                     return failed
@@ -109,21 +180,10 @@ def _worker() -> None:
     threading.Thread(target=watch, name="mpisign-parent", daemon=True).start()
 
 
-def _simulated(cell: Cell) -> dict[str, Any]:
-    from mpisign.experiments.record import simulated  # torch: not for whoever only shows results
-
-    return simulated(cell)
-
-
 def run_real(
-    groups: Sequence[Group], results: Results | None, world: World, report: Report
+    groups: Sequence[Group], results: Results | None, world: TrainingWorld, report: Report
 ) -> None:
-    """Runs all cells that are due one after the other, by all ranks of ``world``: collective.
-
-    ``results``: of rank 0, which decides what is next; None on the others.
-    """
-    from mpisign.experiments.record import real
-
+    """Runs all cells that are due one after the other, by all ranks of ``world``: collective."""
     recorded = _Recorded(results, "real", report)
     comm = mpisign.Communicator("mpi")
     while True:

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from mpisign import policies
+from mpisign import attacks, policies, robust
 from mpisign.compressors import COMPRESSORS, Lion, Sign, Signum
+from mpisign.detox import Groups
+from mpisign.detox.worst_case import worst_case
 from mpisign.experiments import compression
 from mpisign.experiments.cell import GROUPED, Cell
+from mpisign.experiments.errors import SettingsError
+from mpisign.experiments.variants import VARIANTS
 
 if TYPE_CHECKING:
     from mpisign.communicator import Communicator
-    from mpisign.compressors import Compressor
-    from mpisign.detox import Groups
+    from mpisign.experiments.data import Dataset
 
 Placement = Literal["spread", "packed", "worst"]
-PLACEMENTS: tuple[Placement, ...] = ("spread", "packed", "worst")
 Order = Literal["random", "flipflop"]
-ORDERS: tuple[Order, ...] = ("random", "flipflop")
 
 #: The default learning rate of votes.
 VOTE_LR = 2e-3
@@ -33,12 +36,8 @@ def option(default: Any, help: str, type: str = "", metavar: str = "", **more: A
     return field(default=default, metadata={k: v for k, v in given.items() if v})
 
 
-def _hostile(*args: Any, **more: Any) -> Any:
-    return option(*args, **more, group="hostile ranks")
-
-
-def _defence(*args: Any, **more: Any) -> Any:
-    return option(*args, **more, group="what holds them off")
+_hostile = partial(option, group="hostile ranks")
+_defence = partial(option, group="what holds them off")
 
 
 @dataclass(frozen=True)
@@ -97,7 +96,7 @@ class Settings:
         "spread",
         "a group's members on different nodes, on one, or ceil(R / 2) hostile ranks to a "
         "group: the worst that can happen",
-        choices=PLACEMENTS,
+        choices=get_args(Placement),
     )
     reshuffle_every: int = _defence(
         1,
@@ -107,7 +106,9 @@ class Settings:
         "E",
     )
     order: Order = _defence(
-        "random", "of batches in groups; flipflop: every second epoch backwards", choices=ORDERS
+        "random",
+        "of batches in groups; flipflop: every second epoch backwards",
+        choices=get_args(Order),
     )
     rule: str | None = _defence(
         None,
@@ -135,17 +136,10 @@ class Settings:
         metavar="FILE",
     )
 
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON: paths as text."""
-        return {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self).items()}
-
     def groups(self, comm: Communicator) -> Groups | None:
         """The groups of DETOX, drawn for epoch 0; ValueError for those that cannot be."""
         if self.detox is None:
             return None
-        from mpisign.detox import Groups
-        from mpisign.detox.worst_case import worst_case
-
         if self.placement == "worst":
             hostile = range(comm.size - self.adversaries, comm.size)
             partition = worst_case(comm.size, self.detox, hostile)
@@ -155,10 +149,7 @@ class Settings:
         return Groups(comm, self.detox, self.placement, reshuffle_every=every, seed=self.seed)
 
     def faulty_rows(self) -> int:
-        """The rows that ``rule`` must tolerate: ``rule_f``, or as many as adversaries can own.
-
-        They own a group of DETOX by a majority of its ranks.
-        """
+        """The rows that ``rule`` must tolerate: ``rule_f``, or as many as adversaries can own."""
         if self.rule_f is not None:
             return self.rule_f
         return self.adversaries // (1 if self.detox is None else self.detox // 2 + 1)
@@ -213,5 +204,61 @@ class Settings:
 
 
 def _unit(name: str, options: dict[str, Any]) -> str:
-    made: Compressor = compression.compressor(Cell("images", name, 0.0, compressor_options=options))
+    made = compression.compressor(Cell("images", name, 0.0, compressor_options=options))
     return made.unit
+
+
+def check(settings: Settings, size: int, dataset: Dataset) -> None:
+    """Raises SettingsError for what ``size`` ranks cannot do, or not with ``dataset``."""
+    for problem in _problems(settings, size, dataset):
+        raise SettingsError(problem)
+
+
+def _problems(s: Settings, size: int, dataset: Dataset) -> Iterator[str]:
+    if s.adversaries >= size and s.adversaries:
+        yield f"--adversaries must be below the number of ranks, got {s.adversaries} of {size}"
+    for name in s.ways:
+        if lacking := VARIANTS[name].lacks(s):
+            yield f"{name} does not go with {lacking}"
+    if s.detox is None:
+        for option in ("placement", "order", "reshuffle_every"):
+            if getattr(s, option) != getattr(Settings, option):
+                yield f"--{option.replace('_', '-')} needs --detox: it is of groups"
+        if s.suspects:
+            yield "--suspects needs --detox: ranks are compared in groups"
+    elif s.detox % 2 == 0:
+        yield f"--detox must be odd, so that no group ties, got {s.detox}: take {s.detox + 1}"
+    elif size < 2 * s.detox > 2:
+        needs = f"--detox {s.detox} needs {2 * s.detox} ranks at least"
+        yield f"{needs}, so that there are groups to vote, got {size}"
+    option = f"--compression {s.compression}"
+    if s.rule is not None:
+        if s.compression != Settings.compression:
+            yield f"--rule {s.rule} is of gradients in full precision: leave out {option}"
+        option = f"--rule {s.rule} with f={s.faulty_rows()} (--rule-f)"
+    elif s.rule_f is not None:
+        yield "--rule-f needs --rule"
+    try:
+        aggregate = compression.compressor(s.cell(True, size)).aggregate
+        if s.rule is not None:
+            robust.by_name(s.rule, s.faulty_rows()).check(size // (s.detox or 1))
+    except ValueError as error:
+        cause: BaseException = error
+        while isinstance(cause, SettingsError) and cause.__cause__ is not None:
+            cause = cause.__cause__
+        yield f"{option}: {cause}"
+    if s.adversaries:
+        try:
+            attack = attacks.by_name(s.attack, s.adversaries)
+            attack.check(size - s.adversaries)
+            attack.batch(dataset.train_images[:1], dataset.train_labels[:1])
+        except ValueError as error:
+            yield f"--attack {s.attack}: {error}"
+    if s.byzantine_f:
+        if s.rule is not None or aggregate != "vote":
+            yield f"--byzantine-f is of votes: {s.rule or s.compression} takes none"
+        if s.algorithm not in ("auto", "alltoall"):
+            yield f"--byzantine-f needs --algorithm alltoall or auto, got {s.algorithm}"
+        if 2 * s.byzantine_f + 1 > size:
+            needs = f"{2 * s.byzantine_f + 1} ranks at least"
+            yield f"--byzantine-f {s.byzantine_f} needs {needs}, got {size}"

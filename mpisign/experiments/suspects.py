@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 import mpisign
 from mpisign.detox import Groups, Partition
-from mpisign.experiments.world import World
+from mpisign.experiments.world import TrainingWorld
 
 Verdict = Literal["suspect", "unclear", "inconspicuous"]
 
@@ -24,13 +24,7 @@ _ROUNDS = 50
 
 @dataclass(frozen=True)
 class Suspect:
-    """One rank, by the counts of all ranks.
-
-    ``share``: of its votes, unlike its group's; ``flagged``: of the tallies, in which it was far
-    from its group and no other member was (``mpisign.stats``). Both are medians over the ranks that
-    tallied, so that one false report changes little; the last three are sums. ``odd``: the number
-    of ``draws`` in which it was the odd one out. ``suspicion``: from 0 to 1, see ``weigh``.
-    """
+    """One rank, by the counts of all ranks."""
 
     rank: int
     share: float
@@ -46,36 +40,29 @@ class Suspect:
 
 
 class Watch:
-    """Reads ``mpisign.stats().suspects`` after each step, separately for each draw of the groups.
-
-    Only the second half of a draw counts: momenta from other groups have faded by then.
-    """
+    """Reads ``mpisign.stats().suspects`` after each step; only the second half of a draw counts."""
 
     def __init__(self, groups: Groups) -> None:
         self._groups = groups
         self._draw, self._members = groups.draw, groups.members
         self._seen: list[tuple[Partition, npt.NDArray[np.int64]]] = []
-        self._marks = [self._now()]
+        self._marks = [self._counts()]
 
     def step(self) -> None:
         """A step is over."""
         if self._groups.draw != self._draw:
             self._close()
-        self._marks.append(self._now())
+        self._marks.append(self._counts())
         if len(self._marks) > _MARKS:
             del self._marks[1:-1:2]
 
-    def gather(self, world: World) -> list[Suspect] | None:
+    def gather(self, world: TrainingWorld) -> list[Suspect] | None:
         """The suspects by all ranks' counts; None if nobody voted in groups. Collective."""
         self._close()
-        size = self._groups.size
-        totals = np.zeros((1, size, 4), dtype=np.int64)
-        for rank, d in mpisign.stats().suspects.items():
-            totals[0, rank] = d.coordinates, d.differing, d.tallies, d.flagged
-        seen = _of_all(world, totals)
+        seen = _of_all(world, self._counts()[None])
         if not seen.any():
             return None
-        by_draw = _of_all(world, np.array([counts for _, counts in self._seen]))
+        by_draw = _of_all(world, np.array([counts[:, :2] for _, counts in self._seen]))
         shares = _medians(by_draw[..., 1], by_draw[..., 0])
         members = [m for m, _ in self._seen]
         odd = np.array([odd_ones(s, m) for s, m in zip(shares, members, strict=True)])
@@ -93,13 +80,13 @@ class Watch:
                 verdict(suspicion[rank]),
                 *(int(seen[:, 0, rank, i].sum()) for i in (2, 0, 1, 3)),
             )
-            for rank in range(size)
+            for rank in range(self._groups.size)
         ]
 
-    def _now(self) -> npt.NDArray[np.int64]:
-        counts = np.zeros((self._groups.size, 2), dtype=np.int64)
+    def _counts(self) -> npt.NDArray[np.int64]:
+        counts = np.zeros((self._groups.size, 4), dtype=np.int64)
         for rank, d in mpisign.stats().suspects.items():
-            counts[rank] = d.coordinates, d.differing
+            counts[rank] = d.coordinates, d.differing, d.tallies, d.flagged
         return counts
 
     def _close(self) -> None:
@@ -110,11 +97,7 @@ class Watch:
 
 
 def odd_ones(shares: Sequence[float], members: Partition) -> list[bool]:
-    """Whether each rank was the odd one out of its group in one draw, by ``shares``.
-
-    At most one of a group: its share is above what rounding makes, twice the median of all ranks,
-    and 1.5 times that of any other member.
-    """
+    """At most one of a group: far from its votes, farther than the median and any other member."""
     far = max(_ROUNDING, _MEDIAN * float(np.median(shares)))
     odd = [False] * len(shares)
     for group in members:
@@ -126,12 +109,7 @@ def odd_ones(shares: Sequence[float], members: Partition) -> list[bool]:
 
 
 def weigh(odd: npt.NDArray[Any], members: Sequence[Partition]) -> npt.NDArray[np.float64]:
-    """The suspicion of each rank, from 0 to 1, by who was odd in each draw (draws, p).
-
-    The share of its draws in which it was the odd one out, each weighted by the trust in the other
-    members of its group: draws with suspects count little. Trust is 1 - suspicion, so the two are
-    computed in turn.
-    """
+    """Suspicions in [0, 1]: shares of odd draws, weighted by the trust in the other members."""
     suspicion = np.zeros(odd.shape[1])
     for _ in range(_ROUNDS):
         trust = 1 - suspicion
@@ -153,7 +131,7 @@ def verdict(suspicion: float) -> Verdict:
     return "suspect" if suspicion > 1 / 2 else "unclear" if suspicion > 1 / 3 else "inconspicuous"
 
 
-def _of_all(world: World, own: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+def _of_all(world: TrainingWorld, own: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     return world.gather(own.reshape(-1)).reshape(world.size, *own.shape)
 
 

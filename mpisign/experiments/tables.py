@@ -1,17 +1,87 @@
-"""The results of a study as tables."""
+"""Tables on a terminal and in Markdown, and those of a study's results."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 from mpisign.experiments.file import Grid, Study
+from mpisign.experiments.files import machine, now
 from mpisign.experiments.plan import Record
-from mpisign.experiments.summary import Summary
-from mpisign.experiments.table import Table
-from mpisign.experiments.tasks import metric
-from mpisign.experiments.tasks.metric import ALSO
+from mpisign.experiments.progress import on_terminal
+from mpisign.experiments.results import Summary
+from mpisign.experiments.tasks import ALSO, metric
+
+
+@dataclass
+class TextTable:
+    """Heads and cells, all text; the first ``left`` columns say what a row is of."""
+
+    title: str
+    left: int
+    heads: Sequence[str]
+    rows: list[list[str]] = field(default_factory=list)
+    caption: str = ""
+    styles: list[str | None] = field(default_factory=list)
+
+    def add(self, *cells: str, style: str | None = None) -> None:
+        """Adds a row."""
+        self.rows.append([*cells])
+        self.styles.append(style)
+
+    def markdown(self) -> str:
+        """The table in Markdown, its title in bold and its caption below."""
+        title = self.title.replace("\n", " ")
+        lines = [f"**{title[0].upper()}{title[1:]}**", ""] if title else []
+        heads = [head.replace("\n", " ") or "figure" for head in self.heads]
+        lines.append(f"| {' | '.join(heads)} |")
+        lines.append("|" + "---|" * self.left + "---:|" * (len(heads) - self.left))
+        lines += [f"| {' | '.join(row)} |" for row in self.rows]
+        return "\n".join([*lines, *(["", self.caption] if self.caption else [])])
+
+    def rich(self) -> Any:
+        """The same for rich's console."""
+        from rich import box, table
+
+        out = table.Table(
+            box=box.SIMPLE_HEAD,
+            padding=(0, 1, 0, 0),
+            pad_edge=False,
+            title=self.title or None,
+            title_justify="left",
+            title_style="bold",
+            caption=self.caption or None,
+            caption_justify="left",
+        )
+        for i, head in enumerate(self.heads):
+            justify: Any = "left" if i < self.left else "right"
+            out.add_column(head, justify=justify, no_wrap=i == 0 or "\n" in head)
+        for i, row in enumerate(self.rows):
+            out.add_row(*row, style=self.styles[i] if self.styles else None)
+        return out
+
+
+def show(parts: Sequence[TextTable | str], width: int) -> None:
+    """Prints tables and text, ``width`` columns wide where standard output is no terminal."""
+    from rich.console import Console
+
+    watched = on_terminal()
+    console = Console(width=None if watched else width, force_terminal=watched, highlight=False)
+    for part in parts:
+        console.print(part.rich() if isinstance(part, TextTable) else part)
+
+
+def page(command: str, parts: Sequence[TextTable | str], where: str = "") -> str:
+    """A generated results page: the command, date and machine, then tables and text."""
+    head = [f"    {command}", where or f"Measured on {now()[:10]}: {machine()}."]
+    body = [part.markdown() if isinstance(part, TextTable) else part for part in parts]
+    return "\n\n".join([*head, *(text for text in body if text)]) + "\n"
+
+
+Shown = Callable[[Summary], str]
 
 _AXES = {
     "ranks": "ranks",
@@ -23,7 +93,7 @@ _AXES = {
 }
 
 
-def tables(study: Study, summaries: Sequence[Summary]) -> list[Table]:
+def tables(study: Study, summaries: Sequence[Summary]) -> list[TextTable]:
     """Of each grid: the metric, the learning rates where they were chosen, the bits."""
     made = []
     for grid in study.grids:
@@ -54,7 +124,7 @@ def _parts(grid: Grid, own: list[Summary]) -> list[tuple[str, list[Summary]]]:
     ]
 
 
-def _table(grid: Grid, own: Sequence[Summary], title: str, cell: Callable[[Summary], str]) -> Table:
+def _table(grid: Grid, own: Sequence[Summary], title: str, cell: Shown) -> TextTable:
     axes = varying(grid)
     if len({s.group.point["attack"] for s in own} - {None}) == 1:
         axes = [axis for axis in axes if axis != "attack"]  # the title has it
@@ -66,25 +136,25 @@ def _table(grid: Grid, own: Sequence[Summary], title: str, cell: Callable[[Summa
         row[len(axes) + labels.index(s.group.method.label)] = cell(s)
     if not axes:  # one point: methods go down, not across
         flat = [[label, cell] for label, cell in zip(labels, *rows.values(), strict=True)]
-        return Table(title, 1, ["method", ""], flat)
-    return Table(title, len(axes), [*(_AXES[a] for a in axes), *labels], list(rows.values()))
+        return TextTable(title, 1, ["method", ""], flat)
+    return TextTable(title, len(axes), [*(_AXES[a] for a in axes), *labels], list(rows.values()))
 
 
-def _digits(own: Sequence[Summary], title: str) -> Table:
+def _digits(own: Sequence[Summary], title: str) -> TextTable:
     """Methods by digits: of each point that the grid has."""
     rows = []
     for s in own:
         means = [statistics.mean(of) for of in zip(*s.recalls, strict=True)]
         rows.append([s.group.method.label, *(ALSO["recall"].shown(m) for m in means)])
-    return Table(title, 1, ["method", *map(str, range(10))], [r for r in rows if len(r) > 1])
+    return TextTable(title, 1, ["method", *map(str, range(10))], [r for r in rows if len(r) > 1])
 
 
-def _alike(grid: Grid, own: Sequence[Summary], title: str) -> Table | None:
+def _alike(grid: Grid, own: Sequence[Summary], title: str) -> TextTable | None:
     """The bits in one row, if they are the same all over the grid."""
     found = {m.label: {_bits(s) for s in own if s.group.method is m} - {""} for m in grid.methods}
     if not varying(grid) or any(len(values) != 1 for values in found.values()):
         return None
-    return Table(title, 0, list(found), [[value for (value,) in found.values()]])
+    return TextTable(title, 0, list(found), [[value for (value,) in found.values()]])
 
 
 def varying(grid: Grid) -> list[str]:

@@ -1,11 +1,9 @@
-"""The ranks of a run, through MPI, torch or Horovod: what training needs besides votes.
-
-All messages are buffers of a fixed size; nothing is pickled, or counted in ``mpisign.stats``.
-"""
+"""The ranks of a run, through MPI, torch or Horovod: what training needs besides votes."""
 
 from __future__ import annotations
 
 import os
+import re
 import socket
 import sys
 from abc import ABC, abstractmethod
@@ -26,25 +24,19 @@ _MESSAGE = 1024  # bytes of an error message that reach the other ranks
 T = TypeVar("T")
 
 
-class World(ABC):
-    """All ranks of the job. ``kind``: as ``mpisign.Communicator`` takes it. Methods are collective.
-
-    ``one_machine``: whether all ranks share one. ``library``: what connects them, for the report.
-    """
+class TrainingWorld(ABC):
+    """All ranks of the job; ``kind`` is that of ``mpisign.Communicator``. Collective methods."""
 
     kind: ClassVar[str]
     rank: int
     size: int
     one_machine: bool
-    library: str = "Gloo"
+    library: str = "Gloo"  # what connects the ranks, for the report
+    barrier: Callable[[], object]
 
     @abstractmethod
     def gather(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Every rank's ``values`` (n,), the same n and dtype on all: (size, n), on every rank."""
-
-    @abstractmethod
-    def barrier(self) -> None:
-        """Returns once all ranks have called it."""
 
     def gather_texts(self, text: str, limit: int) -> list[str]:
         """Every rank's ``text``, cut off after ``limit`` bytes."""
@@ -60,7 +52,7 @@ class World(ABC):
         return [row.tobytes().hex() for row in self.gather(own)]
 
 
-class MPIWorld(World):
+class MPIWorld(TrainingWorld):
     """A duplicate of COMM_WORLD."""
 
     kind = "mpi"
@@ -71,6 +63,7 @@ class MPIWorld(World):
         launcher.check_world(MPI.COMM_WORLD.Get_size())
         self._comm = MPI.COMM_WORLD.Dup()
         self.rank, self.size = self._comm.Get_rank(), self._comm.Get_size()
+        self.barrier = self._comm.Barrier
         node = self._comm.Split_type(MPI.COMM_TYPE_SHARED)
         self.one_machine = node.Get_size() == self.size
         node.Free()
@@ -81,11 +74,23 @@ class MPIWorld(World):
         self._comm.Allgather(np.ascontiguousarray(values), received)
         return received
 
-    def barrier(self) -> None:
-        self._comm.Barrier()
+
+class GlooWorld(TrainingWorld):
+    """Ranks whose library gathers tensors of bytes."""
+
+    def gather(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        import torch
+
+        own = torch.from_numpy(np.array(values, order="C").reshape(-1).view(np.uint8))
+        rows: npt.NDArray[Any] = self._gathered(own).numpy().view(values.dtype)
+        return rows.reshape(self.size, *values.shape)
+
+    @abstractmethod
+    def _gathered(self, own: Any) -> Any:
+        """Every rank's ``own``, one after the other."""
 
 
-class HorovodWorld(World):
+class HorovodWorld(GlooWorld):
     """Horovod's global process set, where there is no MPI: ``horovodrun --gloo``."""
 
     kind = "horovod"
@@ -93,17 +98,14 @@ class HorovodWorld(World):
     def __init__(self) -> None:
         self._hvd = start_horovod()
         self.rank, self.size = self._hvd.rank(), self._hvd.size()
+        self.barrier = self._hvd.barrier
         self.one_machine = self._hvd.local_size() == self.size
 
-    def gather(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        gathered = self._hvd.allgather(_bytes(values), name="mpisign.experiments.gather")
-        return gathered.numpy().view(values.dtype).reshape(self.size, *values.shape)
-
-    def barrier(self) -> None:
-        self._hvd.barrier()
+    def _gathered(self, own: Any) -> Any:
+        return self._hvd.allgather(own, name="mpisign.experiments.gather")
 
 
-class TorchWorld(World):
+class TorchWorld(GlooWorld):
     """All ranks of torch.distributed, on Gloo: ``torchrun``."""
 
     kind = "torch"
@@ -113,24 +115,15 @@ class TorchWorld(World):
 
         if not dist.is_initialized():
             dist.init_process_group("gloo")
-        self._dist = dist
-        self.rank, self.size = dist.get_rank(), dist.get_world_size()
+        self.rank, self.size, self.barrier = dist.get_rank(), dist.get_world_size(), dist.barrier
         self.one_machine = os.environ.get("LOCAL_WORLD_SIZE") == str(self.size)
 
-    def gather(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        own = _bytes(values)
+    def _gathered(self, own: Any) -> Any:
+        from torch.distributed import all_gather
+
         gathered = own.new_empty(self.size * len(own))
-        self._dist.all_gather(list(gathered.split(max(1, len(own)))), own)
-        return gathered.numpy().view(values.dtype).reshape(self.size, *values.shape)
-
-    def barrier(self) -> None:
-        self._dist.barrier()
-
-
-def _bytes(values: npt.NDArray[Any]) -> Any:
-    import torch
-
-    return torch.from_numpy(np.array(values, order="C").reshape(-1).view(np.uint8))
+        all_gather(list(gathered.split(max(1, len(own)))), own)
+        return gathered
 
 
 def started_by_torch() -> bool:
@@ -143,12 +136,8 @@ def started_by_gloo() -> bool:
     return os.environ.get("HOROVOD_CONTROLLER") == "gloo"
 
 
-def join(vias: set[str]) -> World:
-    """The world that fits the launcher and the transports ``vias``: "mpi", "torch", "horovod".
-
-    Raises SettingsError if MPI or Horovod is missing, or the launcher started another world,
-    LauncherError if ranks would run alone.
-    """
+def join(vias: set[str]) -> TrainingWorld:
+    """The world that fits the launcher and the transports; SettingsError, LauncherError."""
     if started_by_torch():
         if vias != {"torch"}:
             raise SettingsError(
@@ -167,7 +156,7 @@ def join(vias: set[str]) -> World:
     return MPIWorld()
 
 
-def start_torch(world: World) -> None:
+def start_torch(world: TrainingWorld) -> None:
     """torch.distributed on Gloo between the ranks of ``world``, unless it runs already."""
     import torch.distributed as dist
 
@@ -183,16 +172,17 @@ def start_torch(world: World) -> None:
     dist.init_process_group("gloo", store=store, rank=world.rank, world_size=world.size)
 
 
-def start_horovod(world: World | None = None) -> Any:
+def start_horovod(world: TrainingWorld | None = None) -> Any:
     """Horovod's torch module, initialised; the same ranks as ``world``, if given."""
     import horovod.torch as hvd
 
     hvd.init()
-    size = hvd.size() if world is None else world.size
-    if hvd.size() != size:
-        raise LauncherError(f"Horovod sees {hvd.size()} of {size} ranks: was it built without MPI?")
     if world is None:
-        launcher.check_world(size)
+        launcher.check_world(hvd.size())
+    elif hvd.size() != world.size:
+        raise LauncherError(
+            f"Horovod sees {hvd.size()} of {world.size} ranks: was it built without MPI?"
+        )
     elif hvd.rank() != world.rank:
         raise LauncherError(f"rank {world.rank} is rank {hvd.rank()} in Horovod")
     return hvd
@@ -208,7 +198,7 @@ def stop() -> None:
         dist.destroy_process_group()
 
 
-def agreed(world: World, action: Callable[[], T]) -> T:
+def agreed(world: TrainingWorld, action: Callable[[], T]) -> T:
     """``action()``, or the first rank's SettingsError on all ranks. Collective."""
     text, value = "", None
     try:
@@ -221,12 +211,8 @@ def agreed(world: World, action: Callable[[], T]) -> T:
     return value  # type: ignore[return-value]  # no rank raised, so action() returned
 
 
-def wire_measurable(world: World) -> bool:
-    """Whether all traffic of the ranks is TCP over this machine's loopback device.
-
-    True for Horovod and torch on Gloo, and for Open MPI with ``--mca btl tcp,self``, if all ranks
-    share the machine. MPI usually takes shared memory, which no counter sees.
-    """
+def wire_measurable(world: TrainingWorld) -> bool:
+    """Whether all traffic is TCP over this machine's loopback device, which alone is counted."""
     if not world.one_machine or world.size == 1 or loopback_sent() is None:
         return False
     if started_by_gloo() or started_by_torch():
@@ -238,11 +224,7 @@ def wire_measurable(world: World) -> bool:
 def loopback_sent() -> int | None:
     """Bytes that the machine has sent over ``lo``, headers included; None if not known."""
     try:
-        lines = Path("/proc/net/dev").read_text().splitlines()
+        found = re.search(r"^ *lo:((?: *\d+){9})", Path("/proc/net/dev").read_text(), re.MULTILINE)
     except OSError:
         return None
-    for line in lines:
-        device, _, counters = line.partition(":")
-        if device.strip() == "lo":
-            return int(counters.split()[8])
-    return None
+    return int(found[1].split()[8]) if found else None

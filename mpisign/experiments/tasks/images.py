@@ -24,10 +24,7 @@ Feed = Iterator[tuple[data.Images, data.Labels]]
 
 
 class Images(Task):
-    """A classifier ``net``, the batches of this rank, and what it is evaluated on.
-
-    ``held_out``: images and labels, for choosing rates and for the report, or for both.
-    """
+    """A classifier ``net``, the batches of this rank, and what it is evaluated on."""
 
     def __init__(
         self, net: nn.Module, feed: Feed, steps: int, *held_out: tuple[data.Images, data.Labels]
@@ -50,12 +47,7 @@ class Images(Task):
 
 
 class Digits(Images):
-    """The digits of a study: 1,100 images to learn from, 248 to choose rates by, 449 to test with.
-
-    ``hidden``: the widths of the perceptron's layers. ``cell.dirichlet`` None: every rank gets each
-    ``ranks``-th image; else labels are spread by ``data.dirichlet``. ``dealt`` "anew": images are
-    dealt to ranks anew in every epoch, by a ``GroupSampler``, as they always are to ``groups``.
-    """
+    """The digits of a study: 1,100 images to learn from, 248 to choose rates by, 449 to test."""
 
     def __init__(
         self,

@@ -10,12 +10,7 @@ from mpisign.experiments.tasks.base import Task
 
 
 class Quadratic(Task):
-    """f(x) = x'x / 2 in fp64, x0 ~ N(0, 1), a rank's gradient x + N(0, 1), ``batch_size`` averaged.
-
-    (Bernstein et al. 2019, signSGD with majority vote, figure 1.) All draws come from one
-    generator: x0, then a (ranks, d) block a step, of which each rank takes a row, the last rank
-    the first: a NumPy loop of five lines over the same blocks ends at the same bits.
-    """
+    """x'x / 2 in fp64, gradient x + N(0, 1): Bernstein et al. 2019, majority vote, figure 1."""
 
     def __init__(self, cell: Cell, rank: int, dimension: int = 1000) -> None:
         assert cell.steps is not None

@@ -24,11 +24,7 @@ _STREAM = 3
 
 @lru_cache(maxsize=1)
 def corpus() -> npt.NDArray[np.uint8]:
-    """What ``help()`` reads: ``pydoc_data.topics``, by topic, as numbers into ``ALPHABET``.
-
-    About 465,000 characters, the same for one version of Python: the language reference's prose
-    with its examples and grammar. Raises SettingsError where Python came without it.
-    """
+    """``pydoc_data.topics`` as numbers into ``ALPHABET``: 465,000 characters of the reference."""
     try:
         from pydoc_data import topics
     except ImportError as error:
@@ -46,11 +42,7 @@ def split(text: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.uint8], ...]:
 
 
 class Text(Task):
-    """Each rank reads a stretch of its own of the training part, ``context`` characters at a time.
-
-    ``layers`` blocks of width ``width`` with ``heads`` heads, normalised first, no dropout; inputs
-    and outputs share no weights.
-    """
+    """Each rank reads a stretch of its own of the training part, ``context`` characters a time."""
 
     def __init__(
         self,

@@ -77,16 +77,24 @@ def _functional(method: Callable[..., Any], like: Callable[..., Any] | None = No
     arrays = [p for p in own if p.kind is p.POSITIONAL_OR_KEYWORD]
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
     comm_parameter = inspect.Parameter("comm", kind, default=None, annotation="Any")
+    returns = inspect.signature(method).return_annotation
+    signature = inspect.Signature(
+        [*arrays, comm_parameter, *own[len(arrays) :]], return_annotation=returns
+    )
+    n, known = len(arrays), frozenset(p.name for p in own[len(arrays) :])
 
-    def function(*args: Any, comm: Any = None, **options: Any) -> Any:
-        if len(args) > len(arrays):
-            *args, comm = args  # type: ignore[assignment]
+    def function(*args: Any, **options: Any) -> Any:
+        comm = None
+        if len(args) != n or not known.issuperset(options):
+            # A wrong call must raise before the communicator, whose making is collective.
+            bound = signature.bind(*args, **options)
+            comm = bound.arguments.pop("comm", None)
+            args = tuple(bound.arguments.pop(p.name) for p in arrays)
+            options = bound.arguments
         return method(communicator_for(name, comm), *args, **options)
 
     function.__name__ = function.__qualname__ = name
-    function.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-        [*arrays, comm_parameter, *own[len(arrays) :]]
-    )
+    function.__signature__ = signature  # type: ignore[attr-defined]
     doc = (inspect.getdoc(method) or "").replace("mpisign.Communicator().", "mpisign.")
     options = ", ".join(p.name for p in own[len(arrays) :])
     function.__doc__ = doc.replace("options: those of", f"{options}: as").replace(

@@ -134,7 +134,7 @@ def _named(
     """The optimizer's parameters with their names, in its order."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     if named_parameters is None:
-        return [(str(i), p) for i, p in enumerate(parameters)]
+        return [(name, p) for p, name in {p: str(i) for i, p in enumerate(parameters)}.items()]
     names = {p: name for name, p in named_pairs(_FUNCTION, named_parameters)}
     missing = sum(p not in names for p in parameters)
     if missing:
@@ -142,4 +142,4 @@ def _named(
             f"{_FUNCTION}: named_parameters must name every parameter of the optimizer, as "
             f"model.named_parameters() does, got no name for {missing} of {len(parameters)}"
         )
-    return [(names[p], p) for p in parameters]
+    return [(names[p], p) for p in dict.fromkeys(parameters)]

@@ -21,7 +21,6 @@ from mpisign.bench.kernels.cases import cases
 from mpisign.bench.kernels.host import Host
 from mpisign.bench.kernels.stock import Stock, torch_there
 from mpisign.bench.peers import expressions as plain
-from mpisign.bench.record import read
 from mpisign.bench.settings import KERNELS
 from mpisign.bench.table import coordinates
 from mpisign.cli.numbers import size as read_size
@@ -45,7 +44,7 @@ def short(tmp_path_factory):
     files["plot"] = folder / "plot.png"
     options = [part for option, path in files.items() for part in (f"--{option}", path)]
     assert bench(*QUICK, "--sizes", "1k,24k", "--threads", "1,2", *options) == 0
-    return read(files["json"]), files
+    return json.loads(files["json"].read_text()), files
 
 
 def test_every_kernel_is_measured(short):

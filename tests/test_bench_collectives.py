@@ -17,10 +17,9 @@ import pytest
 from launchers import environment, find, mpirun, run
 
 from mpisign import cli, simulation
-from mpisign.bench.collectives import gradient, nodes, traffic
+from mpisign.bench.collectives import method, nodes, traffic
 from mpisign.bench.collectives.goals import goals
-from mpisign.bench.collectives.gradient import Gradient
-from mpisign.bench.collectives.method import WrongResultError, check_signs
+from mpisign.bench.collectives.method import Gradient, WrongResultError, check_signs
 from mpisign.bench.collectives.run import CollectiveRow
 from mpisign.bench.collectives.votes import IN_GROUPS, Votes
 from mpisign.bench.measure import Timing
@@ -366,9 +365,9 @@ def test_nodes():
 
 
 def test_gradients():
-    assert len(gradient.resnet50()) == 161 and sum(gradient.resnet50()) == 25_557_032
-    assert gradient.cut(25_557_032, "resnet50") == gradient.resnet50()
-    assert gradient.cut(10, 3) == (3, 3, 4) and gradient.cut(2, 5) == (1, 1)
+    assert len(method.resnet50()) == 161 and sum(method.resnet50()) == 25_557_032
+    assert method.cut(25_557_032, "resnet50") == method.resnet50()
+    assert method.cut(10, 3) == (3, 3, 4) and method.cut(2, 5) == (1, 1)
     two = [Gradient(1000, (300, 700), rank, 2) for rank in range(2)]
     assert not np.array_equal(two[0].values, two[1].values) and two[0].values.all()
     assert np.array_equal(two[0].all_ranks, [g.values for g in two])

@@ -13,7 +13,6 @@ from launchers import mpirun
 
 from mpisign import cli
 from mpisign.bench.collectives.nodes import Nodes
-from mpisign.bench.errors import BenchError
 from mpisign.bench.training import names
 from mpisign.bench.training.results import (
     AccuracyRow,
@@ -27,6 +26,7 @@ from mpisign.bench.training.results import (
 from mpisign.bench.training.results import less_than_base as less
 from mpisign.bench.training.trainer import Block, Trainer
 from mpisign.compressors.names import COMPRESSORS
+from mpisign.experiments.errors import SettingsError
 
 MODES = ("step", "accuracy", "memory")
 NETLAB = {"NETLAB": "1", "NETLAB_INTERFACE": "lo", "NETLAB_RATE": "none", "NETLAB_NODE": "0"}
@@ -142,7 +142,7 @@ def test_bad_input_is_one_line_and_status_2(more, message, capsys):
 def test_too_large_a_batch():
     settings = SimpleNamespace(batch_size=700, time_limit=1.0)
     two = SimpleNamespace(rank=0, size=2)
-    with pytest.raises(BenchError, match="^--batch-size 700: a rank has 674 of the digits$"):
+    with pytest.raises(SettingsError, match="^--batch-size 700: a rank has 674 of the digits$"):
         Trainer(two, {}, Nodes((0, 0)), settings, None)
 
 

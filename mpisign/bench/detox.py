@@ -17,22 +17,22 @@ import mpisign
 from mpisign import simulation
 from mpisign.bench import report
 from mpisign.bench.detox_shown import SHOWN
-from mpisign.bench.errors import BenchError
 from mpisign.bench.kernels.host import Host
 from mpisign.bench.measure import Timing
 from mpisign.bench.peers import byzfl
-from mpisign.bench.progress import progress
+from mpisign.bench.progress import Attempts, progress
 from mpisign.bench.record import Record
 from mpisign.bench.settings import DetoxSettings
 from mpisign.compressors import Compressor
 from mpisign.compressors.detox import Detox
 from mpisign.compressors.robust import Robust
 from mpisign.compressors.signum import Signum
+from mpisign.experiments import model
 from mpisign.partition import assign
 from mpisign.robust.names import by_name
 
 #: Rows that a rule with f of them hostile needs, at least: the most that any rule asks (Bulyan).
-_NEEDED = 4, 3
+_EACH, _REST = 4, 3
 _INPUTS, _CLASSES = 784, 10
 
 
@@ -58,7 +58,6 @@ class DetoxMethod:
 
     @property
     def label(self) -> str:
-        """For people."""
         if not self.collective:
             return f"{self.rule}, {'one place' if self.kind == 'here' else 'ByzFL'}"
         return f"{self.rule}, DETOX {self.redundancy}" if self.groups else self.rule
@@ -74,8 +73,7 @@ def methods(ranks: int, redundancy: int, rules: tuple[str, ...]) -> Iterator[Det
     """All of a number of ranks: each rule with as many hostile rows as Bulyan can take."""
 
     def hostile(rows: int) -> int:
-        each, rest = _NEEDED
-        return max(0, (rows - rest) // each)
+        return max(0, (rows - _REST) // _EACH)
 
     groups = ranks // redundancy
     yield DetoxMethod("vote", "signum")
@@ -110,7 +108,6 @@ class DetoxRow:
 
     @property
     def label(self) -> str:
-        """For people."""
         return self.method.label
 
     @property
@@ -137,7 +134,7 @@ class DetoxRecord(Record):
 
 
 def run(settings: DetoxSettings, command: str) -> int:
-    """Measures and reports; the exit status. Raises BenchError."""
+    """Measures and reports; the exit status. Raises SettingsError."""
     record = DetoxRecord(
         name=settings.NAME, command=command, settings=settings,
         parameters=parameters(settings.size),
@@ -153,26 +150,23 @@ def _measure(record: DetoxRecord) -> None:
     each = len(list(methods(s.ranks[0], s.redundancy, s.rules)))
     with progress(each * len(s.ranks) * s.repeat) as begin:
         for ranks in s.ranks:
-            chosen = list(methods(ranks, s.redundancy, s.rules))
+            attempt, chosen = Attempts(begin), list(methods(ranks, s.redundancy, s.rules))
             samples: dict[DetoxMethod, list[tuple[float, ...]]] = {m: [] for m in chosen}
-            errors: dict[DetoxMethod, str] = {}
             for _ in range(s.repeat):
                 for method in chosen:
-                    begin(f"{method.label}, {ranks} ranks")
-                    try:
-                        if method not in errors:
-                            samples[method].append(_sample(method, ranks, s.size, s.steps))
-                    except BenchError as error:
-                        errors[method] = str(error)
-            rows = [
-                DetoxRow(m, ranks, error=errors[m]) if m in errors else _row(m, ranks, samples[m])
-                for m in chosen
-            ]
-            record.rows += beside(rows)
+                    what = f"{method.label}, {ranks} ranks"
+                    step = _collective if method.collective else _in_one_place
+                    if taken := attempt(method, what, step, method, ranks, s.size, s.steps):
+                        samples[method].append(taken)
+            record.rows += beside([_row(m, ranks, samples[m], attempt.errors) for m in chosen])
     record.growth = growth(record.rows)
 
 
-def _row(method: DetoxMethod, ranks: int, samples: list[tuple[float, ...]]) -> DetoxRow:
+def _row(
+    method: DetoxMethod, ranks: int, samples: list[tuple[float, ...]], errors: dict[Any, str]
+) -> DetoxRow:
+    if method in errors:
+        return DetoxRow(method, ranks, error=errors[method])
     work, wall, computing, sent = zip(*samples, strict=True)
     # Computing is by the clock: other processes only make it more.
     least, median = min(computing), Timing.of(sent).median
@@ -216,10 +210,7 @@ def growth(rows: Sequence[DetoxRow]) -> list[Growth]:
 def _network(size: int) -> torch.nn.Module:
     """A perceptron of about ``size`` parameters, the same at every call."""
     hidden = max(1, round((size - _CLASSES) / (_INPUTS + 1 + _CLASSES)))
-    with torch.random.fork_rng(devices=()):
-        torch.manual_seed(0)
-        layers = torch.nn.Linear(_INPUTS, hidden), torch.nn.Linear(hidden, _CLASSES)
-        return torch.nn.Sequential(*layers)
+    return model.seeded(0, lambda: model.perceptron(_INPUTS, [hidden]))
 
 
 def parameters(size: int) -> int:
@@ -227,17 +218,11 @@ def parameters(size: int) -> int:
     return sum(p.numel() for p in _network(size).parameters())
 
 
-def _sample(method: DetoxMethod, ranks: int, size: int, steps: int) -> tuple[float, ...]:
-    """Of a step: processor time, clock and computing in seconds, bytes that a rank sends."""
-    return (_collective if method.collective else _in_one_place)(method, ranks, size, steps)
-
-
 def _collective(method: DetoxMethod, ranks: int, size: int, steps: int) -> tuple[float, ...]:
-    batch = list(range(ranks))  # whose gradient each rank has: its own, or its group's
-    if method.groups:
-        for number, members in enumerate(assign(ranks, method.redundancy)):
-            for rank in members:
-                batch[rank] = number
+    """Of a step: processor time, clock and computing in seconds, bytes that a rank sends."""
+    # Whose gradient each rank has: its own, or its group's.
+    groups = assign(ranks, method.redundancy) if method.groups else [[r] for r in range(ranks)]
+    batch = {rank: number for number, members in enumerate(groups) for rank in members}
 
     def work(comm: Any) -> tuple[float, ...]:
         net = _network(size)

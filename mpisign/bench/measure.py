@@ -63,11 +63,7 @@ class Ring:
 
 
 class Contender:
-    """Takes one sample in every round. ``calls``: the same call on each set of arguments.
-
-    ``repeat``: calls of a sample, 0: as many as ``device.sample`` seconds need. ``budget``: seconds
-    after which it takes no more samples. ``prepare(set)`` runs before a sample and is not timed.
-    """
+    """Takes one sample in every round. ``calls``: the same call on each set of arguments."""
 
     def __init__(
         self, calls: Sequence[Call], ring: Ring | None = None, *,

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from mpisign.bench.errors import BenchError
+from mpisign.experiments.errors import SettingsError
 
 # Okabe and Ito's colours, which colour-blind people can distinguish; shapes differ as well.
 BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
@@ -14,6 +14,8 @@ GREY, LIGHT = "#666666", "#bbbbbb"
 SMALL: dict[str, Any] = {"fontsize": 8.5, "frameon": False}
 #: A legend above the axes.
 ABOVE: dict[str, Any] = {**SMALL, "loc": "lower center", "bbox_to_anchor": (0.5, 1)}
+#: Label, marker ("|" for limits and goals), colour, and x in each row or None.
+Series = tuple[str, str, str, Sequence[float | None]]
 
 
 def figure(width: float, height: float, title: str) -> Any:
@@ -26,9 +28,9 @@ def figure(width: float, height: float, title: str) -> Any:
 
 
 def measured(rows: Sequence[Any], why: str = "nothing was measured") -> None:
-    """Raises BenchError if ``rows`` is empty."""
+    """Raises SettingsError if ``rows`` is empty."""
     if not rows:
-        raise BenchError(f"--plot: {why}")
+        raise SettingsError(f"--plot: {why}")
 
 
 def finish(axis: Any) -> None:
@@ -38,21 +40,20 @@ def finish(axis: Any) -> None:
     axis.set_axisbelow(True)
 
 
-def names(axis: Any, labels: Sequence[str]) -> None:
-    """One row for each label, the first at the top."""
+def rows(axis: Any, labels: Sequence[str], *series: Series, joined: Iterable[Any] = ()) -> None:
+    """A row for each label, the first at the top. ``joined``: ends of a light line in each row."""
+    for label, marker, colour, values in series:
+        points = [(x, y) for y, x in enumerate(values) if x is not None]
+        if points:
+            size, edge = (16, 2) if marker == "|" else (6, 1)
+            x, y = zip(*points, strict=True)
+            looks = {"color": colour, "markersize": size, "markeredgewidth": edge, "zorder": 4}
+            axis.plot(x, y, marker, label=label, **looks)
+    for row, ends in enumerate(joined):
+        if None not in ends:
+            axis.plot(ends, [row, row], color=LIGHT, linewidth=1.5, zorder=1)
     axis.set_yticks(range(len(labels)), labels, fontsize=8.5)
     axis.set_ylim(len(labels) - 0.4, -0.6)
-
-
-def mark(axis: Any, x: float, y: float, half: float = 0.4) -> None:
-    """A limit or a goal: a short vertical line in row ``y``."""
-    axis.plot([x, x], [y - half, y + half], color=BLACK, linewidth=2, zorder=3)
-
-
-def key(axis: Any, marker: str, colour: str, label: str, size: float = 7) -> None:
-    """An entry of the legend."""
-    edge = 2 if marker == "|" else 1
-    axis.plot([], [], marker, color=colour, markersize=size, markeredgewidth=edge, label=label)
 
 
 def beside(axis: Any, text: str, x: float, y: float) -> None:

@@ -6,20 +6,20 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import Any, TypeVar
+
+from mpisign.experiments.errors import SettingsError
 
 _EVERY = 10.0  # seconds between plain lines
 
 #: Called with what is measured next.
 Begin = Callable[[str], None]
+T = TypeVar("T")
 
 
 @contextmanager
 def progress(steps: int, shown: bool = True) -> Iterator[Begin]:
-    """Yields a function to call before each of ``steps``.
-
-    It draws rich's bar on a terminal, and prints a line every 10 seconds elsewhere.
-    """
+    """Yields a function to call before each of ``steps``."""
     bar = _bar() if shown and sys.stderr.isatty() else None
     task = bar.add_task("", total=steps) if bar else None
     done, printed = -1, -_EVERY
@@ -51,3 +51,21 @@ def _bar() -> Any:
         transient=True,
         auto_refresh=False,  # by a thread, in the middle of what is measured
     )
+
+
+class Attempts:
+    """Measures contenders in turns, each until it fails. ``errors``: why, by their names."""
+
+    def __init__(self, begin: Begin) -> None:
+        self.errors: dict[Any, str] = {}
+        self._begin = begin
+
+    def __call__(self, name: Any, what: str, action: Callable[..., T], *args: Any) -> T | None:
+        """``action(*args)``, or None if ``name`` fails now or failed before."""
+        self._begin(what)
+        if name not in self.errors:
+            try:
+                return action(*args)
+            except SettingsError as error:
+                self.errors[name] = str(error)
+        return None

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import datetime
-import importlib.metadata
 import json
 import operator
 import os
@@ -15,7 +12,7 @@ from typing import Any, ClassVar
 
 import mpisign
 from mpisign import _kernels
-from mpisign.bench.errors import BenchError
+from mpisign.experiments import files
 
 SCHEMA = 1  # of the JSON documents; grows when a reader of the old ones would fail
 _PACKAGES = (
@@ -69,33 +66,17 @@ class Record:
         """What was measured on, if more than the machine."""
         return ""
 
-    def as_dict(self) -> dict[str, Any]:
-        """The document of ``--json``."""
-        return {
+    def write(self, path: Path) -> None:
+        """Writes the JSON document."""
+        document = {
             "schema": SCHEMA,
             "mpisign": mpisign.__version__,
-            "time": now().isoformat(timespec="seconds"),
+            "time": files.now(),
             "host": {**host(), "name": platform.node(), "system": platform.platform()},
             "versions": {"python": platform.python_version(), **versions()},
             **_plain(self),
         }
-
-    def write(self, path: Path) -> None:
-        """Writes the JSON document."""
-        path.write_text(json.dumps(self.as_dict(), indent=1, allow_nan=False) + "\n")
-
-
-def read(path: Path) -> dict[str, Any]:
-    """The document that ``Record.write`` wrote; BenchError for one of another schema."""
-    document: dict[str, Any] = json.loads(path.read_text())
-    if document.get("schema") != SCHEMA:
-        raise BenchError(f"{path}: schema {document.get('schema')}, this version reads {SCHEMA}")
-    return document
-
-
-def now() -> datetime.datetime:
-    """The time, in UTC."""
-    return datetime.datetime.now(datetime.UTC)
+        files.write(path, json.dumps(document, indent=1, allow_nan=False) + "\n")
 
 
 def host() -> dict[str, Any]:
@@ -107,11 +88,7 @@ def host() -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Versions of the packages that a bench may use, of those that are installed."""
-    found = {}
-    for name in _PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
+    return {name: version for name in _PACKAGES if (version := files.version(name))}
 
 
 def machine() -> str:
@@ -125,12 +102,8 @@ def machine() -> str:
 
 
 def cpu_model() -> str:
-    """The processor's name in /proc/cpuinfo."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith(("model name", "Model")):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    """The processor's name."""
+    return files.machine().rpartition(",")[0]
 
 
 def _plain(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 import sys
 import textwrap
@@ -11,10 +12,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mpisign.bench import files
-from mpisign.bench.errors import BenchError
-from mpisign.bench.record import Record, machine, now
+from mpisign.bench.record import Record, machine
 from mpisign.bench.table import WIDTH, Table
+from mpisign.experiments import files
+from mpisign.experiments.errors import SettingsError
 from mpisign.experiments.progress import on_terminal
 
 
@@ -33,7 +34,7 @@ class Shown:
 
 
 def check(record: Record, shown: Shown) -> None:
-    """Raises BenchError for files that cannot be written, before anything is measured."""
+    """Raises SettingsError for files that cannot be written, before anything is measured."""
     settings = record.settings
     for name in (*(shown.files or ()), "json", "plot", "markdown"):
         files.check_path(f"--{name}", getattr(settings, name, None))
@@ -44,10 +45,7 @@ def check(record: Record, shown: Shown) -> None:
 
 
 def report(record: Record, shown: Shown, complete: bool = True) -> None:
-    """Prints the tables, then writes the files; BenchError if one of them cannot be written.
-
-    ``complete=False``: the run was interrupted, and only the JSON document is written.
-    """
+    """Prints the tables, then writes the files; SettingsError if one of them cannot be written."""
     colour = on_terminal() and "NO_COLOR" not in os.environ
     tables = list(shown.tables(record))
     notes = [note for note in (*shown.notes(record), *record.notes) if note]
@@ -60,18 +58,28 @@ def report(record: Record, shown: Shown, complete: bool = True) -> None:
     parts: list[tuple[str, Path | None, Callable[[Path], Any]]] = [("--json", s.json, record.write)]
     if complete:
         page = _page(record, tables, notes)
-        for name, write in (shown.files or {}).items():
-            parts.append((f"--{name}", getattr(s, name), partial(write, record)))
+        for name, save in (shown.files or {}).items():
+            parts.append((f"--{name}", getattr(s, name), partial(save, record)))
         parts.append(
             ("--markdown", s.markdown, lambda p: files.write_between_marks(p, record.mark, page))
         )
         if draw := shown.draw:
             parts.append(("--plot", s.plot, lambda p: draw(record).savefig(p)))
-    files.write_all(parts)
+    failed = []
+    for option, path, write in parts:
+        try:
+            if path is not None:
+                write(path)
+        except OSError as error:  # the others may still be written
+            failed.append(f"{option} {path}: {error.strerror or error}")
+        except SettingsError as error:
+            failed.append(str(error))
+    if failed:
+        raise SettingsError("; ".join(failed))
 
 
 def run(record: Record, shown: Shown, measure: Callable[[], None]) -> int:
-    """Measures and reports in this process; 130 if it was interrupted. Raises BenchError."""
+    """Measures and reports in this process; 130 if it was interrupted. Raises SettingsError."""
     try:
         measure()
     except KeyboardInterrupt:
@@ -85,18 +93,19 @@ def run(record: Record, shown: Shown, measure: Callable[[], None]) -> int:
 
 def _page(record: Record, tables: list[Table], notes: list[str]) -> str:
     """What stands in docs/results: command, date and machine, tables, notes."""
-    measured = f"Measured on {now():%Y-%m-%d %H:%M} UTC on {machine()}."
+    time = datetime.datetime.now(datetime.UTC)
+    measured = f"Measured on {time:%Y-%m-%d %H:%M} UTC on {machine()}."
     parts = [f"    {record.command}", measured, record.where]
     parts += [*(table.markdown() for table in tables), *notes]
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
 def _check_plot(path: Path) -> None:
-    """Raises BenchError if matplotlib is missing or cannot write such a file."""
+    """Raises SettingsError if matplotlib is missing or cannot write such a file."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise BenchError(f"--plot needs matplotlib ({error}): pip install matplotlib") from error
+        raise SettingsError(f"--plot needs matplotlib ({error}): pip install matplotlib") from error
     formats = sorted(Figure().canvas.get_supported_filetypes())
     if path.suffix[1:].lower() not in formats:
-        raise BenchError(f"--plot {path}: the name must end in one of .{', .'.join(formats)}")
+        raise SettingsError(f"--plot {path}: the name must end in one of .{', .'.join(formats)}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
@@ -12,7 +12,6 @@ import numpy as np
 from mpisign import robust
 from mpisign.backend import arrays
 from mpisign.bench import report
-from mpisign.bench.errors import BenchError
 from mpisign.bench.kernels.host import Host
 from mpisign.bench.kernels.stock import torch_there
 from mpisign.bench.measure import Contender, Ring, Timing, busy, rounds
@@ -22,6 +21,7 @@ from mpisign.bench.record import Record
 from mpisign.bench.report import Shown
 from mpisign.bench.settings import RobustSettings
 from mpisign.bench.table import Table, coordinates, goals_met, seconds, spread, times, verdict
+from mpisign.experiments.errors import SettingsError
 
 TIMES = 2.0  # as fast as ByzFL, at least
 AT_LIMIT = 0.7  # of the speed of plain reading, from which memory takes the time, not the rule
@@ -78,7 +78,7 @@ class RobustRecord(Record):
 
 
 def run(settings: RobustSettings, command: str) -> int:
-    """Measures and reports; the exit status. Raises BenchError."""
+    """Measures and reports; the exit status. Raises SettingsError."""
     record = RobustRecord(name=settings.NAME, command=command, settings=settings)
     report.check(record, SHOWN)
     _check(settings)
@@ -88,18 +88,18 @@ def run(settings: RobustSettings, command: str) -> int:
 
 
 def _check(s: RobustSettings) -> None:
-    """Raises BenchError for rules that cannot take so many rows, or a framework not installed."""
+    """Raises SettingsError for what cannot be measured here."""
     if "torch" in s.frameworks and not torch_there():
-        raise BenchError("--framework torch: torch is not installed")
+        raise SettingsError("--framework torch: torch is not installed")
     needed = 3 * s.rows * s.size * np.dtype(s.dtype).itemsize
     if needed > Host(warm=False).available():
-        raise BenchError(f"--rows, --size: needs {needed / 1e9:.1f} GB of memory")
+        raise SettingsError(f"--rows, --size: needs {needed / 1e9:.1f} GB of memory")
     for name in s.rules:
         try:
             if name not in robust.MIXINGS:
                 robust.by_name(name, s.f).check(s.rows)
         except ValueError as error:
-            raise BenchError(f"--rules {name}: {error}") from error
+            raise SettingsError(f"--rules {name}: {error}") from error
 
 
 def _measure(record: RobustRecord, module: Any) -> None:
@@ -128,34 +128,29 @@ def _row(
     given = [_of(framework, x) for x in rows]
     read = next(iter(host.limit_calls("read", rows[0].nbytes, s.threads).values()))
     ring, differs = Ring(len(rows)), None
-    limit = Contender(read, threads=s.threads, repeat=1)
-    ours = Contender([partial(rule, x) for x in given], ring, threads=s.threads, repeat=1)
+    each: dict[str, Any] = {"threads": s.threads, "repeat": 1}
+    limit = Contender(read, **each)
+    ours = Contender([partial(rule, x) for x in given], ring, **each)
     contenders = [limit, ours]
     if theirs:
         with host.threads(s.threads):
             differs = _difference(rule, name, s.f, framework, rows[0], module)
-        contenders.append(_theirs(theirs, name, framework, rows, given, ring, read, s.threads))
+        each["budget"] = _PEER_SECONDS
+        if any(part in _WRITES for part in name.split("+")):
+            copies = [_of(framework, x.copy()) for x in rows]
+
+            def restore(at: int) -> None:
+                copies[at][...] = given[at]
+                read[at % len(read)]()  # other bytes lie in the caches, as for the others
+
+            peer = Contender([partial(theirs, x) for x in copies], prepare=restore, **each)
+        else:
+            peer = Contender([partial(theirs, x) for x in given], ring, **each)
+        contenders.append(peer)
     rounds(contenders, s.runs, host)
     note = "" if theirs or not module else "not in ByzFL"
-    peer = contenders[2].timing if theirs else None
-    return RuleRow(name, framework, ours.timing, limit.timing, peer, differs, note)
-
-
-def _theirs(
-    rule: Callable[[Any], Any], name: str, framework: str, rows: Sequence[np.ndarray[Any, Any]],
-    given: list[Any], ring: Ring, read: Sequence[Callable[[], Any]], threads: int,
-) -> Contender:  # fmt: skip
-    if not any(part in _WRITES for part in name.split("+")):
-        calls = [partial(rule, x) for x in given]
-        return Contender(calls, ring, threads=threads, repeat=1, budget=_PEER_SECONDS)
-    copies = [_of(framework, x.copy()) for x in rows]
-
-    def restore(at: int) -> None:
-        copies[at][...] = given[at]
-        read[at % len(read)]()  # other bytes lie in the caches, as for the others
-
-    calls = [partial(rule, x) for x in copies]
-    return Contender(calls, threads=threads, repeat=1, budget=_PEER_SECONDS, prepare=restore)
+    timing = peer.timing if theirs else None
+    return RuleRow(name, framework, ours.timing, limit.timing, timing, differs, note)
 
 
 def _mixing(name: str, f: int) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 import threading
@@ -9,32 +10,31 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from mpisign.bench.collectives import join
 from mpisign.bench.collectives.via import Via, one_line
-from mpisign.bench.errors import BenchError
 from mpisign.bench.record import Record
-from mpisign.bench.report import Shown, check
-from mpisign.bench.settings import Job
+from mpisign.bench.report import Shown, check, report
+from mpisign.bench.settings import ALL_VIAS, VIAS, Job
 from mpisign.errors import LauncherError
+from mpisign.experiments.errors import SettingsError
 
+_NEEDED = {"torch": "torch.distributed", "horovod": "horovod.torch"}
 _HEAD_START = 1.0  # seconds that rank 0 has for its message before a launcher ends all ranks
 
 
 def run(
-    settings: Job, record: Record, shown: Shown, timeout: float, work: Callable[[list[Via]], int]
+    settings: Job, record: Record, shown: Shown, timeout: float, work: Callable[[list[Via]], None]
 ) -> int:
-    """Starts the library of the launcher, checks the settings, and returns the status of ``work``.
-
-    ``work(opened)`` gets a list with that library; every other library that it starts is appended.
-    Returns 2 on every rank after an error that the user can correct. Collective.
-    """
+    """Runs ``work(opened)``, which may open more, and reports; the exit status. Collective."""
     opened: list[Via] = []
     try:
-        control = join.start(settings.started, None, timeout)
+        control = start(settings.started, None, timeout)
         opened.append(control)
         control.agreed(lambda: _check(settings, control, record, shown))
-        return work(opened)
-    except (BenchError, LauncherError, ImportError) as error:
+        work(opened)
+        # All wait for it: a rank that leaves may take the others with it.
+        control.agreed(lambda: None if control.rank else report(record, shown))
+        return 0
+    except (SettingsError, LauncherError, ImportError) as error:
         last_words(settings.rank, f"mpisign bench {settings.NAME}: error: {one_line(error)}")
         return 2
     finally:
@@ -45,9 +45,50 @@ def run(
 def _check(settings: Job, control: Via, record: Record, shown: Shown) -> None:
     if control.size < 2:
         name = settings.NAME
-        raise BenchError(f"needs two ranks or more: mpirun -n 4 mpisign bench {name}")
+        raise SettingsError(f"needs two ranks or more: mpirun -n 4 mpisign bench {name}")
     if control.rank == 0:
         check(record, shown)
+
+
+def start(name: str, control: Via | None, seconds: float) -> Via:
+    """One library. ``control``: what connects the ranks already, if anything."""
+    if name == "mpi":
+        if control is not None:
+            raise SettingsError(f"not an MPI job: it was started for {control.library}")
+        from mpisign.bench.peers.mpi import MPIVia
+
+        return MPIVia()
+    if name == "torch":
+        from mpisign.bench.peers.torch import TorchVia
+
+        return TorchVia(control, seconds)
+    if control is not None and control.name == "torch":
+        raise SettingsError("Horovod joins no job of torchrun: start with mpirun or horovodrun")
+    from mpisign.bench.peers.horovod import HorovodVia
+
+    return HorovodVia(control)
+
+
+def imported(name: str, control: Via) -> None:
+    """Imports a library on all ranks; SettingsError if one of them does not have it. Collective."""
+    if name in _NEEDED:
+        control.agreed(lambda: importlib.import_module(_NEEDED[name]))
+
+
+def join(wanted: tuple[str, ...], vias: list[Via], seconds: float) -> list[str]:
+    """Adds to ``vias``, whose first connects the ranks, the other ``wanted`` libraries."""
+    control, notes = vias[0], []
+    for name in VIAS:
+        if name == control.name or (wanted != (ALL_VIAS,) and name not in wanted):
+            continue
+        try:
+            imported(name, control)
+            vias.append(start(name, control, seconds))
+        except (SettingsError, LauncherError) as error:
+            if wanted != (ALL_VIAS,):
+                raise SettingsError(f"--via {name}: {error}") from error
+            notes.append(f"{name} left out: {error}.")
+    return notes
 
 
 def last_words(rank: int, text: str) -> None:
@@ -59,10 +100,7 @@ def last_words(rank: int, text: str) -> None:
 
 
 class Watchdog:
-    """A thread that calls ``give_up(what)`` when something takes over ``seconds``, and exits.
-
-    The main thread is then inside a library, and nothing else can end it.
-    """
+    """A thread that calls ``give_up(what)`` when something takes over ``seconds``, and exits."""
 
     def __init__(self, seconds: float, give_up: Callable[[str], object]) -> None:
         self.seconds = seconds

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -73,6 +73,14 @@ class Table:
 
 def _line(cells: Iterator[str] | Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
+
+
+def grouped(rows: Iterable[Any], *fields: str) -> dict[Any, list[Any]]:
+    """``rows`` by the values of ``fields``, in order."""
+    groups: dict[Any, list[Any]] = {}
+    for row in rows:
+        groups.setdefault(tuple(getattr(row, field) for field in fields), []).append(row)
+    return groups
 
 
 def of_goals(goals: Sequence[Goal]) -> Iterator[Table]:

@@ -93,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
         parser.error("simulates its ranks in one process: start it without a launcher")
     if ranks > 1:
         parser.error(f"{ranks} processes would disturb each other: run it alone, without launcher")
-    from mpisign.bench.errors import BenchError
+    from mpisign.experiments.errors import SettingsError
 
     try:
         resolve[kind](args, given)
@@ -101,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print("\nmpisign: interrupted", file=sys.stderr)
         return 130
-    except BenchError as error:
+    except SettingsError as error:
         parser.error(str(error))
 
 

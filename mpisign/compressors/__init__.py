@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from mpisign.compressors.base import Compressor, PackContext, State
+from mpisign.compressors.base import COMPRESSORS, Compressor, PackContext, State, resolve
 from mpisign.compressors.detox import Detox
 from mpisign.compressors.ef_sign import EFSign
 from mpisign.compressors.ef_sparsign import EFSparsign
 from mpisign.compressors.lion import Lion, LionAvg
-from mpisign.compressors.names import COMPRESSORS, Compression, resolve
+from mpisign.compressors.names import Compression
 from mpisign.compressors.noisy import NoisySign, StochasticSign
 from mpisign.compressors.onebit import OneBit
 from mpisign.compressors.robust import Robust

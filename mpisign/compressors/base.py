@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from mpisign import planes, policies
 from mpisign.partition import Partition
+from mpisign.robust.names import hint
 
 if TYPE_CHECKING:
     import torch
@@ -290,3 +291,37 @@ def get_or_init(state: State, key: str, like: torch.Tensor, dtype: str = "float3
     elif x.dtype != wanted or not x.is_contiguous():  # saved by another version, or loaded so
         x = state[key] = x.to(wanted).contiguous()
     return x
+
+
+#: Names to classes, in the order of the documentation. compressors/names.py fills it.
+COMPRESSORS: Final[dict[str, type[Compressor]]] = {}
+
+
+def resolve(function: str, compression: object) -> Compressor:
+    """A compressor from its name, its class or itself.
+
+    Args:
+        function: Name of the caller, for error messages.
+        compression: A name of ``COMPRESSORS``, a subclass of ``Compressor`` or a ``Compressor``.
+
+    Returns:
+        The compressor, with default settings unless it was given.
+
+    Raises:
+        ValueError: It is none of these; the message lists the names.
+
+    Example:
+        >>> resolve("train", "sign")
+        Sign(zeros='random', nan='raise', ties='random')
+    """
+    if isinstance(compression, Compressor):
+        return compression
+    if isinstance(compression, type) and issubclass(compression, Compressor):
+        return compression()
+    if isinstance(compression, str) and compression in COMPRESSORS:
+        return COMPRESSORS[compression]()
+    names = ", ".join(repr(n) for n in COMPRESSORS)
+    raise ValueError(
+        f"{function}: compression must be a Compressor or one of {names}, got {compression!r}"
+        f"{hint(compression, COMPRESSORS)}"
+    )

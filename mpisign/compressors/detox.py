@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from mpisign import policies
-from mpisign.compressors.base import Compressor
+from mpisign.compressors.base import Compressor, resolve
 from mpisign.compressors.signum import Signum
 from mpisign.partition import Partition, Placement, assign, partition_of
 
@@ -55,8 +55,6 @@ class Detox(Compressor):
     groups: Groups | None = None
 
     def __post_init__(self) -> None:
-        from mpisign.compressors.names import resolve
-
         try:
             inner = resolve("Detox", self.inner)
         except ValueError as error:

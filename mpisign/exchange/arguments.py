@@ -25,7 +25,8 @@ def named_pairs(function: str, named_parameters: Iterable[Any]) -> list[tuple[st
                 f"{function}: named_parameters must hold (name, parameter) pairs as "
                 f"model.named_parameters() does, got {type(pair).__name__}"
             )
-    twice = sorted(name for name, n in Counter(name for name, _ in pairs).items() if n > 1)
+    distinct = {(name, id(p)) for name, p in pairs}
+    twice = sorted(name for name, n in Counter(name for name, _ in distinct).items() if n > 1)
     if twice:
         raise ValueError(
             f"{function}: named_parameters must have distinct names, got {twice} twice"

@@ -259,8 +259,9 @@ class GradientExchange:
         try:
             header = self._header(engine, kind.operation, bucket, fresh)
             key = wire.rank, wire.size, bucket.compressor.groups_of(wire.size, engine.nodes)
-            if bucket.aggregator[0] != key:
-                bucket.aggregator = key, kind(bucket, *key)
+            place = *key, bucket.slots[0].parameter.device
+            if bucket.aggregator[0] != place:
+                bucket.aggregator = place, kind(bucket, *key)
             aggregator = bucket.aggregator[1]
             header, eager = aggregator.begin(header, wire.transport.message)
         except Exception as error:

@@ -8,8 +8,13 @@ import numpy as np
 
 from mpisign.bench.collectives import clock as clocks
 from mpisign.bench.collectives import nodes
-from mpisign.bench.collectives.gradient import Gradient
-from mpisign.bench.collectives.method import CollectiveMethod, Running, check_signs, check_sum
+from mpisign.bench.collectives.method import (
+    CollectiveMethod,
+    Gradient,
+    Running,
+    check_signs,
+    check_sum,
+)
 from mpisign.bench.collectives.traffic import of_fp32
 from mpisign.bench.peers.mpi import MPIVia
 from mpisign.bench.runner import Watchdog

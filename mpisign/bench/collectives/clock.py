@@ -10,12 +10,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from mpisign.bench.collectives import nodes as nodes_
-from mpisign.bench.collectives.gradient import Gradient
-from mpisign.bench.collectives.method import CollectiveMethod, Running
+from mpisign.bench.collectives.method import CollectiveMethod, Gradient, Running
 from mpisign.bench.collectives.nodes import Nodes
 from mpisign.bench.collectives.via import Via, one_line
-from mpisign.bench.errors import BenchError
 from mpisign.bench.runner import Watchdog
+from mpisign.experiments.errors import SettingsError
 from mpisign.stats import stats
 
 _TURN = 5e-3  # seconds that a turn takes at least: short calls follow on each other
@@ -41,7 +40,6 @@ class Contestant:
 
     @property
     def label(self) -> str:
-        """For people."""
         return f"{self.method.label} over {self.via.name}"
 
 
@@ -75,7 +73,7 @@ class Clock:
                     contestant.calls = int(min(_CALLS, max(1, _TURN // max(seconds, 1e-9))))
                 else:
                     self._book(contestant, seconds, moved)  # the only sample
-            except BenchError as error:
+            except SettingsError as error:
                 contestant.error = str(error)
 
     def turn(self, contestant: Contestant, size: int) -> None:
@@ -88,7 +86,7 @@ class Clock:
             try:
                 running.prepare()
                 self._book(contestant, *self.timed(running.call, contestant.calls))
-            except BenchError as error:
+            except SettingsError as error:
                 contestant.error = str(error)
             # Not each rank's own clock: all ranks must agree on which method is over.
             spent = self.control.gather(np.array([time.perf_counter() - start]))
@@ -104,7 +102,7 @@ class Clock:
             contestant.spent = self.time_limit
 
     def timed(self, call: Callable[[], object], calls: int) -> tuple[float, Moved]:
-        """The slowest rank's seconds and the bytes of the turn; BenchError if a rank failed."""
+        """The slowest rank's seconds and the bytes of the turn; SettingsError if a rank failed."""
         text = ""
         # Before the barrier: behind it another rank may be faster, and its bytes here already.
         before = self._counted()
@@ -121,7 +119,7 @@ class Clock:
         rows = self.control.gather(np.array([seconds, *moved, bool(text)], dtype=np.float64))
         if rows[:, 5].any():
             texts = self.control.gather_text(text)
-            raise BenchError(texts[int(np.flatnonzero(rows[:, 5])[0])])
+            raise SettingsError(texts[int(np.flatnonzero(rows[:, 5])[0])])
         sent, received = rows[:, 1].mean(), rows[:, 2].mean()
         out, into = (nodes_.per_node(self.nodes, rows[:, i]) for i in (3, 4))
         return float(rows[:, 0].max()), (float(sent), float(received), out, into)
@@ -132,7 +130,7 @@ class Clock:
         return (exchange.sent, exchange.received, *on_link)
 
     def _check_replicas(self, running: Running) -> None:
-        """BenchError unless all ranks have the same result, bit for bit."""
+        """SettingsError unless all ranks have the same result, bit for bit."""
         if running.result is None:
             return
         result = np.ascontiguousarray(running.result())
@@ -140,4 +138,4 @@ class Clock:
         rows = self.control.gather(np.frombuffer(digest, dtype=np.uint8))
         if (rows != rows[0]).any():
             odd = [str(r) for r in range(len(rows)) if (rows[r] != rows[0]).any()]
-            raise BenchError(f"wrong: rank 0 and {', '.join(odd)} have different results")
+            raise SettingsError(f"wrong: rank 0 and {', '.join(odd)} have different results")

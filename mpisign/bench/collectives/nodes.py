@@ -12,7 +12,7 @@ from statistics import median
 import numpy as np
 
 from mpisign.bench.collectives.via import Via
-from mpisign.bench.errors import BenchError
+from mpisign.experiments.errors import SettingsError
 
 _COUNTERS = Path("/proc/net/dev")
 _BITS = 8
@@ -34,7 +34,6 @@ class Nodes:
 
     @property
     def count(self) -> int:
-        """Nodes."""
         return max(self.of) + 1
 
     @property
@@ -60,7 +59,7 @@ def rate(bytes_per_second: float) -> str:
 
 
 def find(via: Via) -> Nodes:
-    """Gathers the nodes of all ranks. Raises BenchError for wrong variables of netlab."""
+    """Gathers the nodes of all ranks. Raises SettingsError for wrong variables of netlab."""
     node = os.environ.get("NETLAB_NODE") or socket.gethostname()
     names = via.gather_text(node)
     first = {name: i for i, name in enumerate(dict.fromkeys(names))}
@@ -75,7 +74,7 @@ def _netlab(of: tuple[int, ...]) -> Nodes:
     try:
         link = None if text == "none" else float(text) / _BITS
     except ValueError:
-        raise BenchError(f"NETLAB_RATE must be bits per second or none, got {text!r}") from None
+        raise SettingsError(f"NETLAB_RATE must be bits per second or none, got {text!r}") from None
     interface = os.environ.get("NETLAB_INTERFACE")
     nodes = Nodes(of, link, interface)
     if interface is not None:
@@ -84,20 +83,17 @@ def _netlab(of: tuple[int, ...]) -> Nodes:
 
 
 def counted(interface: str) -> tuple[int, int]:
-    """Bytes (sent, received) at an interface since it came up, headers included.
-
-    Raises BenchError if the kernel does not count it.
-    """
+    """Bytes (sent, received) at an interface since it came up, headers included."""
     try:
         lines = _COUNTERS.read_text().splitlines()
     except OSError as error:
-        raise BenchError(f"{_COUNTERS}: {error.strerror}") from error
+        raise SettingsError(f"{_COUNTERS}: {error.strerror}") from error
     for line in lines:
         device, _, counters = line.partition(":")
         if device.strip() == interface:
             fields = counters.split()
             return int(fields[8]), int(fields[0])
-    raise BenchError(f"NETLAB_INTERFACE={interface}: not in {_COUNTERS}")
+    raise SettingsError(f"NETLAB_INTERFACE={interface}: not in {_COUNTERS}")
 
 
 def per_node(nodes: Nodes, values: np.ndarray) -> float:  # type: ignore[type-arg]

@@ -15,14 +15,11 @@ from mpisign.bench import runner
 from mpisign.bench.collectives import nodes, shown
 from mpisign.bench.collectives.clock import Clock, Contestant
 from mpisign.bench.collectives.goals import goals
-from mpisign.bench.collectives.gradient import Gradient, cut
-from mpisign.bench.collectives.join import join
-from mpisign.bench.collectives.method import CollectiveMethod
+from mpisign.bench.collectives.method import CollectiveMethod, Gradient, cut
 from mpisign.bench.collectives.nodes import Link, Nodes
 from mpisign.bench.collectives.via import Via
-from mpisign.bench.collectives.votes import Votes
+from mpisign.bench.collectives.votes import Votes, packbits
 from mpisign.bench.measure import Timing
-from mpisign.bench.peers import packbits
 from mpisign.bench.progress import progress
 from mpisign.bench.record import Record
 from mpisign.bench.report import report
@@ -77,7 +74,6 @@ class JobRecord(Record):
 
     @property
     def ranks(self) -> int:
-        """The number of ranks."""
         return len(self.nodes.of)
 
     @property
@@ -104,16 +100,13 @@ def run(settings: CollectivesSettings, command: str) -> int:
         os.environ.pop("MPISIGN_COSTS", None)  # else communicators would measure nothing
     record = CollectivesRecord(name=settings.NAME, command=command, settings=settings)
 
-    def work(opened: list[Via]) -> int:
+    def work(opened: list[Via]) -> None:
         control = opened[0]
-        record.notes += join(settings.via, opened, settings.hangs)
+        record.notes += runner.join(settings.via, opened, settings.hangs)
         record.nodes = nodes.find(control)
         everything = settings.via == (ALL_VIAS,)
         _measure(control, [v for v in opened if everything or v.name in settings.via], record)
         record.goals = list(goals(record.rows, record.nodes))
-        # All wait for it: a rank that leaves may take the others with it.
-        control.agreed(lambda: None if control.rank else report(record, SHOWN))
-        return 0
 
     return runner.run(settings, record, SHOWN, settings.hangs, work)
 
@@ -130,7 +123,7 @@ def _methods(via: Via, votes: Votes, settings: CollectivesSettings) -> Iterator[
     """Every method over a library, in the order of the table."""
     yield from votes.methods(settings.algorithms)
     yield from via.methods()
-    yield packbits.method(via)
+    yield packbits(via)
     if via.name != "horovod":
         from mpisign.bench.peers import deepspeed
 

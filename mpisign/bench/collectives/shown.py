@@ -13,6 +13,7 @@ from mpisign.bench.table import (
     Table,
     amount,
     coordinates,
+    grouped,
     of_goals,
     seconds,
     spread,
@@ -34,10 +35,7 @@ _LINES = {
 
 def _tables(record: Any) -> Iterator[Table]:
     """One for each size and library, and the goals."""
-    groups: dict[tuple[int, str], list[Any]] = {}
-    for row in record.rows:
-        groups.setdefault((row.size, row.via), []).append(row)
-    for (size, via), rows in groups.items():
+    for (size, via), rows in grouped(record.rows, "size", "via").items():
         tensors = "" if rows[0].tensors == 1 else f" in {rows[0].tensors} tensors"
         title = f"{coordinates(size)} coordinates{tensors}, {record.library(via)}"
         missing = [(row.method, f"not run: {row.error}") for row in rows if row.error]
@@ -152,22 +150,31 @@ def _lines(axis: Any, rows: list[Any], title: str) -> None:
 def _dots(axis: Any, rows: list[Any], title: str) -> None:
     """Each method's time and limit, the fastest at the top."""
     rows = sorted(rows, key=_median)
+    limits, medians = [row.limit for row in rows], [_median(row) for row in rows]
+    votes = [row.kind == "vote" for row in rows]
+    plot.rows(
+        axis,
+        [row.method for row in rows],
+        (
+            "mpisign",
+            "o",
+            plot.BLUE,
+            [m if v else None for m, v in zip(medians, votes, strict=True)],
+        ),
+        (
+            "others",
+            "D",
+            plot.ORANGE,
+            [None if v else m for m, v in zip(medians, votes, strict=True)],
+        ),
+        ("the wire's limit", "|", plot.BLACK, limits),
+        joined=zip(limits, medians, strict=True),
+    )
     for y, row in enumerate(rows):
-        colour, marker = (plot.BLUE, "o") if row.kind == "vote" else (plot.ORANGE, "D")
-        median = _median(row)
-        if row.limit:
-            axis.plot([row.limit, median], [y, y], color=plot.LIGHT, linewidth=1.5, zorder=1)
-            plot.mark(axis, row.limit, y, 0.35)
-        axis.plot(median, y, marker, color=colour, markersize=6, zorder=4)
         if row.kind != "fp32":
-            plot.beside(axis, times(row.times_faster_than_fp32), median, y)
-    plot.key(axis, "o", plot.BLUE, "mpisign", 6)
-    plot.key(axis, "D", plot.ORANGE, "others", 6)
-    if any(row.limit for row in rows):
-        plot.key(axis, "|", plot.BLACK, "the wire's limit", 10)
-    plot.names(axis, [row.method for row in rows])
+            plot.beside(axis, times(row.times_faster_than_fp32), medians[y], y)
     axis.set_xscale("log")
-    every = [_median(row) for row in rows] + [row.limit for row in rows if row.limit]
+    every = medians + [limit for limit in limits if limit]
     axis.set_xlim(min(every) / 1.3, max(every) * 2.2)  # room for what is written beside
     plot.in_seconds(axis.xaxis)
     _finish(axis, title, "upper right")

@@ -62,19 +62,17 @@ def of_alltoall(length: int, size: int, nodes: int, each: int) -> Traffic:
 
 
 def of_hierarchical(length: int, size: int, nodes: int, each: int) -> Traffic:
-    """ceil(log2(L + 1)) count planes up, one plane down, between nodes; in the node: not counted.
-
-    A rank's own bytes are the node's, shared by its L ranks.
-    """
-    up = math.ceil(math.log2(each + 1))
-    link = (up + 1) * plane(length) * (nodes - 1) / nodes
-    return Traffic(link / each, link)
+    """ceil(log2(L + 1)) count planes up, one plane down, between nodes only."""
+    return _between(math.ceil(math.log2(each + 1)) + 1, length, nodes, each)
 
 
 def of_vote_of_votes(length: int, size: int, nodes: int, each: int) -> Traffic:
     """A plane up, two where a node of an even number of ranks can tie, and one down."""
-    up = 1 if each % 2 else 2
-    link = (up + 1) * plane(length) * (nodes - 1) / nodes
+    return _between(2 if each % 2 else 3, length, nodes, each)
+
+
+def _between(planes: int, length: int, nodes: int, each: int) -> Traffic:
+    link = planes * plane(length) * (nodes - 1) / nodes
     return Traffic(link / each, link)
 
 

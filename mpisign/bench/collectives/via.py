@@ -13,7 +13,7 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from mpisign.bench.errors import BenchError
+from mpisign.experiments.errors import SettingsError
 
 Bytes = npt.NDArray[np.uint8]
 _MESSAGE = 512  # bytes of an error message that reach the other ranks
@@ -73,7 +73,7 @@ class Via(ABC):
         return [row.tobytes().rstrip(b"\0").decode(errors="replace") for row in rows]
 
     def agreed(self, action: Callable[[], T]) -> T:
-        """``action()``, or the first rank's error as a BenchError on all of them."""
+        """``action()``, or the first rank's error as a SettingsError on all of them."""
         text, value = "", None
         try:
             value = action()
@@ -81,13 +81,13 @@ class Via(ABC):
             text = one_line(error)
         for rank, error_text in enumerate(self.gather_text(text)):
             if error_text:
-                raise BenchError(error_text if rank == 0 else f"rank {rank}: {error_text}")
+                raise SettingsError(error_text if rank == 0 else f"rank {rank}: {error_text}")
         return value  # type: ignore[return-value]  # no rank raised, so action() returned
 
 
 def one_line(error: BaseException) -> str:
     """An exception in one line."""
     text = " ".join(str(error).split())
-    if isinstance(error, BenchError) and text:
+    if isinstance(error, SettingsError) and text:
         return text
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -1,4 +1,4 @@
-"""mpisign's rows: votes by every algorithm, blocking, and several of them in flight."""
+"""Votes: mpisign's by every algorithm, blocking and several in flight, and NumPy's packbits."""
 
 from __future__ import annotations
 
@@ -10,15 +10,20 @@ from typing import Any
 import numpy as np
 
 from mpisign.bench.collectives import traffic
-from mpisign.bench.collectives.gradient import CHECKED, Floats, Gradient, sign_sums, values_of
 from mpisign.bench.collectives.method import (
+    CHECKED,
     CollectiveMethod,
+    Floats,
+    Gradient,
     Running,
     WrongResultError,
     check_signs,
+    sign_sums,
+    values_of,
 )
 from mpisign.bench.collectives.nodes import Nodes
-from mpisign.bench.errors import BenchError
+from mpisign.bench.collectives.via import Via
+from mpisign.experiments.errors import SettingsError
 from mpisign.partition import assign
 
 _PIECES = 4  # of a gradient of one tensor, for the row of votes in flight
@@ -29,11 +34,7 @@ IN_GROUPS = f"vote alltoall, DETOX {GROUP}"
 
 
 class Votes:
-    """The votes over one library. ``connect`` makes a communicator; collective, and may raise.
-
-    All rows share one communicator, which measures its wire once. After an error it is replaced,
-    as no rank knows what the others did.
-    """
+    """The votes over one library. ``connect`` makes a communicator; collective, and may raise."""
 
     def __init__(self, connect: Callable[[], Any], nodes: Nodes) -> None:
         self._connect, self._nodes = connect, nodes
@@ -59,10 +60,10 @@ class Votes:
             )  # fmt: skip
 
     def costs(self) -> Any:
-        """mpisign.collectives.costs.Costs of this wire; BenchError if none were measured."""
+        """mpisign.collectives.costs.Costs of this wire; SettingsError if none were measured."""
         costs = self.communicator().engine.costs
         if costs is None:
-            raise BenchError(f"--cost: nothing is measured between {len(self._nodes.of)} ranks")
+            raise SettingsError(f"--cost: nothing is measured between {len(self._nodes.of)} ranks")
         return costs
 
     def communicator(self) -> Any:
@@ -101,10 +102,8 @@ class Votes:
 
     def _in_groups(self, gradient: Gradient) -> Running:
         comm = self.communicator()
-        blocks = [
-            [rank for rank, node in enumerate(self._nodes.of) if node == k]
-            for k in range(self._nodes.count)
-        ]
+        ranks, of = range(gradient.size), self._nodes.of
+        blocks = [[r for r in ranks if of[r] == node] for node in range(self._nodes.count)]
         groups = assign(gradient.size, GROUP, "spread", blocks)
         heads = [group[0] for group in groups]
         mine = next(group[0] for group in groups if gradient.rank in group)
@@ -148,3 +147,31 @@ def _check_vote(gradient: Gradient, groups: tuple[int, ...]) -> None:
     if not (np.abs(gradient.out) == 1).all():
         raise WrongResultError("wrong: something else than +1 and -1")
     check_signs(gradient, gradient.out, groups)
+
+
+def packbits(via: Via) -> CollectiveMethod:
+    """The vote as one writes it with NumPy, over any library."""
+    return CollectiveMethod(
+        "packbits, NumPy", "packbits", traffic.of_alltoall, partial(_packbits, via), "alltoall"
+    )
+
+
+def _packbits(via: Via, gradient: Gradient) -> Running:
+    p = via.size
+    shard = -(-traffic.plane(gradient.length) // p)
+    counter = np.uint8 if p <= 255 else np.uint16
+    send = np.zeros(p * shard, dtype=np.uint8)
+    rows = np.empty((p, shard), dtype=np.uint8)
+    result = np.empty((p, shard), dtype=np.uint8)
+
+    def call() -> None:
+        plane = np.packbits(gradient.values < 0, bitorder="little")
+        send[: len(plane)] = plane
+        via.alltoall(send.reshape(p, shard), rows)
+        count = np.unpackbits(rows, axis=1, bitorder="little").sum(axis=0, dtype=counter)
+        via.allgather(np.packbits(count > p // 2, bitorder="little"), result)
+        bits = np.unpackbits(result.reshape(-1), count=gradient.length, bitorder="little")
+        np.multiply(bits, np.float32(-2), out=gradient.out)
+        np.add(gradient.out, 1, out=gradient.out)
+
+    return Running(call, lambda: check_signs(gradient, gradient.out), result=lambda: gradient.out)

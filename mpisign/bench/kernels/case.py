@@ -55,16 +55,6 @@ class Case:
         return round(length * (self.read + self.written + self.spare - self.again))
 
 
-@dataclass(frozen=True)
-class SmallCase:
-    """A call from Python, its goal in seconds, and plain expressions beside it."""
-
-    name: str
-    goal: float | None
-    ours: Call
-    plain: Mapping[str, Call]
-
-
 class MeasuredDevice:
     """What Host and Cuda share: the memory of arguments, which calls alternate between."""
 

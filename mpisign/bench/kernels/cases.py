@@ -13,7 +13,7 @@ import numpy as np
 
 from mpisign import planes
 from mpisign.backend import arrays
-from mpisign.bench.kernels.case import Calls, Case, SmallCase
+from mpisign.bench.kernels.case import Calls, Case
 from mpisign.bench.kernels.stock import Stock, stock_tensor, torch_there
 from mpisign.bench.peers import expressions as plain
 
@@ -37,8 +37,8 @@ def cases(xp: Any) -> Iterator[Case]:
     yield from _voting(xp)
     yield from _unpacking(xp)
     if xp is np:
-        yield from map(_encode, _CODED)
-        yield from map(_decode, _CODED)
+        coding = [case for share in _CODED for case in _coding(share)]
+        yield from sorted(coding, key=lambda case: case.kernel, reverse=True)  # encode first
 
 
 def _packing(xp: Any) -> Iterator[Case]:
@@ -198,8 +198,7 @@ def _stacked(kernel: Any, n: int, variant: str, beside: Any, planes_out: int, *,
 
 
 def _unpacking(xp: Any) -> Iterator[Case]:
-    yield _weighted_sum(xp, 4)
-    yield _mean_of_counts(xp, 16)
+    yield from _sums(xp, 4, 16)
     for dtype in arrays.FLOATS:
         yield _unpack(xp, dtype, masked=False)
     yield _unpack(xp, "float32", masked=True)
@@ -222,26 +221,24 @@ def _unpacking(xp: Any) -> Iterator[Case]:
     yield Case("update", "float32, weight decay", "copy", 4 + _BIT, 4, update, **in_place)
 
 
-def _weighted_sum(xp: Any, n: int) -> Case:
-    def build(stock: Stock, length: int) -> Calls:
+def _sums(xp: Any, n: int, voters: int) -> Iterator[Case]:
+    k = voters.bit_length()
+
+    def weighted(stock: Stock, length: int) -> Calls:
         stack, out = stock.planes(length, n), stock.floats(length)
         weights = xp.asarray(np.linspace(0.5, 1.5, n, dtype=np.float32).reshape(n, 1))
         beside = partial(plain.weighted_sum, xp, stack, weights[:, 0], length)
         ours = partial(planes.weighted_sum, stack, weights, length=length, out=out)
         return Calls(ours, {"unpackbits, where, sum": beside})
 
-    return Case("weighted_sum", "float32", "write", n * _BIT, 4, build, n=n, main=True)
-
-
-def _mean_of_counts(xp: Any, n: int) -> Case:
-    k = n.bit_length()
-
-    def build(stock: Stock, length: int) -> Calls:
+    def mean(stock: Stock, length: int) -> Calls:
         counts, out = stock.planes(length, k), stock.floats(length)
-        beside = {"unpackbits, shift, sum": partial(plain.mean_of_counts, xp, counts, n, length)}
-        return Calls(partial(planes.mean_of_counts, counts, n, length=length, out=out), beside)
+        beside = partial(plain.mean_of_counts, xp, counts, voters, length)
+        ours = partial(planes.mean_of_counts, counts, voters, length=length, out=out)
+        return Calls(ours, {"unpackbits, shift, sum": beside})
 
-    return Case("mean_of_counts", f"{k} planes", "write", k * _BIT, 4, build, n=n, main=True)
+    yield Case("weighted_sum", "float32", "write", n * _BIT, 4, weighted, n=n, main=True)
+    yield Case("mean_of_counts", f"{k} planes", "write", k * _BIT, 4, mean, n=voters, main=True)
 
 
 def _unpack(xp: Any, dtype: str, masked: bool) -> Case:
@@ -264,21 +261,13 @@ def _unpack(xp: Any, dtype: str, masked: bool) -> Case:
     )  # fmt: skip
 
 
-def _encode(share: float) -> Case:
-    def build(stock: Stock, length: int) -> Calls:
+def _coding(share: float) -> Iterator[Case]:
+    def encode(stock: Stock, length: int) -> Calls:
         both, out = stock.sparse(length, share), stock.room(planes.coded_bytes_bound(length))
         ours = partial(planes.encode, both, length=length, out=out)
         return Calls(ours, {"int32 positions": partial(plain.positions, both)})
 
-    read, written = 2 * _BIT, _CODED[share]
-    return Case(
-        "encode", f"{share:.0%} present", "copy", read, written, build, spare=read - written,
-        main=share == 0.1,
-    )  # fmt: skip
-
-
-def _decode(share: float) -> Case:
-    def build(stock: Stock, length: int) -> Calls:
+    def decode(stock: Stock, length: int) -> Calls:
         out = stock.planes(length, 2)
         other = Stock(np, "cpu")  # the planes of which the message is made are not held
         other.reserve(out.size + 64)
@@ -289,16 +278,16 @@ def _decode(share: float) -> Case:
         beside = partial(plain.planes_of_positions, *plain.positions(both), length)
         return Calls(partial(planes.decode, message, length, out), {"int32 positions": beside})
 
-    read, variant = _CODED[share], f"{share:.0%} present"
-    return Case("decode", variant, "copy", read, 2 * _BIT, build, main=share == 0.1)
+    variant, main, two, coded = f"{share:.0%} present", share == 0.1, 2 * _BIT, _CODED[share]
+    yield Case("encode", variant, "copy", two, coded, encode, spare=two - coded, main=main)
+    yield Case("decode", variant, "copy", coded, two, decode, main=main)
 
 
 def small_cases(
     xp: Any, stock: Stock, size: int, goal_each: float | None, goal_all: float | None
-) -> Iterator[SmallCase]:
-    """pack, majority, unpack and the three together, from Python, results allocated."""
-    on_host = xp is np
-    pack = planes.pack if on_host else planes.pack_census  # pack waits for its count of NaNs
+) -> Iterator[tuple[str, float | None, Calls]]:
+    """Names, goals in seconds and calls: pack, majority, unpack and the three together."""
+    pack = planes.pack if xp is np else planes.pack_census  # pack waits for its count of NaNs
     g, stack, plane = stock.floats(size), stock.planes(size, _SMALL_ROWS), stock.planes(size)
 
     def vote() -> Any:
@@ -309,11 +298,11 @@ def small_cases(
         stack[0] = plain.pack(xp, g)
         return plain.signs(xp, plain.majority(xp, stack, size), size, "float32")
 
-    yield SmallCase("pack", goal_each, partial(pack, g), {"packbits": partial(plain.pack, xp, g)})
+    beside: dict[str, Any] = {"packbits": partial(plain.pack, xp, g)}
+    yield "pack", goal_each, Calls(partial(pack, g), beside)
     majority = partial(planes.majority, stack, length=size)
     beside = {_BYTES: partial(plain.majority, xp, stack, size)}
-    yield SmallCase(f"majority of {_SMALL_ROWS}", goal_each, majority, beside)
+    yield f"majority of {_SMALL_ROWS}", goal_each, Calls(majority, beside)
     beside = {"unpackbits, where": partial(plain.signs, xp, plane, size, "float32")}
-    yield SmallCase("unpack", goal_each, partial(planes.unpack, plane, size), beside)
-    three = {"numpy" if on_host else "cupy": plain_vote}
-    yield SmallCase("all three: a vote", goal_all, vote, three)
+    yield "unpack", goal_each, Calls(partial(planes.unpack, plane, size), beside)
+    yield "all three: a vote", goal_all, Calls(vote, {xp.__name__: plain_vote})

@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
-from mpisign.bench.errors import BenchError
 from mpisign.bench.kernels.case import Case, Limit, MeasuredDevice
 from mpisign.bench.measure import Call, elapsed
+from mpisign.experiments.errors import SettingsError
 
 _GOAL = 0.90  # of the copy bandwidth, for all kernels that have one
 _GOAL_FROM = 1 << 28  # coordinates
@@ -41,11 +41,11 @@ class Cuda(MeasuredDevice):
 
     def __init__(self, warm: bool) -> None:
         if not _driver():
-            raise BenchError("--device cuda: no NVIDIA GPU on this machine")
+            raise SettingsError("--device cuda: no NVIDIA GPU on this machine")
         try:
             import cupy
         except ImportError as error:
-            raise BenchError(
+            raise SettingsError(
                 f"--device cuda needs CuPy ({error}): scripts/setup --gpu, or pip install "
                 "cupy-cuda13x (cupy-cuda12x with CUDA 12)"
             ) from error
@@ -54,7 +54,7 @@ class Cuda(MeasuredDevice):
             self._device = cupy.cuda.Device()
             self._device.use()
         except cupy.cuda.runtime.CUDARuntimeError as error:
-            raise BenchError(f"--device cuda: no CUDA device that works ({error})") from error
+            raise SettingsError(f"--device cuda: no CUDA device that works ({error})") from error
         super().__init__(cupy, "cuda", warm, int(self._device.attributes["L2CacheSize"]))
         self._copy = cupy.RawKernel(_COPY, "copy16")
         self._blocks = _BLOCKS_EACH * int(self._device.attributes["MultiProcessorCount"])

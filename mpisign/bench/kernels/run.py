@@ -9,16 +9,18 @@ from typing import Any
 
 from mpisign import _kernels
 from mpisign.bench import report
-from mpisign.bench.errors import BenchError
 from mpisign.bench.kernels import shown
 from mpisign.bench.kernels.case import Case
 from mpisign.bench.kernels.cases import cases, small_cases
+from mpisign.bench.kernels.cuda import Cuda
+from mpisign.bench.kernels.host import Host
 from mpisign.bench.kernels.stock import torch_there
 from mpisign.bench.measure import Contender, Ring, Timing, rounds
 from mpisign.bench.progress import progress
 from mpisign.bench.record import Record
 from mpisign.bench.settings import KernelsSettings
 from mpisign.bench.table import amount, coordinates
+from mpisign.experiments.errors import SettingsError
 
 SMALL_CALL = 1000  # coordinates
 _PLAIN_BUDGET = 0.3  # seconds for each plain expression
@@ -83,25 +85,24 @@ class KernelsRecord(Record):
     @property
     def where(self) -> str:
         """The machine, and the GPU if one was measured."""
-        return (
-            f"On {self.device['gpu']}, CUDA {self.device['cuda']}." if "gpu" in self.device else ""
-        )
+        d = self.device
+        return f"On {d['gpu']}, CUDA {d['cuda']}." if "gpu" in d else ""
 
 
 def run(settings: KernelsSettings, command: str) -> int:
-    """Measures and reports; the exit status. Raises BenchError."""
+    """Measures and reports; the exit status. Raises SettingsError."""
     record = KernelsRecord(name=settings.NAME, command=command, settings=settings, device={})
     report.check(record, shown.SHOWN)
-    device = _device(settings)
+    device: Any = (Host if settings.device == "cpu" else Cuda)(settings.warm)
     plan = list(_plan(settings, device))
     if not plan and settings.only and "calls" not in settings.only:
-        raise BenchError(f"--only {','.join(settings.only)}: not on --device {settings.device}")
+        raise SettingsError(f"--only {','.join(settings.only)}: not on --device {settings.device}")
     if settings.plot is not None:
         _check_ratios(plan, device)
     if settings.isa is not None:
         if settings.isa not in _kernels.isas():
             has = ", ".join(_kernels.isas())
-            raise BenchError(f"--isa {settings.isa}: this processor has {has}")
+            raise SettingsError(f"--isa {settings.isa}: this processor has {has}")
         _kernels.use_isa(settings.isa)
     record.device = {"kind": device.name, **device.describe()}
     if device.name == "cpu":
@@ -112,32 +113,24 @@ def run(settings: KernelsSettings, command: str) -> int:
     return report.run(record, shown.SHOWN, lambda: _measure(settings, plan, device, record))
 
 
-def _device(settings: KernelsSettings) -> Any:
-    if settings.device == "cpu":
-        from mpisign.bench.kernels.host import Host
-
-        return Host(settings.warm)
-    from mpisign.bench.kernels.cuda import Cuda
-
-    return Cuda(settings.warm)
-
-
 def _plan(settings: KernelsSettings, device: Any) -> Iterator[tuple[Case, int]]:
     """Every case at the largest size, the main ones at the others."""
-    wanted = [c for c in cases(device.xp) if not settings.only or c.kernel in settings.only]
-    wanted = [c for c in wanted if torch_there() or not c.needs_torch]
     for size in settings.sizes:
-        for case in wanted:
-            if case.main or settings.all or size == max(settings.sizes):
+        for case in cases(device.xp):
+            wanted = not settings.only or case.kernel in settings.only
+            there = torch_there() or not case.needs_torch
+            if wanted and there and (case.main or settings.all or size == max(settings.sizes)):
                 yield case, size
 
 
 def _check_ratios(plan: list[tuple[Case, int]], device: Any) -> None:
-    """Raises BenchError if nothing of ``plan`` can be drawn."""
+    """Raises SettingsError if nothing of ``plan`` can be drawn."""
     if not plan:
-        raise BenchError("--plot: calls have no limit to be drawn against: add a kernel to --only")
+        raise SettingsError(
+            "--plot: calls have no limit to be drawn against: add a kernel to --only"
+        )
     if all(size < device.small for _, size in plan):
-        raise BenchError(
+        raise SettingsError(
             f"--plot: sizes below {device.small:,} have no limit to be drawn against: add one, "
             "such as --sizes 1k,1M"
         )
@@ -173,10 +166,7 @@ def _measure(
 def measure(
     case: Case, size: int, threads: Sequence[int], runs: int, device: Any
 ) -> list[KernelRow]:
-    """A row for each number of ``threads``, all measured in the same rounds.
-
-    ``KernelRow.error`` says why something is not measured: there is no memory for it.
-    """
+    """A row for each number of ``threads``, all measured in the same rounds."""
     needed = case.held(size)
     copies = device.copies(needed, size)
     room = copies * (needed + (16 << 10))
@@ -187,13 +177,11 @@ def measure(
     sets = [case.build(stock, size) for _ in range(copies)]
     ring, clock = Ring(copies), device.time
     ours = {t: Contender([s.ours for s in sets], ring, clock=clock, threads=t) for t in threads}
+    first: Any = {"clock": clock, "threads": threads[0]}
     plain = {
-        name: Contender(
-            [s.plain[name] for s in sets], ring, clock=clock, threads=threads[0],
-            budget=_PLAIN_BUDGET,
-        )
+        name: Contender([s.plain[name] for s in sets], ring, budget=_PLAIN_BUDGET, **first)
         for name in sets[0].plain
-    }  # fmt: skip
+    }
     moved, limit = case.moved(size), device.limit(case)
     limits: dict[tuple[str, int], Contender] = {}
     for t in threads if size >= device.small else ():
@@ -208,18 +196,25 @@ def measure(
         found = {how: c for (how, n), c in limits.items() if n == t}
         if found:
             how = min(found, key=lambda how: found[how].timing.median)
+            time, nbytes = found[how].timing, device.limit_bytes(limit, moved)
             # Round by round: a machine that slows down for a while does so for both.
             pairs = zip(found[how].samples, ours[t].samples, strict=True)
-            faster = float(median(of_limit / of_ours for of_limit, of_ours in pairs))
-            nbytes = device.limit_bytes(limit, moved)
-            row = _against(row, how, found[how].timing, nbytes, faster)
-        rows.append(row)
-    return [rows[0], *(_scaled(row, rows[0]) for row in rows[1:])]
+            ratio = float(median(of_limit / of_ours for of_limit, of_ours in pairs))
+            ratio *= moved / nbytes
+            row = replace(
+                row,
+                limit_how=how,
+                limit_time=time,
+                limit_bytes_per_second=nbytes / time.median,
+                ratio=ratio,
+                met=None if row.goal is None else ratio >= row.goal,
+            )
+        rows.append(_scaled(row, rows[0]) if rows else row)
+    return rows
 
 
 def _beside(plain: dict[str, Contender], own: Timing) -> list[Plain]:
-    timings = {name: contender.timing for name, contender in plain.items()}
-    return [Plain(name, timing, timing.median / own.median) for name, timing in timings.items()]
+    return [Plain(name, c.timing, c.timing.median / own.median) for name, c in plain.items()]
 
 
 def _row(case: Case, size: int, threads: int, device: Any, **known: Any) -> KernelRow:
@@ -229,24 +224,8 @@ def _row(case: Case, size: int, threads: int, device: Any, **known: Any) -> Kern
     return KernelRow(case.kernel, case.variant, case.n, size, threads, limit, moved, goal, **known)
 
 
-def _against(row: KernelRow, how: str, limit: Timing, limit_bytes: int, faster: float) -> KernelRow:
-    """``row`` with its limit, of which one call takes ``faster`` times as long as the kernel."""
-    ratio = faster * row.moved / limit_bytes
-    return replace(
-        row,
-        limit_how=how,
-        limit_time=limit,
-        limit_bytes_per_second=limit_bytes / limit.median,
-        ratio=ratio,
-        met=None if row.goal is None else ratio >= row.goal,
-    )
-
-
 def _scaled(row: KernelRow, first: KernelRow) -> KernelRow:
-    """``row`` with how many times faster it is than ``first``, and how many times memory is.
-
-    The goal applies where memory allows it: not where 0.9 of the new limit would be less.
-    """
+    """``row`` with how many times faster it is than ``first``, and how many times memory is."""
     if row.size < _SCALES_FROM or not row.bytes_per_second or not first.bytes_per_second:
         return row
     row = replace(row, scaling=row.bytes_per_second / first.bytes_per_second)
@@ -263,10 +242,10 @@ def _scaled(row: KernelRow, first: KernelRow) -> KernelRow:
 def small_calls(size: int, runs: int, device: Any) -> Iterator[SmallCall]:
     """What a call costs from Python."""
     stock = device.stock(64 * size + (1 << 16))
-    for case in small_cases(device.xp, stock, size, *device.call_goals):
-        ours = Contender([case.ours], clock=device.call_time)
-        plain = {k: Contender([c], clock=device.call_time) for k, c in case.plain.items()}
+    for name, goal, calls in small_cases(device.xp, stock, size, *device.call_goals):
+        ours = Contender([calls.ours], clock=device.call_time)
+        plain = {k: Contender([c], clock=device.call_time) for k, c in calls.plain.items()}
         rounds([ours, *plain.values()], runs, device)
         own = ours.timing
-        met = None if case.goal is None else own.median < case.goal
-        yield SmallCall(case.name, size, own, case.goal, met, _beside(plain, own))
+        met = None if goal is None else own.median < goal
+        yield SmallCall(name, size, own, goal, met, _beside(plain, own))

@@ -14,6 +14,7 @@ from mpisign.bench.table import (
     amount,
     coordinates,
     goals_met,
+    grouped,
     seconds,
     spread,
     times,
@@ -42,10 +43,7 @@ _LEGEND = {**plot.ABOVE, "ncols": 4, "handlelength": 1.4, "columnspacing": 1.4}
 
 def _tables(record: Any) -> Iterator[Table]:
     """One for each size and number of threads, one for small calls."""
-    groups: dict[tuple[int, int], list[Any]] = {}
-    for row in record.rows:
-        groups.setdefault((row.size, row.threads), []).append(row)
-    for (size, threads), rows in groups.items():
+    for (size, threads), rows in grouped(record.rows, "size", "threads").items():
         title = f"{coordinates(size)} coordinates"
         if record.device["kind"] == "cpu":
             title += f", {threads} thread{'s' if threads > 1 else ''}"
@@ -99,15 +97,12 @@ def _notes(record: Any) -> Iterator[str]:
 
 def _limits(record: Any) -> Iterator[str]:
     """A line for each size and number of threads: the limits as they were measured."""
-    found: dict[tuple[int, int], dict[str, list[tuple[float, str]]]] = {}
-    for row in record.rows:
-        if row.limit_bytes_per_second and row.limit_how:
-            of_size = found.setdefault((row.size, row.threads), {}).setdefault(row.limit, [])
-            of_size.append((row.limit_bytes_per_second / 1e9, row.limit_how))
-    for (size, threads), kinds in found.items():
-        parts = []
+    measured = [r for r in record.rows if r.limit_bytes_per_second and r.limit_how]
+    for (size, threads), rows in grouped(measured, "size", "threads").items():
+        parts, kinds = [], grouped(rows, "limit")
         for kind in ("read", "write", "copy"):
-            if speeds := sorted(kinds.get(kind, [])):
+            of_kind = kinds.get((kind,), [])
+            if speeds := sorted((r.limit_bytes_per_second / 1e9, r.limit_how) for r in of_kind):
                 middle, how = speeds[len(speeds) // 2]
                 ends = f"{speeds[0][0]:.1f} to {speeds[-1][0]:.1f}"
                 parts.append(f"{kind} {middle:.1f} ({ends}, {how})")
@@ -165,32 +160,27 @@ def _draw(record: Any) -> Any:
 
 
 def _dots(axis: Any, rows: list[Any]) -> None:
-    plot.key(axis, "o", plot.BLUE, "mpisign")
-    for y, row in enumerate(rows):
-        if row.plain:
-            line = [_plain(row), row.ratio]
-            axis.plot(line, [y, y], color=plot.LIGHT, linewidth=1.5, zorder=1)
-            axis.plot(_plain(row), y, "D", color=plot.ORANGE, markersize=5.5)
-        axis.plot(row.ratio, y, "o", color=plot.BLUE, markersize=7)
-        if row.goal is not None:
-            plot.mark(axis, row.goal, y)
-    if any(row.goal is not None for row in rows):
-        plot.key(axis, "|", plot.BLACK, "goal", 11)
-    if any(row.plain for row in rows):
-        plot.key(axis, "D", plot.ORANGE, _PLAIN, 5.5)
-    plot.names(axis, [f"{_name(row)}  ({row.limit})" for row in rows])
+    ratios, plain = [row.ratio for row in rows], [_plain(row) for row in rows]
+    plot.rows(
+        axis,
+        [f"{_name(row)}  ({row.limit})" for row in rows],
+        ("mpisign", "o", plot.BLUE, ratios),
+        (_PLAIN, "D", plot.ORANGE, plain),
+        ("goal", "|", plot.BLACK, [row.goal for row in rows]),
+        joined=zip(plain, ratios, strict=True),
+    )
     axis.set_xlabel("share of the limit named at the left")
     _finish(axis, rows, vertical=False)
 
 
-def _plain(row: Any) -> float:
+def _plain(row: Any) -> float | None:
     """The share of the limit that the fastest plain expression reaches."""
-    return float((row.ratio or 0.0) / min(p.times_slower for p in row.plain))
+    return row.ratio / min(p.times_slower for p in row.plain) if row.plain else None
 
 
 def _curves(axis: Any, rows: list[Any]) -> None:
     def line(
-        points: Sequence[tuple[int, float]], style: str, colour: str, label: str, **more: Any
+        points: Sequence[tuple[int, Any]], style: str, colour: str, label: str, **more: Any
     ) -> None:
         if points:
             axis.plot(*zip(*sorted(points), strict=True), style, color=colour, label=label, **more)
@@ -211,7 +201,7 @@ def _curves(axis: Any, rows: list[Any]) -> None:
 
 
 def _finish(axis: Any, rows: list[Any], vertical: bool) -> None:
-    top = max(max(row.ratio, _plain(row) if row.plain else 0.0) for row in rows)
+    top = max(max(row.ratio, _plain(row) or 0.0) for row in rows)
     (axis.set_ylim if vertical else axis.set_xlim)(0, max(1.05, 1.05 * top))
     line = axis.axhline if vertical else axis.axvline
     line(1, color=plot.GREY, linewidth=1, zorder=0.9, label="plain read, write or copy")

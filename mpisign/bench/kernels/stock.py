@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import math
 from typing import Any
 
 import numpy as np
@@ -55,8 +56,7 @@ class Stock:
 
     def planes(self, length: int, *shape: int) -> Any:
         """Random uint8 (*shape, B), padding bits 0; no two rows alike."""
-        nbytes = (length + 7) // 8
-        count = int(np.prod(shape, dtype=int))
+        nbytes, count = (length + 7) // 8, math.prod(shape)
         rows = self._take(count * nbytes).reshape(count, nbytes)
         pattern = self._plane_pattern()
         for row in rows:

@@ -9,7 +9,7 @@ import types
 from collections.abc import Callable
 from typing import Any
 
-from mpisign.bench.errors import BenchError
+from mpisign.experiments.errors import SettingsError
 
 _NAMES = {
     "mean": "Average",
@@ -62,13 +62,13 @@ def rule(module: Any, name: str, f: int) -> Callable[[Any], Any] | None:
 
 
 def installed_rule(name: str, f: int) -> Callable[[Any], Any]:
-    """ByzFL's rule of a name; BenchError without one, or without ByzFL."""
+    """ByzFL's rule of a name; SettingsError without one, or without ByzFL."""
     module = aggregators()
     if module is None:
-        raise BenchError(f"not installed: {HINT}")
+        raise SettingsError(f"not installed: {HINT}")
     found = rule(module, name, f)
     if found is None:
-        raise BenchError("not in ByzFL 0.0.11")
+        raise SettingsError("not in ByzFL 0.0.11")
     return found
 
 

@@ -24,10 +24,9 @@ import numpy as np
 import torch
 
 from mpisign.bench.collectives import traffic
-from mpisign.bench.collectives.gradient import Gradient
-from mpisign.bench.collectives.method import CollectiveMethod, Running, check_signs
+from mpisign.bench.collectives.method import CollectiveMethod, Gradient, Running, check_signs
 from mpisign.bench.collectives.via import Via
-from mpisign.bench.errors import BenchError
+from mpisign.experiments.errors import SettingsError
 
 VERSION = "0.19.6"
 
@@ -57,7 +56,7 @@ def _start(via: Via, gradient: Gradient) -> Running:
     return Running(
         call,
         lambda: check_signs(gradient, result[0]),
-        prepare=lambda: np.copyto(gradient.out, gradient.values),
+        prepare=gradient.refill,
         result=lambda: result[0],
     )
 
@@ -66,9 +65,11 @@ def _installed() -> None:
     try:
         found = importlib.metadata.version("deepspeed")
     except importlib.metadata.PackageNotFoundError:
-        raise BenchError(f"not installed: pip install deepspeed=={VERSION}") from None
+        raise SettingsError(f"not installed: pip install deepspeed=={VERSION}") from None
     if found != VERSION:
-        raise BenchError(f"deepspeed {found}: has no such backend, {VERSION} is the last that has")
+        raise SettingsError(
+            f"deepspeed {found}: has no such backend, {VERSION} is the last that has"
+        )
 
 
 def _mpi_backend() -> Any:

@@ -10,16 +10,17 @@ from typing import Any
 
 import numpy as np
 
+from mpisign.bench.kernels.stock import stock_tensor
+
 
 def pack(xp: Any, x: Any) -> Any:
     """packbits over a bool temporary; bfloat16 and device tensors through torch's comparison."""
-    return xp.packbits(_of(xp, x < 0), bitorder="little")
+    return _packed(xp, x < 0)
 
 
 def pack_abstain(xp: Any, x: Any) -> Any:
     """Sign and mask plane, where zeros do not vote."""
-    negative, votes = _of(xp, x < 0), _of(xp, x != 0)
-    return xp.packbits(negative, bitorder="little"), xp.packbits(votes, bitorder="little")
+    return _packed(xp, x < 0), _packed(xp, x != 0)
 
 
 def pack_random(xp: Any, x: Any) -> Any:
@@ -43,14 +44,14 @@ def pack_many(xp: Any, xs: Any) -> Any:
 def signum(xp: Any, g: Any, m: Any) -> Any:
     """Momentum by torch, then a packed bool temporary."""
     m.mul_(0.9).add_(g, alpha=0.1)
-    return xp.packbits(_of(xp, m < 0), bitorder="little")
+    return _packed(xp, m < 0)
 
 
 def lion(xp: Any, g: Any, m: Any) -> Any:
     """As Lion's public code: the update, then the momentum."""
     update = m.mul(0.9).add_(g, alpha=0.1)
     m.mul_(0.99).add_(g, alpha=0.01)
-    return xp.packbits(_of(xp, update < 0), bitorder="little")
+    return _packed(xp, update < 0)
 
 
 def error_feedback(xp: Any, g: Any, e: Any) -> Any:
@@ -67,10 +68,7 @@ def sparsign(xp: Any, g: Any, budget: float) -> Any:
 
     votes = torch.rand_like(g) < g.abs() * budget
     negative = (g < 0) & votes
-    return (
-        xp.packbits(_of(xp, negative), bitorder="little"),
-        xp.packbits(_of(xp, votes), bitorder="little"),
-    )
+    return _packed(xp, negative), _packed(xp, votes)
 
 
 def count(xp: Any, stack: Any, length: int) -> Any:
@@ -128,7 +126,7 @@ def signs_masked(xp: Any, both: Any, length: int, dtype: str, scale: float = 1.0
 
 def signs_tensor(xp: Any, plane: Any, length: int, dtype: Any) -> Any:
     """As DeepSpeed's compressed backends unpack: unpackbits, then torch makes floats of bytes."""
-    bits = _tensor(xp.unpackbits(plane, bitorder="little")[:length])
+    bits = stock_tensor(xp.unpackbits(plane, bitorder="little")[:length])
     return bits.to(dtype).mul_(-2).add_(1)
 
 
@@ -156,7 +154,7 @@ def add(xp: Any, plane: Any, y: Any, scale: float) -> None:
 def update(xp: Any, plane: Any, p: Any, rate: float, decay: float) -> None:
     """Decoupled weight decay as torch writes it: two passes over the parameters."""
     vote = signs(xp, plane, p.shape[0], "float32")
-    p.mul_(1 - rate * decay).add_(_tensor(vote).to(p.dtype), alpha=-rate)
+    p.mul_(1 - rate * decay).add_(stock_tensor(vote).to(p.dtype), alpha=-rate)
 
 
 def positions(both: Any) -> tuple[Any, Any]:
@@ -173,14 +171,13 @@ def planes_of_positions(at: Any, signs: Any, length: int) -> Any:
     return np.packbits(bits, axis=1, bitorder="little")
 
 
+def _packed(xp: Any, flags: Any) -> Any:
+    """A plane of a bool array or tensor."""
+    return xp.packbits(_of(xp, flags), bitorder="little")
+
+
 def _of(xp: Any, flags: Any) -> Any:
     """A bool tensor as an array of ``xp``, in the same memory."""
-    if hasattr(flags, "data_ptr"):
-        return flags.numpy() if xp.__name__ == "numpy" else xp.from_dlpack(flags.byte())
-    return flags
-
-
-def _tensor(array: Any) -> Any:
-    import torch
-
-    return torch.from_numpy(array) if hasattr(array, "ctypes") else torch.from_dlpack(array)
+    if not hasattr(flags, "data_ptr"):
+        return flags
+    return flags.numpy() if xp is np else xp.from_dlpack(flags.byte())

@@ -8,15 +8,12 @@ from functools import partial
 from typing import Any
 
 import horovod.torch as hvd
-import numpy as np
 import torch
 
 from mpisign import launcher
-from mpisign.bench.collectives import traffic
-from mpisign.bench.collectives.gradient import Gradient
-from mpisign.bench.collectives.method import CollectiveMethod, Running, check_sum
+from mpisign.bench.collectives.method import CollectiveMethod, Gradient, Running, allreduces, summed
 from mpisign.bench.collectives.via import Bytes, Via
-from mpisign.bench.errors import BenchError
+from mpisign.experiments.errors import SettingsError
 
 
 class HorovodVia(Via):
@@ -27,12 +24,12 @@ class HorovodVia(Via):
     def __init__(self, control: Via | None) -> None:
         torch.set_num_threads(1)
         if control is not None and not hvd.mpi_built():
-            raise BenchError("this Horovod is built without MPI: start with horovodrun --gloo")
+            raise SettingsError("this Horovod is built without MPI: start with horovodrun --gloo")
         hvd.init()
         self.rank = hvd.rank()
         self.size = hvd.size()
         if control is not None and (self.rank, self.size) != (control.rank, control.size):
-            raise BenchError(
+            raise SettingsError(
                 f"rank {control.rank} of {control.size} is {self.rank} of {self.size} in Horovod"
             )
         launcher.check_world(self.size)
@@ -64,17 +61,12 @@ class HorovodVia(Via):
 
     def methods(self) -> Iterator[CollectiveMethod]:
         """fp32 and fp16."""
-        fp32, fp16 = hvd.Compression.none, hvd.Compression.fp16
-        yield CollectiveMethod(
-            "fp32 allreduce", "fp32", traffic.of_fp32, partial(_start, "fp32", fp32)
-        )
-        yield CollectiveMethod(
-            "fp16 allreduce", "fp16", traffic.of_fp16, partial(_start, "fp16", fp16)
-        )
+        return allreduces(partial(_start, "fp32"), partial(_start, "fp16"))
 
 
-def _start(name: str, compression: Any, gradient: Gradient) -> Running:
+def _start(name: str, gradient: Gradient) -> Running:
     """As hvd.DistributedOptimizer does it: compress, allreduce in place, decompress."""
+    compression: Any = hvd.Compression.fp16 if name == "fp16" else hvd.Compression.none
     tensors = [torch.from_numpy(t) for t in gradient.cut(gradient.out)]
 
     def call() -> None:
@@ -88,8 +80,4 @@ def _start(name: str, compression: Any, gradient: Gradient) -> Running:
             if result.data_ptr() != tensor.data_ptr():
                 tensor.copy_(result)
 
-    return Running(
-        call,
-        lambda: check_sum(gradient, gradient.out, exact=name == "fp32"),
-        prepare=lambda: np.copyto(gradient.out, gradient.values),
-    )
+    return summed(gradient, call, exact=name == "fp32", copied=True)

@@ -10,9 +10,7 @@ import numpy as np
 from mpi4py import MPI
 
 from mpisign import launcher
-from mpisign.bench.collectives import traffic
-from mpisign.bench.collectives.gradient import Gradient
-from mpisign.bench.collectives.method import CollectiveMethod, Running, check_sum
+from mpisign.bench.collectives.method import CollectiveMethod, Gradient, Running, allreduces, summed
 from mpisign.bench.collectives.via import Bytes, Via
 
 
@@ -46,14 +44,11 @@ class MPIVia(Via):
 
     def methods(self) -> Iterator[CollectiveMethod]:
         """fp32 as MPI offers it, fp16 by an operation in Python: no MPI so far sums fp16."""
-        yield CollectiveMethod("fp32 allreduce", "fp32", traffic.of_fp32, partial(_fp32, self))
         notes = (
             "fp16 over MPI: cast, summed by NumPy in an MPI.Op (MPI itself has no fp16), and cast "
             "back."
         )
-        yield CollectiveMethod(
-            "fp16 allreduce", "fp16", traffic.of_fp16, partial(_fp16, self), notes=notes
-        )
+        return allreduces(partial(_fp32, self), partial(_fp16, self), notes)
 
 
 def _fp32(via: MPIVia, gradient: Gradient) -> Running:
@@ -65,7 +60,7 @@ def _fp32(via: MPIVia, gradient: Gradient) -> Running:
         else:
             MPI.Request.Waitall([via.comm.Iallreduce(x, out) for x, out in pairs])
 
-    return Running(call, lambda: check_sum(gradient, gradient.out, exact=True))
+    return summed(gradient, call, exact=True, copied=False)
 
 
 def _fp16(via: MPIVia, gradient: Gradient) -> Running:
@@ -79,7 +74,7 @@ def _fp16(via: MPIVia, gradient: Gradient) -> Running:
             via.comm.Allreduce([x, MPI.UINT16_T], [out, MPI.UINT16_T], op)
         np.copyto(gradient.out, total)
 
-    return Running(call, lambda: check_sum(gradient, gradient.out, exact=False))
+    return summed(gradient, call, exact=False, copied=False)
 
 
 def _sum_fp16(a: Any, b: Any, datatype: MPI.Datatype) -> None:

@@ -18,8 +18,14 @@ from torch.distributed.algorithms.ddp_comm_hooks import powerSGD_hook
 
 from mpisign import launcher
 from mpisign.bench.collectives import traffic
-from mpisign.bench.collectives.gradient import Gradient
-from mpisign.bench.collectives.method import CollectiveMethod, Running, WrongResultError, check_sum
+from mpisign.bench.collectives.method import (
+    CollectiveMethod,
+    Gradient,
+    Running,
+    WrongResultError,
+    allreduces,
+    summed,
+)
 from mpisign.bench.collectives.traffic import Traffic
 from mpisign.bench.collectives.via import Bytes, Via
 
@@ -30,11 +36,7 @@ _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_t
 
 
 class TorchVia(Via):
-    """The default process group, on Gloo.
-
-    Started by torchrun's variables, or, if ``control`` already connects the ranks, at an address
-    that its rank 0 sends to the others.
-    """
+    """The default process group, on Gloo."""
 
     name = "torch"
 
@@ -45,13 +47,11 @@ class TorchVia(Via):
             os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
         self.seconds = seconds
         timeout = timedelta(seconds=seconds)
-        if control is None:
-            dist.init_process_group("gloo", timeout=timeout)
-        else:
+        given: dict[str, Any] = {}
+        if control is not None:
             store = _store(control)
-            dist.init_process_group(
-                "gloo", store=store, rank=control.rank, world_size=control.size, timeout=timeout
-            )
+            given = {"store": store, "rank": control.rank, "world_size": control.size}
+        dist.init_process_group("gloo", timeout=timeout, **given)
         self._groups: dict[str, Any] = {}
         self.rank = dist.get_rank()
         self.size = dist.get_world_size()
@@ -85,9 +85,8 @@ class TorchVia(Via):
 
     def methods(self) -> Iterator[CollectiveMethod]:
         """fp32, fp16, PowerSGD."""
-        yield CollectiveMethod("fp32 allreduce", "fp32", traffic.of_fp32, _fp32)
         notes = "fp16 over Gloo: as DDP's fp16 hook does, cast, summed in fp16, cast back."
-        yield CollectiveMethod("fp16 allreduce", "fp16", traffic.of_fp16, _fp16, notes=notes)
+        yield from allreduces(_fp32, _fp16, notes)
         yield CollectiveMethod(
             "PowerSGD rank 1", "powersgd", _powersgd_traffic, partial(_powersgd, self),
             notes="PowerSGD: torch's DDP hook on one bucket, each tensor a matrix as square as can "
@@ -127,13 +126,8 @@ def _all_reduce(tensors: list[torch.Tensor]) -> None:
 
 
 def _fp32(gradient: Gradient) -> Running:
-    tensors = gradient.cut(gradient.out)
-    out = [torch.from_numpy(t) for t in tensors]
-    return Running(
-        lambda: _all_reduce(out),
-        lambda: check_sum(gradient, gradient.out, exact=True),
-        prepare=lambda: np.copyto(gradient.out, gradient.values),
-    )
+    out = [torch.from_numpy(t) for t in gradient.cut(gradient.out)]
+    return summed(gradient, lambda: _all_reduce(out), exact=True, copied=True)
 
 
 def _fp16(gradient: Gradient) -> Running:
@@ -146,7 +140,7 @@ def _fp16(gradient: Gradient) -> Running:
         _all_reduce(tensors)
         out.copy_(half)
 
-    return Running(call, lambda: check_sum(gradient, gradient.out, exact=False))
+    return summed(gradient, call, exact=False, copied=False)
 
 
 def _matrices(length: int) -> list[tuple[int, ...]]:
@@ -163,6 +157,13 @@ def _powersgd_traffic(length: int, size: int, nodes: int, each: int) -> Traffic:
     return traffic.allreduce(values, 4, size, nodes)
 
 
+def powersgd_state(group: Any) -> Any:
+    """The state of torch's PowerSGD hook."""
+    return powerSGD_hook.PowerSGDState(
+        group, matrix_approximation_rank=_RANK, start_powerSGD_iter=_PLAIN_STEPS
+    )
+
+
 def _powersgd(via: TorchVia, gradient: Gradient) -> Running:
     out = torch.from_numpy(gradient.out)
     shapes = [shape for n in gradient.lengths for shape in _matrices(n)]
@@ -173,18 +174,16 @@ def _powersgd(via: TorchVia, gradient: Gradient) -> Running:
         index=lambda: 0, is_last=lambda: True, buffer=lambda: out, gradients=lambda: views
     )
     # A group of its own: on Gloo the hook can hang, and the group's timeout ends it.
-    state = powerSGD_hook.PowerSGDState(
-        via.group("powersgd"), matrix_approximation_rank=_RANK, start_powerSGD_iter=_PLAIN_STEPS
-    )
+    state = powersgd_state(via.group("powersgd"))
 
     def call() -> None:
         powerSGD_hook.powerSGD_hook(state, bucket).wait()
 
     def prepare() -> None:
-        np.copyto(gradient.out, gradient.values)
+        gradient.refill()
         while state.iter < _PLAIN_STEPS:
             call()
-            np.copyto(gradient.out, gradient.values)
+            gradient.refill()
 
     def check() -> None:
         if not np.isfinite(gradient.out).all():

@@ -81,10 +81,7 @@ def _ours(name: str) -> TrainingMethod:
 
 
 def rate(method: TrainingMethod) -> float:
-    """The learning rate at the start of a method's schedule.
-
-    Tuned for averages and for signum; the others begin where these do.
-    """
+    """The learning rate at the start of a method's schedule."""
     if method.compressor == "onebit":
         return _ONEBIT
     return _AVERAGE if not method.ours or method.compressor in _PLAIN else _SIGNS

@@ -9,25 +9,24 @@ from typing import Any
 import torch
 
 from mpisign.bench import runner
-from mpisign.bench.collectives import join, nodes
+from mpisign.bench.collectives import nodes
 from mpisign.bench.collectives.run import JobRecord
 from mpisign.bench.collectives.via import Via
-from mpisign.bench.errors import BenchError
 from mpisign.bench.progress import progress
-from mpisign.bench.report import report
 from mpisign.bench.settings import TrainingSettings
-from mpisign.bench.training import memory, modes, names, network
+from mpisign.bench.training import modes, names, network
 from mpisign.bench.training.names import BASE, NONE, TrainingMethod, methods
 from mpisign.bench.training.results import goals
 from mpisign.bench.training.shown import SHOWN
 from mpisign.bench.training.trainer import Trainer
 from mpisign.errors import LauncherError
+from mpisign.experiments.errors import SettingsError
 
 _MODES: dict[str, Callable[..., Any]] = {
     "step": modes.step,
     "accuracy": modes.accuracy,
     "tune": modes.tune,
-    "memory": memory.measure,
+    "memory": modes.memory,
 }
 
 
@@ -39,10 +38,7 @@ class TrainingRecord(JobRecord):
 
 
 def run(settings: TrainingSettings, command: str) -> int:
-    """Measures and reports; 0, 1 if replicas differ, or 2 after an error that the user can correct.
-
-    Collective.
-    """
+    """Measures and reports; 0, 1 if replicas differ, 2 after an error of the user. Collective."""
     torch.set_num_threads(1)
     # One mark for each mode: a page can hold the tables of all.
     name = f"{settings.NAME}: {settings.mode}"
@@ -50,17 +46,15 @@ def run(settings: TrainingSettings, command: str) -> int:
     parameters = network.count(units, settings.layers)
     record = TrainingRecord(name=name, command=command, settings=settings, parameters=parameters)
 
-    def work(opened: list[Via]) -> int:
+    def work(opened: list[Via]) -> None:
         control = opened[0]
         chosen = methods(settings.ways, ())
         vias = _join(chosen, control, opened, settings.time_limit)
         record.nodes = nodes.find(control)
         _measure(record, chosen, control, vias)
-        # All wait for it: a rank that leaves may take the others with it.
-        control.agreed(lambda: None if control.rank else report(record, SHOWN))
-        return 1 if any(row.identical is False for row in record.rows) else 0
 
-    return runner.run(settings, record, SHOWN, settings.time_limit, work)
+    status = runner.run(settings, record, SHOWN, settings.time_limit, work)
+    return status or int(any(row.identical is False for row in record.rows))
 
 
 def _join(
@@ -70,15 +64,15 @@ def _join(
     found: dict[str, Via | str] = {control.name: control}
     for name in sorted({method.via for method in chosen} - {"", control.name}):
         try:
-            join.imported(name, control)
+            runner.imported(name, control)
             if name == "horovod" and control.name == "mpi":
                 found[name] = ""
             else:
                 # Sooner than the watchdog: a hang in Gloo is an error of one row.
-                via = join.start(name, control, seconds / 2)
+                via = runner.start(name, control, seconds / 2)
                 opened.append(via)
                 found[name] = via
-        except (BenchError, LauncherError) as error:
+        except (SettingsError, LauncherError) as error:
             found[name] = str(error)
     return found
 

@@ -158,7 +158,7 @@ def _draw_steps(axis: Any, rows: Sequence[Any]) -> None:
         label = f"the goal: {_GOAL:g} x none"
         axis.axvline(_GOAL * base, color=plot.BLACK, linewidth=1, linestyle="--", label=label)
         axis.legend(**plot.ABOVE, ncols=3)
-    plot.names(axis, [row.method for row in rows])
+    plot.rows(axis, [row.method for row in rows])
     axis.set_xlim(0, 1.14 * max(r.time.high for r in rows))
     plot.in_seconds(axis.xaxis, ())
 
@@ -192,13 +192,11 @@ def _draw_accuracy(axis: Any, rows: Sequence[Any]) -> None:
 def _draw_memory(axis: Any, rows: Sequence[Any]) -> None:
     """Traced bytes in planes beside the limit."""
     rows = [row for row in rows if row.ours]
-    for y, row in enumerate(rows):
-        axis.barh(y, (row.traced or 0) / row.plane, color=plot.BLUE, height=0.66)
-        if row.limit:
-            plot.mark(axis, row.limit / row.plane, y)
-    plot.key(axis, "|", plot.BLACK, "the limit", 10)
+    traced = [(row.traced or 0) / row.plane for row in rows]
+    axis.barh(range(len(rows)), traced, color=plot.BLUE, height=0.66)
+    limits = [row.limit / row.plane if row.limit else None for row in rows]
+    plot.rows(axis, [row.method for row in rows], ("the limit", "|", plot.BLACK, limits))
     axis.legend(**plot.ABOVE, ncols=3)
-    plot.names(axis, [row.method for row in rows])
     axis.set_xlabel("planes of d / 8 bytes, beyond parameters, gradients and stated state")
 
 

@@ -14,13 +14,13 @@ import torch
 from mpisign.bench.collectives.clock import Clock
 from mpisign.bench.collectives.nodes import Nodes
 from mpisign.bench.collectives.via import Via
-from mpisign.bench.errors import BenchError
 from mpisign.bench.runner import Watchdog
 from mpisign.bench.settings import TrainingSettings
 from mpisign.bench.training import names, network
 from mpisign.bench.training.build import Training, build, connected
 from mpisign.bench.training.names import TrainingMethod
 from mpisign.experiments import data, model
+from mpisign.experiments.errors import SettingsError
 from mpisign.stats import stats
 
 Feed = Iterator[tuple[torch.Tensor, torch.Tensor]]
@@ -43,7 +43,7 @@ class Block:
 
 
 class Trainer:
-    """Trains models in turns. Every function is collective, and raises BenchError on all ranks."""
+    """Trains models in turns. All is collective, and raises SettingsError on all ranks."""
 
     def __init__(
         self, control: Via, vias: dict[str, Via | str], nodes: Nodes, settings: TrainingSettings,
@@ -57,7 +57,7 @@ class Trainer:
         self._test = torch.from_numpy(digits.test_images), torch.from_numpy(digits.test_labels)
         if settings.batch_size > len(self._shard[1]):
             images = f"a rank has {len(self._shard[1])} of the digits"
-            raise BenchError(f"--batch-size {settings.batch_size}: {images}")
+            raise SettingsError(f"--batch-size {settings.batch_size}: {images}")
 
     def feed(self, seed: int) -> Feed:
         """This rank's batches, endless."""
@@ -78,8 +78,8 @@ class Trainer:
                 via = stack.enter_context(connected(method, self.control, self._vias))
                 size = parameters or self.settings.parameters
                 net = network.build(size, self.settings.layers, self.settings.init, seed)
-                if len(set(self.digests(net))) != 1:
-                    raise BenchError(
+                if not self.same(net):
+                    raise SettingsError(
                         "ranks start from different parameters: another version of torch?"
                     )
                 training = self.control.agreed(lambda: build(method, net, via, lr, seed))
@@ -119,11 +119,12 @@ class Trainer:
             found[0] = model.accuracy(training.net, *self._test)
         return float(self.control.gather(found)[0, 0])
 
-    def digests(self, net: torch.nn.Module) -> list[str]:
-        """Every rank's SHA-256 of all parameters."""
-        own = np.frombuffer(bytes.fromhex(model.digest(net)), dtype=np.uint8)
-        return [row.tobytes().hex() for row in self.control.gather(own)]
-
     def identical(self, method: TrainingMethod, training: Training) -> bool | None:
-        """Whether all ranks hold the same parameters, bit for bit; None where none are sent."""
-        return None if not method.via else len(set(self.digests(training.net))) == 1
+        """``same`` of the model; None where nothing is sent."""
+        return self.same(training.net) if method.via else None
+
+    def same(self, net: torch.nn.Module) -> bool:
+        """Whether all ranks hold the same parameters, bit for bit."""
+        own = np.frombuffer(bytes.fromhex(model.digest(net)), dtype=np.uint8)
+        rows = self.control.gather(own)
+        return bool((rows == rows[0]).all())

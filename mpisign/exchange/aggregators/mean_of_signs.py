@@ -62,3 +62,4 @@ class MeanOfSignsAggregator(VoteAggregator):
         assert isinstance(self.task, _BucketCounts)
         for i, mean in self.task.means.items():
             self.slots[i].target().copy_(mean)
+        self.task.means = {}

@@ -74,7 +74,12 @@ class BucketTask(VoteTask):
             low, high = max(a, start), min(b, stop)
             if there[i] and low <= high:
                 grad = self.aggregator.slots[i].grad
-                if self.in_place and grad is not None and grad.is_contiguous():
+                if (
+                    self.in_place
+                    and grad is not None
+                    and grad.is_contiguous()
+                    and not grad.is_neg()
+                ):
                     first, n = 8 * (low - start), grad.numel()
                     n = min(8 * (high - low), n - first)
                     to = grad.data_ptr() + first * grad.element_size()

@@ -87,7 +87,10 @@ def _functional(method: Callable[..., Any], like: Callable[..., Any] | None = No
         comm = None
         if len(args) != n or not known.issuperset(options):
             # A wrong call must raise before the communicator, whose making is collective.
-            bound = signature.bind(*args, **options)
+            try:
+                bound = signature.bind(*args, **options)
+            except TypeError as error:
+                raise TypeError(f"{name}() {error}") from None
             comm = bound.arguments.pop("comm", None)
             args = tuple(bound.arguments.pop(p.name) for p in arrays)
             options = bound.arguments

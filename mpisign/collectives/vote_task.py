@@ -73,8 +73,7 @@ class VoteTask:
         self.kd = 2 if ties == "zero" else 1
         self.ties = ties
         self._ties_code = policies.TIES.index(ties)
-        self.seed = seed
-        self.step = step
+        self.seed, self.step = int(seed), int(step)  # NumPy integers too, which kernels refuse
         self.groups = groups
         self.order = None if groups is None else [r for g in groups for r in g]
         self.like = like

@@ -23,7 +23,7 @@ template <int N> MPISIGN_FN void halve(const float *x, float *out, int step, int
 }
 
 /* The sum of the warp's 256 values, value 8 lane + k in x[k], by halves of 128, 64, ... 1: the order
- * of tree_sum in tests/references.py. Addition commutes, so that every lane gets the same bits. */
+ * of tree_sum in tests/reference/compressors.py. Addition commutes, so that every lane gets the same bits. */
 MPISIGN_FN float tree_sum256(const float x[8])
 {
     int lane = threadIdx.x & 31;

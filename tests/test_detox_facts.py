@@ -1,4 +1,4 @@
-"""Facts of shared/spec.md, sections 4 and 5, that the documentation tells: digits, 15 ranks.
+"""Facts that docs/detox.md states: digits, 15 ranks.
 
 Groups of 3 under 6 hostile ranks hold where they are drawn at random and fall where two hostile
 ranks are put to a group; one lying owner of a shard takes a digit, unless owners are replicated.

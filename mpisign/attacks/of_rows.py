@@ -133,7 +133,7 @@ class NearTies(Attack):
     where |s| <= f (at |s| = f the vote becomes a tie), of s elsewhere; where s = 0 against the
     mean. This is the strongest that f votes can do to a flat vote of signs in one step. The rows
     are what is voted on: momenta, with Signum. Source: the omniscient adversary of Bernstein et al.
-    2019, Theorem 2; shared/spec.md section 4.
+    2019, Theorem 2.
 
     Args:
         f: Number of hostile ranks, from 0.

@@ -90,6 +90,8 @@ class Ranks:
                         [x], o.budget_local, **keys | {"seed": self.seed ^ LOCAL_SEED}
                     )
                 return *c.sparsign(x, o.budget_global, **keys), one
+            case name if g is not None and name != "sign":
+                raise ValueError(f"Ranks._sent has no case for {name!r}")
         return *pack(x, o.zeros, **keys), one
 
     def _received(self, i: int, signs: Any, masks: Any, scales: Any, rate: float) -> Any:

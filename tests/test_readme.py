@@ -52,7 +52,7 @@ def rows(page):
     """The rows of a page's tables as {first cell: cells}, without bold and code marks."""
     lines = [x for x in page.read_text().splitlines() if x.startswith("|")]
     cells = [[c.strip().strip("*`") for c in x.strip("|").split("|")] for x in lines]
-    return {row[0]: row for row in cells}
+    return {row[0]: row for row in reversed(cells)}  # of a label, the first
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))

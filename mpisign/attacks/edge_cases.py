@@ -18,31 +18,20 @@ _SPLIT_SEED = 0
 
 @dataclass(frozen=True)
 class EdgeCases:
-    """Images (n, 1, 8, 8) of digit ``source``: ``train`` for the attack, ``test`` to measure it.
-
-    ``train`` are from the digits' training part, which honest ranks have with the right labels;
-    ``test`` from the test part, which no rank trains on.
-    """
+    """Images (n, 1, 8, 8) of digit ``source``: ``train`` for the attack, ``test`` to measure it."""
 
     source: int
-    train: Images
-    test: Images
+    train: Images  # of the training part, which honest ranks have with the right labels
+    test: Images  # of the test part, which no rank trains on
 
     def among(self, images: Any) -> npt.NDArray[np.bool_]:
-        """Which of ``images`` (n, 1, 8, 8), NumPy, are edge cases: to take them from honest ranks.
-
-        Wang et al. study both; without them honest ranks do not learn the right labels.
-        """
+        """Which of ``images`` (n, 1, 8, 8), NumPy, are edge cases, which honest ranks may lack."""
         known = {e.tobytes() for part in (self.train, self.test) for e in part}
         return np.array([np.ascontiguousarray(i).tobytes() in known for i in images], dtype=bool)
 
 
 def digits_split() -> tuple[Images, Labels, Images, Labels]:
-    """scikit-learn's 1,797 digits: train images (n, 1, 8, 8) in [0, 1] and labels (n,), then test.
-
-    A quarter is the test part; the split is the same for all seeds. Raises ImportError without
-    scikit-learn.
-    """
+    """The digits: train images (n, 1, 8, 8) in [0, 1] and labels (n,), then a quarter to test."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()

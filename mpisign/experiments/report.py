@@ -89,7 +89,7 @@ def _table(
     caption: str = "",
 ) -> TextTable:
     """A row a variant, of columns with a head, a format and values."""
-    table = TextTable(title, 1, ["way", *(head for head, _, _ in columns)], caption=caption)
+    table = TextTable(title, 1, ["method", *(head for head, _, _ in columns)], caption=caption)
     for i, r in enumerate(results):
         cells = ["-" if of[i] is None else format(of[i], form) for _, form, of in columns]
         table.add(r.label, *cells, style="bold" if caption and r.votes else None)

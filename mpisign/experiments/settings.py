@@ -164,8 +164,8 @@ class Settings:
         elif self.lr is not None:
             lr = self.lr
         else:  # SGD's momentum sums gradients up to 1 / (1 - momentum) times their size
-            sign = _unit(name, options) == "sign"
-            lr = VOTE_LR if sign else self.fp32_lr / (1 - self.momentum)
+            made = compression.compressor(Cell("images", name, 0.0, compressor_options=options))
+            lr = VOTE_LR if made.unit == "sign" else self.fp32_lr / (1 - self.momentum)
         if votes and self.detox is not None:
             inner = {"compressor": name, **options}
             name, options = GROUPED, {"redundancy": self.detox, "inner": inner}
@@ -201,11 +201,6 @@ class Settings:
         if kind is Signum:
             options["momentum"] = self.momentum
         return self.compression, options
-
-
-def _unit(name: str, options: dict[str, Any]) -> str:
-    made = compression.compressor(Cell("images", name, 0.0, compressor_options=options))
-    return made.unit
 
 
 def check(settings: Settings, size: int, dataset: Dataset) -> None:

@@ -277,24 +277,20 @@ class ArrayTask(VoteTask):
             header.nan_count_pending = True
 
     def read(self, a: int, b: int, out: Planes) -> None:
-        x = self._x
-        if b - a < self.nbytes:
-            x = x.part(8 * a, min(8 * b, self.length) - 8 * a)
-        if self.like is None:
-            sign, mask = signs_and_mask(out)
-        else:
-            sign, mask = (*map(arrays.address, out), 0)[:2]
+        x, sign, mask = self._place(self._x, out, a, b)
         key = self.seed, self.step, self._rank, a
         _, nans = pack_view(x, sign, mask, self._zeros_code, key)
         self.nans = self.nans + nans  # on a GPU a device scalar, which is not waited for here
 
     def write(self, a: int, b: int, result: Planes) -> None:
-        out = self._out
-        assert out is not None
+        assert self._out is not None
+        unpack_view(*self._place(self._out, result, a, b))
+
+    def _place(self, x: arrays.View, rows: Planes, a: int, b: int) -> tuple[arrays.View, int, int]:
+        """The part of ``x`` in bytes [a, b) of the planes, and the addresses of ``rows``."""
         if b - a < self.nbytes:
-            out = out.part(8 * a, min(8 * b, self.length) - 8 * a)
+            x = x.part(8 * a, min(8 * b, self.length) - 8 * a)
         if self.like is None:
-            sign, mask = signs_and_mask(result)
-        else:
-            sign, mask = (*map(arrays.address, result), 0)[:2]
-        unpack_view(out, sign, mask)
+            return x, *signs_and_mask(rows)
+        sign, mask = (*map(arrays.address, rows), 0)[:2]
+        return x, sign, mask

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-import numpy as np
-
 from mpisign.collectives.detox_rows import detox_rows
 from mpisign.engine.agreement import Agreed
 from mpisign.exchange.aggregators.base import restart_momenta
 from mpisign.exchange.aggregators.robust import RobustAggregator
-from mpisign.robust.base import Rule
 from mpisign.transports.base import Steps
 from mpisign.transports.tagged import TaggedTransport
 
@@ -38,24 +35,9 @@ class DetoxAggregator(RobustAggregator):
         return super()._flat(anywhere)
 
     def _reduce(
-        self,
-        agreed: Agreed,
-        wire: TaggedTransport,
-        flat: Any,
-        rule: Rule,
-        rng: np.random.Generator,
-        out: Any,
+        self, agreed: Agreed, wire: TaggedTransport, flat: Any, *rule_rng_out: Any
     ) -> Steps[None]:
         assert self.groups is not None
-        yield from detox_rows(
-            wire,
-            flat,
-            self.groups,
-            rule,
-            rng,
-            out,
-            function=agreed.function,
-            turn=self.context.step,
-            tolerance=self._robust.tolerance,
-            nan=agreed.header.nan,
-        )
+        how: Any = {"function": agreed.function, "nan": agreed.header.nan}
+        how |= {"turn": self.context.step, "tolerance": self._robust.tolerance}
+        yield from detox_rows(wire, flat, self.groups, *rule_rng_out, **how)

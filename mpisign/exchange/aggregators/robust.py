@@ -15,7 +15,6 @@ from mpisign.engine.agreement import Agreed
 from mpisign.engine.engine import Engine
 from mpisign.engine.header import Header
 from mpisign.exchange.aggregators.base import Aggregator
-from mpisign.robust.base import Rule
 from mpisign.stats import stage
 from mpisign.transports.base import Steps
 from mpisign.transports.tagged import TaggedTransport
@@ -59,18 +58,11 @@ class RobustAggregator(Aggregator):
         return self.size
 
     def _reduce(
-        self,
-        agreed: Agreed,
-        wire: TaggedTransport,
-        flat: Any,
-        rule: Rule,
-        rng: np.random.Generator,
-        out: Any,
+        self, agreed: Agreed, wire: TaggedTransport, flat: Any, *rule_rng_out: Any
     ) -> Steps[None]:
-        """The collective after its headers: flat, float32 (d,), to ``out``."""
-        yield from robust_rows(
-            wire, flat, rule, rng, out, function=agreed.function, nan=agreed.header.nan
-        )
+        """The collective after its headers: flat, float32 (d,), by a rule to ``out``."""
+        how: Any = {"function": agreed.function, "nan": agreed.header.nan}
+        yield from robust_rows(wire, flat, *rule_rng_out, **how)
 
     def _flat(self, anywhere: Any) -> Any:
         """What the rule is given of this rank, float32; zeros for members without a gradient."""

@@ -31,7 +31,7 @@ from mpisign.attacks import (
     by_name,
 )
 from mpisign.errors import DisagreementError
-from mpisign.transports.threads import run
+from mpisign.simulation import run
 
 ROWS = np.array([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0], [7.0, 8.0, 9.0]])
 

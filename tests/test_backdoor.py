@@ -20,7 +20,7 @@ from mpisign.attacks import (
 from mpisign.attacks.edge_cases import edge_cases
 from mpisign.experiments import data, model
 from mpisign.experiments.model import perceptron
-from mpisign.transports.threads import run
+from mpisign.simulation import run
 
 pytest.importorskip("sklearn")
 

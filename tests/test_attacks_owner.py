@@ -17,7 +17,8 @@ from mpisign import Communicator
 from mpisign.attacks.owner import Suppression, lie_about_shards, suppress_class
 from mpisign.experiments import data, model
 from mpisign.experiments.model import perceptron
-from mpisign.transports.threads import ThreadTransport, World, run
+from mpisign.simulation import run
+from mpisign.transports.threads import ThreadTransport, World
 
 RANKS, LABEL, LIAR, STEPS = 15, 3, 13, 40  # the row of a three lies in the last shard but one
 

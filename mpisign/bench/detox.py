@@ -5,6 +5,7 @@ All ranks are threads of this process and compute in turns.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -30,6 +31,7 @@ from mpisign.compressors.signum import Signum
 from mpisign.experiments import model
 from mpisign.partition import assign
 from mpisign.robust.names import by_name
+from mpisign.transports.threads import TURN
 
 #: Rows that a rule with f of them hostile needs, at least: the most that any rule asks (Bulyan).
 _EACH, _REST = 4, 3
@@ -223,6 +225,12 @@ def _collective(method: DetoxMethod, ranks: int, size: int, steps: int) -> tuple
     # Whose gradient each rank has: its own, or its group's.
     groups = assign(ranks, method.redundancy) if method.groups else [[r] for r in range(ranks)]
     batch = {rank: number for number, members in enumerate(groups) for rank in members}
+    barrier = threading.Barrier(ranks, timeout=600)
+
+    def together() -> None:
+        # Ranks share the counters: they are read while no rank is in a step.
+        with TURN.left():
+            barrier.wait()
 
     def work(comm: Any) -> tuple[float, ...]:
         net = _network(size)
@@ -241,7 +249,7 @@ def _collective(method: DetoxMethod, ranks: int, size: int, steps: int) -> tuple
                 p.grad = g.clone()
             optimizer.step()
 
-        return _per_step(step, steps)
+        return _per_step(step, steps, together)
 
     cpu, wall, computing, sent = simulation.run(ranks, work)[0]
     return cpu, wall, computing, sent / ranks
@@ -256,12 +264,15 @@ def _in_one_place(method: DetoxMethod, ranks: int, size: int, steps: int) -> tup
     return cpu, wall, cpu, 0.0
 
 
-def _per_step(step: Any, steps: int) -> tuple[float, ...]:
-    """``steps`` of them after one that does not count."""
+def _per_step(step: Any, steps: int, together: Any = lambda: None) -> tuple[float, ...]:
+    """``steps`` of them after one that does not count. ``together``: a barrier of the ranks."""
     step()
+    together()
     before = _now()
+    together()
     for _ in range(steps):
         step()
+    together()
     return tuple((b - a) / steps for a, b in zip(before, _now(), strict=True))
 
 

@@ -220,7 +220,7 @@ def test_the_wire_that_is_picked():
         "mpi, staged of 2 for cuda: MPISIGN_DEVICE_WIRE=mpi; MPI is not CUDA-aware: "
         "rank 0: this MPI library is built without CUDA",
         "mpi, staged of 2 for cuda: MPISIGN_DEVICE_WIRE=staged",
-        "members, staged of 2 for cuda: rank 0 has no NCCL, and members takes host memory only",
+        "subgroup, staged of 2 for cuda: rank 0 has no NCCL, and subgroup takes host memory only",
         f"ValueError: rank 1: {must}",
         f"ValueError: rank 0: {must}",
     ]

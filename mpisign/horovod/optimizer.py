@@ -11,7 +11,7 @@ import torch
 from horovod.torch.optimizer import DistributedOptimizer as _horovods
 
 from mpisign import policies
-from mpisign.compressors import Compressor, resolve
+from mpisign.compressors import COMPRESSORS, Compressor, resolve
 from mpisign.compressors.uncompressed import Uncompressed
 from mpisign.exchange.buckets import BUCKET_SIZE
 from mpisign.exchange.local_steps import check_optimizer
@@ -89,7 +89,7 @@ def DistributedOptimizer(
         return _horovods(  # type: ignore[no-any-return]
             optimizer,
             named_parameters,
-            compression if hasattr(compression, "compress") else hvd.Compression.none,
+            compression if _is_horovods(compression) else hvd.Compression.none,
             backward_passes_per_step,
             op,
             gradient_predivide_factor,
@@ -129,10 +129,19 @@ def _compressor(compression: Any) -> Compressor | None:
     """The Compressor; None for Horovod's own compressions."""
     if isinstance(compression, VoteCompression):
         return compression.compressor
-    if all(callable(getattr(compression, name, None)) for name in ("compress", "decompress")):
+    if _is_horovods(compression):
         return None
     compressor = resolve(_FUNCTION, compression)
     return None if isinstance(compressor, Uncompressed) else compressor
+
+
+def _is_horovods(compression: Any) -> bool:
+    """Whether it has Horovod's interface. Compressors have methods of the same names."""
+    if isinstance(compression, Compressor) or any(
+        compression is kind for kind in COMPRESSORS.values()
+    ):
+        return False
+    return all(callable(getattr(compression, name, None)) for name in ("compress", "decompress"))
 
 
 def _check(optimizer: Any, compressor: Compressor, passes: int, op: Any, predivide: float) -> None:

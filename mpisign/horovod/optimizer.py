@@ -11,7 +11,7 @@ import torch
 from horovod.torch.optimizer import DistributedOptimizer as _horovods
 
 from mpisign import policies
-from mpisign.compressors import COMPRESSORS, Compressor, resolve
+from mpisign.compressors import Compressor, resolve
 from mpisign.compressors.uncompressed import Uncompressed
 from mpisign.exchange.buckets import BUCKET_SIZE
 from mpisign.exchange.local_steps import check_optimizer
@@ -137,9 +137,8 @@ def _compressor(compression: Any) -> Compressor | None:
 
 def _is_horovods(compression: Any) -> bool:
     """Whether it has Horovod's interface. Compressors have methods of the same names."""
-    if isinstance(compression, Compressor) or any(
-        compression is kind for kind in COMPRESSORS.values()
-    ):
+    kind = compression if isinstance(compression, type) else type(compression)
+    if issubclass(kind, Compressor):
         return False
     return all(callable(getattr(compression, name, None)) for name in ("compress", "decompress"))
 

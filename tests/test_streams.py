@@ -112,7 +112,7 @@ def test_a_torch_tensor_is_on_torchs_stream(runtime, monkeypatch):
     monkeypatch.setattr(
         torch.cuda, "current_stream", lambda index: SimpleNamespace(cuda_stream=40 + index)
     )
-    monkeypatch.setattr(streams.arrays, "is_torch", lambda x: True)
+    monkeypatch.setattr(streams.frameworks, "is_torch", lambda x: True)
     tensor = SimpleNamespace(device=SimpleNamespace(index=2))
     assert streams.of(tensor) == streams.Stream(2, 42)
 

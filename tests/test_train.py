@@ -104,7 +104,7 @@ def test_the_report(honest):
     assert "\x1b" not in output, "escape sequences in what is no terminal"
     page = (folder / "page.md").read_text()
     assert page.count("<!-- mpisign train -->") == 2 and "    mpisign train --plot" in page
-    assert "| way | test accuracy |" in page and " cores." in page
+    assert "| method | test accuracy |" in page and " cores." in page
     assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -83,11 +83,6 @@ class Engine:
         #: and byzantine_f; returns the algorithm to run, or None for the agreed one.
         self.adversary: Callable[[Any, int], Any] | None = None
 
-    def next_step(self) -> int:
-        """The number of this call; must be called once in every collective on every rank."""
-        self.votes += 1
-        return self.votes - 1
-
     def start(
         self,
         function: str,

@@ -18,6 +18,7 @@ from mpisign.engine.progress import Handle
 from mpisign.errors import DisagreementError
 from mpisign.exchange import checkpoint
 from mpisign.exchange.aggregators import aggregator_for
+from mpisign.exchange.arguments import check_seed
 from mpisign.exchange.broadcast_state import broadcast_state
 from mpisign.exchange.buckets import GradientBucket, cut, warn_of_bf16_mean
 from mpisign.exchange.consistency import check_slots, digest_of, present_anywhere
@@ -78,8 +79,7 @@ class GradientExchange:
         before: Callable[[TaggedTransport], Steps[None]] | None = None,
     ) -> None:
         policies.code(function, "algorithm", algorithm, policies.ALGORITHMS)
-        if not isinstance(seed, int) or not 0 <= seed < 1 << 64:
-            raise ValueError(f"{function}: seed must be in [0, 2**64), got {seed!r}")
+        check_seed(function, seed)
         if not isinstance(byzantine_f, int) or not 0 <= byzantine_f < 1 << 16:
             raise ValueError(
                 f"{function}: byzantine_f must be a number from 0, got {byzantine_f!r}"

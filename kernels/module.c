@@ -199,6 +199,87 @@ static PyObject *py_pack_pieces(PyObject *self, PyObject *args)
     return census_tuple(census);
 }
 
+/* Planes that lie apart: rows of a, b, address of the sign plane, of the mask plane or 0. They hold
+   bytes [a, b) of the planes of one contiguous array of `length` coordinates. */
+typedef struct {
+    const int64_t (*rows)[4];
+    long long n, length;
+    int dtype, threads;
+    char *data;
+} planes_apart;
+
+static int64_t work_of(const planes_apart *p)
+{
+    int64_t bytes = 0;
+    for (long long i = 0; i < p->n; i++)
+        bytes += p->rows[i][1] - p->rows[i][0];
+    return 8 * bytes;
+}
+
+/* The coordinates of row i, and where they lie in the array. */
+static int64_t coordinates(const planes_apart *p, long long i, char **data)
+{
+    static const int64_t item_size[] = {4, 2, 2, 8};
+    const int64_t first = 8 * p->rows[i][0], end = 8 * p->rows[i][1];
+    *data = p->data + first * item_size[p->dtype];
+    return (end < p->length ? end : p->length) - first;
+}
+
+static int64_t pack_apart(const planes_apart *p, int zeros, mpisign_random rnd)
+{
+    int64_t nans = 0;
+    for (long long i = 0; i < p->n; i++) {
+        char *data;
+        const int64_t length = coordinates(p, i, &data);
+        const mpisign_piece piece = {data, length, p->dtype, 0, NULL, 0};
+        rnd.byte_offset = (uint64_t)p->rows[i][0];
+        if (length > 0)
+            nans += kernels->pack_pieces(MPISIGN_SIGN, NULL, &piece, 1,
+                                         address((u64)p->rows[i][2]), address((u64)p->rows[i][3]),
+                                         zeros, &rnd, p->threads).nans;
+    }
+    return nans;
+}
+
+static void unpack_apart(const planes_apart *p)
+{
+    for (long long i = 0; i < p->n; i++) {
+        char *data;
+        const int64_t length = coordinates(p, i, &data);
+        if (length > 0)
+            kernels->unpack(address((u64)p->rows[i][2]), address((u64)p->rows[i][3]), length,
+                            p->dtype, 1.0, data, p->threads);
+    }
+}
+
+static PyObject *py_pack_planes(PyObject *self, PyObject *args)
+{
+    (void)self;
+    u64 data, rows;
+    int zeros;
+    planes_apart p;
+    mpisign_random rnd;
+    int64_t nans;
+    if (!PyArg_ParseTuple(args, "KiLKLi" RANDOM "i", &data, &p.dtype, &p.length, &rows, &p.n,
+                          &zeros, INTO_RANDOM(rnd), &p.threads))
+        return NULL;
+    p.data = address(data), p.rows = address(rows);
+    RUN(work_of(&p), nans = pack_apart(&p, zeros, rnd));
+    return PyLong_FromLongLong(nans);
+}
+
+static PyObject *py_unpack_planes(PyObject *self, PyObject *args)
+{
+    (void)self;
+    u64 data, rows;
+    planes_apart p;
+    if (!PyArg_ParseTuple(args, "KLiKLi", &rows, &p.n, &p.dtype, &data, &p.length, &p.threads))
+        return NULL;
+    p.data = address(data), p.rows = address(rows);
+    RUN(work_of(&p), unpack_apart(&p));
+    Py_RETURN_NONE;
+}
+
 static PyObject *py_error_feedback(PyObject *self, PyObject *args)
 {
     (void)self;
@@ -474,6 +555,8 @@ static PyMethodDef methods[] = {
     {"address", py_address, METH_O, "Where an array's memory begins; its owner must stay alive."},
     {"pack", py_pack, METH_VARARGS, "One array of any strides to planes."},
     {"pack_pieces", py_pack_pieces, METH_VARARGS, "Many contiguous arrays to planes, by a rule."},
+    {"pack_planes", py_pack_planes, METH_VARARGS, "One contiguous array to planes that lie apart."},
+    {"unpack_planes", py_unpack_planes, METH_VARARGS, "Planes that lie apart to one array."},
     {"error_feedback", py_error_feedback, METH_VARARGS, "Scaled signs; the rest stays behind."},
     {"majority", py_majority, METH_VARARGS, "The majority of each coordinate."},
     {"group_distances", py_group_distances, METH_VARARGS, "How far rows are from their group."},

@@ -29,6 +29,18 @@ def pack_pieces(rule: int, parameters: tuple[float, float, float, float], pieces
     1 - b1, b2, 1 - b2), SPARSIGN (budget).
     """
 
+def pack_planes(data: int, dtype: int, length: int, table: int, pieces: int, zeros: int,
+    random: Random, threads: int, /) -> int:
+    """A contiguous array into planes that lie apart; returns the NaNs.
+
+    ``table``: int64 (pieces, 4): bytes [a, b) of the planes, addresses of the sign plane and of the
+    mask plane or 0. ``random``: without a first byte, which the table says.
+    """
+
+def unpack_planes(table: int, pieces: int, dtype: int, out: int, length: int, threads: int,
+    /) -> None:
+    """The inverse of ``pack_planes``, +1, -1 or 0."""
+
 def error_feedback(grad: int, dtype: int, residual: int, length: int, rate: float, block: int,
     sign: int, mask: int, scales: int, zeros: int, random: Random, threads: int,
     /) -> tuple[int, int]:

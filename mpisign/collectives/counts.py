@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
 from mpisign import planes
 from mpisign.backend import arrays
-from mpisign.collectives.majority_vote import check_options, is_eager, vote
+from mpisign.collectives.majority_vote import ArrayCall, check_options
 from mpisign.collectives.vote_task import ArrayTask, Planes, VoteTask
+from mpisign.engine.agreement import Agreed
 from mpisign.engine.engine import Engine
-from mpisign.engine.header import Header
 from mpisign.engine.progress import Handle
 from mpisign.errors import CollectiveError, WireError
 from mpisign.planes.weights import integer_weights
-from mpisign.transports.base import Steps
-from mpisign.transports.tagged import TaggedTransport
 
 _ALGORITHMS = ("auto", "allgather", "alltoall")
 _MOST = (1 << 31) - 1  # int32
@@ -79,13 +78,13 @@ class CountTask(VoteTask):
 
 
 class _ArrayCounts(CountTask, ArrayTask):
-    """Counts of one array. ``unpack_counts(task, coordinates, counts)`` reads them."""
+    """Counts of one array. ``out(task, coordinates, counts)`` reads them."""
 
-    unpack_counts: Callable[[CountTask, slice, Planes], None]
+    operation: ClassVar[str] = "tally"
 
     def write(self, a: int, b: int, result: Planes) -> None:
         if b > a:
-            self.unpack_counts(self, slice(8 * a, min(8 * b, self.length)), result)
+            self._out(self, slice(8 * a, min(8 * b, self.length)), result)
 
 
 def start_tally(engine: Engine, x: Any, out: Any, whole: bool, **options: Any) -> Handle:
@@ -136,31 +135,16 @@ def _start(
         if v.device != "cpu":
             raise TypeError(f"{function}: x must be in host memory, got device {v.device}")
         result, unpack_counts = prepare(v)
-        header = Header("tally", dtype=v.dtype, length=v.length, **options)
-        task = _ArrayCounts(engine, v, None, header, whole)
-        task.unpack_counts = unpack_counts
-        return lambda wire: _steps(engine, wire, task, number, function, result)
+        call = ArrayCall(engine, function, _ArrayCounts, v, unpack_counts, options)
+        call.whole, call.check = whole, _check_weights
+        return functools.partial(call.steps, number, result)
 
     return engine.start(function, "tally", options["step"], make)
 
 
-def _steps(
-    engine: Engine,
-    wire: TaggedTransport,
-    task: _ArrayCounts,
-    number: int,
-    function: str,
-    result: Any,
-) -> Steps[Any]:
-    eager = is_eager(task, task.header, wire.size)
-    agreed = yield from engine.headers(wire, task.header, function, task.planes if eager else None)
-    _check_weights(function, agreed.weights)
-    yield from vote(engine, wire, task, agreed, number, eager)
-    return result
-
-
-def _check_weights(function: str, weights: Sequence[float] | None) -> None:
+def _check_weights(agreed: Agreed) -> None:
     """CollectiveError if they sum to more than int32 holds, WireError if one is not whole."""
+    function, weights = agreed.function, agreed.weights
     if weights is None:
         return
     for rank, w in enumerate(weights):

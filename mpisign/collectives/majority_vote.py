@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import functools
 import hashlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from mpisign import policies
 from mpisign.backend import arrays
+from mpisign.collectives.allgather_vote import allgather_vote
+from mpisign.collectives.alltoall_vote import alltoall_vote
 from mpisign.collectives.auto import choose
+from mpisign.collectives.vote_plan import VotePlan
 from mpisign.collectives.vote_task import ArrayTask, VoteTask
 from mpisign.engine.agreement import Agreed, refuse_nans
 from mpisign.engine.engine import Engine
-from mpisign.engine.header import EAGER_AT, EAGER_NBYTES, SHORT_ABOVE, Header
+from mpisign.engine.header import SHORT_ABOVE, Header
+from mpisign.engine.preamble import terms_of
 from mpisign.engine.progress import Handle
 from mpisign.errors import CollectiveError
 from mpisign.partition import Partition, partition_of
@@ -43,23 +48,80 @@ def start(engine: Engine, x: Any, out: Any, groups: Any, whole: bool, **options:
                 f"{_FUNCTION}: out must be C-contiguous {v.dtype} {v.shape}, "
                 f"got {o.dtype} {o.shape}"
             )
-        device = "cpu" if v.device == "cpu" else "cuda"
-        header = Header(_FUNCTION, dtype=v.dtype, length=v.length, device=device, **options)
-        # Under byzantine_f the header must carry the NaNs.
-        now = whole or header.byzantine_f > 0 or arrays.overlap_partly(v, o)
-        task = ArrayTask(engine, v, o, header, now, partition)
-        return functools.partial(_steps, engine, task, number, _FUNCTION, result)
+        call = ArrayCall(engine, _FUNCTION, ArrayTask, v, o, options, partition)
+        call.whole = whole or arrays.overlap_partly(v, o)
+        return functools.partial(call.steps, number, result)
 
     return engine.start(_FUNCTION, _FUNCTION, options["step"], make)
 
 
-def _steps(
-    engine: Engine, task: ArrayTask, number: int, function: str, result: Any, wire: TaggedTransport
-) -> Steps[Any]:
-    eager = is_eager(task, task.header, wire.size)
-    agreed = yield from engine.headers(wire, task.header, function, task.planes if eager else None)
-    yield from vote(engine, wire, task, agreed, number, eager)
-    return result
+class ArrayCall:
+    """One call on the array ``x``, by a plan where one is kept. ``options``: checked.
+
+    ``whole``: ``x`` is packed before anything else. ``check``: raises what the agreed headers do
+    not allow.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        function: str,
+        task_type: type[ArrayTask],
+        x: arrays.View,
+        out: Any,
+        options: dict[str, Any],
+        partition: Partition | None = None,
+    ) -> None:
+        self.engine, self.function = engine, function
+        self.x, self.out, self.options = x, out, options
+        self.task_type, self.partition = task_type, partition
+        self.settings: int = options.get("settings", 0)
+        self.whole = False
+        self.check: Callable[[Agreed], None] = lambda agreed: None
+        self.key = (function, x.dtype, x.length, *(options[o] for o in options if o != "step"))
+
+    def steps(self, number: int, result: Any, wire: TaggedTransport) -> Steps[Any]:
+        """The collective, on which ``number`` and the options were checked."""
+        engine, step = self.engine, self.options["step"]
+        plan = used = None
+        if self.x.device == "cpu" and not self.options.get("byzantine_f"):
+            plan = engine.plans.take(self.key)
+        try:
+            task = plan.task if plan is not None else self._new_task()
+            task.begin(self.x, self.out, step, self.whole)
+            if plan is not None and wire.size <= SHORT_ABOVE:
+                if (yield from plan.run(engine, wire, number, step, self.settings)):
+                    used = plan
+                    return result
+            header = self._header(task, wire.transport.message)
+            agreed = yield from engine.headers(wire, header, self.function)
+            self.check(agreed)
+            used = yield from vote(engine, wire, task, agreed, number, plan)
+            return result
+        finally:
+            engine.plans.give_back(self.key, plan, used)
+
+    def _new_task(self) -> ArrayTask:
+        names = ("zeros", "nan", "ties", "seed")
+        policy = {name: self.options[name] for name in names if name in self.options}
+        return self.task_type(self.engine.transport.rank, self.x, self.partition, **policy)
+
+    def _header(self, task: ArrayTask, message: int) -> Header:
+        x, options = self.x, self.options
+        header = Header(
+            self.task_type.operation,
+            dtype=x.dtype,
+            length=x.length,
+            device="cpu" if x.device == "cpu" else "cuda",
+            **options,
+        )
+        # Under byzantine_f the header must carry the NaNs.
+        if task.planes is None and (header.byzantine_f or task.short(message)):
+            task.begin(x, self.out, header.step, True)
+        header.nan_count_pending = task.planes is None
+        if task.planes is not None:
+            header.nans = int(task.nans)
+        return header
 
 
 def vote(
@@ -68,53 +130,41 @@ def vote(
     task: VoteTask,
     agreed: Agreed,
     number: int,
-    eager: bool = False,
-) -> Steps[None]:
+    plan: VotePlan | None = None,
+) -> Steps[VotePlan | None]:
     """The vote itself, after ``Engine.headers``; ``number``: of the call.
 
-    ``eager``: the task ``is_eager`` and all ranks' planes came with their headers. If any rank's
-    header said nan_count_pending, ranks exchange the counts after ``task.unpack``, and all raise
-    NaNError under nan="raise".
+    Returns the plan for such votes: ``plan``, where it still is one, a new one, or None where there
+    is none for the algorithm. Without a plan, if any rank's header said nan_count_pending, ranks
+    exchange the counts after ``task.unpack``. NaNError on all ranks under nan="raise".
     """
     task.agree(agreed.weights, wire.size)
     if task.groups is not None and agreed.weights is not None:
         raise CollectiveError(f"{agreed.function}: weight must be 1 on all ranks in groups")
-    hostile = None
-    if engine.adversary is not None:
-        hostile = engine.adversary(task, agreed.header.byzantine_f)
-    digest = task.digest = engine.due_digest(number)
-    if eager:
-        nbytes = task.k * task.nbytes
-        stack = agreed.rows[:, EAGER_AT : EAGER_AT + nbytes]
-        stack = task.by_rows(stack.reshape(wire.size, task.k, task.nbytes))
-        task.check_padding(stack, 0)
-        planes = np.empty((task.kd, task.nbytes), dtype=np.uint8)
-        task.tally(stack, 0, planes)
-        task.unpack(0, task.nbytes, planes)
-    else:
-        algorithm = hostile or choose(engine, wire.size, task, agreed.header)
-        if task.like is not None:
-            wire = yield from engine.wire_for(wire, task.like)
-        yield from algorithm(wire, task)
     header = agreed.header
+    task.raises = header.nan == "raise"
+    algorithm = choose(engine, wire.size, task, header)
+    if task.like is None and algorithm in (allgather_vote, alltoall_vote):
+        terms = terms_of(agreed)
+        if plan is None or plan.terms != terms:
+            sharded = algorithm is alltoall_vote
+            plan = VotePlan(engine.transport, task, sharded, terms, agreed.function)
+        yield from plan.run(engine, wire, number, header.step, header.settings, agreed=True)
+        return plan
+    if engine.adversary is not None:
+        algorithm = engine.adversary(task, header.byzantine_f) or algorithm
+    digest = task.digest = engine.due_digest(number)
+    if task.like is not None:
+        wire = yield from engine.wire_for(wire, task.like)
+    yield from algorithm(wire, task)
     # Under byzantine_f no count is pending: a hostile rank would send it to some ranks only.
-    if agreed.nan_count_pending and header.nan == "raise" and not header.byzantine_f:
+    if agreed.nan_count_pending and task.raises and not header.byzantine_f:
         nans = np.zeros((wire.size, 8), dtype=np.uint8)
         yield wire.allgather(np.array([int(task.nans)], dtype="<u8").view(np.uint8), nans)
         refuse_nans(agreed.function, nans.view("<u8")[:, 0].tolist())
     if digest is not None:
         engine.digest = digest.field()
-
-
-def is_eager(task: VoteTask, header: Header, size: int) -> bool:
-    """Whether the task's planes travel in the headers: agreed values decide alone."""
-    return (
-        size <= SHORT_ABOVE
-        and task.k * task.nbytes <= EAGER_NBYTES
-        and header.algorithm in ("auto", "allgather")
-        and not header.byzantine_f
-        and header.device == "cpu"
-    )
+    return None
 
 
 def _digest(groups: Partition) -> int:

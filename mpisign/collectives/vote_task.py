@@ -5,24 +5,20 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from mpisign import _kernels, planes, policies
-from mpisign.backend import arrays
-from mpisign.engine.engine import Engine, ReplicaDigest
-from mpisign.engine.header import EAGER_NBYTES
+from mpisign.backend import arrays, threads
+from mpisign.engine.engine import ReplicaDigest
 from mpisign.errors import WireError
 from mpisign.partition import Partition
 from mpisign.planes.pack import pack_view
 from mpisign.planes.unpack import unpack_view
 from mpisign.planes.vote import majority_rows
 from mpisign.stats import count_stage, stats
-
-if TYPE_CHECKING:
-    from mpisign.engine.header import Header
 
 Planes = npt.NDArray[np.uint8]
 
@@ -40,6 +36,20 @@ def signs_and_mask(x: Planes) -> tuple[int, int]:
 
 _OVERLAP = 16  # chunks that suffice to hide one behind the others
 _MOST = 1024
+
+
+class Pieces:
+    """Pieces of planes that lie apart in a plan's memory.
+
+    ``spans``: the bytes [a, b) of the planes that each holds; ``planes``: uint8 (k, b - a) each.
+    ``table``: for kernels, int64 (pieces, 4): a, b, addresses of the sign and the mask plane or 0.
+    """
+
+    def __init__(self, spans: Sequence[tuple[int, int]], views: Sequence[Planes]) -> None:
+        self.spans, self.planes = list(spans), list(views)
+        rows = [(a, b, *signs_and_mask(v)) for (a, b), v in zip(spans, views, strict=True)]
+        self._table = np.array(rows, dtype=np.int64).reshape(len(rows), 4)
+        self.table = address(self._table), len(rows)
 
 
 class VoteTask:
@@ -72,7 +82,7 @@ class VoteTask:
         self.k = k
         self.kd = 2 if ties == "zero" else 1
         self.ties = ties
-        self._ties_code = policies.TIES.index(ties)
+        self.ties_code = policies.TIES.index(ties)
         self.seed, self.step = int(seed), int(step)  # NumPy integers too, which kernels refuse
         self.groups = groups
         self.order = None if groups is None else [r for g in groups for r in g]
@@ -80,6 +90,7 @@ class VoteTask:
         self.weights: Sequence[float] | None = None
         self.planes: Any = None
         self.nans: Any = 0
+        self.raises = False  # on NaN, once agreed
         self.digest: ReplicaDigest | None = None  # of the result, if it is compared
         self.lie: Any = None  # of a hostile owner, in experiments
 
@@ -135,9 +146,21 @@ class VoteTask:
         bounds = [self.nbytes * i // n for i in range(n + 1)]
         return list(zip(bounds, bounds[1:], strict=False))
 
+    def pack_pieces(self, pieces: Pieces) -> None:
+        """Packs pieces of this rank's planes, each where it is sent from."""
+        for (a, b), views in zip(pieces.spans, pieces.planes, strict=True):
+            if b > a:
+                self.pack(a, b, views)
+
+    def unpack_pieces(self, pieces: Pieces) -> None:
+        """Takes pieces of the result, in order."""
+        for (a, b), views in zip(pieces.spans, pieces.planes, strict=True):
+            if b > a:
+                self.unpack(a, b, views)
+
     def short(self, message: int) -> bool:
-        """Whether all is packed before anything is sent: eager planes must be."""
-        return self.nbytes <= max(4 * message, EAGER_NBYTES)
+        """Whether all is packed before anything is sent."""
+        return self.nbytes <= 4 * message
 
     def coordinates(self, a: int, b: int) -> int:
         """How many coordinates bytes [a, b) hold."""
@@ -181,7 +204,7 @@ class VoteTask:
             mask = sign + second if stack.shape[1] == 2 else 0
             key = self.seed, self.step, policies.TIE_STREAM, first
             planes_of = sign, mask, stride, len(stack), length
-            majority_rows(_kernels, planes_of, signs_and_mask(out), self._ties_code, key)
+            majority_rows(_kernels, planes_of, signs_and_mask(out), self.ties_code, key)
             return
         rows = stack if stack.shape[1] == 2 else stack[:, 0]
         group = 1
@@ -241,40 +264,46 @@ class VoteTask:
 
 
 class ArrayTask(VoteTask):
-    """A task on one array ``x`` with the result in contiguous ``out``, given as Views.
+    """A task on arrays like ``x``, a View: call after call, each between ``begin`` and its end.
 
-    Packed whole if ``whole``, if ``x`` is not contiguous, or if it is short; else chunk by chunk,
-    and ``header.nan_count_pending`` says so.
+    ``rank``: of this process; ``groups``: of ranks, or None.
     """
+
+    operation: ClassVar[str] = "majority_vote"
 
     def __init__(
         self,
-        engine: Engine,
+        rank: int,
         x: arrays.View,
-        out: arrays.View | None,
-        header: Header,
-        whole: bool,
         groups: Partition | None = None,
+        *,
+        zeros: policies.Zeros,
+        nan: policies.Nan,
+        ties: policies.Ties = policies.DEFAULT_TIES,
+        seed: int = 0,
     ) -> None:
-        super().__init__(
-            x.length,
-            2 if "abstain" in (header.zeros, header.nan) else 1,
-            header.ties,
-            header.seed,
-            header.step,
-            groups,
-            None if x.device == "cpu" else x,  # NumPy packs and unpacks for torch too
-        )
-        self.header, self._x, self._out = header, x, out
-        rank = engine.transport.rank  # of the random bits: one for all members of a group
+        # NumPy packs and unpacks for torch too.
+        like = None if x.device == "cpu" else x
+        super().__init__(x.length, policies.planes_up(zeros, nan), ties, seed, 0, groups, like)
+        # One stream of random bits for all members of a group.
         if groups is not None:
             rank = next(i for i, group in enumerate(groups) if rank in group)
-        self._rank, self._zeros_code = rank, policies.ZEROS.index(header.zeros)
-        if whole or not x.contiguous or self.short(engine.transport.message):
+        self._rank, self._zeros_code = rank, policies.ZEROS.index(zeros)
+        self._dtype_code = arrays.FLOAT_CODES[x.dtype]
+        self._room: Any = None  # for planes that are packed whole
+
+    def begin(self, x: arrays.View, out: Any, step: int, whole: bool) -> None:
+        """Takes the arrays of a call, the result's contiguous.
+
+        Packs ``x`` now if ``whole`` or if it is not contiguous, else piece by piece.
+        """
+        self._x, self._out, self.step = x, out, int(step)
+        self.nans, self.planes = 0, None
+        if whole or not x.contiguous:
+            if self._room is None:
+                self._room = arrays.empty((self.k, self.nbytes), "uint8", like=self.like)
+            self.planes = self._room
             self.pack_whole()
-            header.nans = int(self.nans)
-        else:
-            header.nan_count_pending = True
 
     def read(self, a: int, b: int, out: Planes) -> None:
         x, sign, mask = self._place(self._x, out, a, b)
@@ -283,8 +312,28 @@ class ArrayTask(VoteTask):
         self.nans = self.nans + nans  # on a GPU a device scalar, which is not waited for here
 
     def write(self, a: int, b: int, result: Planes) -> None:
-        assert self._out is not None
         unpack_view(*self._place(self._out, result, a, b))
+
+    def pack_pieces(self, pieces: Pieces) -> None:
+        if self.planes is not None:
+            super().pack_pieces(pieces)
+            return
+        start = time.perf_counter()
+        x, key = self._x, (self.seed, self.step, self._rank, 0)
+        n_threads = threads.for_work(x.length)
+        self.nans += _kernels.pack_planes(
+            x.address, self._dtype_code, x.length, *pieces.table, self._zeros_code, key, n_threads
+        )
+        count_stage("pack", start)
+
+    def unpack_pieces(self, pieces: Pieces) -> None:
+        if self.digest is not None or type(self).write is not ArrayTask.write:
+            super().unpack_pieces(pieces)
+            return
+        start, out = time.perf_counter(), self._out
+        n_threads = threads.for_work(out.length)
+        _kernels.unpack_planes(*pieces.table, self._dtype_code, out.address, out.length, n_threads)
+        count_stage("unpack", start)
 
     def _place(self, x: arrays.View, rows: Planes, a: int, b: int) -> tuple[arrays.View, int, int]:
         """The part of ``x`` in bytes [a, b) of the planes, and the addresses of ``rows``."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mpisign.engine.header import EAGER_AT, NBYTES, RANK, Header
+from mpisign.engine.header import NBYTES, RANK, REASON_AT, Header
 from mpisign.errors import CollectiveError, DisagreementError, NaNError, WireError
 from mpisign.transports.base import Bytes
 
@@ -18,19 +18,24 @@ _FEW = 32  # ranks, up to which NumPy costs more than it saves
 
 @dataclass(slots=True)
 class Agreed:
-    """What all ranks' headers said, where they agree. ``rows``: uint8 (ranks, 512), as received.
+    """What all ranks' headers said, where they agree.
 
     ``header``: this rank's. ``function``: the caller's name for messages. ``weights``: by rank,
-    None if all are 1. ``nan_count_pending``, ``fresh``: whether any rank said so.
+    None if all are 1. ``presences``: by rank, or the one that all have. ``nan_count_pending``,
+    ``fresh``: whether any rank said so.
     """
 
     function: str
     header: Header
-    rows: Bytes
     nan_count_pending: bool
     weights: list[float] | None
-    same_presence: bool
+    presences: list[bytes]
     fresh: bool = False
+
+    @property
+    def same_presence(self) -> bool:
+        """Whether all ranks have gradients for the same slots."""
+        return len(set(self.presences)) == 1
 
 
 def agree(rows: Bytes, own: Header, function: str, alike: bool, size: int) -> Agreed:
@@ -45,7 +50,8 @@ def agree(rows: Bytes, own: Header, function: str, alike: bool, size: int) -> Ag
     """
     if alike and not (own.reason or own.nans):
         all_weights = None if own.weight == 1.0 else [own.weight] * size
-        return Agreed(function, own, rows, own.nan_count_pending, all_weights, True, own.fresh)
+        presences = [own.presence]
+        return Agreed(function, own, own.nan_count_pending, all_weights, presences, own.fresh)
     headers = [Header.decode(row, r) for r, row in enumerate(rows)]
     _check(headers, function)
     weights = [h.weight for h in headers]
@@ -55,10 +61,9 @@ def agree(rows: Bytes, own: Header, function: str, alike: bool, size: int) -> Ag
     return Agreed(
         function,
         own,
-        rows,
         any(h.nan_count_pending for h in headers),
         None if all(w == 1.0 for w in weights) else weights,
-        len({h.presence for h in headers}) == 1,
+        [h.presence for h in headers],
         any(h.fresh for h in headers),
     )
 
@@ -68,15 +73,15 @@ def all_alike(rows: Bytes, own: int) -> bool:
     size = len(rows)
     if size > _FEW:
         ranks = np.arange(size, dtype="<u4").view(np.uint8).reshape(size, 4)
-        same = rows[:, :EAGER_AT] == rows[own, :EAGER_AT]
+        same = rows[:, :REASON_AT] == rows[own, :REASON_AT]
         same[:, RANK] = rows[:, RANK] == ranks
         return bool(same.all())
     data = rows.tobytes()
-    mine = data[own * NBYTES : own * NBYTES + EAGER_AT]
+    mine = data[own * NBYTES : own * NBYTES + REASON_AT]
     before, after = mine[: RANK.start], mine[RANK.stop :]
     for rank in range(size):
         at = rank * NBYTES
-        if data[at : at + EAGER_AT] != before + rank.to_bytes(4, "little") + after:
+        if data[at : at + REASON_AT] != before + rank.to_bytes(4, "little") + after:
             return False
     return True
 

@@ -14,10 +14,11 @@ import numpy as np
 from mpisign.backend import arrays
 from mpisign.engine.agreement import Agreed, agree, all_alike, name_ranks
 from mpisign.engine.echo import echo
-from mpisign.engine.header import BYZANTINE_F, NBYTES, SHORT_ABOVE, Header
+from mpisign.engine.header import BYZANTINE_F, MAGIC, NBYTES, SHORT_ABOVE, Header
+from mpisign.engine.plan_cache import PlanCache
 from mpisign.engine.progress import Handle, ProgressEngine, timeout_of_environment
 from mpisign.errors import WireError
-from mpisign.transports.base import Bytes, Steps, Transport
+from mpisign.transports.base import Bytes, Prepared, Steps, Transport
 from mpisign.transports.tagged import TaggedTransport
 
 
@@ -27,6 +28,9 @@ def check_every() -> int:
     if not text.isdigit():
         raise ValueError(f"MPISIGN_CHECK_EVERY must be a number from 0, got {text!r}")
     return int(text)
+
+
+_NO_DIGEST = bytes(32)
 
 
 class ReplicaDigest:
@@ -72,10 +76,11 @@ class Engine:
         self.transport = transport
         timeout = timeout_of_environment() if timeout is None else timeout
         self.progress = ProgressEngine(transport, timeout)
+        self.plans = PlanCache()
         self.votes = 0
         self.exchanges = 0  # front ends that share this
         self.check_every = check_every() if every is None else every
-        self.digest = bytes(32)
+        self.digest = _NO_DIGEST
         self.nodes: list[list[int]] | None = None
         self.costs: Any = None
         self.device_transport: Transport | None = None  # for CUDA memory, from its first use on
@@ -143,19 +148,29 @@ class Engine:
             self.device_transport = found
         return TaggedTransport(self.device_transport, wire.tag, like)
 
-    def headers(
-        self, wire: TaggedTransport, header: Header, function: str, eager: Bytes | None = None
-    ) -> Steps[Agreed]:
-        """Exchanges headers and agrees. ``eager``: the planes of a small task, sent along.
+    def take_digest(self, wire: TaggedTransport) -> bytes:
+        """The digest that this call is to carry: zeros while earlier calls are in flight.
+
+        Which those are may differ between ranks, and with them what there is to compare.
+        """
+        if not self.progress.is_first(wire.tag):
+            return _NO_DIGEST
+        digest, self.digest = self.digest, _NO_DIGEST
+        return digest
+
+    def headers(self, wire: TaggedTransport, header: Header, function: str) -> Steps[Agreed]:
+        """Exchanges headers and agrees.
+
+        If a rank sent something else in the first round (it calls something else, or a plan that
+        does not fit this call), all ranks exchange headers once more.
 
         Among more than ``SHORT_ABOVE`` ranks their digests go first, 16 bytes a rank, and headers
         only if these differ or a rank asks for it. If any rank's has byzantine_f, headers are
         echoed too: WireError, naming ranks, if a rank sent different headers to different ranks.
         """
-        header.rank, header.replica = wire.rank, self.digest
-        self.digest = bytes(32)
+        header.rank, header.replica = wire.rank, self.take_digest(wire)
         try:
-            message = header.encode(eager)
+            message = header.encode()
         except (struct.error, OverflowError) as error:  # a number that no check has kept out
             header = Header(header.operation, rank=wire.rank).refusal(str(error))
             message = header.encode()
@@ -165,8 +180,12 @@ class Engine:
             same = words[0, 0] == 0 and (words == words[0]).all()
             if same and not header.byzantine_f:  # else a hostile rank may have sent some another
                 return agree(message[None], header, function, alike=True, size=wire.size)
-        rows = np.empty((wire.size, NBYTES), dtype=np.uint8)
-        yield wire.transport.start_allgather(message, list(rows), wire.tag)
+            rows = None
+        else:
+            rows = yield from self._first_headers(wire, message)
+        if rows is None:
+            rows = np.empty((wire.size, NBYTES), dtype=np.uint8)
+            yield wire.transport.start_allgather(message, list(rows), wire.tag)
         alike = all_alike(rows, wire.rank)
         if header.byzantine_f or (not alike and rows[:, BYZANTINE_F].any()):
             heard = yield from echo(wire, rows, header.byzantine_f)
@@ -176,3 +195,19 @@ class Engine:
                     "sent them, or lied about what came"
                 )
         return agree(rows, header, function, alike, wire.size)
+
+    def _first_headers(self, wire: TaggedTransport, message: Bytes) -> Steps[Any]:
+        """All headers (ranks, 512), or None: the first round is over, or not all sent headers."""
+        if wire.first_done:
+            return None
+        frame = wire.transport.frame or NBYTES
+        rows = np.zeros((wire.size, frame), dtype=np.uint8)
+        rows[wire.rank, :NBYTES] = message
+        sends = [(r, rows[wire.rank]) for r in wire.others]
+        recvs = [(r, rows[r]) for r in wire.others]
+        first = wire.first_round(Prepared(wire.transport, sends, recvs))
+        yield first
+        rows = rows[:, :NBYTES]
+        if first.wrong or not (rows[:, : len(MAGIC)] == rows[wire.rank, : len(MAGIC)]).all():
+            return None
+        return rows

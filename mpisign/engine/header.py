@@ -5,7 +5,7 @@ magic "MPSG", version u16, operation u8, dtype u8, algorithm u8, zeros u8, nan u
 byzantine_f u16, device u8 (0 host, 1 CUDA), a byte 0, step u64, tensor u64, length u64, seed u64,
 settings u64. Own, 72 bytes: rank u32, refused u8, nan_count_pending u8, fresh u8, a byte 0, NaNs
 u64, weight f64, presence 16 bytes, replica digest 32 bytes. Then 384 bytes, zero-filled: the UTF-8
-reason of a refusal, or eager planes. Fixed size, never unpickled. Among many ranks 16 bytes a rank
+reason of a refusal. Fixed size, never unpickled. Among many ranks 16 bytes a rank
 go first: 0, then 15 of BLAKE2b over all but the rank and the last 384 bytes; or 1 where the whole
 header must be read.
 """
@@ -46,9 +46,8 @@ DEVICES = ("cpu", "cuda")  # where the arrays are, which says the wire
 _AGREED = struct.Struct("<4sH6BHBx5Q")
 _OWN = struct.Struct("<I3BxQd16s32s")
 NBYTES = 512
-#: Where the planes of a small ballot lie, and how many bytes of them fit.
-EAGER_AT = _AGREED.size + _OWN.size
-EAGER_NBYTES = NBYTES - EAGER_AT
+#: Where the reason of a refusal lies.
+REASON_AT = _AGREED.size + _OWN.size
 RANK = slice(_AGREED.size, _AGREED.size + 4)
 #: Among more ranks than these, digests of headers go first.
 SHORT_ABOVE = 64
@@ -108,12 +107,12 @@ class Header:
         """This header, saying that its rank cannot take part."""
         return replace(self, reason=reason or "unknown")
 
-    def encode(self, eager: Bytes | None = None) -> Bytes:
-        """The bytes on the wire: uint8 (512,); with ``eager``, the planes of a small ballot."""
-        data = bytearray(NBYTES)
-        _AGREED.pack_into(
-            data,
-            0,
+    def terms(self) -> bytes:
+        """The agreed part without step and settings: what stays the same from call to call."""
+        return self._agreed(0, 0)
+
+    def _agreed(self, step: int, settings: int) -> bytes:
+        return _AGREED.pack(
             MAGIC,
             VERSION,
             OPERATIONS.index(self.operation),
@@ -124,12 +123,17 @@ class Header:
             policies.TIES.index(self.ties),
             self.byzantine_f,
             DEVICES.index(self.device),
-            self.step,
+            step,
             self.tensor,
             self.length,
             self.seed,
-            self.settings,
+            settings,
         )
+
+    def encode(self) -> Bytes:
+        """The bytes on the wire: uint8 (512,)."""
+        data = bytearray(NBYTES)
+        data[: _AGREED.size] = self._agreed(self.step, self.settings)
         _OWN.pack_into(
             data,
             _AGREED.size,
@@ -144,10 +148,8 @@ class Header:
         )
         message = np.frombuffer(data, dtype=np.uint8)
         if self.reason:
-            text = self.reason.encode()[:EAGER_NBYTES]
-            message[EAGER_AT : EAGER_AT + len(text)] = np.frombuffer(text, dtype=np.uint8)
-        elif eager is not None:
-            message[EAGER_AT : EAGER_AT + eager.size] = eager.reshape(-1)
+            text = self.reason.encode()[: NBYTES - REASON_AT]
+            message[REASON_AT : REASON_AT + len(text)] = np.frombuffer(text, dtype=np.uint8)
         return message
 
     def short(self, message: Bytes) -> Bytes:
@@ -155,7 +157,7 @@ class Header:
         for the whole; else 1, and headers must follow."""
         data = message.tobytes()
         digest = hashlib.blake2b(data[: RANK.start], digest_size=15)
-        digest.update(data[RANK.stop : EAGER_AT])
+        digest.update(data[RANK.stop : REASON_AT])
         plain = not (self.reason or self.nans or self.byzantine_f)
         return np.frombuffer(bytes([not plain]) + digest.digest(), dtype=np.uint8)
 
@@ -177,7 +179,7 @@ class Header:
         byzantine_f, device, step, tensor, length, seed, settings = agreed
         reason = ""
         if refused:
-            text = data[EAGER_AT:].rstrip(b"\0").decode(errors="replace")
+            text = data[REASON_AT:].rstrip(b"\0").decode(errors="replace")
             reason = "".join(c if c.isprintable() else "?" for c in text) or "unknown"
         try:
             return cls(

@@ -197,6 +197,10 @@ class ProgressEngine:
             self._looked = now
             self._look(handle, now - max(handle.asked, self._moved))
 
+    def is_first(self, tag: int) -> bool:
+        """Whether no earlier collective than that of ``tag`` is in flight."""
+        return not self._live or self._live[0].number % TAGS == tag
+
     def turn(self, tag: int) -> Pending:
         """Over once all earlier collectives than that of ``tag`` are."""
         return _Turn(self._live, tag)

@@ -8,7 +8,7 @@ import torch
 
 from mpisign import planes, policies
 from mpisign.backend import arrays
-from mpisign.collectives.majority_vote import is_eager, vote
+from mpisign.collectives.majority_vote import vote
 from mpisign.collectives.shard_vote import shard_vote
 from mpisign.collectives.vote_task import Planes, VoteTask
 from mpisign.compressors import Compressor
@@ -56,14 +56,11 @@ def flat_vote(
         task, header = _pack(function, engine, compressor, grad, output, seed, step, algorithm)
 
         def steps(wire: TaggedTransport) -> Steps[None]:
-            eager = output is None and is_eager(task, header, wire.size)
-            agreed = yield from engine.headers(
-                wire, header, function, task.planes if eager else None
-            )
+            agreed = yield from engine.headers(wire, header, function)
             if output is not None:
                 yield from shard_vote(wire, task)
             else:
-                yield from vote(engine, wire, task, agreed, number, eager)
+                yield from vote(engine, wire, task, agreed, number)
 
         return steps
 

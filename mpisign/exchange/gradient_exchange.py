@@ -255,7 +255,7 @@ class GradientExchange:
         if self._syncing:
             self.steps = yield from self._sync(wire, bucket, fresh)
         kind = self._kinds[bucket.index]
-        header, aggregator, eager = Header(kind.operation), None, None
+        header, aggregator = Header(kind.operation), None
         try:
             header = self._header(engine, kind.operation, bucket, fresh)
             key = wire.rank, wire.size, bucket.compressor.groups_of(wire.size, engine.nodes)
@@ -263,12 +263,15 @@ class GradientExchange:
             if bucket.aggregator[0] != place:
                 bucket.aggregator = place, kind(bucket, *key)
             aggregator = bucket.aggregator[1]
-            header, eager = aggregator.begin(header, wire.transport.message)
+            aggregator.begin(header, wire.transport.message)
         except Exception as error:
             reason = reason or str(error) or type(error).__name__
         if reason:
             header = header.refusal(reason.removeprefix(f"{self.function}: "))
-        agreed = yield from engine.headers(wire, header, self.function, eager)
+        elif (yield from aggregator.planned(engine, wire, header, number)):
+            self._update_versions(bucket)
+            return
+        agreed = yield from engine.headers(wire, header, self.function)
         assert aggregator is not None  # or all have raised
         if agreed.same_presence:
             anywhere = bucket.present
@@ -282,6 +285,10 @@ class GradientExchange:
         if agreed.fresh and bucket.compressor.shared:
             yield from broadcast_state(wire, bucket.slots, bucket.compressor.shared)
         yield from aggregator.steps(engine, wire, agreed, number, anywhere)
+        self._update_versions(bucket)
+
+    @staticmethod
+    def _update_versions(bucket: GradientBucket) -> None:
         for s in bucket.slots:
             if s.grad is not None:
                 s.version = s.grad._version

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from mpisign.errors import WireError
 from mpisign.stats import count_bytes, count_stage
 
 Bytes = npt.NDArray[np.uint8]
@@ -20,6 +21,8 @@ Part = tuple[int, Bytes]
 
 #: Exchanges of that many collectives may be in flight on one transport.
 TAGS = 64
+#: The tag of first rounds on transports where they have one of their own: see ``first_tag``.
+FIRST = TAGS
 _SPIN = 2e-3  # seconds of polling without a pause: longer than small exchanges take
 #: Bytes of a notice: see ``Transport.post``.
 NOTICE = 512
@@ -56,6 +59,52 @@ class Completed:
         return []
 
 
+class FirstRound:
+    """The first exchange of a call: ``wrong`` says why what arrived is not what was due.
+
+    Another rank may have called something else: that is no failure of the wire.
+    """
+
+    def __init__(self, pending: Pending) -> None:
+        self._pending = pending
+        self.wrong = ""
+
+    def done(self) -> bool:
+        try:
+            return self._pending.done()
+        except WireError as error:
+            self.wrong = str(error)
+            return True
+
+    def wait(self, seconds: float | None = None) -> bool:
+        try:
+            return self._pending.wait(seconds)
+        except WireError as error:
+            self.wrong = str(error)
+            return True
+
+    def missing(self) -> list[int] | None:
+        return [] if self.wrong else self._pending.missing()
+
+
+class Prepared:
+    """A first round with the same parts call after call; the transport may keep requests for it."""
+
+    def __init__(self, transport: Transport, sends: Sequence[Part], recvs: Sequence[Part]) -> None:
+        self.transport = transport
+        self.sends, self.recvs = sends, recvs
+        self.sent = sum(part.nbytes for _, part in sends)
+        self.received = sum(part.nbytes for _, part in recvs)
+
+    def start(self, tag: int) -> FirstRound:
+        """Starts it with a tag of ``Transport.first_tag``, once the last start has completed."""
+        count_bytes(self.sent, self.received)
+        return self.transport._first_round(self.sends, self.recvs, tag)
+
+    def free(self) -> None:
+        """Releases what the transport keeps."""
+
+
 class Polled(ABC):
     """An exchange that ``done`` alone moves on."""
 
@@ -82,7 +131,8 @@ class Transport(ABC):
     ``measurable``: False where the time of an exchange says nothing about a network. ``sleeps``:
     ``Pending.wait`` sleeps instead of polling. ``message``: a good size of messages in bytes. The
     default is what Open MPI and MPICH send over TCP eagerly, without a handshake with a receiver
-    that answers only inside MPI.
+    that answers only inside MPI. ``frame``: bytes of every message of a first round, where a wire
+    cannot bear one of another size than is due; 0: it can.
 
     All ranks call the methods that start something; ``post`` and ``notices`` are not collective.
     """
@@ -93,6 +143,7 @@ class Transport(ABC):
     measurable: ClassVar[bool] = True
     sleeps: bool = False
     message: int = 48 << 10
+    frame: int = 0
     rank: int
     size: int
 
@@ -115,6 +166,21 @@ class Transport(ABC):
             received += part.nbytes
         count_bytes(sent, received)
         return self._exchange(sends, recvs, tag)
+
+    def first_tag(self, tag: int) -> int:
+        """The tag of the first round of the call with ``tag``.
+
+        The first rounds of all calls start in the order of the calls, so that they may share one.
+        """
+        return tag
+
+    def prepare(self, sends: Sequence[Part], recvs: Sequence[Part]) -> Prepared:
+        """A first round for many calls. One part a rank; all ranks exchange with all others."""
+        return Prepared(self, sends, recvs)
+
+    def _first_round(self, sends: Sequence[Part], recvs: Sequence[Part], tag: int) -> FirstRound:
+        """An exchange that takes whatever arrives: its end does not raise."""
+        return FirstRound(self._exchange(sends, recvs, tag))
 
     def start_allgather(self, send: Bytes, rows: Sequence[Bytes], tag: int) -> Pending:
         """Sends rank r's ``send`` into every rank's ``rows[r]``, its own included.

@@ -11,8 +11,18 @@ from typing import Any
 
 from mpisign import launcher
 from mpisign.errors import CollectiveTimeout, WireError
-from mpisign.stats import count_ring, stage
-from mpisign.transports.base import LEFT, TAGS, Completed, Part, Pending, Polled, Transport
+from mpisign.stats import count_bytes, count_ring, stage
+from mpisign.transports.base import (
+    FIRST,
+    LEFT,
+    TAGS,
+    Completed,
+    Part,
+    Pending,
+    Polled,
+    Prepared,
+    Transport,
+)
 
 try:
     from mpi4py import MPI
@@ -25,7 +35,10 @@ from mpisign.transports.mpi_notices import MPINotices
 
 
 class _Requests(Polled):
-    """Point-to-point requests of an exchange: first those that receive, then those that send."""
+    """Point-to-point requests of an exchange: first those that receive, then those that send.
+
+    ``wrong``: of a first round, what arrived that was not due; otherwise that is a WireError.
+    """
 
     def __init__(
         self, recvs: Sequence[Part], sends: Sequence[Part], requests: list[Any], keep: Any
@@ -34,6 +47,7 @@ class _Requests(Polled):
         self._requests = requests
         self._statuses = [MPI.Status() for _ in requests]
         self.over = False
+        self.wrong = ""
 
     def done(self) -> bool:
         if self.over:
@@ -43,11 +57,7 @@ class _Requests(Polled):
         except MPI.Exception as error:
             raise self._wrong(error) from error
         if over:
-            for (source, part), status in zip(self._recvs, self._statuses, strict=False):
-                if status.count != part.nbytes:
-                    raise WireError(
-                        f"rank {source} sent {status.count} bytes where {part.nbytes} were due"
-                    )
+            self._check()
             self.over = True
             self._recvs = self._sends = self._keep = ()
         return over
@@ -65,11 +75,75 @@ class _Requests(Polled):
             if request != MPI.REQUEST_NULL and not request.Get_status():
                 request.Cancel()
 
+    def _check(self) -> None:
+        for (source, part), status in zip(self._recvs, self._statuses, strict=False):
+            if status.count != part.nbytes:
+                raise WireError(
+                    f"rank {source} sent {status.count} bytes where {part.nbytes} were due"
+                )
+
     def _wrong(self, error: Any) -> WireError:
         for (source, part), status in zip(self._recvs, self._statuses, strict=False):
             if status.error == MPI.ERR_TRUNCATE:
                 return WireError(f"rank {source} sent more than the {part.nbytes} bytes due")
         return WireError(f"MPI could not exchange: {error}")
+
+
+class _FirstRequests(_Requests):
+    """The requests of a first round: completes once all of them have, whatever arrived."""
+
+    def start(self) -> None:
+        """Persistent requests once more."""
+        self.over, self.wrong = False, ""
+        MPI.Prequest.Startall(self._requests)
+
+    def done(self) -> bool:
+        if self.over:
+            return True
+        if self.wrong:
+            self.over = all([request.Test() for request in self._requests])
+            return self.over
+        try:
+            self.over = MPI.Request.Testall(self._requests, self._statuses)
+            if self.over:
+                self._check()
+        except WireError as error:
+            self.wrong = str(error)
+        except MPI.Exception as error:
+            self.wrong = str(self._wrong(error))
+        return self.over
+
+    def free(self) -> None:
+        for request in self._requests:
+            request.Free()
+
+
+class _Persistent(Prepared):
+    """A first round with persistent requests."""
+
+    def __init__(
+        self, transport: MPITransport, sends: Sequence[Part], recvs: Sequence[Part]
+    ) -> None:
+        super().__init__(transport, sends, recvs)
+        comm = transport.comm
+        requests: list[Any] = [comm.Recv_init([m, MPI.BYTE], r, FIRST) for r, m in recvs]
+        requests += [comm.Send_init([m, MPI.BYTE], r, FIRST) for r, m in sends]
+        self._requests = _FirstRequests(recvs, sends, requests, None)
+        self._requests.over = True
+        self._among = transport.persistent
+        self._among.append(self._requests)
+
+    def start(self, tag: int) -> Any:
+        if tag != FIRST:  # not the first exchange of its call
+            return super().start(tag)
+        count_bytes(self.sent, self.received)
+        self._requests.start()
+        return self._requests
+
+    def free(self) -> None:
+        if self._requests.over and not MPI.Is_finalized():
+            self._among.remove(self._requests)
+            self._requests.free()
 
 
 class MPITransport(Transport):
@@ -81,12 +155,13 @@ class MPITransport(Transport):
     name = "mpi"
 
     def __init__(self, comm: MPI.Intracomm) -> None:
-        self._comm = comm
-        self._comm.Set_errhandler(MPI.ERRORS_RETURN)
+        self.comm = comm
+        self.comm.Set_errhandler(MPI.ERRORS_RETURN)
         self._notices = MPINotices(comm)
         self._left: set[int] = set()
         _OPEN.append(self._notices)
         self._live: list[_Requests] = []
+        self.persistent: list[_Requests] = []
         self.rank = comm.Get_rank()
         self.size = comm.Get_size()
 
@@ -96,22 +171,39 @@ class MPITransport(Transport):
         """``keep`` owns the memory of parts that do not."""
         if not sends and not recvs:
             return Completed()
-        requests, irecv, isend = [], self._comm.Irecv, self._comm.Isend
+        requests, irecv, isend = [], self.comm.Irecv, self.comm.Isend
         for source, part in recvs:
             requests.append(irecv(part, source, tag))
         for dest, part in sends:
             requests.append(isend(part, dest, tag))
         exchange = _Requests(recvs, sends, requests, keep)
+        self._keep(exchange)
+        return exchange
+
+    def _keep(self, exchange: _Requests) -> None:
+        """Has ``abort`` cancel it."""
         if len(self._live) >= TAGS:
             self._live = [e for e in self._live if not e.over]
         self._live.append(exchange)
+
+    def first_tag(self, tag: int) -> int:
+        return FIRST
+
+    def prepare(self, sends: Sequence[Part], recvs: Sequence[Part]) -> Prepared:
+        return _Persistent(self, sends, recvs)
+
+    def _first_round(self, sends: Sequence[Part], recvs: Sequence[Part], tag: int) -> Any:
+        requests: list[Any] = [self.comm.Irecv([m, MPI.BYTE], r, tag) for r, m in recvs]
+        requests += [self.comm.Isend([m, MPI.BYTE], r, tag) for r, m in sends]
+        exchange = _FirstRequests(recvs, sends, requests, None)
+        self._keep(exchange)
         return exchange
 
     def start_allreduce(self, values: Any, tag: int) -> Completed:
         # Blocking, since it is the baseline for votes: Open MPI's non-blocking allreduce takes up
         # to three times as long for small tensors over TCP.
         with stage("exchange"):
-            self._comm.Allreduce(MPI.IN_PLACE, self._values(values), MPI.SUM)
+            self.comm.Allreduce(MPI.IN_PLACE, self._values(values), MPI.SUM)
         count_ring(values.nbytes, self.size)
         return Completed()
 
@@ -128,7 +220,7 @@ class MPITransport(Transport):
         return found
 
     def abort(self) -> None:
-        for exchange in self._live:
+        for exchange in (*self._live, *self.persistent):
             exchange.cancel()
         # MPI may use the memory of what is in flight until the process ends: it is kept.
         _LOST.append(self)
@@ -138,7 +230,7 @@ class MPITransport(Transport):
         if self not in _LOST and not MPI.Is_finalized():
             _OPEN.remove(self._notices)
             self._notices.free()
-            self._comm.Free()
+            self.comm.Free()
 
 
 def duplicate(comm: MPI.Intracomm, seconds: float) -> MPI.Intracomm:

@@ -59,7 +59,7 @@ def over(control: Transport, *, timeout: float = 600.0) -> tuple[Transport, str]
     assert isinstance(control, MPITransport)
     answer = cuda_mpi.together(control, seconds=timeout)
     if answer.aware:
-        return cuda_mpi.CudaMPITransport(control._comm.Dup()), f"{no_nccl}; {answer.why}"
+        return cuda_mpi.CudaMPITransport(control.comm.Dup()), f"{no_nccl}; {answer.why}"
     return StagedTransport(control), f"{no_nccl}; MPI is not CUDA-aware: {answer.why}"
 
 

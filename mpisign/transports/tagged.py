@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mpisign.backend import arrays
-from mpisign.transports.base import Bytes, Part, Pending, Transport
+from mpisign.transports.base import Bytes, FirstRound, Part, Pending, Prepared, Transport
 
 
 class TaggedTransport:
@@ -15,7 +15,7 @@ class TaggedTransport:
     ``like``: an array of the framework and device that ``empty`` makes memory for, default NumPy.
     """
 
-    __slots__ = ("like", "others", "rank", "size", "tag", "transport")
+    __slots__ = ("_begun", "first_done", "like", "others", "rank", "size", "tag", "transport")
 
     def __init__(self, transport: Transport, tag: int, like: arrays.View | None = None) -> None:
         self.transport = transport
@@ -24,13 +24,24 @@ class TaggedTransport:
         self.size = transport.size
         self.others = transport.others
         self.like = like
+        self._begun = False
+        #: Whether ranks have exchanged a first round, whose messages say what each of them calls.
+        self.first_done = False
+
+    def first_round(self, prepared: Prepared) -> FirstRound:
+        """Starts a first round, on the transport's tag for these if it is the first exchange."""
+        tag = self.tag if self._begun else self.transport.first_tag(self.tag)
+        self._begun = self.first_done = True
+        return prepared.start(tag)
 
     def exchange(self, sends: Sequence[Part], recvs: Sequence[Part]) -> Pending:
         """``Transport.start_exchange``."""
+        self._begun = True
         return self.transport.start_exchange(sends, recvs, self.tag)
 
     def allgather(self, send: Bytes, rows: Any) -> Pending:
         """``Transport.start_allgather``."""
+        self._begun = True
         return self.transport.start_allgather(send, rows, self.tag)
 
     def allreduce(self, values: Any) -> Pending:

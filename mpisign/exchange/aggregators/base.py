@@ -7,7 +7,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from mpisign.collectives.vote_task import Planes
 from mpisign.compressors.base import PackContext
 from mpisign.engine.agreement import Agreed
 from mpisign.engine.engine import Engine
@@ -43,8 +42,8 @@ class Aggregator(ABC):
             self._stream = next(i for i, g in enumerate(groups) if rank in g)
         self.context = PackContext(0, 0, self._stream)
 
-    def begin(self, header: Header, message: int) -> tuple[Header, Planes | None]:
-        """Begins a step: the header that this rank is to send, and eager planes.
+    def begin(self, header: Header, message: int) -> None:
+        """Begins a step: completes the header that this rank is to send.
 
         Packs what the header must report, such as NaNs, and counts them in ``nans``, or sets
         ``nan_count_pending``. ``message``: the transport's.
@@ -52,7 +51,13 @@ class Aggregator(ABC):
         c = self.compressor
         self.context = PackContext(header.seed, header.step, self._stream)
         header.zeros, header.nan, header.ties = c.zeros, c.nan, c.ties
-        return header, None
+
+    def planned(
+        self, engine: Engine, wire: TaggedTransport, header: Header, number: int
+    ) -> Steps[bool]:
+        """The step by the plan for such headers; False if there is none: ranks exchange headers."""
+        return False
+        yield
 
     @abstractmethod
     def steps(

@@ -7,7 +7,6 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from mpisign.collectives.vote_task import Planes
 from mpisign.compressors.uncompressed import BF16Mean
 from mpisign.engine.agreement import Agreed
 from mpisign.engine.engine import Engine
@@ -29,8 +28,8 @@ class BF16MeanAggregator(Aggregator):
 
     operation: ClassVar[str] = "halves"
 
-    def begin(self, header: Header, message: int) -> tuple[Header, Planes | None]:
-        header, _ = super().begin(header, message)
+    def begin(self, header: Header, message: int) -> None:
+        super().begin(header, message)
         with stage("pack"):
             flat = [
                 (torch.zeros_like(m.parameter) if m.grad is None else m.grad)
@@ -42,7 +41,6 @@ class BF16MeanAggregator(Aggregator):
             self._own = torch.cat(flat)
             nans = int(self._own.isnan().sum())
         header.nans = nans
-        return header, None
 
     def steps(
         self, engine: Engine, wire: TaggedTransport, agreed: Agreed, number: int, anywhere: Any

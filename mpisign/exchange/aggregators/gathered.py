@@ -33,10 +33,9 @@ class Gathered(Aggregator):
     rank without a gradient for a member sends what zeros would.
     """
 
-    def begin(self, header: Header, message: int) -> tuple[Header, Planes | None]:
-        header, _ = super().begin(header, message)
+    def begin(self, header: Header, message: int) -> None:
+        super().begin(header, message)
         header.nan_count_pending = True
-        return header, None
 
     def steps(
         self, engine: Engine, wire: TaggedTransport, agreed: Agreed, number: int, anywhere: Any

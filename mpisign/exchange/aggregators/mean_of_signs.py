@@ -47,13 +47,13 @@ class MeanOfSignsAggregator(VoteAggregator):
     task_type = _BucketCounts
     _ALGORITHMS: ClassVar = ("auto", "allgather", "alltoall")
 
-    def begin(self, header: Header, message: int) -> tuple[Header, Planes | None]:
+    def begin(self, header: Header, message: int) -> None:
         if header.algorithm not in self._ALGORITHMS:
             names = ", ".join(repr(a) for a in self._ALGORITHMS)
             raise ValueError(
                 f"algorithm must be one of {names} for means of signs, got {header.algorithm!r}"
             )
-        return super().begin(header, message)
+        super().begin(header, message)
 
     def steps(
         self, engine: Engine, wire: TaggedTransport, agreed: Agreed, number: int, anywhere: Any

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 
 from mpisign.collectives.robust_aggregate import robust_rows
-from mpisign.collectives.vote_task import Planes
 from mpisign.compressors.base import Compressor
 from mpisign.compressors.robust import Robust
 from mpisign.engine.agreement import Agreed
@@ -30,10 +29,9 @@ class RobustAggregator(Aggregator):
 
     operation: ClassVar[str] = "bucket_robust"
 
-    def begin(self, header: Header, message: int) -> tuple[Header, Planes | None]:
-        header, _ = super().begin(header, message)
+    def begin(self, header: Header, message: int) -> None:
+        super().begin(header, message)
         self._robust.resolved.check(self._rows())
-        return header, None
 
     def steps(
         self, engine: Engine, wire: TaggedTransport, agreed: Agreed, number: int, anywhere: Any

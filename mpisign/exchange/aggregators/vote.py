@@ -8,11 +8,12 @@ import torch
 
 from mpisign import planes, policies
 from mpisign.backend import arrays
-from mpisign.collectives.majority_vote import is_eager, vote
+from mpisign.collectives.majority_vote import vote
+from mpisign.collectives.vote_plan import VotePlan
 from mpisign.collectives.vote_task import Planes, VoteTask, signs_and_mask
 from mpisign.engine.agreement import Agreed
 from mpisign.engine.engine import Engine
-from mpisign.engine.header import Header
+from mpisign.engine.header import SHORT_ABOVE, Header
 from mpisign.exchange.aggregators.base import Aggregator, restart_momenta
 from mpisign.exchange.buckets import GradientBucket
 from mpisign.partition import Partition
@@ -128,9 +129,11 @@ class VoteAggregator(Aggregator):
         # On a GPU planes are packed, sent and unpacked there, over the transport for its memory.
         like = None if first.device.type == "cpu" else arrays.view("step", "gradient", first)
         self.task = self.task_type(self, like)
-        self._eager = False
+        self._plan: VotePlan | None = None
+        self._planned: Any = None  # what of a header the plan is for
+        self._anywhere: Any = None
 
-    def begin(self, header: Header, message: int) -> tuple[Header, Planes | None]:
+    def begin(self, header: Header, message: int) -> None:
         super().begin(header, message)
         task = self.task
         task.reset(header.seed, header.step)
@@ -139,20 +142,40 @@ class VoteAggregator(Aggregator):
             restart_momenta(self.slots, self.groups)
         if task.like is not None:
             header.device = task.like.device.partition(":")[0]
-        self._eager = False
-        if not task.short(message) and not header.byzantine_f:
+        if not self._fits(header):
+            self._report(header, message)
+
+    def _fits(self, header: Header) -> bool:
+        terms = header.terms(), header.presence
+        return self._plan is not None and self._planned == terms and not header.fresh
+
+    def _report(self, header: Header, message: int) -> None:
+        if not self.task.short(message) and not header.byzantine_f:
             header.nan_count_pending = True
-            return header, None
-        task.pack_until(task.nbytes)
-        header.nans = task.nans
-        self._eager = is_eager(task, header, self.size)
-        return header, task.planes if self._eager else None
+            return
+        self.task.pack_until(self.task.nbytes)
+        header.nans = self.task.nans
+
+    def planned(
+        self, engine: Engine, wire: TaggedTransport, header: Header, number: int
+    ) -> Steps[bool]:
+        if self._plan is None or not self._fits(header) or wire.size > SHORT_ABOVE:
+            return False
+        self.task.anywhere = self._anywhere
+        same = yield from self._plan.run(engine, wire, number, header.step, header.settings)
+        if not same:
+            self._report(header, wire.transport.message)
+        return same
 
     def steps(
         self, engine: Engine, wire: TaggedTransport, agreed: Agreed, number: int, anywhere: Any
     ) -> Steps[None]:
-        self.task.anywhere = anywhere
-        return vote(engine, wire, self.task, agreed, number, self._eager)
+        self.task.anywhere = self._anywhere = anywhere
+        plan, self._plan = self._plan, None
+        used = yield from vote(engine, wire, self.task, agreed, number, plan)
+        if plan is not None and plan is not used:
+            plan.free()
+        self._plan, self._planned = used, (agreed.header.terms(), agreed.header.presence)
 
 
 def pack_slots(aggregator: Aggregator, first: int, last: int, out: Any) -> int:

@@ -1,0 +1,261 @@
+"""A vote that is agreed on once and allocated once: then it only packs, moves, tallies, unpacks."""
+
+from __future__ import annotations
+
+import time
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from mpisign import _kernels, policies
+from mpisign.collectives.vote_task import Pieces, VoteTask, signs_and_mask
+from mpisign.engine.agreement import refuse_nans
+from mpisign.engine.engine import Engine
+from mpisign.engine.header import NBYTES
+from mpisign.engine.pipeline import DEPTH, slots
+from mpisign.engine.preamble import PREAMBLE, FirstMessages, Preambles
+from mpisign.planes.vote import majority_rows
+from mpisign.stats import count_stage
+from mpisign.transports.base import Bytes, Part, Steps, Transport
+from mpisign.transports.tagged import TaggedTransport
+
+_ALIGN = 64
+_FIRST = 32 << 10  # bytes of planes in a first message that others follow
+
+
+def cut(task: VoteTask, transport: Transport, parts: int) -> list[tuple[int, int]]:
+    """Byte ranges [a, b) of a plane that travel one after the other, in ``parts`` shards each.
+
+    The first range is agreed on before the others start: it is short where others follow.
+    """
+    chunks = task.chunks(transport.message, parts)
+    most = (transport.frame or NBYTES + _FIRST) - PREAMBLE
+    whole = task.k * -(-task.nbytes // parts)
+    if len(chunks) == 1 and (whole <= most or not transport.frame):
+        return chunks
+    first = min(task.nbytes, max(1, most // task.k) * parts)
+    rest, n = task.nbytes - first, max(1, len(chunks))
+    ends = [first + rest * i // n for i in range(n + 1)]
+    return [(0, first), *((a, b) for a, b in pairwise(ends) if b > a)]
+
+
+class _Slot:
+    """Memory of a chunk in flight: what is sent, the stack of all ranks' rows, the results.
+
+    Rows have room for a preamble in front of the planes. ``ups``: a row for each owner, of which
+    the own one is this rank's row of the stack; where all ranks tally all, that one alone.
+    """
+
+    def __init__(self, size: int, parts: int, row: int, result: int) -> None:
+        arena = np.empty((size + (parts if parts > 1 else 0)) * row + parts * result, np.uint8)
+        arena.fill(0)  # the pages are there from now on
+        self.nbytes = arena.nbytes
+        stack, rest = arena[: size * row], arena[size * row :]
+        self.stack = stack.reshape(size, row)
+        self.ups = rest[: len(rest) - parts * result].reshape(-1, row)
+        self.results = rest[len(rest) - parts * result :].reshape(parts, result)
+
+
+class _Chunk:
+    """One chunk's messages and pieces, in the memory of its slot."""
+
+    def __init__(self, plan: VotePlan, index: int, slot: _Slot) -> None:
+        task, wire, parts, own = plan.task, plan.transport, plan.parts, plan.own
+        a, b = plan.chunks[index]
+        k, kd = task.k, task.kd
+        self.width = width = plan.width(index)
+        head, tail = PREAMBLE, PREAMBLE + k * width
+        #: Whether the messages have a preamble: of the first it is agreed on, the last has all NaNs.
+        self.headed = index in (0, len(plan.chunks) - 1)
+        start = 0 if self.headed else head
+        end = max(tail, wire.frame) if index == 0 else tail
+        spans = [(min(a + width * r, b), min(a + width * (r + 1), b)) for r in range(parts)]
+        mine = spans[own]
+        rows, others = plan.rows, wire.others
+        row = slot.stack[rows[wire.rank]]
+        to = [row if parts == 1 or r == wire.rank else slot.ups[r] for r in range(wire.size)]
+        up = row[start:end]
+        self.sends: list[Part] = [(r, up if parts == 1 else to[r][start:end]) for r in others]
+        self.recvs: list[Part] = [(r, slot.stack[rows[r]][start:end]) for r in others]
+
+        def planes(memory: Bytes, n: int, span: tuple[int, int]) -> Any:
+            return memory[: n * width].reshape(n, width)[:, : span[1] - span[0]]
+
+        self.ballots = Pieces(
+            spans,
+            [planes(to[r if parts > 1 else wire.rank][head:], k, s) for r, s in enumerate(spans)],
+        )
+        self.stack = slot.stack[:, head:tail].reshape(wire.size, k, width)
+        self.stack = self.stack[..., : mine[1] - mine[0]]
+        self.first = mine[0]
+        results = [planes(slot.results[r], kd, s) for r, s in enumerate(spans)]
+        self.out = results[own]
+        self.results = Pieces(spans, results)
+        self.down_sends: list[Part] = []
+        self.down_recvs: list[Part] = []
+        if parts > 1:
+            n = kd * width
+            self.down_sends = [(r, slot.results[own][:n]) for r in others]
+            self.down_recvs = [(r, slot.results[r][:n]) for r in others]
+        # The bits behind the last coordinate, which must be 0 in what others sent.
+        self.padded = bool(mine[1] == task.nbytes and task.length % 8 and mine[1] > mine[0])
+        length = min(task.length - 8 * mine[0], 8 * (mine[1] - mine[0]))
+        stride, second, _ = self.stack.strides
+        sign = slot.stack.__array_interface__["data"][0] + head
+        stacked = sign, sign + second if k == 2 else 0, stride, wire.size, length
+        self.majority = (stacked, signs_and_mask(self.out)) if length > 0 else None
+
+
+class VotePlan:
+    """An allgather- or alltoall-vote of one shape, for one call at a time.
+
+    ``task``: what is voted on; its weights and groups are agreed. ``sharded``: each rank tallies
+    one shard of the coordinates (alltoall-vote), else all tally all (allgather-vote). ``terms``:
+    see ``preamble.terms_of``. Chunks follow each other as in ``pipeline``.
+
+    Wire, allgather: chunk by chunk, the bytes of the sign plane, then of the mask plane, to every
+    rank. Alltoall: a chunk's bytes [a, b) are cut into p shards of w = ceil((b - a) / p) bytes (the
+    last ones less, or none), rank r owns the one from a + w r. Up, chunk by chunk: to each owner w
+    bytes of the sign plane, then of the mask plane. Down: each owner's w bytes of the result's
+    planes to all. Messages up of the first and the last chunk have a preamble in front; the first
+    is padded to ``Transport.frame``. Received a rank: k B (p - 1) bytes, or
+    (k + kd) B (1 - 1 / p), and at most 2 (p - 1) preambles. Raises WireError, on ranks that see
+    it, if a plane's padding is not 0.
+    """
+
+    def __init__(
+        self, transport: Transport, task: VoteTask, sharded: bool, terms: bytes, function: str
+    ) -> None:
+        self.transport, self.task, self.terms, self.function = transport, task, terms, function
+        self.parts = transport.size if sharded else 1
+        self.own = transport.rank if sharded else 0
+        self.rows = task.rows(transport.size)
+        self.chunks = cut(task, transport, self.parts)
+        widest = max(self.width(i) for i in range(len(self.chunks)))
+        row = max(PREAMBLE + task.k * widest, transport.frame)
+        row = -(-row // _ALIGN) * _ALIGN
+        result = -(-max(1, task.kd * widest) // _ALIGN) * _ALIGN
+        n = slots(len(self.chunks))
+        self._slots = [_Slot(transport.size, self.parts, row, result) for _ in range(n)]
+        self._made: list[_Chunk | None] = [None] * len(self.chunks)
+        self.first = FirstMessages(transport, self._chunk(0).sends, self._chunk(0).recvs)
+        self._last: Preambles = self.first
+        if len(self.chunks) > 1:
+            last = self._chunk(len(self.chunks) - 1)
+            self._last = Preambles(last.sends, last.recvs)
+        self._plain = (
+            task.weights is None and task.groups is None and type(task).count is VoteTask.count
+        )
+        self.busy = False
+        self.nbytes = sum(slot.nbytes for slot in self._slots)
+
+    def width(self, chunk: int) -> int:
+        """Bytes of the widest shard of a chunk."""
+        a, b = self.chunks[chunk]
+        width = -(-(b - a) // self.parts)
+        # No message may look like a header.
+        return width + (chunk == 0 and PREAMBLE + self.task.k * width == NBYTES)
+
+    def free(self) -> None:
+        """Releases what the transport keeps for it."""
+        self.first.free()
+
+    def run(
+        self,
+        engine: Engine,
+        wire: TaggedTransport,
+        number: int,
+        step: int,
+        settings: int,
+        agreed: bool = False,
+    ) -> Steps[bool]:
+        """One call: the result is in the task, or False: ranks must exchange headers first.
+
+        ``agreed``: they have. NaNError, on all ranks alike, if a rank has NaNs under nan="raise".
+        """
+        task, chunks = self.task, len(self.chunks)
+        task.digest = engine.due_digest(number)
+        if engine.adversary is not None:
+            engine.adversary(task, 0)
+        first = self._chunk(0)
+        task.pack_pieces(first.ballots)
+        if agreed:
+            self.first.fill(self.terms, step, settings, task.nans)
+            up = wire.exchange(first.sends, first.recvs)
+            if chunks == 1:
+                yield up
+                self._refuse_nans()  # before anything is unpacked
+        else:
+            stated = self.terms, step, settings, task.nans
+            if not (yield from self.first.exchange(engine, wire, *stated)):
+                return False
+            up = None
+        if chunks == 1:
+            self._tally(first)
+            if self.parts > 1:
+                yield wire.exchange(first.down_sends, first.down_recvs)
+            task.unpack_pieces(first.results)
+        else:
+            yield from self._rest(wire, up, step, settings)
+            self._refuse_nans()
+        if task.digest is not None:
+            engine.digest = task.digest.field()
+        return True
+
+    def _rest(self, wire: TaggedTransport, up: Any, step: int, settings: int) -> Steps[None]:
+        """All chunks of several; ``up``: the first one's exchange, None if it is over."""
+        n = len(self.chunks)
+        ups: list[Any] = [None] * n
+        downs: list[Any] = [None] * n
+        ups[0] = up
+        for turn in range(n + 2 * DEPTH):
+            if 0 < turn < n:
+                ups[turn] = self._up(wire, turn, step, settings)
+            i = turn - DEPTH
+            if 0 <= i < n:
+                if ups[i] is not None:
+                    yield ups[i]
+                    ups[i] = None
+                chunk = self._chunk(i)
+                self._tally(chunk)
+                if self.parts > 1:
+                    downs[i] = wire.exchange(chunk.down_sends, chunk.down_recvs)
+                else:
+                    self.task.unpack_pieces(chunk.results)
+            i -= DEPTH
+            if 0 <= i < n and self.parts > 1:
+                yield downs[i]
+                downs[i] = None
+                self.task.unpack_pieces(self._chunk(i).results)
+
+    def _up(self, wire: TaggedTransport, i: int, step: int, settings: int) -> Any:
+        chunk = self._chunk(i)
+        self.task.pack_pieces(chunk.ballots)
+        if chunk.headed:
+            self._last.fill(self.terms, step, settings, self.task.nans)
+        return wire.exchange(chunk.sends, chunk.recvs)
+
+    def _tally(self, chunk: _Chunk) -> None:
+        task = self.task
+        if chunk.padded:
+            task.check_padding(chunk.stack, chunk.first)
+        if self._plain and task.lie is None:
+            if chunk.majority is not None:
+                start = time.perf_counter()
+                stack, out = chunk.majority
+                key = task.seed, task.step, policies.TIE_STREAM, chunk.first
+                majority_rows(_kernels, stack, out, task.ties_code, key)
+                count_stage("vote", start)
+        else:
+            task.tally(chunk.stack, chunk.first, chunk.out)
+
+    def _refuse_nans(self) -> None:
+        if self.task.raises:
+            refuse_nans(self.function, self._last.nans(self.task.nans))
+
+    def _chunk(self, i: int) -> _Chunk:
+        chunk = self._made[i]
+        if chunk is None:
+            chunk = self._made[i] = _Chunk(self, i, self._slots[i % len(self._slots)])
+        return chunk

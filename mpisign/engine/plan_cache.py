@@ -1,0 +1,77 @@
+"""Plans of a communicator by what they are for; the longest unused go when they take much memory."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Hashable
+from typing import Any, Protocol
+
+_MOST_NBYTES = 256 << 20
+_MOST = 256  # kinds of calls
+
+
+class Plan(Protocol):
+    """What is kept: memory and prepared exchanges, for one call at a time."""
+
+    busy: bool
+    nbytes: int
+
+    def free(self) -> None:
+        """Releases what the transport keeps."""
+
+
+class PlanCache:
+    """Plans by key; calls of one key that are in flight at once have a plan each.
+
+    Whether a rank has a plan is its own affair: one without sends its header, and the others answer
+    with theirs.
+    """
+
+    def __init__(self) -> None:
+        self._plans: OrderedDict[Hashable, list[Any]] = OrderedDict()
+        self.nbytes = 0  # of all plans
+
+    def take(self, key: Hashable) -> Any:
+        """A plan for one call, until ``give_back``; None if there is none, or none is free."""
+        plans = self._plans.get(key)
+        if plans is None:
+            return None
+        self._plans.move_to_end(key)
+        for plan in plans:
+            if not plan.busy:
+                plan.busy = True
+                return plan
+        return None
+
+    def give_back(self, key: Hashable, taken: Plan | None, used: Plan | None) -> None:
+        """The call is over: ``used`` is kept in place of the plan that it had taken."""
+        if used is not taken:
+            if taken is not None:
+                self._plans[key].remove(taken)
+                self._drop(taken)
+            if used is not None:
+                self._plans.setdefault(key, []).append(used)
+                self.nbytes += used.nbytes
+                self._trim()
+        if used is not None:
+            used.busy = False
+
+    def clear(self) -> None:
+        """Frees all plans; none is in use."""
+        for plans in self._plans.values():
+            for plan in plans:
+                self._drop(plan)
+        self._plans.clear()
+
+    def _trim(self) -> None:
+        for key, plans in list(self._plans.items())[:-1]:
+            if self.nbytes <= _MOST_NBYTES and len(self._plans) <= _MOST:
+                break
+            if not any(plan.busy for plan in plans):
+                del self._plans[key]
+                for plan in plans:
+                    self._drop(plan)
+
+    def _drop(self, plan: Plan) -> None:
+        self.nbytes -= plan.nbytes
+        plan.free()

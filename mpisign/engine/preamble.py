@@ -1,0 +1,99 @@
+"""The preamble of a plan's first messages: agreement without an exchange of its own.
+
+What never changes between the calls of a plan was agreed by headers when it was made. What may
+change travels in front of the planes that go anyway. Wire layout, little-endian, 64 bytes: magic
+"MPSP", NaNs u32 (2^32 - 1 stands for more), terms 8 bytes (BLAKE2b over the agreed headers but for
+what follows), step u64, settings u64, replica digest 32 bytes (see ``header``). All preambles of a call are equal and count no
+NaN, or all ranks exchange headers next: each sends its own to all others, so that all see the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from mpisign.transports.base import Part, Steps, Transport
+from mpisign.transports.tagged import TaggedTransport
+
+if TYPE_CHECKING:
+    from mpisign.engine.agreement import Agreed
+    from mpisign.engine.engine import Engine
+
+_PREAMBLE = struct.Struct("<4sI8sQQ32s")
+_MAGIC = b"MPSP"
+#: Bytes of a preamble.
+PREAMBLE = _PREAMBLE.size
+_NANS = slice(4, 8)
+_MOST_NANS = (1 << 32) - 1
+
+
+def terms_of(agreed: Agreed) -> bytes:
+    """8 bytes that stand for what all ranks agreed on: equal only where all of it is."""
+    digest = hashlib.blake2b(agreed.header.terms(), digest_size=8)
+    digest.update(repr(agreed.weights).encode())
+    for presence in agreed.presences:
+        digest.update(presence)
+    return digest.digest()
+
+
+class Preambles:
+    """Where a plan's messages have their preambles: in front of ``sends`` and ``recvs``."""
+
+    def __init__(self, sends: Sequence[Part], recvs: Sequence[Part]) -> None:
+        self._own = list({id(part): memoryview(part)[:PREAMBLE] for _, part in sends}.values())
+        self._others = [memoryview(part)[:PREAMBLE] for _, part in recvs]
+        self._ranks = [rank for rank, _ in recvs]
+
+    def fill(
+        self, terms: bytes, step: int, settings: int, nans: int, replica: bytes = bytes(32)
+    ) -> bytes:
+        """Writes this rank's preamble into what it sends, and returns it."""
+        nans = min(nans, _MOST_NANS)
+        preamble = _PREAMBLE.pack(_MAGIC, nans, terms, step, settings, replica)
+        for memory in self._own:
+            memory[:] = preamble
+        return preamble
+
+    def nans(self, own: int) -> list[int]:
+        """The NaNs that each rank counts, ``own`` of this one."""
+        nans = [own] * (len(self._ranks) + 1)
+        for r, memory in zip(self._ranks, self._others, strict=True):
+            nans[r] = int.from_bytes(memory[_NANS], "little")
+        return nans
+
+
+class FirstMessages(Preambles):
+    """The first messages of a plan: ``sends``, ``recvs``, one for every other rank."""
+
+    def __init__(self, transport: Transport, sends: Sequence[Part], recvs: Sequence[Part]) -> None:
+        super().__init__(sends, recvs)
+        self._prepared = transport.prepare(sends, recvs)
+
+    def exchange(
+        self,
+        engine: Engine,
+        wire: TaggedTransport,
+        terms: bytes,
+        step: int,
+        settings: int,
+        nans: int,
+    ) -> Steps[bool]:
+        """The first round: whether all ranks call the same and none has NaNs to report."""
+        replica = engine.take_digest(wire)
+        preamble = self.fill(terms, step, settings, nans, replica)
+        first = wire.first_round(self._prepared)
+        yield first
+        if not nans and not first.wrong:
+            for memory in self._others:
+                if memory != preamble:
+                    break
+            else:
+                return True
+        engine.digest = replica  # which the header is to carry
+        return False
+
+    def free(self) -> None:
+        """Releases the transport's requests."""
+        self._prepared.free()

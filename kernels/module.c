@@ -103,6 +103,21 @@ static PyObject *py_address(PyObject *self, PyObject *array)
     return PyLong_FromUnsignedLongLong(start);
 }
 
+static PyObject *py_contiguous(PyObject *self, PyObject *args)
+{
+    (void)self;
+    PyObject *array;
+    int writable;
+    Py_buffer buffer;
+    if (!PyArg_ParseTuple(args, "Op", &array, &writable) ||
+        PyObject_GetBuffer(array, &buffer, writable ? PyBUF_C_CONTIGUOUS | PyBUF_WRITABLE
+                                                    : PyBUF_C_CONTIGUOUS) < 0)
+        return NULL;
+    const u64 start = (u64)(uintptr_t)buffer.buf;
+    PyBuffer_Release(&buffer);
+    return PyLong_FromUnsignedLongLong(start);
+}
+
 /* --- kernels --------------------------------------------------------------------------------- */
 
 /* A few thousand coordinates take less time than giving up the interpreter's lock and waiting. */
@@ -553,6 +568,7 @@ static PyMethodDef methods[] = {
     {"isas", py_isas, METH_NOARGS, "The instruction sets of this processor, best first."},
     {"use_isa", py_use_isa, METH_VARARGS, "Takes another of them."},
     {"address", py_address, METH_O, "Where an array's memory begins; its owner must stay alive."},
+    {"contiguous", py_contiguous, METH_VARARGS, "The address of a C-contiguous array."},
     {"pack", py_pack, METH_VARARGS, "One array of any strides to planes."},
     {"pack_pieces", py_pack_pieces, METH_VARARGS, "Many contiguous arrays to planes, by a rule."},
     {"pack_planes", py_pack_planes, METH_VARARGS, "One contiguous array to planes that lie apart."},

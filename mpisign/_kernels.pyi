@@ -16,6 +16,9 @@ def use_isa(name: str, /) -> None: ...
 def address(array: object, /) -> int:
     """Where the memory of an object with a buffer begins; BufferError, ValueError without one."""
 
+def contiguous(array: object, writable: bool, /) -> int:
+    """``address`` of a C-contiguous array, ``writable`` if so; BufferError or ValueError else."""
+
 def pack(data: int, dtype: int, shape: tuple[int, ...], strides: tuple[int, ...], sign: int,
     mask: int, zeros: int, random: Random, threads: int, /) -> tuple[int, int]:
     """One array of any strides (bytes); returns (zeros, NaNs)."""

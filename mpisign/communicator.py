@@ -146,12 +146,11 @@ class Communicator:
             >>> mpisign.Communicator().majority_vote(torch.tensor([0.1, -2.0]))
             tensor([ 1., -1.])
         """
-        return majority_vote.start(
+        return majority_vote.run(
             self.engine,
             x,
             out,
             groups,
-            False,
             algorithm=algorithm,
             zeros=zeros,
             nan=nan,
@@ -160,7 +159,7 @@ class Communicator:
             byzantine_f=byzantine_f,
             seed=seed,
             step=step,
-        ).wait()
+        )
 
     def tally(
         self,

@@ -71,6 +71,11 @@ class View:
         return View(self.owner, address, (length,), self.dtype, True, self.device)
 
 
+def numpy_name(x: Any) -> str | None:
+    """The dtype of a plain NumPy array by name; None for anything else, or a dtype not seen yet."""
+    return _NAMES.get(x.dtype) if type(x) is np.ndarray else None
+
+
 def view(function: str, argument: str, x: Any, *, writable: bool = False) -> View:
     """The memory of a NumPy or CuPy array, a dense torch tensor, or a View of one.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from mpisign import policies
+from mpisign import _kernels, policies
 from mpisign.backend import arrays
 from mpisign.collectives.allgather_vote import allgather_vote
 from mpisign.collectives.alltoall_vote import alltoall_vote
@@ -23,7 +24,7 @@ from mpisign.engine.preamble import terms_of
 from mpisign.engine.progress import Handle
 from mpisign.errors import CollectiveError
 from mpisign.partition import Partition, partition_of
-from mpisign.transports.base import Steps
+from mpisign.transports.base import FirstRound, Steps
 from mpisign.transports.tagged import TaggedTransport
 
 _FUNCTION = "majority_vote"
@@ -55,6 +56,86 @@ def start(engine: Engine, x: Any, out: Any, groups: Any, whole: bool, **options:
     return engine.start(_FUNCTION, _FUNCTION, options["step"], make)
 
 
+def run(
+    engine: Engine,
+    x: Any,
+    out: Any,
+    groups: Any,
+    *,
+    algorithm: Any,
+    zeros: Any,
+    nan: Any,
+    ties: Any,
+    weight: Any,
+    byzantine_f: Any,
+    seed: Any,
+    step: Any,
+) -> Any:
+    """A vote that blocks: at once, by a plan whose first round is the only one, if it can be."""
+    policy = (algorithm, zeros, nan, ties, weight, byzantine_f, seed)  # in the order of _POLICY
+    dtype = arrays.numpy_name(x)
+    if groups is None and dtype is not None and engine.progress.is_quiet():
+        plan = None
+        with contextlib.suppress(TypeError):  # a policy that is none
+            plan = engine.plans.take((_FUNCTION, dtype, x.size, *policy))
+        if plan is not None:
+            if out is None:
+                out = np.empty(x.shape, x.dtype)
+            step = engine.votes if step is None else step
+            if _place(plan, x, out, step):
+                return _run(engine, plan, policy, x, out, step)
+            plan.busy = False
+    options = dict(zip(_POLICY, policy, strict=True))
+    return start(engine, x, out, groups, False, **options, step=step).wait()
+
+
+_POLICY = ("algorithm", "zeros", "nan", "ties", "weight", "byzantine_f", "seed")
+
+
+def _place(plan: VotePlan, x: Any, out: Any, step: Any) -> bool:
+    """Gives the plan the arrays of a call, if it can run it at once."""
+    if not plan.single or type(step) is not int or not 0 <= step < 1 << 64:
+        return False
+    if type(out) is not np.ndarray or out.dtype != x.dtype or out.shape != x.shape:
+        return False
+    try:
+        a, b = _kernels.contiguous(x, False), _kernels.contiguous(out, True)
+    except (BufferError, ValueError):
+        return False
+    if a != b and abs(a - b) < x.nbytes:
+        return False
+    assert isinstance(plan.task, ArrayTask)
+    plan.task.place(a, b, step)
+    return True
+
+
+def _run(
+    engine: Engine, plan: VotePlan, policy: tuple[Any, ...], x: Any, out: Any, step: int
+) -> Any:
+    """A call by a plan that was given its arrays; with a handle once it does not end at once."""
+    progress, number = engine.progress, engine.votes
+    engine.votes = number + 1
+    tag = progress.next_tag
+    try:
+        started = plan.start(engine, tag, engine.transport.first_tag(tag), number, step, 0)
+        if progress.spin(started) and plan.same(engine, started):
+            plan.finish(engine)
+            progress.count_call()
+            plan.busy = False
+            return out
+    except BaseException as error:
+        raise progress.fail(_FUNCTION, step, error) from None
+
+    def steps(wire: TaggedTransport) -> Steps[Any]:
+        wire.first_tag()
+        v, o = (arrays.view_floats(_FUNCTION, "x", array) for array in (x, out))
+        values = dict(zip(_POLICY, policy, strict=True))
+        call = ArrayCall(engine, _FUNCTION, ArrayTask, v, o, {**values, "step": step})
+        return (yield from call.steps(number, out, wire, plan, started))
+
+    return progress.submit(_FUNCTION, steps, step).wait()
+
+
 class ArrayCall:
     """One call on the array ``x``, by a plan where one is kept. ``options``: checked.
 
@@ -80,19 +161,32 @@ class ArrayCall:
         self.check: Callable[[Agreed], None] = lambda agreed: None
         self.key = (function, x.dtype, x.length, *(options[o] for o in options if o != "step"))
 
-    def steps(self, number: int, result: Any, wire: TaggedTransport) -> Steps[Any]:
-        """The collective, on which ``number`` and the options were checked."""
+    def steps(
+        self,
+        number: int,
+        result: Any,
+        wire: TaggedTransport,
+        plan: VotePlan | None = None,
+        started: FirstRound | None = None,
+    ) -> Steps[Any]:
+        """The collective. ``plan``, ``started``: the plan that was taken, its first round."""
         engine, step = self.engine, self.options["step"]
-        plan = used = None
-        if self.x.device == "cpu" and not self.options.get("byzantine_f"):
+        used = None
+        if started is None and self.x.device == "cpu" and not self.options.get("byzantine_f"):
             plan = engine.plans.take(self.key)
         try:
             task = plan.task if plan is not None else self._new_task()
-            task.begin(self.x, self.out, step, self.whole)
-            if plan is not None and wire.size <= SHORT_ABOVE:
-                if (yield from plan.run(engine, wire, number, step, self.settings)):
-                    used = plan
-                    return result
+            assert isinstance(task, ArrayTask)
+            same = False
+            if plan is not None and started is not None:
+                same = yield from plan.go_on(engine, wire, started, step, self.settings)
+            if not same:
+                task.begin(self.x, self.out, step, self.whole)
+            if plan is not None and started is None and wire.size <= SHORT_ABOVE:
+                same = yield from plan.run(engine, wire, number, step, self.settings)
+            if same:
+                used = plan
+                return result
             header = self._header(task, wire.transport.message)
             agreed = yield from engine.headers(wire, header, self.function)
             self.check(agreed)

@@ -17,7 +17,7 @@ from mpisign.engine.pipeline import DEPTH, slots
 from mpisign.engine.preamble import PREAMBLE, FirstMessages, Preambles
 from mpisign.planes.vote import majority_rows
 from mpisign.stats import count_stage
-from mpisign.transports.base import Bytes, Part, Steps, Transport
+from mpisign.transports.base import Bytes, FirstRound, Part, Steps, Transport
 from mpisign.transports.tagged import TaggedTransport
 
 _ALIGN = 64
@@ -66,7 +66,7 @@ class _Chunk:
         k, kd = task.k, task.kd
         self.width = width = plan.width(index)
         head, tail = PREAMBLE, PREAMBLE + k * width
-        #: Whether the messages have a preamble: of the first it is agreed on, the last has all NaNs.
+        #: With preambles: the first chunk's are agreed on, the last one's have all NaNs.
         self.headed = index in (0, len(plan.chunks) - 1)
         start = 0 if self.headed else head
         end = max(tail, wire.frame) if index == 0 else tail
@@ -147,6 +147,7 @@ class VotePlan:
         self._plain = (
             task.weights is None and task.groups is None and type(task).count is VoteTask.count
         )
+        self._replica = bytes(32)
         self.busy = False
         self.nbytes = sum(slot.nbytes for slot in self._slots)
 
@@ -174,34 +175,85 @@ class VotePlan:
 
         ``agreed``: they have. NaNError, on all ranks alike, if a rank has NaNs under nan="raise".
         """
-        task, chunks = self.task, len(self.chunks)
-        task.digest = engine.due_digest(number)
-        if engine.adversary is not None:
-            engine.adversary(task, 0)
-        first = self._chunk(0)
-        task.pack_pieces(first.ballots)
         if agreed:
-            self.first.fill(self.terms, step, settings, task.nans)
+            first = self._begin(engine, number)
+            self.first.fill(self.terms, step, settings, self.task.nans)
             up = wire.exchange(first.sends, first.recvs)
-            if chunks == 1:
-                yield up
-                self._refuse_nans()  # before anything is unpacked
+            if len(self.chunks) > 1:
+                yield from self._rest(wire, up, step, settings)
+                self._refuse_nans()
+                self._end(engine)
+                return True
+            yield up
+            self._refuse_nans()  # before anything is unpacked
         else:
-            stated = self.terms, step, settings, task.nans
-            if not (yield from self.first.exchange(engine, wire, *stated)):
-                return False
-            up = None
-        if chunks == 1:
+            started = self.start(engine, wire.tag, wire.first_tag(), number, step, settings)
+            return (yield from self.go_on(engine, wire, started, step, settings))
+        yield from self._from_first(engine, wire, step, settings)
+        return True
+
+    def go_on(
+        self, engine: Engine, wire: TaggedTransport, started: FirstRound, step: int, settings: int
+    ) -> Steps[bool]:
+        """``run`` after ``start``."""
+        yield started
+        if not self.same(engine, started):
+            return False
+        yield from self._from_first(engine, wire, step, settings)
+        return True
+
+    def start(
+        self, engine: Engine, tag: int, first_tag: int, number: int, step: int, settings: int
+    ) -> FirstRound:
+        """Packs what goes first, and starts it."""
+        self._begin(engine, number)
+        self._replica = replica = engine.take_digest(tag)
+        return self.first.start(first_tag, self.terms, step, settings, self.task.nans, replica)
+
+    def same(self, engine: Engine, started: FirstRound) -> bool:
+        """After the first round: whether the call can go on without headers."""
+        if self.first.same(started):
+            return True
+        engine.digest = self._replica  # which the header is to carry
+        return False
+
+    @property
+    def single(self) -> bool:
+        """Whether the first round is the only one."""
+        return self.parts == len(self.chunks) == 1
+
+    def finish(self, engine: Engine) -> None:
+        """What follows the first round where it is the only one."""
+        first = self._chunk(0)
+        self._tally(first)
+        self.task.unpack_pieces(first.results)
+        self._end(engine)
+
+    def _from_first(
+        self, engine: Engine, wire: TaggedTransport, step: int, settings: int
+    ) -> Steps[None]:
+        if len(self.chunks) > 1:
+            yield from self._rest(wire, None, step, settings)
+            self._refuse_nans()
+        else:
+            first = self._chunk(0)
             self._tally(first)
             if self.parts > 1:
                 yield wire.exchange(first.down_sends, first.down_recvs)
-            task.unpack_pieces(first.results)
-        else:
-            yield from self._rest(wire, up, step, settings)
-            self._refuse_nans()
-        if task.digest is not None:
-            engine.digest = task.digest.field()
-        return True
+            self.task.unpack_pieces(first.results)
+        self._end(engine)
+
+    def _begin(self, engine: Engine, number: int) -> _Chunk:
+        self.task.digest = engine.due_digest(number)
+        if engine.adversary is not None:
+            engine.adversary(self.task, 0)
+        first = self._chunk(0)
+        self.task.pack_pieces(first.ballots)
+        return first
+
+    def _end(self, engine: Engine) -> None:
+        if self.task.digest is not None:
+            engine.digest = self.task.digest.field()
 
     def _rest(self, wire: TaggedTransport, up: Any, step: int, settings: int) -> Steps[None]:
         """All chunks of several; ``up``: the first one's exchange, None if it is over."""

@@ -297,13 +297,18 @@ class ArrayTask(VoteTask):
 
         Packs ``x`` now if ``whole`` or if it is not contiguous, else piece by piece.
         """
-        self._x, self._out, self.step = x, out, int(step)
-        self.nans, self.planes = 0, None
+        self._x, self._out = x, out
+        self.place(x.address, 0 if type(out) is not arrays.View else out.address, int(step))
         if whole or not x.contiguous:
             if self._room is None:
                 self._room = arrays.empty((self.k, self.nbytes), "uint8", like=self.like)
             self.planes = self._room
             self.pack_whole()
+
+    def place(self, x: int, out: int, step: int) -> None:
+        """Takes addresses of contiguous arrays for a call."""
+        self._address, self._out_address, self.step = x, out, step
+        self.nans, self.planes = 0, None
 
     def read(self, a: int, b: int, out: Planes) -> None:
         x, sign, mask = self._place(self._x, out, a, b)
@@ -319,20 +324,28 @@ class ArrayTask(VoteTask):
             super().pack_pieces(pieces)
             return
         start = time.perf_counter()
-        x, key = self._x, (self.seed, self.step, self._rank, 0)
-        n_threads = threads.for_work(x.length)
         self.nans += _kernels.pack_planes(
-            x.address, self._dtype_code, x.length, *pieces.table, self._zeros_code, key, n_threads
+            self._address,
+            self._dtype_code,
+            self.length,
+            *pieces.table,
+            self._zeros_code,
+            (self.seed, self.step, self._rank, 0),
+            threads.for_work(self.length),
         )
         count_stage("pack", start)
 
     def unpack_pieces(self, pieces: Pieces) -> None:
-        if self.digest is not None or type(self).write is not ArrayTask.write:
+        if type(self).write is not ArrayTask.write:
             super().unpack_pieces(pieces)
             return
-        start, out = time.perf_counter(), self._out
-        n_threads = threads.for_work(out.length)
-        _kernels.unpack_planes(*pieces.table, self._dtype_code, out.address, out.length, n_threads)
+        if self.digest is not None:
+            for plane in (plane for planes in pieces.planes for plane in planes):
+                self.digest.update(plane)
+        start, n_threads = time.perf_counter(), threads.for_work(self.length)
+        _kernels.unpack_planes(
+            *pieces.table, self._dtype_code, self._out_address, self.length, n_threads
+        )
         count_stage("unpack", start)
 
     def _place(self, x: arrays.View, rows: Planes, a: int, b: int) -> tuple[arrays.View, int, int]:

@@ -148,12 +148,12 @@ class Engine:
             self.device_transport = found
         return TaggedTransport(self.device_transport, wire.tag, like)
 
-    def take_digest(self, wire: TaggedTransport) -> bytes:
-        """The digest that this call is to carry: zeros while earlier calls are in flight.
+    def take_digest(self, tag: int) -> bytes:
+        """The digest that the call with ``tag`` is to carry; zeros while earlier calls go on.
 
         Which those are may differ between ranks, and with them what there is to compare.
         """
-        if not self.progress.is_first(wire.tag):
+        if not self.progress.is_first(tag):
             return _NO_DIGEST
         digest, self.digest = self.digest, _NO_DIGEST
         return digest
@@ -168,7 +168,7 @@ class Engine:
         only if these differ or a rank asks for it. If any rank's has byzantine_f, headers are
         echoed too: WireError, naming ranks, if a rank sent different headers to different ranks.
         """
-        header.rank, header.replica = wire.rank, self.take_digest(wire)
+        header.rank, header.replica = wire.rank, self.take_digest(wire.tag)
         try:
             message = header.encode()
         except (struct.error, OverflowError) as error:  # a number that no check has kept out
@@ -205,7 +205,7 @@ class Engine:
         rows[wire.rank, :NBYTES] = message
         sends = [(r, rows[wire.rank]) for r in wire.others]
         recvs = [(r, rows[r]) for r in wire.others]
-        first = wire.first_round(Prepared(wire.transport, sends, recvs))
+        first = Prepared(wire.transport, sends, recvs).start(wire.first_tag())
         yield first
         rows = rows[:, :NBYTES]
         if first.wrong or not (rows[:, : len(MAGIC)] == rows[wire.rank, : len(MAGIC)]).all():

@@ -1,4 +1,4 @@
-"""Plans of a communicator by what they are for; the longest unused go when they take much memory."""
+"""Plans of a communicator by what they are for; the longest unused go where memory is short."""
 
 from __future__ import annotations
 

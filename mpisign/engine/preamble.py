@@ -3,8 +3,9 @@
 What never changes between the calls of a plan was agreed by headers when it was made. What may
 change travels in front of the planes that go anyway. Wire layout, little-endian, 64 bytes: magic
 "MPSP", NaNs u32 (2^32 - 1 stands for more), terms 8 bytes (BLAKE2b over the agreed headers but for
-what follows), step u64, settings u64, replica digest 32 bytes (see ``header``). All preambles of a call are equal and count no
-NaN, or all ranks exchange headers next: each sends its own to all others, so that all see the same.
+what follows), step u64, settings u64, replica digest 32 bytes (see ``header``). If a preamble
+differs or counts NaNs, ranks exchange headers next: each sent its own to all others, so that all
+see it.
 """
 
 from __future__ import annotations
@@ -14,12 +15,10 @@ import struct
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from mpisign.transports.base import Part, Steps, Transport
-from mpisign.transports.tagged import TaggedTransport
+from mpisign.transports.base import FirstRound, Part, Transport
 
 if TYPE_CHECKING:
     from mpisign.engine.agreement import Agreed
-    from mpisign.engine.engine import Engine
 
 _PREAMBLE = struct.Struct("<4sI8sQQ32s")
 _MAGIC = b"MPSP"
@@ -70,29 +69,25 @@ class FirstMessages(Preambles):
     def __init__(self, transport: Transport, sends: Sequence[Part], recvs: Sequence[Part]) -> None:
         super().__init__(sends, recvs)
         self._prepared = transport.prepare(sends, recvs)
+        self._stated, self._good = b"", False
 
-    def exchange(
-        self,
-        engine: Engine,
-        wire: TaggedTransport,
-        terms: bytes,
-        step: int,
-        settings: int,
-        nans: int,
-    ) -> Steps[bool]:
-        """The first round: whether all ranks call the same and none has NaNs to report."""
-        replica = engine.take_digest(wire)
-        preamble = self.fill(terms, step, settings, nans, replica)
-        first = wire.first_round(self._prepared)
-        yield first
-        if not nans and not first.wrong:
-            for memory in self._others:
-                if memory != preamble:
-                    break
-            else:
-                return True
-        engine.digest = replica  # which the header is to carry
-        return False
+    def start(
+        self, tag: int, terms: bytes, step: int, settings: int, nans: int, replica: bytes
+    ) -> FirstRound:
+        """Starts the first round. ``replica``: from ``Engine.take_digest``."""
+        self._stated = self.fill(terms, step, settings, nans, replica)
+        self._good = not nans
+        return self._prepared.start(tag)
+
+    def same(self, first: FirstRound) -> bool:
+        """Once it is over: whether all ranks call the same and none has NaNs to report."""
+        if first.wrong or not self._good:
+            return False
+        stated = self._stated
+        for memory in self._others:
+            if memory != stated:
+                return False
+        return True
 
     def free(self) -> None:
         """Releases the transport's requests."""

@@ -10,10 +10,11 @@ from typing import Any
 
 from mpisign.engine.failure_detection import FailureDetector, post_failure
 from mpisign.errors import BrokenError, CollectiveError, WireError
-from mpisign.stats import stage
+from mpisign.stats import count_stage, stage
 from mpisign.transports.base import TAGS, Pending, Steps, Transport, poll
 from mpisign.transports.tagged import TaggedTransport
 
+_SPIN = 2e-3  # seconds of polling, in which most small calls end
 _IDLE = 1.0  # seconds without a collective, after which a rank may be late
 _NAP = 2e-4  # seconds of sleep between two polls of a patient rank
 _SLICES = (0.05, 0.5)  # seconds between checks of notices: at first, and at most
@@ -62,7 +63,7 @@ class Handle:
         self.over = False
         self._engine = engine
         self._result: Any = None
-        self._error: BaseException | None = None
+        self.error: BaseException | None = None  # once it is over
 
     def done(self) -> bool:
         """Whether the collective has completed or failed; advances it.
@@ -83,8 +84,8 @@ class Handle:
         """
         if not self.over:
             self._engine.drive(self)
-        if self._error is not None:
-            raise self._error
+        if self.error is not None:
+            raise self.error
         return self._result
 
     def settle(self, seconds: float | None = None) -> None:
@@ -103,7 +104,7 @@ class Handle:
 
     def end(self, error: BaseException | None, result: Any = None) -> None:
         """Over, with a result or an error."""
-        self.over, self._error, self._result = True, error, result
+        self.over, self.error, self._result = True, error, result
         self.steps = self.pending = None
 
 
@@ -154,6 +155,35 @@ class ProgressEngine:
         if not self.transport.ordered or len(self._live) == 1:
             self._move(handle)
         return handle
+
+    def is_quiet(self) -> bool:
+        """Whether nothing is in flight in this thread, and ranks were here a moment ago."""
+        return (
+            not _IN_FLIGHT.engines
+            and self.broken is None
+            and time.monotonic() - self._moved < min(_IDLE, self.timeout / 2)
+        )
+
+    @property
+    def next_tag(self) -> int:
+        """The tag of the next call."""
+        return self._calls % TAGS
+
+    def spin(self, pending: Pending) -> bool:
+        """Whether the exchange ends within ``_SPIN`` seconds of polling."""
+        start = time.perf_counter()
+        until = start + _SPIN
+        over = pending.done()
+        while not over and time.perf_counter() < until:
+            os.sched_yield()
+            over = pending.done()
+        count_stage("exchange", start)
+        return over
+
+    def count_call(self) -> None:
+        """A call came to its end without a handle."""
+        self._calls += 1
+        self._moved = time.monotonic()
 
     def advance(self) -> bool:
         """Moves every collective on that can; False if none could. Never blocks."""
@@ -244,18 +274,29 @@ class ProgressEngine:
                 handle.pending = next(handle.steps)
             except StopIteration as stop:
                 self._end(handle, None, stop.value)
-            except CollectiveError as error:
-                if isinstance(error, WireError):
-                    error = WireError(f"{handle.function}: {error}")
-                    self._break(handle, error, str(error))
-                else:  # the same on every rank, before any data moved
-                    self._end(handle, error)
-            except Exception as error:
-                self._break(handle, error, f"{handle.function}: {type(error).__name__}: {error}")
-            except BaseException as error:  # whoever catches it must not meet half a collective
-                self._interrupt(handle, error)
-                raise
+            except BaseException as error:
+                self._fail(handle, error)
+                if not isinstance(error, Exception):
+                    raise
         return moved or handle.over
+
+    def _fail(self, handle: Handle, error: BaseException) -> None:
+        if isinstance(error, WireError):
+            error = WireError(f"{handle.function}: {error}")
+            self._break(handle, error, str(error))
+        elif isinstance(error, CollectiveError):  # the same on every rank, before any data moved
+            self._end(handle, error)
+        elif isinstance(error, Exception):
+            self._break(handle, error, f"{handle.function}: {type(error).__name__}: {error}")
+        else:  # whoever catches it must not meet half a collective
+            self._interrupt(handle, error)
+
+    def fail(self, function: str, step: int, error: BaseException) -> BaseException:
+        """A call without a handle failed half way: tells the others; the error to raise."""
+        handle = Handle(self, function, self._calls, step)
+        self._calls += 1
+        self._fail(handle, error)
+        return error if handle.error is None else handle.error
 
     def _end(self, handle: Handle, error: BaseException | None, result: Any = None) -> None:
         handle.end(error, result)

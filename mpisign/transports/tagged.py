@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mpisign.backend import arrays
-from mpisign.transports.base import Bytes, FirstRound, Part, Pending, Prepared, Transport
+from mpisign.transports.base import Bytes, Part, Pending, Transport
 
 
 class TaggedTransport:
@@ -28,11 +28,11 @@ class TaggedTransport:
         #: Whether ranks have exchanged a first round, whose messages say what each of them calls.
         self.first_done = False
 
-    def first_round(self, prepared: Prepared) -> FirstRound:
-        """Starts a first round, on the transport's tag for these if it is the first exchange."""
+    def first_tag(self) -> int:
+        """The tag of this call's first round: the transport's, unless ranks exchanged before."""
         tag = self.tag if self._begun else self.transport.first_tag(self.tag)
         self._begun = self.first_done = True
-        return prepared.start(tag)
+        return tag
 
     def exchange(self, sends: Sequence[Part], recvs: Sequence[Part]) -> Pending:
         """``Transport.start_exchange``."""

@@ -182,7 +182,7 @@ class Engine:
                 return agree(message[None], header, function, alike=True, size=wire.size)
             rows = None
         else:
-            rows = yield from self._first_headers(wire, message)
+            rows = yield from self._first_headers(wire, message, header.byzantine_f > 0)
         if rows is None:
             rows = np.empty((wire.size, NBYTES), dtype=np.uint8)
             yield wire.transport.start_allgather(message, list(rows), wire.tag)
@@ -196,8 +196,12 @@ class Engine:
                 )
         return agree(rows, header, function, alike, wire.size)
 
-    def _first_headers(self, wire: TaggedTransport, message: Bytes) -> Steps[Any]:
-        """All headers (ranks, 512), or None: the first round is over, or not all sent headers."""
+    def _first_headers(self, wire: TaggedTransport, message: Bytes, strict: bool) -> Steps[Any]:
+        """All headers (ranks, 512), or None: the first round is over, or not all sent headers.
+
+        ``strict``: a hostile rank may send a header to some ranks only, so that not all would go on
+        to a second round.
+        """
         if wire.first_done:
             return None
         frame = wire.transport.frame or NBYTES
@@ -208,6 +212,10 @@ class Engine:
         first = Prepared(wire.transport, sends, recvs).start(wire.first_tag())
         yield first
         rows = rows[:, :NBYTES]
+        if strict:
+            if first.wrong:
+                raise WireError(first.wrong)
+            return rows
         if first.wrong or not (rows[:, : len(MAGIC)] == rows[wire.rank, : len(MAGIC)]).all():
             return None
         return rows

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 
 from mpisign.collectives.counts import CountTask
 from mpisign.collectives.vote_task import Planes
-from mpisign.engine.agreement import Agreed
-from mpisign.engine.engine import Engine
 from mpisign.engine.header import Header
 from mpisign.exchange.aggregators.vote import BucketTask, VoteAggregator
-from mpisign.transports.base import Steps
-from mpisign.transports.tagged import TaggedTransport
 
 
 class _BucketCounts(CountTask, BucketTask):
@@ -55,10 +51,7 @@ class MeanOfSignsAggregator(VoteAggregator):
             )
         super().begin(header, message)
 
-    def steps(
-        self, engine: Engine, wire: TaggedTransport, agreed: Agreed, number: int, anywhere: Any
-    ) -> Steps[None]:
-        yield from super().steps(engine, wire, agreed, number, anywhere)
+    def _complete(self) -> None:
         assert isinstance(self.task, _BucketCounts)
         for i, mean in self.task.means.items():
             self.slots[i].target().copy_(mean)

@@ -163,7 +163,9 @@ class VoteAggregator(Aggregator):
             return False
         self.task.anywhere = self._anywhere
         same = yield from self._plan.run(engine, wire, number, header.step, header.settings)
-        if not same:
+        if same:
+            self._complete()
+        else:
             self._report(header, wire.transport.message)
         return same
 
@@ -176,6 +178,10 @@ class VoteAggregator(Aggregator):
         if plan is not None and plan is not used:
             plan.free()
         self._plan, self._planned = used, (agreed.header.terms(), agreed.header.presence)
+        self._complete()
+
+    def _complete(self) -> None:
+        """Called once the whole result is unpacked."""
 
 
 def pack_slots(aggregator: Aggregator, first: int, last: int, out: Any) -> int:

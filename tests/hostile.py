@@ -13,7 +13,7 @@ from mpisign import Communicator
 from mpisign.collectives import replicated_vote as replicated
 from mpisign.collectives.accusations import accuse
 from mpisign.engine.echo import digest
-from mpisign.transports.base import Transport
+from mpisign.transports.base import FIRST, FirstRound, Transport
 from mpisign.transports.threads import ThreadTransport, _Exchange, _Rank
 
 #: The exchanges of a vote under byzantine_f, in their order.
@@ -50,13 +50,18 @@ class Tampering:
 
     def _exchange(self, sends, recvs, tag):
         if not hasattr(self, "_count"):
-            self._count = defaultdict(int)
-        step = STEPS[self._count[tag]] if self._count[tag] < len(STEPS) else "more"
+            apart = self.first_tag(0) == FIRST  # headers, the first step, have a tag of their own
+            self._count = defaultdict(lambda: int(apart))
+        count = 0 if tag == FIRST else self._count[tag]
+        step = STEPS[count] if count < len(STEPS) else "more"
         self._count[tag] += 1
         if self.tamper is not None and tag >= self.first:
             changed = [(dest, self.tamper(step, dest, part.copy())) for dest, part in sends]
             sends = [(dest, part) for dest, part in changed if part is not None]
         return super()._exchange(sends, recvs, tag)
+
+    def _first_round(self, sends, recvs, tag):
+        return FirstRound(self._exchange(sends, recvs, tag))
 
     def post(self, notice):
         if not self.silent:

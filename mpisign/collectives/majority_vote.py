@@ -15,9 +15,10 @@ from mpisign.backend import arrays
 from mpisign.collectives.allgather_vote import allgather_vote
 from mpisign.collectives.alltoall_vote import alltoall_vote
 from mpisign.collectives.auto import choose
+from mpisign.collectives.plan import Algorithm, GeneratorPlan, Plan, exchange_nans
 from mpisign.collectives.vote_plan import VotePlan
 from mpisign.collectives.vote_task import ArrayTask, VoteTask
-from mpisign.engine.agreement import Agreed, refuse_nans
+from mpisign.engine.agreement import Agreed
 from mpisign.engine.engine import Engine
 from mpisign.engine.header import SHORT_ABOVE, Header
 from mpisign.engine.preamble import terms_of
@@ -92,9 +93,14 @@ def run(
 _POLICY = ("algorithm", "zeros", "nan", "ties", "weight", "byzantine_f", "seed")
 
 
-def _place(plan: VotePlan, x: Any, out: Any, step: Any) -> bool:
+def _place(plan: Plan, x: Any, out: Any, step: Any) -> bool:
     """Gives the plan the arrays of a call, if it can run it at once."""
-    if not plan.single or type(step) is not int or not 0 <= step < 1 << 64:
+    if (
+        not isinstance(plan, VotePlan)
+        or not plan.single
+        or type(step) is not int
+        or not 0 <= step < 1 << 64
+    ):
         return False
     if type(out) is not np.ndarray or out.dtype != x.dtype or out.shape != x.shape:
         return False
@@ -166,7 +172,7 @@ class ArrayCall:
         number: int,
         result: Any,
         wire: TaggedTransport,
-        plan: VotePlan | None = None,
+        plan: Plan | None = None,
         started: FirstRound | None = None,
     ) -> Steps[Any]:
         """The collective. ``plan``, ``started``: the plan that was taken, its first round."""
@@ -224,13 +230,12 @@ def vote(
     task: VoteTask,
     agreed: Agreed,
     number: int,
-    plan: VotePlan | None = None,
-) -> Steps[VotePlan | None]:
+    plan: Plan | None = None,
+) -> Steps[Plan | None]:
     """The vote itself, after ``Engine.headers``; ``number``: of the call.
 
-    Returns the plan for such votes: ``plan``, where it still is one, a new one, or None where there
-    is none for the algorithm. Without a plan, if any rank's header said nan_count_pending, ranks
-    exchange the counts after ``task.unpack``. NaNError on all ranks under nan="raise".
+    Returns the plan for such votes: ``plan``, where it still is one, or a new one; None for CUDA
+    memory and for byzantine_f. NaNError on all ranks under nan="raise".
     """
     task.agree(agreed.weights, wire.size)
     if task.groups is not None and agreed.weights is not None:
@@ -238,12 +243,11 @@ def vote(
     header = agreed.header
     task.raises = header.nan == "raise"
     algorithm = choose(engine, wire.size, task, header)
-    if task.like is None and algorithm in (allgather_vote, alltoall_vote):
+    if task.like is None and not header.byzantine_f:
         terms = terms_of(agreed)
         if plan is None or plan.terms != terms:
-            sharded = algorithm is alltoall_vote
-            plan = VotePlan(engine.transport, task, sharded, terms, agreed.function)
-        yield from plan.run(engine, wire, number, header.step, header.settings, agreed=True)
+            plan = _make_plan(engine, task, algorithm, terms, agreed.function)
+        yield from plan.run_agreed(engine, wire, number, header.step, header.settings)
         return plan
     if engine.adversary is not None:
         algorithm = engine.adversary(task, header.byzantine_f) or algorithm
@@ -253,12 +257,18 @@ def vote(
     yield from algorithm(wire, task)
     # Under byzantine_f no count is pending: a hostile rank would send it to some ranks only.
     if agreed.nan_count_pending and task.raises and not header.byzantine_f:
-        nans = np.zeros((wire.size, 8), dtype=np.uint8)
-        yield wire.allgather(np.array([int(task.nans)], dtype="<u8").view(np.uint8), nans)
-        refuse_nans(agreed.function, nans.view("<u8")[:, 0].tolist())
+        yield from exchange_nans(wire, int(task.nans), agreed.function)
     if digest is not None:
         engine.digest = digest.field()
     return None
+
+
+def _make_plan(
+    engine: Engine, task: VoteTask, algorithm: Algorithm, terms: bytes, function: str
+) -> Plan:
+    if algorithm in (allgather_vote, alltoall_vote):
+        return VotePlan(engine.transport, task, algorithm is alltoall_vote, terms, function)
+    return GeneratorPlan(engine.transport, task, algorithm, terms, function)
 
 
 def _digest(groups: Partition) -> int:

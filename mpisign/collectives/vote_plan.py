@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from mpisign import _kernels, policies
+from mpisign.collectives.plan import Plan
 from mpisign.collectives.vote_task import Pieces, VoteTask, signs_and_mask
 from mpisign.engine.agreement import refuse_nans
 from mpisign.engine.engine import Engine
@@ -17,7 +18,7 @@ from mpisign.engine.pipeline import DEPTH, slots
 from mpisign.engine.preamble import PREAMBLE, FirstMessages, Preambles
 from mpisign.planes.vote import majority_rows
 from mpisign.stats import count_stage
-from mpisign.transports.base import Bytes, FirstRound, Part, Steps, Transport
+from mpisign.transports.base import Bytes, Part, Steps, Transport
 from mpisign.transports.tagged import TaggedTransport
 
 _ALIGN = 64
@@ -107,12 +108,11 @@ class _Chunk:
         self.majority = (stacked, signs_and_mask(self.out)) if length > 0 else None
 
 
-class VotePlan:
-    """An allgather- or alltoall-vote of one shape, for one call at a time.
+class VotePlan(Plan):
+    """An allgather- or alltoall-vote: the planes travel behind the preambles.
 
-    ``task``: what is voted on; its weights and groups are agreed. ``sharded``: each rank tallies
-    one shard of the coordinates (alltoall-vote), else all tally all (allgather-vote). ``terms``:
-    see ``preamble.terms_of``. Chunks follow each other as in ``pipeline``.
+    ``sharded``: each rank tallies one shard of the coordinates (alltoall-vote), else all tally all
+    (allgather-vote). Chunks follow each other as in ``pipeline``.
 
     Wire, allgather: chunk by chunk, the bytes of the sign plane, then of the mask plane, to every
     rank. Alltoall: a chunk's bytes [a, b) are cut into p shards of w = ceil((b - a) / p) bytes (the
@@ -127,7 +127,7 @@ class VotePlan:
     def __init__(
         self, transport: Transport, task: VoteTask, sharded: bool, terms: bytes, function: str
     ) -> None:
-        self.transport, self.task, self.terms, self.function = transport, task, terms, function
+        super().__init__(transport, task, terms, function)
         self.parts = transport.size if sharded else 1
         self.own = transport.rank if sharded else 0
         self.rows = task.rows(transport.size)
@@ -147,9 +147,11 @@ class VotePlan:
         self._plain = (
             task.weights is None and task.groups is None and type(task).count is VoteTask.count
         )
-        self._replica = bytes(32)
-        self.busy = False
-        self.nbytes = sum(slot.nbytes for slot in self._slots)
+        self._nbytes = sum(slot.nbytes for slot in self._slots)
+
+    @property
+    def nbytes(self) -> int:
+        return self._nbytes
 
     def width(self, chunk: int) -> int:
         """Bytes of the widest shard of a chunk."""
@@ -158,64 +160,21 @@ class VotePlan:
         # No message may look like a header.
         return width + (chunk == 0 and PREAMBLE + self.task.k * width == NBYTES)
 
-    def free(self) -> None:
-        """Releases what the transport keeps for it."""
-        self.first.free()
-
-    def run(
-        self,
-        engine: Engine,
-        wire: TaggedTransport,
-        number: int,
-        step: int,
-        settings: int,
-        agreed: bool = False,
-    ) -> Steps[bool]:
-        """One call: the result is in the task, or False: ranks must exchange headers first.
-
-        ``agreed``: they have. NaNError, on all ranks alike, if a rank has NaNs under nan="raise".
-        """
-        if agreed:
-            first = self._begin(engine, number)
-            self.first.fill(self.terms, step, settings, self.task.nans)
-            up = wire.exchange(first.sends, first.recvs)
-            if len(self.chunks) > 1:
-                yield from self._rest(wire, up, step, settings)
-                self._refuse_nans()
-                self._end(engine)
-                return True
+    def run_agreed(
+        self, engine: Engine, wire: TaggedTransport, number: int, step: int, settings: int
+    ) -> Steps[None]:
+        self._begin(engine, number)
+        first = self._chunk(0)
+        self.first.fill(self.terms, step, settings, self.task.nans)
+        up = wire.exchange(first.sends, first.recvs)
+        if len(self.chunks) > 1:
+            yield from self._rest(wire, up, step, settings)
+            self._refuse_nans()
+        else:
             yield up
             self._refuse_nans()  # before anything is unpacked
-        else:
-            started = self.start(engine, wire.tag, wire.first_tag(), number, step, settings)
-            return (yield from self.go_on(engine, wire, started, step, settings))
-        yield from self._from_first(engine, wire, step, settings)
-        return True
-
-    def go_on(
-        self, engine: Engine, wire: TaggedTransport, started: FirstRound, step: int, settings: int
-    ) -> Steps[bool]:
-        """``run`` after ``start``."""
-        yield started
-        if not self.same(engine, started):
-            return False
-        yield from self._from_first(engine, wire, step, settings)
-        return True
-
-    def start(
-        self, engine: Engine, tag: int, first_tag: int, number: int, step: int, settings: int
-    ) -> FirstRound:
-        """Packs what goes first, and starts it."""
-        self._begin(engine, number)
-        self._replica = replica = engine.take_digest(tag)
-        return self.first.start(first_tag, self.terms, step, settings, self.task.nans, replica)
-
-    def same(self, engine: Engine, started: FirstRound) -> bool:
-        """After the first round: whether the call can go on without headers."""
-        if self.first.same(started):
-            return True
-        engine.digest = self._replica  # which the header is to carry
-        return False
+            yield from self._from_first(engine, wire, step, settings)
+        self._end(engine)
 
     @property
     def single(self) -> bool:
@@ -241,19 +200,10 @@ class VotePlan:
             if self.parts > 1:
                 yield wire.exchange(first.down_sends, first.down_recvs)
             self.task.unpack_pieces(first.results)
-        self._end(engine)
 
-    def _begin(self, engine: Engine, number: int) -> _Chunk:
-        self.task.digest = engine.due_digest(number)
-        if engine.adversary is not None:
-            engine.adversary(self.task, 0)
-        first = self._chunk(0)
-        self.task.pack_pieces(first.ballots)
-        return first
-
-    def _end(self, engine: Engine) -> None:
-        if self.task.digest is not None:
-            engine.digest = self.task.digest.field()
+    def _begin(self, engine: Engine, number: int) -> None:
+        super()._begin(engine, number)
+        self.task.pack_pieces(self._chunk(0).ballots)
 
     def _rest(self, wire: TaggedTransport, up: Any, step: int, settings: int) -> Steps[None]:
         """All chunks of several; ``up``: the first one's exchange, None if it is over."""

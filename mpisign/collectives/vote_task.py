@@ -23,7 +23,7 @@ from mpisign.stats import count_stage, stats
 Planes = npt.NDArray[np.uint8]
 
 
-def address(x: Planes) -> int:
+def address(x: npt.NDArray[Any]) -> int:
     """The address of an array in host memory."""
     return x.__array_interface__["data"][0]  # type: ignore[no-any-return]
 
@@ -89,6 +89,7 @@ class VoteTask:
         self.like = like
         self.weights: Sequence[float] | None = None
         self.planes: Any = None
+        self._room: Any = None  # for planes that are packed whole
         self.nans: Any = 0
         self.raises = False  # on NaN, once agreed
         self.digest: ReplicaDigest | None = None  # of the result, if it is compared
@@ -112,8 +113,9 @@ class VoteTask:
 
     def pack_whole(self) -> None:
         """Packs all planes before the exchange: the header then carries their NaNs."""
-        if self.planes is None:
-            self.planes = arrays.empty((self.k, self.nbytes), "uint8", like=self.like)
+        if self._room is None:
+            self._room = arrays.empty((self.k, self.nbytes), "uint8", like=self.like)
+        self.planes = self._room
         start = time.perf_counter()
         self.read(0, self.nbytes, self.planes)
         count_stage("pack", start)
@@ -290,7 +292,6 @@ class ArrayTask(VoteTask):
             rank = next(i for i, group in enumerate(groups) if rank in group)
         self._rank, self._zeros_code = rank, policies.ZEROS.index(zeros)
         self._dtype_code = arrays.FLOAT_CODES[x.dtype]
-        self._room: Any = None  # for planes that are packed whole
 
     def begin(self, x: arrays.View, out: Any, step: int, whole: bool) -> None:
         """Takes the arrays of a call, the result's contiguous.
@@ -300,9 +301,6 @@ class ArrayTask(VoteTask):
         self._x, self._out = x, out
         self.place(x.address, 0 if type(out) is not arrays.View else out.address, int(step))
         if whole or not x.contiguous:
-            if self._room is None:
-                self._room = arrays.empty((self.k, self.nbytes), "uint8", like=self.like)
-            self.planes = self._room
             self.pack_whole()
 
     def place(self, x: int, out: int, step: int) -> None:

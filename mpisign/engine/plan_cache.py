@@ -14,7 +14,10 @@ class Plan(Protocol):
     """What is kept: memory and prepared exchanges, for one call at a time."""
 
     busy: bool
-    nbytes: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its memory."""
 
     def free(self) -> None:
         """Releases what the transport keeps."""

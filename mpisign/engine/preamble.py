@@ -41,8 +41,8 @@ class Preambles:
     """Where a plan's messages have their preambles: in front of ``sends`` and ``recvs``."""
 
     def __init__(self, sends: Sequence[Part], recvs: Sequence[Part]) -> None:
-        self._own = list({id(part): memoryview(part)[:PREAMBLE] for _, part in sends}.values())
-        self._others = [memoryview(part)[:PREAMBLE] for _, part in recvs]
+        self._own = list({id(part): part[:PREAMBLE].data for _, part in sends}.values())
+        self._others = [part[:PREAMBLE].data for _, part in recvs]
         self._ranks = [rank for rank, _ in recvs]
 
     def fill(

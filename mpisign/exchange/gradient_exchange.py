@@ -268,7 +268,7 @@ class GradientExchange:
             reason = reason or str(error) or type(error).__name__
         if reason:
             header = header.refusal(reason.removeprefix(f"{self.function}: "))
-        elif (yield from aggregator.planned(engine, wire, header, number)):
+        elif aggregator and (yield from aggregator.planned(engine, wire, header, number)):
             self._update_versions(bucket)
             return
         agreed = yield from engine.headers(wire, header, self.function)

@@ -5,25 +5,70 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from mpisign.backend import arrays
 from mpisign.transports.base import Bytes, Part, Pending, Transport
+
+
+class Arena:
+    """Host memory that a collective takes in the same order in every call."""
+
+    def __init__(self) -> None:
+        self._taken: list[Bytes] = []
+        self._next = 0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all that was taken."""
+        return sum(memory.nbytes for memory in self._taken)
+
+    def restart(self) -> None:
+        """Begins a call."""
+        self._next = 0
+
+    def empty(self, shape: tuple[int, ...]) -> Bytes:
+        """What the call before took at this place, or new memory whose pages are there."""
+        i, self._next = self._next, self._next + 1
+        if i == len(self._taken) or self._taken[i].shape != shape:
+            memory = np.empty(shape, dtype=np.uint8)
+            memory.fill(0)
+            self._taken[i:] = [memory]
+        return self._taken[i]
 
 
 class TaggedTransport:
     """One tag of a transport. ``rank``, ``size``, ``others``: the transport's.
 
     ``like``: an array of the framework and device that ``empty`` makes memory for, default NumPy.
+    ``arena``: where ``empty`` takes it from instead.
     """
 
-    __slots__ = ("_begun", "first_done", "like", "others", "rank", "size", "tag", "transport")
+    __slots__ = (
+        "_arena",
+        "_begun",
+        "first_done",
+        "like",
+        "others",
+        "rank",
+        "size",
+        "tag",
+        "transport",
+    )
 
-    def __init__(self, transport: Transport, tag: int, like: arrays.View | None = None) -> None:
+    def __init__(
+        self,
+        transport: Transport,
+        tag: int,
+        like: arrays.View | None = None,
+        arena: Arena | None = None,
+    ) -> None:
         self.transport = transport
         self.tag = tag
         self.rank = transport.rank
         self.size = transport.size
         self.others = transport.others
-        self.like = like
+        self.like, self._arena = like, arena
         self._begun = False
         #: Whether ranks have exchanged a first round, whose messages say what each of them calls.
         self.first_done = False
@@ -50,6 +95,8 @@ class TaggedTransport:
 
     def empty(self, *shape: int) -> Any:
         """Uninitialised uint8 memory for parts."""
+        if self._arena is not None:
+            return self._arena.empty(shape)
         return arrays.empty(shape, "uint8", like=self.like)
 
 

@@ -15,6 +15,7 @@ from worlds import ODD_ONE_OUT, RANK, SIZE, WORLD, WORLDS, on_ranks, several
 
 import mpisign
 from mpisign.engine import header
+from mpisign.engine.preamble import PREAMBLE
 from mpisign.errors import CollectiveError, DisagreementError, NaNError
 
 LENGTHS = [0, 1, 9, 151, 4097]
@@ -272,12 +273,11 @@ def test_stats_count_what_the_collective_moves():
             WORLD.Barrier()
             stats.reset()
             mpisign.tally(np.ones(length), algorithm=algorithm, zeros=zeros)
-            expected = header.NBYTES * (SIZE - 1)
+            expected = (header.NBYTES + PREAMBLE) * (SIZE - 1)
             if algorithm == "allgather":
                 expected += masks * length // 8 * (SIZE - 1)
             else:
                 bits = SIZE.bit_length()
-                shards = [1000 * (r + 1) // SIZE - 1000 * r // SIZE for r in range(SIZE)]
-                expected += masks * shards[RANK] * (SIZE - 1)
-                expected += masks * bits * (1000 - shards[RANK])
+                widest = -(-1000 // SIZE)  # of a shard
+                expected += masks * (1 + bits) * widest * (SIZE - 1)
             assert stats.as_dict()["exchange"]["received"] == expected

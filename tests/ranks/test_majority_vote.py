@@ -11,6 +11,7 @@ from worlds import MPI, ODD_ONE_OUT, RANK, SIZE, WORLD, same_on_all_ranks, sever
 
 import mpisign
 from mpisign.engine import header
+from mpisign.engine.preamble import PREAMBLE
 from mpisign.errors import BrokenError, CollectiveError, DisagreementError, NaNError
 
 LENGTHS = [0, 1, 8, 9, 33, 151, 70_001]
@@ -116,18 +117,17 @@ def test_stats_count_what_the_collective_moves():
     length, planes_up, planes_down = 8000, 1, 2
     stats = mpisign.stats()
     for algorithm in ("allgather", "alltoall"):
-        WORLD.Barrier()
-        stats.reset()
-        mpisign.majority_vote(np.ones(length), ties="zero", algorithm=algorithm)
-        headers = header.NBYTES * (SIZE - 1)
-        if algorithm == "allgather":
-            expected = headers + planes_up * length // 8 * (SIZE - 1)
-        else:
-            shards = [1000 * (r + 1) // SIZE - 1000 * r // SIZE for r in range(SIZE)]
-            up = shards[RANK] * (SIZE - 1)
-            down = sum(planes_down * s for r, s in enumerate(shards) if r != RANK)
-            expected = headers + planes_up * up + down
-        assert stats.as_dict()["exchange"]["received"] == expected
+        for first in (True, False):  # headers, then preambles alone
+            WORLD.Barrier()
+            stats.reset()
+            mpisign.majority_vote(np.ones(length), ties="zero", algorithm=algorithm)
+            expected = (first * header.NBYTES + PREAMBLE) * (SIZE - 1)
+            if algorithm == "allgather":
+                expected += planes_up * length // 8 * (SIZE - 1)
+            else:
+                widest = -(-length // 8 // SIZE)  # of a shard
+                expected += (planes_up + planes_down) * widest * (SIZE - 1)
+            assert stats.as_dict()["exchange"]["received"] == expected
     assert stats.as_dict()["vote"]["calls"] == 1
     assert "exchange" in stats.table()
 

@@ -9,7 +9,7 @@ import torch
 from mpisign import planes, policies
 from mpisign.backend import arrays
 from mpisign.collectives.majority_vote import vote
-from mpisign.collectives.vote_plan import VotePlan
+from mpisign.collectives.plan import Plan
 from mpisign.collectives.vote_task import Planes, VoteTask, signs_and_mask
 from mpisign.engine.agreement import Agreed
 from mpisign.engine.engine import Engine
@@ -52,6 +52,9 @@ class BucketTask(VoteTask):
     def pack(self, a: int, b: int, out: Planes) -> None:
         self.pack_until(b)
         out[...] = self.planes[:, a:b]
+
+    def pack_whole(self) -> None:
+        self.pack_until(self.nbytes)
 
     def pack_until(self, b: int) -> None:
         """All slots that begin before byte ``b``."""
@@ -129,7 +132,7 @@ class VoteAggregator(Aggregator):
         # On a GPU planes are packed, sent and unpacked there, over the transport for its memory.
         like = None if first.device.type == "cpu" else arrays.view("step", "gradient", first)
         self.task = self.task_type(self, like)
-        self._plan: VotePlan | None = None
+        self._plan: Plan | None = None
         self._planned: Any = None  # what of a header the plan is for
         self._anywhere: Any = None
 

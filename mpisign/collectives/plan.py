@@ -1,0 +1,154 @@
+"""Plans: what all calls of one kind share was agreed on once, and is allocated once."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from mpisign.collectives.vote_task import VoteTask
+from mpisign.engine.agreement import refuse_nans
+from mpisign.engine.engine import Engine
+from mpisign.engine.preamble import PREAMBLE, FirstMessages
+from mpisign.transports.base import FirstRound, Steps, Transport
+from mpisign.transports.tagged import Arena, TaggedTransport
+
+Algorithm = Callable[[TaggedTransport, VoteTask], Steps[Any]]
+
+
+class Plan(ABC):
+    """A vote of one kind, for one call at a time.
+
+    ``task``: what is voted on; its weights and groups are agreed. ``terms``: see
+    ``preamble.terms_of``. ``function``: the caller's name for messages. ``nbytes``: of its memory.
+    """
+
+    first: FirstMessages
+
+    def __init__(self, transport: Transport, task: VoteTask, terms: bytes, function: str) -> None:
+        self.transport, self.task, self.terms, self.function = transport, task, terms, function
+        self.busy = True
+        self._replica = bytes(32)
+
+    @property
+    @abstractmethod
+    def nbytes(self) -> int: ...
+
+    def free(self) -> None:
+        """Releases what the transport keeps for it."""
+        self.first.free()
+
+    def run(
+        self, engine: Engine, wire: TaggedTransport, number: int, step: int, settings: int
+    ) -> Steps[bool]:
+        """One call: the result is in the task; or False: ranks must exchange headers first.
+
+        NaNError, on all ranks alike, if a rank has NaNs under nan="raise".
+        """
+        started = self.start(engine, wire.tag, wire.first_tag(), number, step, settings)
+        return (yield from self.go_on(engine, wire, started, step, settings))
+
+    def start(
+        self, engine: Engine, tag: int, first_tag: int, number: int, step: int, settings: int
+    ) -> FirstRound:
+        """Packs what goes first, and starts the first round."""
+        self._begin(engine, number)
+        self._replica = replica = engine.take_digest(tag)
+        nans = self.task.nans if self.task.raises else 0
+        return self.first.start(first_tag, self.terms, step, settings, nans, replica)
+
+    def go_on(
+        self, engine: Engine, wire: TaggedTransport, started: FirstRound, step: int, settings: int
+    ) -> Steps[bool]:
+        """``run`` after ``start``."""
+        yield started
+        if not self.same(engine, started):
+            return False
+        yield from self._from_first(engine, wire, step, settings)
+        self._end(engine)
+        return True
+
+    def same(self, engine: Engine, started: FirstRound) -> bool:
+        """After the first round: whether the call can go on without headers."""
+        if self.first.same(started):
+            return True
+        engine.digest = self._replica  # which the header is to carry
+        return False
+
+    @abstractmethod
+    def run_agreed(
+        self, engine: Engine, wire: TaggedTransport, number: int, step: int, settings: int
+    ) -> Steps[None]:
+        """``run`` after headers, which all ranks agreed on."""
+
+    @abstractmethod
+    def _from_first(
+        self, engine: Engine, wire: TaggedTransport, step: int, settings: int
+    ) -> Steps[None]:
+        """What follows the first round."""
+
+    def _begin(self, engine: Engine, number: int) -> None:
+        self.task.digest = engine.due_digest(number)
+        if engine.adversary is not None:
+            engine.adversary(self.task, 0)
+
+    def _end(self, engine: Engine) -> None:
+        if self.task.digest is not None:
+            engine.digest = self.task.digest.field()
+
+
+class GeneratorPlan(Plan):
+    """Any algorithm: its first round has preambles alone, its memory is kept from call to call."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        task: VoteTask,
+        algorithm: Algorithm,
+        terms: bytes,
+        function: str,
+    ) -> None:
+        super().__init__(transport, task, terms, function)
+        self._algorithm, self._arena = algorithm, Arena()
+        frame = max(PREAMBLE, transport.frame)
+        rows = np.zeros((transport.size, frame), dtype=np.uint8)
+        own, others = rows[transport.rank], transport.others
+        self.first = FirstMessages(
+            transport, [(r, own) for r in others], [(r, rows[r]) for r in others]
+        )
+
+    @property
+    def nbytes(self) -> int:
+        return self._arena.nbytes
+
+    def _begin(self, engine: Engine, number: int) -> None:
+        super()._begin(engine, number)
+        if self.task.planes is None and self.task.short(self.transport.message):
+            self.task.pack_whole()  # the preamble tells of NaNs
+
+    def run_agreed(
+        self, engine: Engine, wire: TaggedTransport, number: int, step: int, settings: int
+    ) -> Steps[None]:
+        self._begin(engine, number)
+        yield from self._from_first(engine, wire, step, settings)
+        self._end(engine)
+
+    def _from_first(
+        self, engine: Engine, wire: TaggedTransport, step: int, settings: int
+    ) -> Steps[None]:
+        task = self.task
+        self._arena.restart()
+        yield from self._algorithm(
+            TaggedTransport(self.transport, wire.tag, arena=self._arena), task
+        )
+        if task.raises:
+            yield from exchange_nans(wire, int(task.nans), self.function)
+
+
+def exchange_nans(wire: TaggedTransport, own: int, function: str) -> Steps[None]:
+    """NaNError on all ranks if any of them has NaNs."""
+    nans = np.zeros((wire.size, 8), dtype=np.uint8)
+    yield wire.allgather(np.array([own], dtype="<u8").view(np.uint8), nans)
+    refuse_nans(function, nans.view("<u8")[:, 0].tolist())

@@ -10,6 +10,7 @@ from mpisign import policies
 from mpisign.collectives import auto, compressed_mean, counts, majority_vote, robust_aggregate
 from mpisign.collectives.compressed_mean_state import CompressedMeanState
 from mpisign.collectives.counts import Tally
+from mpisign.collectives.planned_vote import MajorityVotePlan
 from mpisign.connect import connect
 from mpisign.engine.engine import Engine, check_every, print_choice
 from mpisign.engine.progress import Handle, finish_all, timeout_of_environment
@@ -86,6 +87,7 @@ class Communicator:
             >>> mpisign.Communicator().free()
         """
         self.engine.progress.finish()
+        self.engine.plans.clear()
         self.engine.transport.free()
 
     def __repr__(self) -> str:
@@ -160,6 +162,51 @@ class Communicator:
             seed=seed,
             step=step,
         )
+
+    def plan_majority_vote(
+        self,
+        x: Any,
+        *,
+        algorithm: policies.Algorithm = "auto",
+        zeros: policies.Zeros = policies.DEFAULT_ZEROS,
+        nan: policies.Nan = policies.DEFAULT_NAN,
+        ties: policies.Ties = policies.DEFAULT_TIES,
+        weight: float = 1.0,
+        groups: Any = None,
+        seed: int = 0,
+    ) -> MajorityVotePlan:
+        """Agrees on votes of one kind and allocates what they need, before the first of them.
+
+        ``majority_vote`` makes the same plan in its first call of a kind and keeps it; this moves
+        the work out of the first step, and ``plan(x, out=out)`` says what is meant. Collective.
+
+        Args:
+            x: an array like those that will be voted on, or (shape, dtype); in host memory. Its
+                values are not read.
+            algorithm, zeros, nan, ties, weight, groups, seed: as ``majority_vote``.
+
+        Returns:
+            A plan: ``plan(x, out=out)`` votes; ``plan.start(x, out=out)`` returns a handle.
+
+        Raises:
+            DisagreementError, CollectiveError: as ``majority_vote``, the same on every rank.
+
+        Example:
+            >>> import numpy as np, mpisign
+            >>> plan = mpisign.Communicator().plan_majority_vote((2, "float32"))
+            >>> plan(np.array([3.0, -0.5], np.float32)).tolist()
+            [1.0, -1.0]
+        """
+        options = {
+            "algorithm": algorithm,
+            "zeros": zeros,
+            "nan": nan,
+            "ties": ties,
+            "weight": weight,
+            "byzantine_f": 0,
+            "seed": seed,
+        }
+        return MajorityVotePlan(self.engine, x, groups, options)
 
     def tally(
         self,

@@ -14,6 +14,7 @@ from messages import small_messages
 import mpisign
 from mpisign import simulation
 from mpisign.compressors import Sign, Signum
+from mpisign.engine.preamble import PREAMBLE
 from mpisign.errors import CollectiveError, DisagreementError, NaNError
 
 SIZES = [1, 2, 3, 4]
@@ -135,7 +136,8 @@ def test_frozen_parameters_cost_nothing_and_may_thaw(overlap):
         mpisign.stats().reset()
         simulation.run(2, run, thaw)
         sent.append(mpisign.stats().as_dict()["exchange"]["sent"])
-    assert sent[1] - sent[0] == 2 * 512  # a plane: half of it up, half of it down, on both ranks
+    # A plane: half of it up, behind a preamble, half of it down, on both ranks.
+    assert sent[1] - sent[0] == 2 * (512 + PREAMBLE)
 
 
 def test_random_bits_differ_from_bucket_to_bucket():

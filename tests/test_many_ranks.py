@@ -8,6 +8,7 @@ import samples
 
 from mpisign import simulation, stats
 from mpisign.engine import header
+from mpisign.engine.preamble import PREAMBLE
 from mpisign.errors import CollectiveError, DisagreementError, NaNError
 
 LENGTH = 200_000
@@ -35,8 +36,8 @@ def received(size):
 def test_a_vote_of_very_many_ranks(size):
     few, many = received(4), received(size)
     planes = 2 * LENGTH / 8  # one up, one down
-    assert few == pytest.approx(planes * 3 / 4 + 3 * header.NBYTES)
-    assert many == pytest.approx(planes * (1 - 1 / size) + (size - 1) * 16)
+    assert few == pytest.approx(planes * 3 / 4 + 3 * (header.NBYTES + PREAMBLE))
+    assert many == pytest.approx(planes * (1 - 1 / size) + (size - 1) * (16 + PREAMBLE))
 
 
 @pytest.mark.parametrize("size", [header.SHORT_ABOVE, header.SHORT_ABOVE + 1])

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from mpisign.engine.preamble import terms_of
 from mpisign.engine.progress import Handle
 from mpisign.errors import CollectiveError
 from mpisign.partition import Partition, partition_of
-from mpisign.transports.base import FirstRound, Steps
+from mpisign.transports.base import Steps
 from mpisign.transports.tagged import TaggedTransport
 
 _FUNCTION = "majority_vote"
@@ -36,11 +37,7 @@ def start(engine: Engine, x: Any, out: Any, groups: Any, whole: bool, **options:
 
     def make(number: int, step: int) -> Any:
         options["step"] = step
-        partition = None
-        if groups is not None:
-            partition = partition_of(groups, engine.transport.size, engine.nodes)
-            assert partition is not None
-            options["settings"] = _digest(partition)
+        partition = partition_option(engine, groups, options)
         v = arrays.view_floats(_FUNCTION, "x", x)
         result = arrays.empty(v.shape, v.dtype, like=v) if out is None else out
         o = arrays.view_floats(_FUNCTION, "out", result, writable=True)
@@ -83,8 +80,11 @@ def run(
             if out is None:
                 out = np.empty(x.shape, x.dtype)
             step = engine.votes if step is None else step
-            if _place(plan, x, out, step):
-                return _run(engine, plan, policy, x, out, step)
+            if isinstance(plan, VotePlan) and _place(plan, x, out, step):
+                number = engine.votes
+                engine.votes = number + 1
+                given = (engine, plan, policy, x, out, number, step)
+                return engine.progress.run(_FUNCTION, functools.partial(_planned, *given), step)
             plan.busy = False
     options = dict(zip(_POLICY, policy, strict=True))
     return start(engine, x, out, groups, False, **options, step=step).wait()
@@ -94,13 +94,8 @@ _POLICY = ("algorithm", "zeros", "nan", "ties", "weight", "byzantine_f", "seed")
 
 
 def _place(plan: Plan, x: Any, out: Any, step: Any) -> bool:
-    """Gives the plan the arrays of a call, if it can run it at once."""
-    if (
-        not isinstance(plan, VotePlan)
-        or not plan.single
-        or type(step) is not int
-        or not 0 <= step < 1 << 64
-    ):
+    """Gives the plan the arrays of a call, if they are as plain as most are."""
+    if type(step) is not int or not 0 <= step < 1 << 64:
         return False
     if type(out) is not np.ndarray or out.dtype != x.dtype or out.shape != x.shape:
         return False
@@ -115,31 +110,23 @@ def _place(plan: Plan, x: Any, out: Any, step: Any) -> bool:
     return True
 
 
-def _run(
-    engine: Engine, plan: VotePlan, policy: tuple[Any, ...], x: Any, out: Any, step: int
-) -> Any:
-    """A call by a plan that was given its arrays; with a handle once it does not end at once."""
-    progress, number = engine.progress, engine.votes
-    engine.votes = number + 1
-    tag = progress.next_tag
-    try:
-        started = plan.start(engine, tag, engine.transport.first_tag(tag), number, step, 0)
-        if progress.spin(started) and plan.same(engine, started):
-            plan.finish(engine)
-            progress.count_call()
-            plan.busy = False
-            return out
-    except BaseException as error:
-        raise progress.fail(_FUNCTION, step, error) from None
-
-    def steps(wire: TaggedTransport) -> Steps[Any]:
-        wire.first_tag()
-        v, o = (arrays.view_floats(_FUNCTION, "x", array) for array in (x, out))
-        values = dict(zip(_POLICY, policy, strict=True))
-        call = ArrayCall(engine, _FUNCTION, ArrayTask, v, o, {**values, "step": step})
-        return (yield from call.steps(number, out, wire, plan, started))
-
-    return progress.submit(_FUNCTION, steps, step).wait()
+def _planned(
+    engine: Engine,
+    plan: Plan,
+    policy: tuple[Any, ...],
+    x: Any,
+    out: Any,
+    number: int,
+    step: int,
+    wire: TaggedTransport,
+) -> Steps[Any]:
+    """A call by a plan that was given its arrays."""
+    if wire.size <= SHORT_ABOVE and (yield from plan.run(engine, wire, number, step, 0)):
+        return out
+    v, o = (arrays.view_floats(_FUNCTION, "x", array) for array in (x, out))
+    options = {**dict(zip(_POLICY, policy, strict=True)), "step": step}
+    call = ArrayCall(engine, _FUNCTION, ArrayTask, v, o, options)
+    return (yield from call.by_headers(number, out, wire, plan))
 
 
 class ArrayCall:
@@ -167,32 +154,27 @@ class ArrayCall:
         self.check: Callable[[Agreed], None] = lambda agreed: None
         self.key = (function, x.dtype, x.length, *(options[o] for o in options if o != "step"))
 
-    def steps(
-        self,
-        number: int,
-        result: Any,
-        wire: TaggedTransport,
-        plan: Plan | None = None,
-        started: FirstRound | None = None,
-    ) -> Steps[Any]:
-        """The collective. ``plan``, ``started``: the plan that was taken, its first round."""
+    def steps(self, number: int, result: Any, wire: TaggedTransport) -> Steps[Any]:
+        """The collective, by a plan if there is one."""
         engine, step = self.engine, self.options["step"]
-        used = None
-        if started is None and self.x.device == "cpu" and not self.options.get("byzantine_f"):
+        plan = None
+        if self.x.device == "cpu" and not self.options.get("byzantine_f"):
             plan = engine.plans.take(self.key)
+        if plan is not None and wire.size <= SHORT_ABOVE:
+            plan.task.begin(self.x, self.out, step, self.whole)
+            if (yield from plan.run(engine, wire, number, step, self.settings)):
+                return result
+        return (yield from self.by_headers(number, result, wire, plan))
+
+    def by_headers(
+        self, number: int, result: Any, wire: TaggedTransport, plan: Plan | None
+    ) -> Steps[Any]:
+        """The collective after an exchange of headers. ``plan``: that was taken, or None."""
+        engine, used = self.engine, None
         try:
             task = plan.task if plan is not None else self._new_task()
             assert isinstance(task, ArrayTask)
-            same = False
-            if plan is not None and started is not None:
-                same = yield from plan.go_on(engine, wire, started, step, self.settings)
-            if not same:
-                task.begin(self.x, self.out, step, self.whole)
-            if plan is not None and started is None and wire.size <= SHORT_ABOVE:
-                same = yield from plan.run(engine, wire, number, step, self.settings)
-            if same:
-                used = plan
-                return result
+            task.begin(self.x, self.out, self.options["step"], self.whole)
             header = self._header(task, wire.transport.message)
             agreed = yield from engine.headers(wire, header, self.function)
             self.check(agreed)
@@ -201,27 +183,35 @@ class ArrayCall:
         finally:
             engine.plans.give_back(self.key, plan, used)
 
+    def make_plan(self, wire: TaggedTransport) -> Steps[None]:
+        """Agrees on calls like this one and keeps a plan for them; ``x`` has no memory."""
+        engine, task = self.engine, self._new_task()
+        header = self._header_of("plan_majority_vote")
+        agreed = yield from engine.headers(wire, header, self.function)
+        algorithm = _algorithm(engine, task, agreed)
+        agreed.header = replace(agreed.header, operation=task.operation)
+        plan = _plan(engine, task, algorithm, agreed, None)
+        engine.plans.give_back(self.key, None, plan)
+
     def _new_task(self) -> ArrayTask:
         names = ("zeros", "nan", "ties", "seed")
         policy = {name: self.options[name] for name in names if name in self.options}
         return self.task_type(self.engine.transport.rank, self.x, self.partition, **policy)
 
     def _header(self, task: ArrayTask, message: int) -> Header:
-        x, options = self.x, self.options
-        header = Header(
-            self.task_type.operation,
-            dtype=x.dtype,
-            length=x.length,
-            device="cpu" if x.device == "cpu" else "cuda",
-            **options,
-        )
+        header = self._header_of(self.task_type.operation)
         # Under byzantine_f the header must carry the NaNs.
         if task.planes is None and (header.byzantine_f or task.short(message)):
-            task.begin(x, self.out, header.step, True)
+            task.begin(self.x, self.out, header.step, True)
         header.nan_count_pending = task.planes is None
         if task.planes is not None:
             header.nans = int(task.nans)
         return header
+
+    def _header_of(self, operation: str) -> Header:
+        x = self.x
+        device = "cpu" if x.device == "cpu" else "cuda"
+        return Header(operation, dtype=x.dtype, length=x.length, device=device, **self.options)
 
 
 def vote(
@@ -237,16 +227,10 @@ def vote(
     Returns the plan for such votes: ``plan``, where it still is one, or a new one; None for CUDA
     memory and for byzantine_f. NaNError on all ranks under nan="raise".
     """
-    task.agree(agreed.weights, wire.size)
-    if task.groups is not None and agreed.weights is not None:
-        raise CollectiveError(f"{agreed.function}: weight must be 1 on all ranks in groups")
+    algorithm = _algorithm(engine, task, agreed)
     header = agreed.header
-    task.raises = header.nan == "raise"
-    algorithm = choose(engine, wire.size, task, header)
     if task.like is None and not header.byzantine_f:
-        terms = terms_of(agreed)
-        if plan is None or plan.terms != terms:
-            plan = _make_plan(engine, task, algorithm, terms, agreed.function)
+        plan = _plan(engine, task, algorithm, agreed, plan)
         yield from plan.run_agreed(engine, wire, number, header.step, header.settings)
         return plan
     if engine.adversary is not None:
@@ -263,12 +247,37 @@ def vote(
     return None
 
 
-def _make_plan(
-    engine: Engine, task: VoteTask, algorithm: Algorithm, terms: bytes, function: str
+def _algorithm(engine: Engine, task: VoteTask, agreed: Agreed) -> Algorithm:
+    """What the agreed headers ask for, of which the task then knows the rest."""
+    size = engine.transport.size
+    task.agree(agreed.weights, size)
+    if task.groups is not None and agreed.weights is not None:
+        raise CollectiveError(f"{agreed.function}: weight must be 1 on all ranks in groups")
+    task.raises = agreed.header.nan == "raise"
+    return choose(engine, size, task, agreed.header)
+
+
+def _plan(
+    engine: Engine, task: VoteTask, algorithm: Algorithm, agreed: Agreed, plan: Plan | None
 ) -> Plan:
+    """``plan`` if it is for what was agreed on, or a new one."""
+    terms = terms_of(agreed)
+    if plan is not None and plan.terms == terms:
+        return plan
     if algorithm in (allgather_vote, alltoall_vote):
-        return VotePlan(engine.transport, task, algorithm is alltoall_vote, terms, function)
-    return GeneratorPlan(engine.transport, task, algorithm, terms, function)
+        sharded = algorithm is alltoall_vote
+        return VotePlan(engine.transport, task, sharded, terms, agreed.function)
+    return GeneratorPlan(engine.transport, task, algorithm, terms, agreed.function)
+
+
+def partition_option(engine: Engine, groups: Any, options: dict[str, Any]) -> Partition | None:
+    """The ranks of each group, whose digest goes into the options; None without groups."""
+    if groups is None:
+        return None
+    partition = partition_of(groups, engine.transport.size, engine.nodes)
+    assert partition is not None
+    options["settings"] = _digest(partition)
+    return partition
 
 
 def _digest(groups: Partition) -> int:

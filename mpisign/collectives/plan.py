@@ -62,12 +62,17 @@ class Plan(ABC):
     def go_on(
         self, engine: Engine, wire: TaggedTransport, started: FirstRound, step: int, settings: int
     ) -> Steps[bool]:
-        """``run`` after ``start``."""
-        yield started
-        if not self.same(engine, started):
-            return False
-        yield from self._from_first(engine, wire, step, settings)
-        self._end(engine)
+        """``run`` after ``start``; the plan is free again unless headers come next."""
+        try:
+            yield started
+            if not self.same(engine, started):
+                return False
+            yield from self._from_first(engine, wire, step, settings)
+            self._end(engine)
+        except BaseException:
+            self.busy = False
+            raise
+        self.busy = False
         return True
 
     def same(self, engine: Engine, started: FirstRound) -> bool:

@@ -18,11 +18,10 @@ from mpisign.engine.pipeline import DEPTH, slots
 from mpisign.engine.preamble import PREAMBLE, FirstMessages, Preambles
 from mpisign.planes.vote import majority_rows
 from mpisign.stats import count_stage
-from mpisign.transports.base import Bytes, Part, Steps, Transport
+from mpisign.transports.base import Bytes, FirstRound, Part, Steps, Transport
 from mpisign.transports.tagged import TaggedTransport
 
 _ALIGN = 64
-_FIRST = 32 << 10  # bytes of planes in a first message that others follow
 
 
 def cut(task: VoteTask, transport: Transport, parts: int) -> list[tuple[int, int]]:
@@ -30,13 +29,11 @@ def cut(task: VoteTask, transport: Transport, parts: int) -> list[tuple[int, int
 
     The first range is agreed on before the others start: it is short where others follow.
     """
-    chunks = task.chunks(transport.message, parts)
-    most = (transport.frame or NBYTES + _FIRST) - PREAMBLE
-    whole = task.k * -(-task.nbytes // parts)
-    if len(chunks) == 1 and (whole <= most or not transport.frame):
-        return chunks
-    first = min(task.nbytes, max(1, most // task.k) * parts)
-    rest, n = task.nbytes - first, max(1, len(chunks))
+    most = transport.first_message - PREAMBLE
+    if task.k * -(-task.nbytes // parts) <= most:
+        return [(0, task.nbytes)]
+    first = most // task.k * parts
+    rest, n = task.nbytes - first, len(task.chunks(transport.message, parts))
     ends = [first + rest * i // n for i in range(n + 1)]
     return [(0, first), *((a, b) for a, b in pairwise(ends) if b > a)]
 
@@ -176,18 +173,6 @@ class VotePlan(Plan):
             yield from self._from_first(engine, wire, step, settings)
         self._end(engine)
 
-    @property
-    def single(self) -> bool:
-        """Whether the first round is the only one."""
-        return self.parts == len(self.chunks) == 1
-
-    def finish(self, engine: Engine) -> None:
-        """What follows the first round where it is the only one."""
-        first = self._chunk(0)
-        self._tally(first)
-        self.task.unpack_pieces(first.results)
-        self._end(engine)
-
     def _from_first(
         self, engine: Engine, wire: TaggedTransport, step: int, settings: int
     ) -> Steps[None]:
@@ -201,6 +186,14 @@ class VotePlan(Plan):
                 yield wire.exchange(first.down_sends, first.down_recvs)
             self.task.unpack_pieces(first.results)
 
+    def start(
+        self, engine: Engine, tag: int, first_tag: int, number: int, step: int, settings: int
+    ) -> FirstRound:
+        started = super().start(engine, tag, first_tag, number, step, settings)
+        if len(self.chunks) > 1:  # meanwhile
+            self.task.pack_pieces(self._chunk(1).ballots)
+        return started
+
     def _begin(self, engine: Engine, number: int) -> None:
         super()._begin(engine, number)
         self.task.pack_pieces(self._chunk(0).ballots)
@@ -213,7 +206,7 @@ class VotePlan(Plan):
         ups[0] = up
         for turn in range(n + 2 * DEPTH):
             if 0 < turn < n:
-                ups[turn] = self._up(wire, turn, step, settings)
+                ups[turn] = self._up(wire, turn, step, settings, packed=up is None and turn == 1)
             i = turn - DEPTH
             if 0 <= i < n:
                 if ups[i] is not None:
@@ -231,9 +224,12 @@ class VotePlan(Plan):
                 downs[i] = None
                 self.task.unpack_pieces(self._chunk(i).results)
 
-    def _up(self, wire: TaggedTransport, i: int, step: int, settings: int) -> Any:
+    def _up(
+        self, wire: TaggedTransport, i: int, step: int, settings: int, packed: bool = False
+    ) -> Any:
         chunk = self._chunk(i)
-        self.task.pack_pieces(chunk.ballots)
+        if not packed:
+            self.task.pack_pieces(chunk.ballots)
         if chunk.headed:
             self._last.fill(self.terms, step, settings, self.task.nans)
         return wire.exchange(chunk.sends, chunk.recvs)

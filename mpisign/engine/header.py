@@ -41,6 +41,7 @@ OPERATIONS = (
     "robust_aggregate",
     "bucket_robust",
     "bucket_detox",
+    "plan_majority_vote",
 )
 DEVICES = ("cpu", "cuda")  # where the arrays are, which says the wire
 _AGREED = struct.Struct("<4sH6BHBx5Q")

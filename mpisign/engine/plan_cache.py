@@ -50,14 +50,25 @@ class PlanCache:
         """The call is over: ``used`` is kept in place of the plan that it had taken."""
         if used is not taken:
             if taken is not None:
-                self._plans[key].remove(taken)
-                self._drop(taken)
+                plans = self._plans.get(key, [])
+                if taken in plans:
+                    plans.remove(taken)
+                    self._drop(taken)
             if used is not None:
                 self._plans.setdefault(key, []).append(used)
                 self.nbytes += used.nbytes
                 self._trim()
         if used is not None:
             used.busy = False
+
+    def of(self, key: Hashable) -> list[Any]:
+        """The plans for a key."""
+        return self._plans.get(key, [])
+
+    def drop(self, key: Hashable) -> None:
+        """Frees the plans for a key; none is in use."""
+        for plan in self._plans.pop(key, []):
+            self._drop(plan)
 
     def clear(self) -> None:
         """Frees all plans; none is in use."""

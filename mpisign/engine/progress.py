@@ -164,12 +164,32 @@ class ProgressEngine:
             and time.monotonic() - self._moved < min(_IDLE, self.timeout / 2)
         )
 
-    @property
-    def next_tag(self) -> int:
-        """The tag of the next call."""
-        return self._calls % TAGS
+    def run(self, function: str, steps: Callable[[TaggedTransport], Steps[Any]], step: int) -> Any:
+        """The result of a collective, of which there is a handle only if it takes long.
 
-    def spin(self, pending: Pending) -> bool:
+        ``is_quiet`` was True.
+        """
+        number = self._calls
+        self._calls = number + 1
+        running = steps(TaggedTransport(self.transport, number % TAGS))
+        handle = None
+        try:
+            while self._spin(pending := next(running)):
+                pass
+            handle = Handle(self, function, number, step)
+        except StopIteration as stop:
+            self._moved = time.monotonic()
+            return stop.value
+        except BaseException as error:
+            handle = Handle(self, function, number, step)
+            self._fail(handle, error)
+            raise (error if handle.error is None else handle.error) from None
+        handle.steps, handle.pending = running, pending
+        self._live.append(handle)
+        _IN_FLIGHT.engines.add(self)
+        return handle.wait()
+
+    def _spin(self, pending: Pending) -> bool:
         """Whether the exchange ends within ``_SPIN`` seconds of polling."""
         start = time.perf_counter()
         until = start + _SPIN
@@ -179,11 +199,6 @@ class ProgressEngine:
             over = pending.done()
         count_stage("exchange", start)
         return over
-
-    def count_call(self) -> None:
-        """A call came to its end without a handle."""
-        self._calls += 1
-        self._moved = time.monotonic()
 
     def advance(self) -> bool:
         """Moves every collective on that can; False if none could. Never blocks."""
@@ -290,13 +305,6 @@ class ProgressEngine:
             self._break(handle, error, f"{handle.function}: {type(error).__name__}: {error}")
         else:  # whoever catches it must not meet half a collective
             self._interrupt(handle, error)
-
-    def fail(self, function: str, step: int, error: BaseException) -> BaseException:
-        """A call without a handle failed half way: tells the others; the error to raise."""
-        handle = Handle(self, function, self._calls, step)
-        self._calls += 1
-        self._fail(handle, error)
-        return error if handle.error is None else handle.error
 
     def _end(self, handle: Handle, error: BaseException | None, result: Any = None) -> None:
         handle.end(error, result)

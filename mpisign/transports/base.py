@@ -131,8 +131,8 @@ class Transport(ABC):
     ``measurable``: False where the time of an exchange says nothing about a network. ``sleeps``:
     ``Pending.wait`` sleeps instead of polling. ``message``: a good size of messages in bytes. The
     default is what Open MPI and MPICH send over TCP eagerly, without a handshake with a receiver
-    that answers only inside MPI. ``frame``: bytes of every message of a first round, where a wire
-    cannot bear one of another size than is due; 0: it can.
+    that answers only inside MPI. ``first_message``: the most bytes of a message in a first
+    round; ``framed``: all of these have as many, where a wire cannot bear another size than is due.
 
     All ranks call the methods that start something; ``post`` and ``notices`` are not collective.
     """
@@ -143,7 +143,8 @@ class Transport(ABC):
     measurable: ClassVar[bool] = True
     sleeps: bool = False
     message: int = 48 << 10
-    frame: int = 0
+    first_message: int = 32 << 10
+    framed: bool = False
     rank: int
     size: int
 
@@ -221,6 +222,11 @@ class Transport(ABC):
 
     def free(self) -> None:  # noqa: B027
         """Frees the wire's resources, once nothing is in flight. Collective."""
+
+    @property
+    def frame(self) -> int:
+        """Bytes of every message of a first round, or 0."""
+        return self.first_message if self.framed else 0
 
     @functools.cached_property
     def others(self) -> list[int]:

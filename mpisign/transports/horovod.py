@@ -52,6 +52,7 @@ class HorovodTransport(Transport):
 
     name = "horovod"
     message = 256 << 10  # an exchange costs about a millisecond, whatever its size
+    first_message = message
 
     def __init__(
         self, prefix: str = "mpisign", process_set: hvd.ProcessSet = hvd.global_process_set

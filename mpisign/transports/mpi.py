@@ -101,7 +101,7 @@ class _FirstRequests(_Requests):
         if self.over:
             return True
         if self.wrong:
-            self.over = all([request.Test() for request in self._requests])
+            self.over = all([self._ended(request) for request in self._requests])
             return self.over
         try:
             self.over = MPI.Request.Testall(self._requests, self._statuses)
@@ -112,6 +112,13 @@ class _FirstRequests(_Requests):
         except MPI.Exception as error:
             self.wrong = str(self._wrong(error))
         return self.over
+
+    def _ended(self, request: Any) -> bool:
+        try:
+            over: bool = request.Test()
+        except MPI.Exception:  # of what is known to be wrong
+            return True
+        return over
 
     def free(self) -> None:
         for request in self._requests:
@@ -153,6 +160,9 @@ class MPITransport(Transport):
     """
 
     name = "mpi"
+    # Open MPI 4.1 writes behind a receive's memory if a longer message comes by its rendezvous
+    # protocol, which in shared memory begins at 4 KiB. Until ranks have agreed nothing is longer.
+    first_message = 3 << 10
 
     def __init__(self, comm: MPI.Intracomm) -> None:
         self.comm = comm
@@ -301,6 +311,7 @@ def checked(comm: MPI.Intracomm) -> MPI.Intracomm:
 
 def _on_delete(comm: MPI.Comm, keyval: int, kept: Any) -> None:
     kept.engine.progress.finish()  # votes in flight end before their communicator
+    kept.engine.plans.clear()
     kept.engine.transport.free()
 
 

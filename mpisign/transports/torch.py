@@ -53,6 +53,7 @@ class TorchTransport(Transport):
     name = "torch"
     message = 256 << 10  # an exchange costs about a millisecond, whatever its size
     ordered = True
+    framed = True
 
     def __init__(self, group: dist.ProcessGroup | None = None) -> None:
         if not dist.is_initialized():
@@ -64,7 +65,7 @@ class TorchTransport(Transport):
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
         self.backend, self._device = _backend(group)
         self.sleeps = self.backend == "gloo"
-        self.frame = max(_FRAME, 4 * _FRAME // max(1, self.size - 1))
+        self.first_message = max(_FRAME, 4 * _FRAME // max(1, self.size - 1))
         store = None if self.backend == "mpi" else _Store(group)
         self._group: Any = group
         if self.backend == "gloo" and store is not None:

@@ -37,7 +37,8 @@ def test_a_vote_of_very_many_ranks(size):
     few, many = received(4), received(size)
     planes = 2 * LENGTH / 8  # one up, one down
     assert few == pytest.approx(planes * 3 / 4 + 3 * (header.NBYTES + PREAMBLE))
-    assert many == pytest.approx(planes * (1 - 1 / size) + (size - 1) * (16 + PREAMBLE))
+    widest = -(-LENGTH // 8 // size)  # of a shard
+    assert many == pytest.approx((size - 1) * (2 * widest + 16 + PREAMBLE))
 
 
 @pytest.mark.parametrize("size", [header.SHORT_ABOVE, header.SHORT_ABOVE + 1])

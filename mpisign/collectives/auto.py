@@ -25,6 +25,7 @@ from mpisign.collectives.replicated_vote import replicated_vote
 from mpisign.collectives.vote_task import VoteTask
 from mpisign.engine.engine import Engine
 from mpisign.engine.header import Header
+from mpisign.engine.waiting import find_sharing
 from mpisign.errors import CollectiveError, DisagreementError
 from mpisign.transports.base import Steps
 from mpisign.transports.tagged import TaggedTransport, UncountedTransport
@@ -144,6 +145,7 @@ def survey(engine: Engine, given: Sequence[int] | None, wrong: Exception | None 
             raise wrong
         wire = UncountedTransport(wire.transport, wire.tag)
         engine.nodes = yield from find_nodes(wire, given)
+        engine.progress.shares_cores = yield from find_sharing(wire)
         if wire.size > 2 and engine.transport.measurable:
             engine.costs = yield from measure_costs(wire, engine.nodes)
 

@@ -122,7 +122,9 @@ class ProgressEngine:
         self.transport = transport
         self.timeout = timeout
         self.broken: BaseException | None = None
-        #: Ranks that wait sleep, and leave their cores to those that compute.
+        #: Ranks have no core each: see ``waiting``.
+        self.shares_cores = True
+        #: Then ranks that wait sleep, and leave their cores to those that compute.
         self.patient = False
         self._failures = FailureDetector(transport)
         self._calls = 0
@@ -193,9 +195,10 @@ class ProgressEngine:
         """Whether the exchange ends within ``_SPIN`` seconds of polling."""
         start = time.perf_counter()
         until = start + _SPIN
-        over = pending.done()
+        over, shares = pending.done(), self.shares_cores
         while not over and time.perf_counter() < until:
-            os.sched_yield()
+            if shares:
+                os.sched_yield()
             over = pending.done()
         count_stage("exchange", start)
         return over
@@ -267,7 +270,8 @@ class ProgressEngine:
             # Which one moves next is not known: look at all of them, often at first.
             idle = time.monotonic() - self._moved
             seconds = min(max(50e-6, idle / 16), 1e-3)
-        if self.patient and self.transport.measurable and not self.transport.sleeps:
+        patient = self.patient and self.shares_cores
+        if patient and self.transport.measurable and not self.transport.sleeps:
             with stage("exchange"):
                 self.transport.sleep(min(seconds, _NAP))
             seconds = 0.0

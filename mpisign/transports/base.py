@@ -23,7 +23,7 @@ Part = tuple[int, Bytes]
 TAGS = 64
 #: The tag of first rounds on transports where they have one of their own: see ``first_tag``.
 FIRST = TAGS
-_SPIN = 2e-3  # seconds of polling without a pause: longer than small exchanges take
+_SPIN = 5e-3  # seconds of polling without a pause: longer than most exchanges in a node take
 #: Bytes of a notice: see ``Transport.post``.
 NOTICE = 512
 #: The notice of a rank whose program ends: it will send nothing more.

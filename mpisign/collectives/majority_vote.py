@@ -263,6 +263,7 @@ def _plan(
     """``plan`` if it is for what was agreed on, or a new one."""
     terms = terms_of(agreed)
     if plan is not None and plan.terms == terms:
+        plan.task = task
         return plan
     if algorithm in (allgather_vote, alltoall_vote):
         sharded = algorithm is alltoall_vote

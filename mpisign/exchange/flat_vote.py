@@ -9,12 +9,13 @@ import torch
 from mpisign import planes, policies
 from mpisign.backend import arrays
 from mpisign.collectives.majority_vote import vote
+from mpisign.collectives.plan import Plan
 from mpisign.collectives.shard_vote import shard_vote
 from mpisign.collectives.vote_task import Planes, VoteTask
 from mpisign.compressors import Compressor
 from mpisign.compressors.base import PackContext
 from mpisign.engine.engine import Engine
-from mpisign.engine.header import Header
+from mpisign.engine.header import SHORT_ABOVE, Header
 from mpisign.exchange.buckets import BucketLayout
 from mpisign.exchange.optimizer_options import options_of
 from mpisign.stats import stage
@@ -27,6 +28,12 @@ class _FlatTask(VoteTask):
 
     target: torch.Tensor
     first = 0  # byte of the planes that the target begins at
+
+    def like_that_of(self, plan: Plan) -> _FlatTask:
+        """This task with what ranks agreed on when they made the plan."""
+        self.agree(plan.task.weights, plan.transport.size)
+        self.raises = plan.task.raises
+        return self
 
     def write(self, a: int, b: int, result: Planes) -> None:
         flat = self.target.detach().view(-1)
@@ -55,14 +62,24 @@ def flat_vote(
     def make(number: int, step: int) -> Any:
         task, header = _pack(function, engine, compressor, grad, output, seed, step, algorithm)
 
-        def steps(wire: TaggedTransport) -> Steps[None]:
-            agreed = yield from engine.headers(wire, header, function)
-            if output is not None:
-                yield from shard_vote(wire, task)
-            else:
-                yield from vote(engine, wire, task, agreed, number)
+        def shard(wire: TaggedTransport) -> Steps[None]:
+            yield from engine.headers(wire, header, function)
+            yield from shard_vote(wire, task)
 
-        return steps
+        def whole(wire: TaggedTransport) -> Steps[None]:
+            key, used = (function, header.terms()), None
+            plan = engine.plans.take(key)
+            if plan is not None and wire.size <= SHORT_ABOVE:
+                plan.task = task.like_that_of(plan)
+                if (yield from plan.run(engine, wire, number, step, header.settings)):
+                    return
+            try:
+                agreed = yield from engine.headers(wire, header, function)
+                used = yield from vote(engine, wire, task, agreed, number, plan)
+            finally:
+                engine.plans.give_back(key, plan, used)
+
+        return whole if output is None else shard
 
     engine.start(function, operation, step, make).wait()
 
@@ -103,6 +120,7 @@ def _pack(
         )
     task = _FlatTask(layout.length, k, c.ties, seed, step, groups)
     task.planes = rows.cpu().numpy()
+    task.nans = nans
     task.target = target
     task.first = 0 if output is None else rank * (layout.nbytes // parts)
     header = Header(

@@ -261,6 +261,8 @@ class GradientExchange:
             key = wire.rank, wire.size, bucket.compressor.groups_of(wire.size, engine.nodes)
             place = *key, bucket.slots[0].parameter.device
             if bucket.aggregator[0] != place:
+                if bucket.aggregator[1] is not None:
+                    bucket.aggregator[1].free()
                 bucket.aggregator = place, kind(bucket, *key)
             aggregator = bucket.aggregator[1]
             aggregator.begin(header, wire.transport.message)

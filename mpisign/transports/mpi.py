@@ -6,6 +6,7 @@ import atexit
 import os
 import sys
 import time
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -122,7 +123,8 @@ class _FirstRequests(_Requests):
 
     def free(self) -> None:
         for request in self._requests:
-            request.Free()
+            if request != MPI.REQUEST_NULL:
+                request.Free()
 
 
 class _Persistent(Prepared):
@@ -137,8 +139,7 @@ class _Persistent(Prepared):
         requests += [comm.Send_init([m, MPI.BYTE], r, FIRST) for r, m in sends]
         self._requests = _FirstRequests(recvs, sends, requests, None)
         self._requests.over = True
-        self._among = transport.persistent
-        self._among.append(self._requests)
+        transport.persistent.add(self._requests)
 
     def start(self, tag: int) -> Any:
         if tag != FIRST:  # not the first exchange of its call
@@ -149,8 +150,9 @@ class _Persistent(Prepared):
 
     def free(self) -> None:
         if self._requests.over and not MPI.Is_finalized():
-            self._among.remove(self._requests)
             self._requests.free()
+
+    __del__ = free
 
 
 class MPITransport(Transport):
@@ -171,7 +173,7 @@ class MPITransport(Transport):
         self._left: set[int] = set()
         _OPEN.append(self._notices)
         self._live: list[_Requests] = []
-        self.persistent: list[_Requests] = []
+        self.persistent: weakref.WeakSet[_Requests] = weakref.WeakSet()
         self.rank = comm.Get_rank()
         self.size = comm.Get_size()
 

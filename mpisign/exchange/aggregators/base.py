@@ -59,6 +59,9 @@ class Aggregator(ABC):
         return False
         yield
 
+    def free(self) -> None:  # noqa: B027
+        """Releases what is kept from step to step."""
+
     @abstractmethod
     def steps(
         self, engine: Engine, wire: TaggedTransport, agreed: Agreed, number: int, anywhere: Any

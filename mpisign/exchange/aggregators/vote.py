@@ -183,6 +183,11 @@ class VoteAggregator(Aggregator):
         self._plan, self._planned = used, (agreed.header.terms(), agreed.header.presence)
         self._complete()
 
+    def free(self) -> None:
+        if self._plan is not None:
+            self._plan.free()
+            self._plan = None
+
     def _complete(self) -> None:
         """Called once the whole result is unpacked."""
 

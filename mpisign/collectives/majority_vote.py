@@ -39,7 +39,7 @@ def start(engine: Engine, x: Any, out: Any, groups: Any, whole: bool, **options:
         options["step"] = step
         partition = partition_option(engine, groups, options)
         v = arrays.view_floats(_FUNCTION, "x", x)
-        result = arrays.empty(v.shape, v.dtype, like=v) if out is None else out
+        result = _result(engine, v) if out is None else out
         o = arrays.view_floats(_FUNCTION, "out", result, writable=True)
         check_options(_FUNCTION, **options)
         if o.shape != v.shape or o.dtype != v.dtype or not o.contiguous:
@@ -78,7 +78,7 @@ def run(
             plan = engine.plans.take((_FUNCTION, dtype, x.size, *policy))
         if plan is not None:
             if out is None:
-                out = np.empty(x.shape, x.dtype)
+                out = engine.results.empty(x.shape, x.dtype)
             step = engine.votes if step is None else step
             if isinstance(plan, VotePlan) and _place(plan, x, out, step):
                 number = engine.votes
@@ -269,6 +269,12 @@ def _plan(
         sharded = algorithm is alltoall_vote
         return VotePlan(engine.transport, task, sharded, terms, agreed.function)
     return GeneratorPlan(engine.transport, task, algorithm, terms, agreed.function)
+
+
+def _result(engine: Engine, v: arrays.View) -> Any:
+    if isinstance(v.owner, np.ndarray):
+        return engine.results.empty(v.shape, v.owner.dtype)
+    return arrays.empty(v.shape, v.dtype, like=v)
 
 
 def partition_option(engine: Engine, groups: Any, options: dict[str, Any]) -> Partition | None:

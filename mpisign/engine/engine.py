@@ -17,6 +17,7 @@ from mpisign.engine.echo import echo
 from mpisign.engine.header import BYZANTINE_F, MAGIC, NBYTES, SHORT_ABOVE, Header
 from mpisign.engine.plan_cache import PlanCache
 from mpisign.engine.progress import Handle, ProgressEngine, timeout_of_environment
+from mpisign.engine.result_memory import ResultMemory
 from mpisign.errors import WireError
 from mpisign.transports.base import Bytes, Prepared, Steps, Transport
 from mpisign.transports.tagged import TaggedTransport
@@ -77,6 +78,7 @@ class Engine:
         timeout = timeout_of_environment() if timeout is None else timeout
         self.progress = ProgressEngine(transport, timeout)
         self.plans = PlanCache()
+        self.results = ResultMemory()
         self.votes = 0
         self.exchanges = 0  # front ends that share this
         self.check_every = check_every() if every is None else every

@@ -19,12 +19,12 @@ _PACKAGES = (
     "numpy", "torch", "mpi4py", "horovod", "deepspeed", "byzfl", "cupy-cuda12x", "cupy-cuda13x",
     "cupy",
 )  # fmt: skip
-_OPERATORS = {"<=": operator.le, ">=": operator.ge}
+_OPERATORS = {"<": operator.lt, "<=": operator.le, ">=": operator.ge}
 
 
 @dataclass(frozen=True)
 class Goal:
-    """``got`` compared with ``wanted``, a number after <= or >=."""
+    """``got`` compared with ``wanted``, a number after <, <= or >=."""
 
     DERIVED: ClassVar = ("met",)
 

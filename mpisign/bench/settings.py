@@ -22,7 +22,7 @@ VIAS = ("mpi", "torch", "horovod")
 ALL_VIAS = "all-that-run"
 ALGORITHMS = ("auto", "allgather", "alltoall", "hierarchical", "vote_of_votes")
 #: Kinds of rows of ``bench collectives``, in the order of the table.
-KINDS = ("vote", "fp32", "fp16", "packbits", "powersgd", "deepspeed")
+KINDS = ("vote", "bare", "fp32", "fp16", "packbits", "powersgd", "deepspeed")
 #: The rules and mixings of ``mpisign.robust``.
 RULES = (
     "mean", "median", "trimmed_mean", "meamed", "geometric_median", "centered_clipping", "krum",
@@ -175,8 +175,8 @@ class CollectivesSettings(Job):
         f"{', '.join(VIAS)}, by commas, or {ALL_VIAS} (default: what the launcher started)",
     )  # fmt: skip
     sizes: tuple[int, ...] = option(
-        "N,N", lambda n, text: n.sizes(text), "coordinates (default: 1k,100k,1M,25.6M)",
-        (1000, 100_000, 10**6, 25_600_000),
+        "N,N", lambda n, text: n.sizes(text), "coordinates (default: 1k,10k,100k,1M,6.5M,25.6M)",
+        (1000, 10_000, 100_000, 10**6, 6_500_000, 25_600_000),
     )  # fmt: skip
     algorithms: tuple[str, ...] = option(
         "NAMES", _names(ALGORITHMS), f"of votes, by commas (default: {','.join(ALGORITHMS)})",
@@ -189,7 +189,9 @@ class CollectivesSettings(Job):
     only: tuple[str, ...] = option(
         "NAMES", _names(KINDS), f"these rows only, by commas: {', '.join(KINDS)}", ()
     )
-    repeat: int = option("N", _number(1, _MANY, "turns"), "turns of each (default: 9)", 9)
+    repeat: int = option(
+        "N", _number(1, _MANY, "turns"), "turns of each, of 1 to 25 calls (default: 9)", 9
+    )
     time_limit: float = option(
         "S", _seconds,
         "seconds that a row may take, after which it takes no more turns; what hangs for ten times "
@@ -200,6 +202,9 @@ class CollectivesSettings(Job):
         "write what exchanges cost over the first wire to FILE; with MPISIGN_COSTS=FILE "
         'algorithm="auto" uses it, and no communicator measures it again',
     )  # fmt: skip
+    beside: Path | None = option(
+        "FILE", Path, "show times beside those of an earlier run, which --json wrote to FILE"
+    )
 
     @property
     def hangs(self) -> float:

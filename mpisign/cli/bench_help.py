@@ -47,37 +47,60 @@ kernels:
 _COLLECTIVES = """\
 Measure votes between the ranks of this job, end to end: gradient in, vote out.
 
-Beside them, in the same run and over the same wire, what others send: allreduce in fp32 and fp16,
-NumPy's packbits, PowerSGD, DeepSpeed's 1-bit collective. All take turns, so that other
-load on the machine affects all alike. Start it with your job's launcher; scripts/netlab makes one
-machine a cluster."""
+Votes by function and by plan stand beside what others send, in the same run and over the same wire:
+allreduce in fp32 and fp16, NumPy's packbits, PowerSGD, DeepSpeed's 1-bit collective; and over MPI
+beside the bare vote, persistent requests with fixed buffers and no checks. All take turns, so that
+other load on the machine affects all alike. Start it with your job's launcher; scripts/netlab makes
+one machine a cluster."""
 
 _COLLECTIVES_TABLE = """\
+rows:
+  vote plan            plan = comm.plan_majority_vote(x); plan(x, out=out)
+  vote auto, ...       comm.majority_vote(x, algorithm="auto", out=out)
+  vote without out=    the result is new memory in every call
+  vote random ties     zeros and ties random, as is the default; positive in all other rows
+  vote async           several votes in flight
+  vote weighted        by alltoall, weight=1 to 3
+  vote DETOX 3         by alltoall, in groups of 3 ranks, where 3 divides the ranks of 6 or more
+  bare ...             what a vote takes where nothing is agreed, checked or bounded in time
+  (plan, without out=, random ties and async: the first of --algorithms)
+
 the table, one for each size and wire:
-  time        median of a call, of the slowest rank each time; +- is half the quartiles' distance
-  algbw       4 bytes a coordinate / time, for every row: its fp32 gradient per second
-  busbw       bytes that a rank receives / time: for an fp32 allreduce algbw x 2 (p - 1) / p
+  time        median of the calls, of the slowest rank each time; +- is half the quartiles' distance
+  slowest     of these calls
   sent        bytes that a rank sends, on average; of votes as mpisign.stats() booked them, of
-              others as their algorithm must
+              others as their algorithm must; in scripts/netlab instead:
   on link     bytes counted at each node's network interface, mean of both directions, headers and
-              all (only in scripts/netlab)
+              all
   limit       what the method's bytes need at the rate of the link: in netlab the one set there,
               else the one measured in this run with plain messages between all ranks
-  x limit     time / limit: near 1 is the end
+  / limit     time / limit: near 1 is the end
+  / bare      time / that of the faster bare vote (over MPI)
   x fp32      how many times faster than the fp32 allreduce of the same wire; x fp16 likewise
-What could not run says why. Before anything is timed, results are compared between the ranks, and
-with NumPy's where there is one right result. A run that a goal of this project speaks of says
-whether it was met.
+--json has more: sent in any case, and as nccl-tests defines them algbw, 4 bytes a coordinate /
+time, and busbw, bytes that a rank receives / time.
+
+Each call is timed by itself behind a barrier, as a step of training is, the peers' calls too: no
+call hides in the end of the one before, and no rank runs ahead. A turn has up to 25 calls, as many
+as take 0.05 s; short calls are measured over 200 times in 9 turns. Three calls before them do not
+count. What could not run says why. Before anything is timed, results are compared between the
+ranks, and with NumPy's where there is one right result.
+
+goals: a run that a goal of this project speaks of says whether it was met. All are ratios of
+medians of this run: on one node over MPI of 2 and 4 ranks to the bare vote and fp32; over Gloo and
+Horovod to fp32; in netlab to the wire's limit (4 nodes, 1 Gbit/s, 25.6M), and of weighted,
+hierarchical and grouped votes to the alltoall vote; of 8 nodes to 4, with --beside the run of 4.
 
 examples:
-  mpirun -n 4 mpisign bench collectives                      over MPI, about a minute
-  torchrun --nproc-per-node 4 --no-python mpisign bench collectives         over Gloo
-  horovodrun -np 4 mpisign bench collectives --via horovod   over Horovod
-  mpirun -n 4 mpisign bench collectives --via all-that-run   all of them
+  mpirun -n 2 mpisign bench collectives                      over MPI, about two minutes
+  torchrun --nproc-per-node 2 --no-python mpisign bench collectives         over Gloo
+  horovodrun -np 2 mpisign bench collectives --via horovod   over Horovod
+  mpirun -n 2 mpisign bench collectives --via all-that-run   all of them
   scripts/netlab run -- mpirun -n 4 mpisign bench collectives --sizes 25.6M
   ... --sizes 25.6M --tensors resnet50                       as 161 tensors, not as one
-  ... --only vote,fp32 --algorithms alltoall                 two rows
+  ... --only vote,bare,fp32 --algorithms auto                what a vote's guarantees cost
   ... --only vote --cost costs.json                          for MPISIGN_COSTS
+  ... --beside four-nodes.json                               an earlier run's --json
   ... --json all.json --plot times.png --markdown table.md
 (more ranks than cores: mpirun --oversubscribe --bind-to none)"""
 

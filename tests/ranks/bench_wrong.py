@@ -99,5 +99,5 @@ for contestant, (_, expected) in zip(contestants, methods.values(), strict=True)
         contestant.method.label,
         contestant.error,
     )
-assert len(contestants[0].samples) == 3
+assert len(contestants[0].samples) == 3 * contestants[0].calls
 print(f"rank {via.rank} agrees", flush=True)

@@ -1,4 +1,9 @@
-"""Turns of all ranks: barrier, calls, barrier; the slowest rank's time is the turn's."""
+"""Turns of all ranks: some calls, each behind a barrier; the slowest rank's time is a call's.
+
+A barrier before every call, as before every step of training: ranks start together, and no call
+hides in the end of the one before. Blocks of calls would let a rank run ahead, which an allgather
+may and an allreduce may not.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 
 from mpisign.bench.collectives import nodes as nodes_
 from mpisign.bench.collectives.method import CollectiveMethod, Gradient, Running
@@ -17,11 +23,13 @@ from mpisign.bench.runner import Watchdog
 from mpisign.experiments.errors import SettingsError
 from mpisign.stats import stats
 
-_TURN = 5e-3  # seconds that a turn takes at least: short calls follow on each other
-_CALLS = 32
+_TURN = 0.05  # seconds of a turn of short calls, about
+_CALLS = 25  # in a turn, at most: over 200 in the 9 turns of the default
+_WARM = 2  # calls after the first: memory is warm then
 
 #: Bytes of a turn: sent, received (mpisign.stats, mean over ranks), sent, received (per node).
 Moved = tuple[float, float, float, float]
+Floats = npt.NDArray[np.float64]
 
 
 @dataclass
@@ -49,12 +57,12 @@ class Clock:
     def __init__(self, control: Via, nodes: Nodes, watchdog: Watchdog, time_limit: float) -> None:
         self.control, self.nodes, self.watchdog = control, nodes, watchdog
         self.time_limit = time_limit
-        self._own = (0.0, 0.0)
+        self._own: tuple[float, ...] = (0.0, 0.0)
 
     def calibrate(self) -> None:
-        """Counts the bytes of an empty turn, which are subtracted from later turns."""
-        empty = [self.timed(lambda: None, 1)[1][2:] for _ in range(5)]
-        self._own = tuple(np.median(empty, axis=0))  # type: ignore[assignment]
+        """Counts the bytes of a barrier, which are subtracted from later turns."""
+        empty = [self.timed(lambda: None, _CALLS)[1][2:] for _ in range(5)]
+        self._own = tuple(np.median(empty, axis=0) / (_CALLS + 1))
 
     def warm_up(self, contestant: Contestant, gradient: Gradient) -> None:
         """Starts it, checks its result, and finds how many calls make a turn."""
@@ -67,17 +75,18 @@ class Clock:
                 seconds, moved = self.timed(running.call, 1)
                 self.control.agreed(running.check)
                 self._check_replicas(running)
-                if seconds < self.time_limit:
+                if seconds[0] < self.time_limit:
                     running.prepare()
-                    seconds, moved = self.timed(running.call, 1)
-                    contestant.calls = int(min(_CALLS, max(1, _TURN // max(seconds, 1e-9))))
+                    seconds, moved = self.timed(running.call, _WARM)
+                    fastest = max(float(seconds.min()), 1e-9)
+                    contestant.calls = int(min(_CALLS, max(1, _TURN // fastest)))
                 else:
                     self._book(contestant, seconds, moved)  # the only sample
             except SettingsError as error:
                 contestant.error = str(error)
 
     def turn(self, contestant: Contestant, size: int) -> None:
-        """Takes one sample, unless the method failed or has had its time."""
+        """Takes a turn's samples, unless the method failed or has had its time."""
         running = contestant.running
         if contestant.error or running is None or contestant.spent >= self.time_limit:
             return
@@ -92,37 +101,53 @@ class Clock:
             spent = self.control.gather(np.array([time.perf_counter() - start]))
             contestant.spent += float(spent.max())
 
-    def _book(self, contestant: Contestant, seconds: float, moved: Moved) -> None:
-        n = contestant.calls
-        contestant.samples.append(seconds / n)
-        own = (0.0, 0.0, *self._own)
+    def end(self, contestant: Contestant) -> None:
+        """After the last turn: frees what the method holds, unless it failed."""
+        running = contestant.running
+        if contestant.error or running is None:
+            return
+        with self.watchdog.over(f"{contestant.label} (its end)"):
+            try:
+                self.control.agreed(running.end)
+            except SettingsError as error:
+                contestant.error = str(error)
+
+    def _book(self, contestant: Contestant, seconds: Floats, moved: Moved) -> None:
+        n = len(seconds)
+        contestant.samples += seconds.tolist()
+        own = (0.0, 0.0, *((n + 1) * barrier for barrier in self._own))
         sent, received, out, into = (max(0.0, a - b) / n for a, b in zip(moved, own, strict=True))
         contestant.bytes.append((sent, received, out, into))
-        if seconds >= self.time_limit:
+        if seconds.sum() >= self.time_limit:
             contestant.spent = self.time_limit
 
-    def timed(self, call: Callable[[], object], calls: int) -> tuple[float, Moved]:
-        """The slowest rank's seconds and the bytes of the turn; SettingsError if a rank failed."""
+    def timed(self, call: Callable[[], object], calls: int) -> tuple[Floats, Moved]:
+        """Each call's seconds on its slowest rank: (calls,); and the bytes of the turn.
+
+        Raises SettingsError if a rank failed.
+        """
         text = ""
+        own = np.zeros(calls)
         # Before the barrier: behind it another rank may be faster, and its bytes here already.
         before = self._counted()
-        self.control.barrier()
-        start = time.perf_counter()
-        try:
-            for _ in range(calls):
-                call()
-        except Exception as error:
-            text = one_line(error)
-        seconds = time.perf_counter() - start
+        for i in range(calls):
+            self.control.barrier()
+            start = time.perf_counter()
+            try:
+                if not text:
+                    call()
+            except Exception as error:
+                text = one_line(error)
+            own[i] = time.perf_counter() - start
         self.control.barrier()
         moved = [b - a for a, b in zip(before, self._counted(), strict=True)]
-        rows = self.control.gather(np.array([seconds, *moved, bool(text)], dtype=np.float64))
-        if rows[:, 5].any():
+        rows = self.control.gather(np.array([*moved, bool(text), *own], dtype=np.float64))
+        if rows[:, 4].any():
             texts = self.control.gather_text(text)
-            raise SettingsError(texts[int(np.flatnonzero(rows[:, 5])[0])])
-        sent, received = rows[:, 1].mean(), rows[:, 2].mean()
-        out, into = (nodes_.per_node(self.nodes, rows[:, i]) for i in (3, 4))
-        return float(rows[:, 0].max()), (float(sent), float(received), out, into)
+            raise SettingsError(texts[int(np.flatnonzero(rows[:, 4])[0])])
+        sent, received = rows[:, 0].mean(), rows[:, 1].mean()
+        out, into = (nodes_.per_node(self.nodes, rows[:, i]) for i in (2, 3))
+        return rows[:, 5:].max(axis=0), (float(sent), float(received), out, into)
 
     def _counted(self) -> tuple[int, int, int, int]:
         exchange, interface = stats().stages["exchange"], self.nodes.interface

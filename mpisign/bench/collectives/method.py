@@ -6,7 +6,7 @@ import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -88,9 +88,12 @@ def values_of(length: int, rank: int) -> Floats:
     return values
 
 
-def sign_sums(rows: Floats) -> npt.NDArray[np.int64]:
-    """Sum of signs over ``rows`` (p, n): (n,)."""
-    return np.where(rows < 0, -1, 1).sum(axis=0, dtype=np.int64)
+def sign_sums(rows: Floats, weights: Sequence[int] | None = None) -> npt.NDArray[np.int64]:
+    """Sum of signs over ``rows`` (p, n), each times its weight: (n,)."""
+    total = np.zeros(rows.shape[1], dtype=np.int64)
+    for row, weight in zip(rows, weights or [1] * len(rows), strict=True):
+        total += np.where(row < 0, -weight, weight)
+    return total
 
 
 _SHARE = 1e-2  # of the largest sum: fp16 has 11 bits
@@ -101,7 +104,7 @@ class WrongResultError(SettingsError):
 
 
 def nothing() -> None:
-    """For methods that need no preparation."""
+    """For methods that need no preparation, or hold nothing."""
 
 
 @dataclass(frozen=True)
@@ -110,13 +113,14 @@ class Running:
 
     ``prepare``: before every turn, not timed. ``check``: after one ``call``, raises
     WrongResultError; calls no collective unless all ranks do. ``result``: what must be equal, bit
-    for bit, on all ranks, if anything.
+    for bit, on all ranks, if anything. ``end``: after the last turn, frees what it holds.
     """
 
     call: Callable[[], Any]
     check: Callable[[], None]
     prepare: Callable[[], None] = nothing
     result: Callable[[], npt.NDArray[Any]] | None = None
+    end: Callable[[], None] = nothing
 
 
 @dataclass(frozen=True)
@@ -163,18 +167,31 @@ def check_sum(gradient: Gradient, got: npt.NDArray[Any], exact: bool) -> None:
         raise WrongResultError(f"wrong: a sum is off by {wrong:.3g}")
 
 
-def check_signs(gradient: Gradient, got: npt.NDArray[Any], groups: tuple[int, ...] = ()) -> None:
+def check_signs(gradient: Gradient, got: npt.NDArray[Any]) -> None:
     """``got`` (d,): positive or negative as the majority of all ranks, wherever there is one."""
-    rows = gradient.all_ranks
-    if groups:
-        of = np.array(groups)
-        votes = [np.sign(sign_sums(rows[of == group])) for group in sorted(set(groups))]
-        sums = np.sum(votes, axis=0)
-    else:
-        sums = sign_sums(rows)
-    part, decided = got[: len(sums)], sums != 0
+    sums = sign_sums(gradient.all_ranks)
+    part = got[: len(sums)]
+    check_decided(part, sums)
+    if not np.isfinite(part).all() or not part.all():
+        raise WrongResultError("wrong: a zero, an infinity or a NaN")
+
+
+def check_decided(part: npt.NDArray[Any], sums: npt.NDArray[Any]) -> None:
+    """``part`` (n,): of the sign of ``sums`` (n,), wherever that is not 0."""
+    decided = sums != 0
     wrong = int((np.signbit(part[decided]) != (sums[decided] < 0)).sum())
     if wrong:
         raise WrongResultError(f"wrong: {wrong} signs are not the majority's")
-    if not np.isfinite(part).all() or not part.all():
-        raise WrongResultError("wrong: a zero, an infinity or a NaN")
+
+
+def check_votes(
+    got: npt.NDArray[Any], sums: npt.NDArray[Any], ties: Literal["positive", "random"]
+) -> None:
+    """``got`` (d,): +1 and -1, and what NumPy makes of ``sums`` (n,), of its first coordinates."""
+    if not (np.abs(got) == 1).all():
+        raise WrongResultError("wrong: something else than +1 and -1")
+    part = got[: len(sums)]
+    check_decided(part, sums)
+    tied = int((part[sums == 0] < 0).sum())
+    if ties == "positive" and tied:
+        raise WrongResultError(f"wrong: {tied} ties are not positive")

@@ -14,6 +14,7 @@ import numpy as np
 from mpisign.bench import runner
 from mpisign.bench.collectives import nodes, shown
 from mpisign.bench.collectives.clock import Clock, Contestant
+from mpisign.bench.collectives.earlier import Earlier, read
 from mpisign.bench.collectives.goals import goals
 from mpisign.bench.collectives.method import CollectiveMethod, Gradient, cut
 from mpisign.bench.collectives.nodes import Link, Nodes
@@ -38,7 +39,8 @@ class CollectiveRow:
     (``bytes_by`` "stats"), else what the method must move ("formula"). ``counted_sent``,
     ``counted_received``: at each node's interface, mean over the nodes, headers included.
     ``limit``: seconds that the wire needs for the method's bytes, None where one message's latency
-    is longer; ``ratio``: time / limit.
+    is longer; ``ratio``: time / limit. ``slowest``: the slowest call; ``times_of_bare``: time / the
+    faster bare vote's.
     """
 
     size: int
@@ -48,7 +50,8 @@ class CollectiveRow:
     kind: str
     algorithm: str | None
     time: Timing | None = None
-    calls_per_run: int = 0
+    slowest: float | None = None
+    calls_per_turn: int = 0
     algbw: float | None = None
     busbw: float | None = None
     sent: float | None = None
@@ -58,6 +61,7 @@ class CollectiveRow:
     counted_received: float | None = None
     limit: float | None = None
     ratio: float | None = None
+    times_of_bare: float | None = None
     times_faster_than_fp32: float | None = None
     times_faster_than_fp16: float | None = None
     error: str | None = None
@@ -88,6 +92,7 @@ class CollectivesRecord(JobRecord):
 
     links: list[Link] = field(default_factory=list)
     costs: Any = None  # mpisign's Costs, with --cost
+    earlier: Earlier | None = None  # with --beside
 
     def library(self, via: str) -> str:
         """The library behind a name of ``--via``, with its version."""
@@ -102,11 +107,13 @@ def run(settings: CollectivesSettings, command: str) -> int:
 
     def work(opened: list[Via]) -> None:
         control = opened[0]
+        file = None if control.rank else settings.beside
+        record.earlier = control.agreed(lambda: read(file) if file else None)
         record.notes += runner.join(settings.via, opened, settings.hangs)
         record.nodes = nodes.find(control)
         everything = settings.via == (ALL_VIAS,)
         _measure(control, [v for v in opened if everything or v.name in settings.via], record)
-        record.goals = list(goals(record.rows, record.nodes))
+        record.goals = list(goals(record.rows, record.nodes, record.earlier))
 
     return runner.run(settings, record, SHOWN, settings.hangs, work)
 
@@ -172,6 +179,8 @@ def _measure(control: Via, vias: list[Via], record: CollectivesRecord) -> None:
                 with watchdog.over("plain messages"):
                     for probe in probes:
                         probe.turn()
+            for contestant in contestants:
+                clock.end(contestant)
             for probe in probes:
                 link = probe.link(size)
                 record.links.append(link)
@@ -198,7 +207,8 @@ def _row(contestant: Contestant, gradient: Gradient, nodes: Nodes, link: Link) -
     return replace(
         known,
         time=timing,
-        calls_per_run=contestant.calls,
+        slowest=max(contestant.samples),
+        calls_per_turn=contestant.calls,
         algbw=_FP32 * gradient.length / timing.median,
         busbw=received / timing.median,
         sent=sent,
@@ -212,8 +222,11 @@ def _row(contestant: Contestant, gradient: Gradient, nodes: Nodes, link: Link) -
 
 
 def beside(rows: Sequence[CollectiveRow]) -> list[CollectiveRow]:
-    """The rows of one size and library, with how many times faster than its allreduces they are."""
-    base = {row.kind: row.time.median for row in rows if row.time}
+    """The rows of one size and library, each beside its allreduces and its faster bare vote."""
+    base: dict[str, float] = {}
+    for row in rows:
+        if row.time:
+            base[row.kind] = min(row.time.median, base.get(row.kind, row.time.median))
 
     def faster(kind: str, own: Timing | None) -> float | None:
         return base[kind] / own.median if own and kind in base else None
@@ -221,6 +234,7 @@ def beside(rows: Sequence[CollectiveRow]) -> list[CollectiveRow]:
     return [
         replace(
             row,
+            times_of_bare=row.time.median / base["bare"] if row.time and "bare" in base else None,
             times_faster_than_fp32=faster("fp32", row.time),
             times_faster_than_fp16=faster("fp16", row.time),
         )

@@ -21,10 +21,11 @@ from mpisign.bench.table import (
 )  # fmt: skip
 
 _HEADS = (
-    "method", "time", "+-", "algbw", "busbw", "sent", "on link", "limit", "x limit", "x fp32",
+    "method", "time", "+-", "slowest", "sent", "on link", "limit", "/ limit", "/ bare", "x fp32",
     "x fp16",
 )  # fmt: skip
 _LINES = {
+    "bare": (plot.SKY, "P"),
     "fp32": (plot.ORANGE, "s"),
     "fp16": (plot.AMBER, "D"),
     "packbits": (plot.GREEN, "^"),
@@ -34,13 +35,31 @@ _LINES = {
 
 
 def _tables(record: Any) -> Iterator[Table]:
-    """One for each size and library, and the goals."""
+    """One for each size and library, the times of an earlier run, and the goals."""
     for (size, via), rows in grouped(record.rows, "size", "via").items():
         tensors = "" if rows[0].tensors == 1 else f" in {rows[0].tensors} tensors"
         title = f"{coordinates(size)} coordinates{tensors}, {record.library(via)}"
         missing = [(row.method, f"not run: {row.error}") for row in rows if row.error]
         yield Table(title, _HEADS, [_cells(row) for row in rows if row.time], missing).filled()
+    if record.earlier is not None:
+        yield from _beside(record)
     yield from of_goals(record.goals)
+
+
+def _beside(record: Any) -> Iterator[Table]:
+    """Times beside those of the earlier run, of what both have."""
+    heads = ("method", "coordinates", "over", "then", "now", "now / then")
+    both = [(row, record.earlier.median(row)) for row in record.rows if row.time]
+    cells = [
+        (
+            row.method, coordinates(row.size), row.via, seconds(then), seconds(_median(row)),
+            _digits(_median(row) / then),
+        )
+        for row, then in both
+        if then
+    ]  # fmt: skip
+    if cells:
+        yield Table(f"beside {record.earlier.file}: {record.earlier.nodes}", heads, cells)
 
 
 def _cells(row: Any) -> list[str]:
@@ -48,15 +67,18 @@ def _cells(row: Any) -> list[str]:
     if row.counted_sent is not None and row.counted_received is not None:
         counted = (row.counted_sent + row.counted_received) / 2
     return [
-        row.method, seconds(row.time.median), spread(row.time), _digits(row.algbw / 1e6),
-        _digits(row.busbw / 1e6), amount(row.sent), amount(counted), seconds(row.limit),
-        *map(_digits, (row.ratio, row.times_faster_than_fp32, row.times_faster_than_fp16)),
+        row.method, seconds(row.time.median), spread(row.time), seconds(row.slowest),
+        amount(row.sent if counted is None else None), amount(counted), seconds(row.limit),
+        *map(_digits, (row.ratio, row.times_of_bare)),
+        *map(_digits, (row.times_faster_than_fp32, row.times_faster_than_fp16)),
     ]  # fmt: skip
 
 
 def _digits(value: float | None) -> str:
-    """At least three."""
-    return "" if value is None else f"{value:.0f}" if value >= 100 else f"{value:#.3g}"
+    """Three or more; below 0.1 four places."""
+    if value is None:
+        return ""
+    return f"{value:.0f}" if value >= 100 else f"{value:#.3g}" if value >= 0.1 else f"{value:.4f}"
 
 
 def _notes(record: Any) -> Iterator[str]:
@@ -77,20 +99,20 @@ def _notes(record: Any) -> Iterator[str]:
 
 def _columns(record: Any, rows: list[Any]) -> str:
     """What the columns mean, of those that are there."""
-    runs = max(row.time.runs for row in rows)
-    parts = [f"Time: median of {runs} turn{'s' if runs > 1 else ''} of the slowest rank"]
-    if runs >= QUARTILES_FROM:
-        parts[0] += ", +- half the quartiles' distance"
-    parts += [
-        "algbw, busbw in MB/s: 4 bytes a coordinate / time, and bytes that a rank receives / time "
-        "(of fp32 allreduce: algbw x 2 (p - 1) / p)",
-        "sent: bytes by a rank",
-    ]
+    calls = sorted({row.time.runs for row in rows})
+    several = f"{calls[0]} to {calls[-1]}" if len(calls) > 1 else str(calls[0])
+    parts = [f"Time: median of {several} calls, each behind a barrier, of the slowest rank"]
+    if calls[-1] >= QUARTILES_FROM:
+        parts[0] += ", +- half the quartiles' distance; slowest: of these calls"
     if any(row.counted_sent is not None for row in rows):
-        parts.append("on link: counted at each node's interface, each way")
+        parts.append("on link: bytes counted at each node's interface, each way")
+    else:
+        parts.append("sent: bytes by a rank")
     if any(row.limit for row in rows):
         how = "set by netlab" if record.nodes.rate else "measured in this run"
-        parts.append(f"limit: the method's bytes at the link's rate, {how}; x limit: time / limit")
+        parts.append(f"limit: the method's bytes at the link's rate, {how}; / limit: time / limit")
+    if any(row.times_of_bare for row in rows):
+        parts.append("/ bare: time / that of the faster bare vote")
     if any(row.times_faster_than_fp32 or row.times_faster_than_fp16 for row in rows):
         parts.append("x fp32, x fp16: times faster than those allreduces over the same wire")
     if any(row.tensors > 1 for row in rows):
@@ -128,8 +150,10 @@ def _lines(axis: Any, rows: list[Any], title: str) -> None:
     best = [min(v, key=_median) for v in votes if v]
     lines = [(best, plot.BLUE, "o", "fastest vote")]
     for kind, (colour, marker) in _LINES.items():
-        found = [row for row in rows if row.kind == kind]
-        lines.append((found, colour, marker, found[0].method if found else ""))
+        of_kind = [[r for r in rows if r.size == size and r.kind == kind] for size in sizes]
+        found = [min(each, key=_median) for each in of_kind if each]
+        label = "faster bare vote" if kind == "bare" else found[0].method if found else ""
+        lines.append((found, colour, marker, label))
     for found, colour, marker, label in lines:
         if found:
             x, y = [row.size for row in found], [_median(row) for row in found]

@@ -12,6 +12,7 @@ from mpi4py import MPI
 from mpisign import launcher
 from mpisign.bench.collectives.method import CollectiveMethod, Gradient, Running, allreduces, summed
 from mpisign.bench.collectives.via import Bytes, Via
+from mpisign.bench.peers import bare
 
 
 class MPIVia(Via):
@@ -43,12 +44,13 @@ class MPIVia(Via):
         return MPI.COMM_WORLD
 
     def methods(self) -> Iterator[CollectiveMethod]:
-        """fp32 as MPI offers it, fp16 by an operation in Python: no MPI so far sums fp16."""
+        """Bare votes; fp32 as MPI offers it; fp16 by an operation in Python, as MPI has none."""
         notes = (
             "fp16 over MPI: cast, summed by NumPy in an MPI.Op (MPI itself has no fp16), and cast "
             "back."
         )
-        return allreduces(partial(_fp32, self), partial(_fp16, self), notes)
+        yield from bare.methods(self.comm)
+        yield from allreduces(partial(_fp32, self), partial(_fp16, self), notes)
 
 
 def _fp32(via: MPIVia, gradient: Gradient) -> Running:

@@ -110,7 +110,7 @@ class Trainer:
         cpu, *stages = self.control.gather(own).mean(axis=0) / count
         counted = (out + into) / 2 / count if self.nodes.interface else None
         named = dict(zip(stats().stages, map(float, stages), strict=True))
-        return Block(seconds / count, float(cpu), sent / count, counted, named)
+        return Block(float(seconds[0]) / count, float(cpu), sent / count, counted, named)
 
     def accuracy(self, training: Training) -> float:
         """Of the first rank's model, on the digits that are for testing; not timed."""

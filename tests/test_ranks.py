@@ -5,7 +5,13 @@ from __future__ import annotations
 import pytest
 from launchers import RANKS, on_ranks, suite
 
-VOTES = ["test_majority_vote.py", "test_optimizer.py", "test_counts.py", "test_compressed_mean.py"]
+VOTES = [
+    "test_majority_vote.py",
+    "test_plans.py",
+    "test_optimizer.py",
+    "test_counts.py",
+    "test_compressed_mean.py",
+]
 COMPRESSORS = ["test_every_compressor.py", "test_gathered.py", "test_attacks_in_a_job.py"]
 
 

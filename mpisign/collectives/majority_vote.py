@@ -162,8 +162,11 @@ class ArrayCall:
             plan = engine.plans.take(self.key)
         if plan is not None and wire.size <= SHORT_ABOVE:
             plan.task.begin(self.x, self.out, step, self.whole)
-            if (yield from plan.run(engine, wire, number, step, self.settings)):
-                return result
+            try:
+                if (yield from plan.run(engine, wire, number, step, self.settings)):
+                    return result
+            finally:
+                plan.task.release()
         return (yield from self.by_headers(number, result, wire, plan))
 
     def by_headers(
@@ -171,9 +174,9 @@ class ArrayCall:
     ) -> Steps[Any]:
         """The collective after an exchange of headers. ``plan``: that was taken, or None."""
         engine, used = self.engine, None
+        task = plan.task if plan is not None else self._new_task()
+        assert isinstance(task, ArrayTask)
         try:
-            task = plan.task if plan is not None else self._new_task()
-            assert isinstance(task, ArrayTask)
             task.begin(self.x, self.out, self.options["step"], self.whole)
             header = self._header(task, wire.transport.message)
             agreed = yield from engine.headers(wire, header, self.function)
@@ -181,6 +184,7 @@ class ArrayCall:
             used = yield from vote(engine, wire, task, agreed, number, plan)
             return result
         finally:
+            task.release()
             engine.plans.give_back(self.key, plan, used)
 
     def make_plan(self, wire: TaggedTransport) -> Steps[None]:

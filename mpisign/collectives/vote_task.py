@@ -298,10 +298,15 @@ class ArrayTask(VoteTask):
 
         Packs ``x`` now if ``whole`` or if it is not contiguous, else piece by piece.
         """
-        self._x, self._out = x, out
+        self._x: Any = x
+        self._out = out
         self.place(x.address, 0 if type(out) is not arrays.View else out.address, int(step))
         if whole or not x.contiguous:
             self.pack_whole()
+
+    def release(self) -> None:
+        """Ends a call: its arrays are the caller's alone again."""
+        self._x = self._out = None
 
     def place(self, x: int, out: int, step: int) -> None:
         """Takes addresses of contiguous arrays for a call."""

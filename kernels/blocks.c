@@ -1,9 +1,21 @@
 /* Blocks of planes in and out, and what a vote makes of a comparison. */
 
-/* Which bits of a row are counted. */
-enum { SIGNS, NEGATIVES, POSITIVES };
+/* Which bits of a row are counted. BALANCE: negatives twice, and those that do not vote once. */
+enum { SIGNS, NEGATIVES, POSITIVES, BALANCE };
 
-enum { VOTE_TILE = 2048, MAX_PLANES = 36, AT_ONCE = MPISIGN_MAX_ROWS_AT_ONCE };
+enum { VOTE_TILE = 8192, MAX_PLANES = 36, AT_ONCE = MPISIGN_MAX_ROWS_AT_ONCE };
+
+enum { LINE = 64 };
+
+typedef uint8_t tile[VOTE_TILE + LINE]; /* not all at the same place of the cache */
+
+MPISIGN_FN int64_t whole_lines(int64_t bytes)
+{
+    return (bytes + LINE - 1) / LINE * LINE;
+}
+
+static const tile ISA(empty_row);
+static const tile ISA(full_row) = {[0 ... sizeof(tile) - 1] = 0xff};
 
 /* Bytes [0, count) of a row, the rest 0. */
 MPISIGN_FN lanes load_some(const uint8_t *p, int64_t count)

@@ -1,6 +1,8 @@
 /* How far each row of a stack is from its group's vote: a tile is voted on, then its rows are read once
  * more, out of the first-level cache, and their differences counted. */
 
+enum { DISTANCE_TILE = 2048 };
+
 /* A group's vote on a tile, and where it has one: not where it ties, nor behind the last coordinate. */
 typedef struct {
     tile sign, here;
@@ -33,11 +35,14 @@ static void ISA(vote_of_any)(const plan *p, int64_t row, int64_t at, int64_t fro
                              group_vote *v)
 {
     const mpisign_stack *s = p->stack;
-    COUNTERS(c, p->group_planes, s->mask != NULL);
-    ISA(add_stack)(&c, p->group_planes, s, row, row + p->group, at + from, bytes - from);
+    const measure *m = &p->of_group;
+    COUNTER(c, m->planes, m->start, bytes - from);
+    fetch_queue none = {0};
+    ISA(add_stack)(&c, s, row, row + p->group, at + from, bytes - from, m->what, &none);
+    ISA(finish)(&c, bytes - from);
     for (int64_t b = from; b < bytes; b += BLOCK) {
         lanes more, tie;
-        compare_tile(&c, p->group_planes, s->mask ? -1 : p->group, b - from, &more, &tie);
+        compare_tile(&c, m->may_tie, b - from, &more, &tie);
         store_vote(v, b, at, s->length, more, tie);
     }
 }
@@ -77,9 +82,9 @@ MPISIGN_FN int64_t distance_of(const uint8_t *sign, const uint8_t *mask, const g
         lanes d[8];
         MPISIGN_UNROLL
         for (int i = 0; i < 8; i++) {
-            PREFETCH_L2(sign + b + i * BLOCK + VOTE_TILE);
+            PREFETCH_L2(sign + b + i * BLOCK + DISTANCE_TILE);
             if (mask)
-                PREFETCH_L2(mask + b + i * BLOCK + VOTE_TILE);
+                PREFETCH_L2(mask + b + i * BLOCK + DISTANCE_TILE);
             d[i] = differing(sign, mask, v, b + i * BLOCK, BLOCK);
         }
         sum = add_sums(sum, count_lanes(add_rows(ones, d, 8)));
@@ -98,8 +103,8 @@ static void ISA(add_distances)(const plan *p, int64_t first, int64_t last, int64
     const mpisign_stack *s = p->stack;
     group_vote v;
     for (int64_t row = 0; row < s->rows; row += p->group) {
-        for (int64_t at = first; at < last; at += VOTE_TILE) {
-            const int64_t bytes = last - at < VOTE_TILE ? last - at : VOTE_TILE;
+        for (int64_t at = first; at < last; at += DISTANCE_TILE) {
+            const int64_t bytes = last - at < DISTANCE_TILE ? last - at : DISTANCE_TILE;
             ISA(vote_on_tile)(p, row, at, bytes, &v);
             for (int64_t r = row; r < row + p->group; r++) {
                 const int64_t from = r * s->row_stride + at;

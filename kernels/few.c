@@ -13,7 +13,7 @@ MPISIGN_FN void count_few(const mpisign_stack *s, int n, int64_t row, int64_t at
     MPISIGN_UNROLL
     for (int r = 0; r < n; r++) {
         const int64_t from = (row + r) * s->row_stride + at;
-        rows[r] = counted(s->sign + from, what == SIGNS ? NULL : s->mask + from, 0, BLOCK, what);
+        rows[r] = counted(s->sign + from, what == SIGNS ? NULL : s->mask + from, 0, what);
     }
     count_rows(counter, rows, n);
 }

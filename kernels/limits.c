@@ -22,27 +22,54 @@
 #define CLONES
 #endif
 
-enum { LINE = 64, STEP = 8 * LINE };
+enum { LINE = 64, PLACES = 4 };
 typedef uint64_t line __attribute__((vector_size(LINE)));
 
-/* Reads everything; the result only keeps the compiler from leaving it out. */
-CLONES static uint64_t read_lines(const char *from, int64_t bytes)
-{
-    line sum[8] = {{0}};
-    int64_t at = 0;
-    for (; at + STEP <= bytes; at += STEP) {
-        const line *v = (const line *)(from + at);
-        for (int i = 0; i < 8; i++)
-            sum[i] |= v[i];
+/* Reads everything, from its beginning on or, faster on some processors, at `places` at once; the
+ * result only keeps the compiler from leaving it out. Each vector is one register of the target: of
+ * longer ones GCC keeps the sums in memory. */
+#define DEFINE_READS(NAME, TARGET, BYTES)                                                          \
+    typedef uint64_t vector_##NAME __attribute__((vector_size(BYTES), may_alias));                 \
+    TARGET static inline __attribute__((always_inline)) uint64_t read_at_##NAME(                   \
+        const char *from, int64_t bytes, int places)                                               \
+    {                                                                                              \
+        typedef vector_##NAME vector;                                                              \
+        const int64_t part = bytes / places / (2 * LINE) * (2 * LINE);                             \
+        enum { N = LINE / BYTES > 4 ? 4 : LINE / BYTES };                                          \
+        vector sum[N] = {{0}};                                                                     \
+        for (int64_t at = 0; at < part; at += 2 * LINE)                                            \
+            for (int p = 0; p < places; p++)                                                       \
+                for (int i = 0; i < 2 * LINE / BYTES; i++)                                         \
+                    sum[i % N] |= *(const vector *)(from + p * part + at + i * BYTES);             \
+        for (int64_t at = places * part; at < bytes; at += BYTES)                                  \
+            sum[0] |= *(const vector *)(from + at);                                                \
+        for (int i = 1; i < N; i++)                                                                \
+            sum[0] |= sum[i];                                                                      \
+        uint64_t any = 0;                                                                          \
+        for (int i = 0; i < BYTES / 8; i++)                                                        \
+            any |= sum[0][i];                                                                      \
+        return any;                                                                                \
+    }                                                                                              \
+    TARGET static uint64_t read_##NAME(const char *from, int64_t bytes, int places)                \
+    {                                                                                              \
+        return places == 1 ? read_at_##NAME(from, bytes, 1) : read_at_##NAME(from, bytes, PLACES); \
     }
-    for (; at < bytes; at += LINE)
-        sum[0] |= *(const line *)(from + at);
-    for (int i = 1; i < 8; i++)
-        sum[0] |= sum[i];
-    uint64_t any = 0;
-    for (int i = 0; i < 8; i++)
-        any |= sum[0][i];
-    return any;
+
+DEFINE_READS(plain, , 16)
+#if X86
+DEFINE_READS(avx2, __attribute__((target("avx2"))), 32)
+DEFINE_READS(avx512, __attribute__((target("avx512f"))), 64)
+#endif
+
+static uint64_t read_lines(const char *from, int64_t bytes, int places)
+{
+#if X86
+    if (__builtin_cpu_supports("avx512f"))
+        return read_avx512(from, bytes, places);
+    if (__builtin_cpu_supports("avx2"))
+        return read_avx2(from, bytes, places);
+#endif
+    return read_plain(from, bytes, places);
 }
 
 CLONES static void write_lines(char *to, int64_t bytes)
@@ -111,7 +138,7 @@ static PyObject *move(PyObject *self, PyObject *args)
         const int64_t first = i * part < bytes ? i * part : bytes;
         const int64_t n = bytes - first < part ? bytes - first : part;
         if (!dst)
-            any |= read_lines(src + first, n);
+            any |= read_lines(src + first, n, streaming ? PLACES : 1);
         else if (streaming)
             stream(dst + first, src ? src + first : NULL, n);
         else if (src)
@@ -125,8 +152,8 @@ static PyObject *move(PyObject *self, PyObject *args)
 
 static PyMethodDef methods[] = {
     {"move", move, METH_VARARGS,
-     "move(to, from, bytes, streaming, threads): reads if `to` is 0, writes if `from` is 0, else "
-     "copies"},
+     "move(to, from, bytes, streaming, threads): reads if `to` is 0 (at several places at once if "
+     "`streaming`), writes if `from` is 0, else copies"},
     {NULL, NULL, 0, NULL},
 };
 

@@ -126,6 +126,7 @@ static void ISA(weighted_sum)(const mpisign_stack *stack, const float *weights, 
     const int64_t length = stack->length, blocks = length ? (length - 1) / block + 1 : 0;
     const int stream = length * (int64_t)sizeof *out >= STREAM_BYTES && (uintptr_t)out % 4 == 0;
     const int lines = (uintptr_t)out % 64 == 0; /* else they are put together in y */
+    const int counts = length && ISA(are_counts)(stack, weights, blocks, start, scale);
     float starts[64];
     for (int i = 0; i < 64; i++)
         starts[i] = start;
@@ -138,8 +139,12 @@ static void ISA(weighted_sum)(const mpisign_stack *stack, const float *weights, 
             const int64_t b = at / block;
             const int64_t end = last - b * block > block ? (b + 1) * block : last;
             float *sums = y + at - first, *to = stream && !lines ? sums : out + at;
-            ISA(sum_rows)(stack, weights + b, blocks, at, end, starts, scale, sums, to,
-                          stream && lines && (uintptr_t)to % 64 == 0);
+            const int past = stream && lines && (uintptr_t)to % 64 == 0;
+            if (counts)
+                ISA(mean_of_counts)(stack, at, end, start, scale, to, past);
+            else
+                ISA(sum_rows)(stack, weights + b, blocks, at, end, starts, scale, sums, to,
+                              past);
             at = end;
         }
         if (stream && !lines)

@@ -44,6 +44,44 @@ MPISIGN_FN words64 below64(const float_at *g, float budget, const uint16_t half[
     }
     if (odd) /* only 0 and 65535 can come of zeros and NaNs */
         w = classify64_fp32(g);
+#elif defined(MPISIGN_AVX2)
+    const __m256 b = _mm256_set1_ps(budget), all = _mm256_set1_ps(65536.0f);
+    const __m256 top = _mm256_set1_ps(65535.0f); /* NaN becomes this, too */
+    const __m256i magnitude = _mm256_set1_epi32(0x7fffffff);
+    __m256i most = zero_lanes(), least = magnitude;
+    *below = *equal = 0;
+    for (int i = 0; i < 64; i += 32) {
+        __m256i not_below[2], same[2];
+        MPISIGN_UNROLL
+        for (int j = 0; j < 2; j++) {
+            __m256i t[2];
+            MPISIGN_UNROLL
+            for (int k = 0; k < 2; k++) {
+                const int at = i + 16 * j + 8 * k;
+                const __m256 x = _mm256_loadu_ps((const float *)g + at);
+                const __m256i a = _mm256_and_si256(_mm256_castps_si256(x), magnitude);
+                const __m256 p = _mm256_mul_ps(b, _mm256_castsi256_ps(a));
+                t[k] = _mm256_cvttps_epi32(_mm256_min_ps(_mm256_mul_ps(p, all), top));
+                least = _mm256_min_epi32(least, a);
+                most = _mm256_max_epi32(most, a);
+                w.sign |= (uint64_t)(uint32_t)_mm256_movemask_ps(x) << at;
+            }
+            const __m256i whole = _mm256_permute4x64_epi64(_mm256_packus_epi32(t[0], t[1]), 0xd8);
+            const __m256i h = _mm256_loadu_si256((const __m256i *)(half + i + 16 * j));
+            same[j] = _mm256_cmpeq_epi16(h, whole);
+            not_below[j] = _mm256_cmpeq_epi16(_mm256_max_epu16(h, whole), h);
+        }
+        const __m256i n = _mm256_permute4x64_epi64(
+            _mm256_packs_epi16(not_below[0], not_below[1]), 0xd8);
+        const __m256i s = _mm256_permute4x64_epi64(_mm256_packs_epi16(same[0], same[1]), 0xd8);
+        *below |= (uint64_t)~(uint32_t)_mm256_movemask_epi8(n) << i;
+        *equal |= (uint64_t)(uint32_t)_mm256_movemask_epi8(s) << i;
+    }
+    const __m256i odd = _mm256_or_si256(
+        _mm256_cmpeq_epi32(least, zero_lanes()),
+        _mm256_cmpgt_epi32(most, _mm256_set1_epi32(0x7f800000)));
+    if (__builtin_expect(!_mm256_testz_si256(odd, odd), 0))
+        w = classify64_fp32(g);
 #else
     uint16_t order[64];
     for (int i = 0; i < 64; i++) {

@@ -1,12 +1,17 @@
 /* Count planes: how many of a stack's rows voted negative, coordinate by coordinate. */
 
-static void ISA(store_counts)(const tile *counter, int planes, int64_t length, int64_t at,
-                              int64_t bytes, uint8_t *out, int64_t plane_stride)
+/* Counts `what` of a tile and stores it. */
+static void ISA(tally_tile)(const mpisign_stack *s, int what, int planes, int64_t at, int64_t bytes,
+                            fetch_queue *q, uint8_t *out, int64_t plane_stride)
 {
+    const int enough = ISA(planes_for)(s, votes_of(s));
+    COUNTER(c, enough > planes ? enough : planes, 0, bytes);
+    ISA(add_stack)(&c, s, 0, s->rows, at, bytes, what, q);
+    ISA(finish)(&c, bytes);
     for (int64_t b = 0; b < bytes; b += BLOCK) {
-        const lanes valid = valid_lanes(length, at + b);
+        const lanes valid = valid_lanes(s->length, at + b);
         for (int k = 0; k < planes; k++)
-            store_some(out + k * plane_stride + at + b, load_lanes(counter[k] + b) & valid,
+            store_some(out + k * plane_stride + at + b, load_lanes(c.plane + k * c.stride + b) & valid,
                        bytes - b, 0);
     }
 }
@@ -15,7 +20,6 @@ static void ISA(tally)(const mpisign_stack *stack, int planes, uint8_t *negative
                        uint8_t *positives, int64_t plane_stride, int threads)
 {
     const int64_t bytes = (stack->length + 7) / 8;
-    const plan p = ISA(plan_of)(stack, 1);
     const int few = is_few(stack, 1) && planes == bit_length((int)stack->rows);
     const int stream = plane_stride * planes >= STREAM_BYTES && plane_stride % 64 == 0 &&
                        (uintptr_t)negatives % 64 == 0 && (uintptr_t)positives % 64 == 0;
@@ -33,10 +37,10 @@ static void ISA(tally)(const mpisign_stack *stack, int planes, uint8_t *negative
                 end_of_stream();
             continue;
         }
-        COUNTERS(c, p.planes > planes ? p.planes : planes, positives != NULL);
-        ISA(add_stack)(&c, p.planes, stack, 0, stack->rows, at, n);
-        ISA(store_counts)(c.negatives, planes, stack->length, at, n, negatives, plane_stride);
+        fetch_queue queue = queue_of(stack, at, n, !stack->weights && !stack->mask);
+        ISA(tally_tile)(stack, positives ? NEGATIVES : SIGNS, planes, at, n, &queue, negatives,
+                        plane_stride);
         if (positives)
-            ISA(store_counts)(c.positives, planes, stack->length, at, n, positives, plane_stride);
+            ISA(tally_tile)(stack, POSITIVES, planes, at, n, &queue, positives, plane_stride);
     }
 }

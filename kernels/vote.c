@@ -1,6 +1,6 @@
 /* Majority of a stack of sign planes: in registers where there are few rows, else tile by tile. */
 
-enum { VOTE_SLICE = 16 * VOTE_TILE }; /* bytes that one thread takes at a time */
+enum { VOTE_SLICE = 8 * VOTE_TILE }; /* bytes that one thread takes at a time */
 
 static int64_t ISA(vote_slice)(const plan *p, int64_t first, uint8_t *out_sign, uint8_t *out_mask,
                                int ties, const mpisign_random *rnd)
@@ -8,14 +8,15 @@ static int64_t ISA(vote_slice)(const plan *p, int64_t first, uint8_t *out_sign, 
     const mpisign_stack *s = p->stack;
     const int64_t bytes = (s->length + 7) / 8;
     const int64_t last = first + VOTE_SLICE < bytes ? first + VOTE_SLICE : bytes;
-    const int few = is_few(s, p->group), stream = bytes >= STREAM_BYTES / 8 && few;
+    const int few = is_few(s, p->group); /* begins with a cache line where it streams */
+    const int stream = bytes >= STREAM_BYTES / 8 && (few || (uintptr_t)out_sign % BLOCK == 0);
     verdict v = {out_sign, out_mask, ties, stream, stream && (out_mask - out_sign) % BLOCK == 0,
                  s->length, zero_lanes()};
     if (few)
         ISA(vote_few)(p, first, last, rnd, &v);
     else
-        for (int64_t at = first; at < last; at += VOTE_TILE)
-            ISA(vote_tile)(p, at, last - at < VOTE_TILE ? last - at : VOTE_TILE, rnd, &v);
+        for (int64_t at = first, tile = tile_of(s, p->rows.planes); at < last; at += tile)
+            ISA(vote_tile)(p, at, last - at < tile ? last - at : tile, rnd, &v);
     if (stream)
         end_of_stream();
     return total_of(v.tied);

@@ -89,6 +89,19 @@ def test_a_long_sum_past_the_cache_at_any_address_with_any_threads(isa, monkeypa
             assert (room[:start] == 7).all() and (room[start + length :] == 7).all()
 
 
+def test_a_long_mean_past_the_cache_at_any_address(isa):
+    length = (1 << 20) + 77
+    counts = ballots(5, length, 6)
+    expected = ref.mean_of_counts(counts, 31, length)
+    for start in (0, 1, 16):
+        room = np.full(length + 48, 7, dtype=np.float32)
+        start += -room.ctypes.data // 4 % 16
+        out = room[start : start + length]
+        assert mean_of_counts(counts, 31, length=length, out=out) is out
+        assert samples.same(out, expected)
+        assert (room[:start] == 7).all() and (room[start + length :] == 7).all()
+
+
 def test_torch_and_lists_of_weights():
     stack = ballots(5, 1000, 5).copy()
     weights = [0.5, -1, 2, 0.25, 3]

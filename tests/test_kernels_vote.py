@@ -16,6 +16,7 @@ from mpisign import planes
 from mpisign.planes.weights import integer_weights
 
 KEYS = {"seed": 2**40 + 7, "step": 2**33 + 11}
+TILE = 8192  # bytes: VOTE_TILE of kernels/blocks.c
 ROWS = [1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 64, 100]
 
 
@@ -39,7 +40,7 @@ def expected(signs, masks, ties, **options):
 @pytest.mark.parametrize("masked", [False, True])
 def test_majority_at_every_boundary(ties, masked):
     for n in ROWS:
-        for length in (1, 511, 2048, 2049, 8 * 2048 + 5) if n < 5 or n > 14 else (1, 2049):
+        for length in (1, 511, 2048, 2049, 8 * TILE + 5) if n < 5 or n > 14 else (1, 2049):
             signs, masks, stack = ballots(n, length, 1, masked)
             for offset in (8 * 5, 8 * 16):
                 options = {"ties": ties, "length": length, "offset": offset, **KEYS}
@@ -51,11 +52,12 @@ def test_majority_at_every_boundary(ties, masked):
 @pytest.mark.parametrize("ties", ["random", "zero"])
 def test_large_results_are_streamed_to_any_address(ties):
     length = 8 * ((1 << 19) + 37) - 3
-    for n in (2, 3):
+    for n in (2, 3, 18):
         signs, _, stack = ballots(n, length, 2, False)
         wanted = expected(signs, None, ties, length=length, **KEYS)
-        for start in (1, 16):
+        for start in (1, 16, "line"):
             room = np.empty(wanted.nbytes + 64, dtype=np.uint8)
+            start = -room.ctypes.data % 64 if start == "line" else start
             room[start + wanted.nbytes :] = 0xA5
             out = room[start:][: wanted.nbytes].reshape(wanted.shape)
             mpisign.majority(stack, ties=ties, length=length, out=out, **KEYS)
@@ -69,7 +71,7 @@ def test_large_results_are_streamed_to_any_address(ties):
     "n, group", [(3, 3), (6, 3), (9, 3), (15, 5), (21, 7), (48, 3), (51, 3), (8, 2), (90, 9)]
 )
 def test_groups_vote_first(n, group, masked):
-    for length in (65, 8 * 2048 + 5):
+    for length in (65, 8 * TILE + 5):
         signs, masks, stack = ballots(n, length, 3, masked)
         for ties in ("random", "zero"):
             options = {"ties": ties, "length": length, **KEYS}
@@ -83,7 +85,7 @@ def test_groups_vote_first(n, group, masked):
 @pytest.mark.parametrize("weights", [[1, 1, 1], [0, 0], [5, 0, 3, 2], range(40)])
 def test_weighted_majority_and_tally(weights, masked):
     weights = list(weights)
-    for length in (1, 777, 8 * 2048 + 3):
+    for length in (1, 777, 8 * TILE + 3):
         signs, masks, stack = ballots(len(weights), length, 4, masked)
         for ties in ("positive", "random", "zero"):
             options = {"ties": ties, "length": length, "weights": weights, **KEYS}
@@ -98,13 +100,23 @@ def test_weighted_majority_and_tally(weights, masked):
 @pytest.mark.parametrize("masked", [False, True])
 def test_tally_counts(masked):
     for n in ROWS:
-        for length in (1, 2047, 2048 * 9 + 9):
+        for length in (1, 2047, 8 * TILE + 9):
             signs, masks, stack = ballots(n, length, 5, masked)
             counts = planes.tally(stack, length=length)
             assert counts.shape == (2,) * masked + (n.bit_length(), (length + 7) // 8)
             wanted = ref.tally(signs, masks, None, length, n.bit_length())
             assert np.array_equal(counts, np.stack(wanted) if masked else wanted[0])
             assert planes.padding_is_zero(counts, length).all()
+
+
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("masked", [False, True])
+def test_more_rows_than_a_tile_is_long_for(masked):
+    length = 8 * TILE // 2 + 17
+    signs, masks, stack = ballots(300, length, 6, masked)
+    for ties in ("random", "zero"):
+        options = {"ties": ties, "length": length, **KEYS}
+        assert np.array_equal(mpisign.majority(stack, **options), expected(signs, masks, **options))
 
 
 @pytest.mark.usefixtures("isa")

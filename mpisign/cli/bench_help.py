@@ -18,7 +18,8 @@ the table:
   moved       bytes that the operation must read and write, however it is done
   of limit    moved / time, as a share of the machine's read, write or copy speed, median of the
               rounds: near 1.00 is the end, above it what is written overlaps with what is read
-              (write, copy: the better of plain and of streaming stores; copied bytes count twice)
+              (read: the better of one place and of four at once; write, copy: of plain and of
+              streaming stores; copied bytes count twice)
   goal        the share this project asks for at 25.6M coordinates, one thread; met or missed
   times one   with several --threads: how many times faster than the first of them (the goal of two
               is 1.6, where memory allows it); memory: how many times faster the limit became; left

@@ -131,7 +131,7 @@ class VotePlan(Plan):
         self.chunks = cut(task, transport, self.parts)
         widest = max(self.width(i) for i in range(len(self.chunks)))
         row = max(PREAMBLE + task.k * widest, transport.frame)
-        row = -(-row // _ALIGN) * _ALIGN
+        row = (-(-row // _ALIGN) | 1) * _ALIGN  # rows a multiple of a page apart share cache sets
         result = -(-max(1, task.kd * widest) // _ALIGN) * _ALIGN
         n = slots(len(self.chunks))
         self._slots = [_Slot(transport.size, self.parts, row, result) for _ in range(n)]

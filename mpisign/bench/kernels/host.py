@@ -56,7 +56,7 @@ class Host(MeasuredDevice):
             return [functools.partial(_limits.move, t, s, *more) for t, s in ends]
 
         if kind == "read":
-            return {"loads": ring(None, 0, 0)}
+            return {"loads": ring(None, 0, 0), "loads at 4 places": ring(None, 0, 1)}
         if kind == "write":
             return {"stores": ring(0, None, 0), "streaming": ring(0, None, 1)}
         return {"memcpy": ring(each, 0, 0), "streaming": ring(each, 0, 1)}

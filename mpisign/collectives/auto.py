@@ -21,6 +21,7 @@ import numpy as np
 from mpisign.collectives.allgather_vote import allgather_vote
 from mpisign.collectives.alltoall_vote import alltoall_vote
 from mpisign.collectives.hierarchical_vote import hierarchical_vote, vote_of_votes
+from mpisign.collectives.hierarchy import Hierarchy, grouped
 from mpisign.collectives.replicated_vote import replicated_vote
 from mpisign.collectives.vote_task import VoteTask
 from mpisign.engine.engine import Engine
@@ -72,7 +73,7 @@ def choose(engine: Engine, size: int, task: VoteTask, header: Header) -> Algorit
             f"{operation}: algorithm={name!r} needs a Communicator, which finds nodes"
         )
     vote = hierarchical_vote if name == "hierarchical" else vote_of_votes
-    return functools.partial(vote, nodes=engine.nodes)
+    return functools.partial(vote, hierarchy=engine.hierarchy)
 
 
 def _cheapest(engine: Engine, size: int, task: VoteTask) -> str:
@@ -133,7 +134,9 @@ class Costs:
         Path(path).write_text(json.dumps(asdict(self), indent=1) + "\n")
 
 
-def survey(engine: Engine, given: Sequence[int] | None, wrong: Exception | None = None) -> None:
+def survey(
+    engine: Engine, given: Sequence[Sequence[int]] | None, wrong: Exception | None = None
+) -> None:
     """Finds the nodes (see ``find_nodes``) and measures what exchanges cost. Collective.
 
     ``wrong``: the error of this rank, which the collective raises on all ranks instead.
@@ -143,9 +146,9 @@ def survey(engine: Engine, given: Sequence[int] | None, wrong: Exception | None 
         if wrong is not None:
             raise wrong
         wire = UncountedTransport(wire.transport, wire.tag)
-        engine.nodes = yield from find_nodes(wire, given)
+        engine.hierarchy = Hierarchy((yield from find_nodes(wire, given)))
         if wire.size > 2 and engine.transport.measurable:
-            engine.costs = yield from measure_costs(wire, engine.nodes)
+            engine.costs = yield from measure_costs(wire, engine.hierarchy.partitions[0])
 
     engine.submit("Communicator", steps).wait()
 
@@ -200,14 +203,20 @@ def _measure(wire: TaggedTransport, ranks: Sequence[int]) -> Steps[tuple[float, 
     return best[0], max(0.0, best[1] - best[0]) / (part * len(ranks))
 
 
-def find_nodes(wire: TaggedTransport, given: Sequence[int] | None) -> Steps[list[list[int]]]:
-    """The ranks of each node, nodes in the order of their first ranks; agreed by all ranks.
+def find_nodes(
+    wire: TaggedTransport, given: Sequence[Sequence[int]] | None
+) -> Steps[list[list[list[int]]]]:
+    """The ranks of each node, then of each rack and so on, agreed by all ranks.
 
-    ``given``: a number for each rank's node, the same list on all ranks; None: ranks whose host
-    names are equal share a node. Wire: 16 bytes a rank, "g" or "f" and 15 of BLAKE2b over the list
-    or the host name. DisagreementError if ranks were given different lists, or only some were.
+    Groups are in the order of their first ranks. ``given``: by level, innermost first, a number for
+    each rank's group, the same on all ranks; None: ranks whose host names are equal share a node.
+    Wire: 16 bytes a rank, "g" or "f" and 15 of BLAKE2b over the lists (over a single one as it
+    is), or the host name. DisagreementError if ranks were given different lists, or only some were.
     """
-    key = socket.gethostname() if given is None else repr(list(given))
+    if given is None:
+        key = socket.gethostname()
+    else:
+        key = repr(list(given[0]) if len(given) == 1 else [list(level) for level in given])
     digest = hashlib.blake2b(key.encode(), digest_size=_NAME_NBYTES - 1).digest()
     word = (_FOUND if given is None else _GIVEN) + digest
     rows = np.empty((wire.size, _NAME_NBYTES), dtype=np.uint8)
@@ -217,13 +226,5 @@ def find_nodes(wire: TaggedTransport, given: Sequence[int] | None) -> Steps[list
         if len(set(words)) > 1:
             raise DisagreementError("Communicator: nodes must be the same list on all ranks")
         assert given is not None
-        return grouped(given)
-    return grouped(words)
-
-
-def grouped(keys: Sequence[object]) -> list[list[int]]:
-    """Ranks with equal keys, in the order of the first rank of each group."""
-    groups: dict[object, list[int]] = {}
-    for rank, key in enumerate(keys):
-        groups.setdefault(key, []).append(rank)
-    return list(groups.values())
+        return [grouped(level) for level in given]
+    return [grouped(words)]

@@ -6,7 +6,7 @@ import hashlib
 import os
 import struct
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -62,8 +62,8 @@ class Engine:
     ``votes`` counts calls, the same on every rank, and is the default step. The digest of every
     ``check_every``-th result travels in a later header (32 bytes, no exchange of its own), so that
     diverged replicas raise at once; ``MPISIGN_CHECK_EVERY`` sets it, 0 turns it off. ``timeout``:
-    seconds that ranks wait for each other, default ``MPISIGN_TIMEOUT``, else 600. ``nodes`` and
-    ``costs`` are None until ``mpisign.collectives.auto.survey``.
+    seconds that ranks wait for each other, default ``MPISIGN_TIMEOUT``, else 600. ``hierarchy``
+    (of nodes) and ``costs`` are None until ``mpisign.collectives.auto.survey``.
     """
 
     def __init__(
@@ -76,12 +76,17 @@ class Engine:
         self.exchanges = 0  # front ends that share this
         self.check_every = check_every() if every is None else every
         self.digest = bytes(32)
-        self.nodes: list[list[int]] | None = None
+        self.hierarchy: Any = None
         self.costs: Any = None
         self.device_transport: Transport | None = None  # for CUDA memory, from its first use on
         #: For experiments with hostile ranks: called with each vote's task, which it may change,
         #: and byzantine_f; returns the algorithm to run, or None for the agreed one.
         self.adversary: Callable[[Any, int], Any] | None = None
+
+    @property
+    def nodes(self) -> Sequence[Sequence[int]] | None:
+        """The ranks of each node; None until they are known."""
+        return None if self.hierarchy is None else self.hierarchy.partitions[0]  # type: ignore[no-any-return]
 
     def start(
         self,

@@ -36,7 +36,7 @@ _ALLGATHER_BYTES = 1 << 14  # where nothing is measured: below, latency costs mo
 _SMALL, _LARGE = 64, 1 << 19  # bytes that a rank sends in the two measured exchanges
 _TIMES = 3
 _NAME_NBYTES = 16
-_GIVEN, _FOUND = b"g", b"f"
+_GIVEN, _FOUND, _WRONG = b"g", b"f", b"w"
 
 
 def choose(engine: Engine, size: int, task: VoteTask, header: Header) -> Algorithm:
@@ -143,10 +143,8 @@ def survey(
     """
 
     def steps(wire: TaggedTransport) -> Steps[None]:
-        if wrong is not None:
-            raise wrong
         wire = UncountedTransport(wire.transport, wire.tag)
-        engine.hierarchy = Hierarchy((yield from find_nodes(wire, given)))
+        engine.hierarchy = Hierarchy((yield from find_nodes(wire, given, wrong)))
         if wire.size > 2 and engine.transport.measurable:
             engine.costs = yield from measure_costs(wire, engine.hierarchy.partitions[0])
 
@@ -204,24 +202,35 @@ def _measure(wire: TaggedTransport, ranks: Sequence[int]) -> Steps[tuple[float, 
 
 
 def find_nodes(
-    wire: TaggedTransport, given: Sequence[Sequence[int]] | None
+    wire: TaggedTransport,
+    given: Sequence[Sequence[int]] | None,
+    wrong: Exception | None = None,
 ) -> Steps[list[list[list[int]]]]:
     """The ranks of each node, then of each rack and so on, agreed by all ranks.
 
     Groups are in the order of their first ranks. ``given``: by level, innermost first, a number for
     each rank's group, the same on all ranks; None: ranks whose host names are equal share a node.
     Wire: 16 bytes a rank, "g" or "f" and 15 of BLAKE2b over the lists (over a single one as it
-    is), or the host name. DisagreementError if ranks were given different lists, or only some were.
+    is), or the host name; "w" where an argument is wrong. DisagreementError if ranks were given
+    different lists, or only some were. A rank raises its ``wrong`` once all ranks are here.
     """
-    if given is None:
+    if wrong is not None:
+        key = ""
+    elif given is None:
         key = socket.gethostname()
     else:
         key = repr(list(given[0]) if len(given) == 1 else [list(level) for level in given])
     digest = hashlib.blake2b(key.encode(), digest_size=_NAME_NBYTES - 1).digest()
-    word = (_FOUND if given is None else _GIVEN) + digest
+    kind = _WRONG if wrong is not None else _FOUND if given is None else _GIVEN
+    word = kind + digest
     rows = np.empty((wire.size, _NAME_NBYTES), dtype=np.uint8)
     yield wire.allgather(np.frombuffer(word, dtype=np.uint8), rows)
     words = [row.tobytes() for row in rows]
+    if wrong is not None:
+        raise wrong
+    broken = [r for r, w in enumerate(words) if w[:1] == _WRONG]
+    if broken:  # these ranks send no more than a notice that says why
+        yield wire.exchange([], [(r, wire.empty(1)) for r in broken])
     if any(w[:1] == _GIVEN for w in words):
         if len(set(words)) > 1:
             raise DisagreementError("Communicator: nodes must be the same list on all ranks")

@@ -13,6 +13,7 @@ from mpisign.backend import arrays
 from mpisign.collectives.auto import choose
 from mpisign.collectives.vote_task import ArrayTask, VoteTask
 from mpisign.engine.agreement import Agreed, refuse_nans
+from mpisign.engine.dissemination import all_same
 from mpisign.engine.engine import Engine
 from mpisign.engine.header import EAGER_AT, EAGER_NBYTES, SHORT_ABOVE, Header
 from mpisign.engine.progress import Handle
@@ -74,7 +75,7 @@ def vote(
 
     ``eager``: the task ``is_eager`` and all ranks' planes came with their headers. If any rank's
     header said nan_count_pending, ranks exchange the counts after ``task.unpack``, and all raise
-    NaNError under nan="raise".
+    NaNError under nan="raise". More than SHORT_ABOVE ranks first ask whether anyone holds any.
     """
     task.agree(agreed.weights, wire.size)
     if task.groups is not None and agreed.weights is not None:
@@ -99,9 +100,13 @@ def vote(
     header = agreed.header
     # Under byzantine_f no count is pending: a hostile rank would send it to some ranks only.
     if agreed.nan_count_pending and header.nan == "raise" and not header.byzantine_f:
-        nans = np.zeros((wire.size, 8), dtype=np.uint8)
-        yield wire.allgather(np.array([int(task.nans)], dtype="<u8").view(np.uint8), nans)
-        refuse_nans(agreed.function, nans.view("<u8")[:, 0].tolist())
+        own = int(task.nans)
+        any_here = np.array([own > 0], dtype=np.uint8)
+        many = wire.size > SHORT_ABOVE
+        if not (many and (yield from all_same(wire, any_here))):
+            nans = np.zeros((wire.size, 8), dtype=np.uint8)
+            yield wire.allgather(np.array([own], dtype="<u8").view(np.uint8), nans)
+            refuse_nans(agreed.function, nans.view("<u8")[:, 0].tolist())
     if digest is not None:
         engine.digest = digest.field()
 

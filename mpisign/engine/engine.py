@@ -13,6 +13,7 @@ import numpy as np
 
 from mpisign.backend import arrays
 from mpisign.engine.agreement import Agreed, agree, all_alike, name_ranks
+from mpisign.engine.dissemination import all_same
 from mpisign.engine.echo import echo
 from mpisign.engine.header import BYZANTINE_F, NBYTES, SHORT_ABOVE, Header
 from mpisign.engine.progress import Handle, ProgressEngine, timeout_of_environment
@@ -153,9 +154,10 @@ class Engine:
     ) -> Steps[Agreed]:
         """Exchanges headers and agrees. ``eager``: the planes of a small task, sent along.
 
-        Among more than ``SHORT_ABOVE`` ranks their digests go first, 16 bytes a rank, and headers
-        only if these differ or a rank asks for it. If any rank's has byzantine_f, headers are
-        echoed too: WireError, naming ranks, if a rank sent different headers to different ranks.
+        Among more than ``SHORT_ABOVE`` ranks their digests go first, 16 bytes in each of
+        ceil(log2 p) rounds, and headers only if these differ or a rank asks for it. If any rank's
+        has byzantine_f, headers are echoed too: WireError, naming ranks, if a rank sent different
+        headers to different ranks.
         """
         header.rank, header.replica = wire.rank, self.digest
         self.digest = bytes(32)
@@ -164,12 +166,9 @@ class Engine:
         except (struct.error, OverflowError) as error:  # a number that no check has kept out
             header = Header(header.operation, rank=wire.rank).refusal(str(error))
             message = header.encode()
-        if wire.size > SHORT_ABOVE:
-            words = np.empty((wire.size, 16), dtype=np.uint8)
-            yield wire.allgather(header.short(message), words)
-            same = words[0, 0] == 0 and (words == words[0]).all()
-            if same and not header.byzantine_f:  # else a hostile rank may have sent some another
-                return agree(message[None], header, function, alike=True, size=wire.size)
+        # Under byzantine_f a digest starts with 1: a hostile rank may have sent some another.
+        if wire.size > SHORT_ABOVE and (yield from all_same(wire, header.short(message))):
+            return agree(message[None], header, function, alike=True, size=wire.size)
         rows = np.empty((wire.size, NBYTES), dtype=np.uint8)
         yield wire.transport.start_allgather(message, list(rows), wire.tag)
         alike = all_alike(rows, wire.rank)

@@ -38,7 +38,7 @@ def test_a_vote_of_very_many_ranks(size):
     few, many = received(4), received(size)
     planes = 2 * LENGTH / 8  # one up, one down
     assert few == pytest.approx(planes * 3 / 4 + 3 * header.NBYTES)
-    assert many == pytest.approx(planes * (1 - 1 / size) + math.ceil(math.log2(size)) * 17)
+    assert many == pytest.approx(planes * (1 - 1 / size) + math.ceil(math.log2(size)) * 16)
 
 
 @pytest.mark.parametrize("size", [header.SHORT_ABOVE, header.SHORT_ABOVE + 1])

@@ -73,9 +73,9 @@ def _vote(
 ) -> Steps[None]:
     levels = hierarchy.levels(wire.rank)
     top = len(levels) - 1
-    chunks = task.chunks(
-        wire.transport.message, levels[0].parts, _memory(task, hierarchy, weights, kind)
-    )
+    slots_in_all = math.prod(hierarchy.parts[:-1])
+    held = _memory(task, hierarchy, weights, kind)
+    chunks = task.chunks(wire.transport.message, slots_in_all, held)
     n = slots(len(chunks))
     widths = _widths(max(b - a for a, b in chunks), hierarchy)
     ballots = [wire.empty(task.k, widths[0]) for _ in range(n)]

@@ -69,6 +69,7 @@ class Hierarchy:
         #: By level: into how many parts a range is cut, the children of the smallest group.
         self.parts = [min(map(len, children)) for children in self._children]
         self._levels: dict[int, list[Level]] = {}
+        self._below = {len(partitions): self}
         self._unlike: dict[int, list[Children]] = {}
 
     @property
@@ -82,17 +83,27 @@ class Hierarchy:
         return len(self._children)
 
     @property
-    def last(self) -> int:
-        """The last rank of the last group of every level, whose parts are nowhere shorter."""
-        at, group = len(self._children) - 1, 0
-        while at >= 0:
-            group = self._children[at][group][-1]
-            at -= 1
+    def busiest(self) -> int:
+        """The last owner in the largest groups: where all is even, no rank sends or gets more."""
+        group = 0
+        for at in range(self.depth - 1, -1, -1):
+            owners = self._children[at][group][: self.parts[at]]
+            group = max(owners, key=lambda child: (len(self._groups[at][child]), child))
         return group
+
+    def mates(self, rank: int) -> Sequence[int]:
+        """The ranks of a rank's node, itself among them."""
+        return self.partitions[0][self._of[1][rank]]
+
+    def groups_something(self, depth: int) -> bool:
+        """Whether each of the ``depth`` innermost levels has groups of several, several of them."""
+        return all(p > 1 for p in self.parts[:depth]) and len(self.partitions[depth - 1]) > 1
 
     def below(self, depth: int) -> Hierarchy:
         """The hierarchy of the ``depth`` innermost levels alone."""
-        return self if depth == len(self.partitions) else Hierarchy(self.partitions[:depth])
+        if depth not in self._below:
+            self._below[depth] = Hierarchy(self.partitions[:depth])
+        return self._below[depth]
 
     def groups(self, at: int) -> list[Children]:
         """The children of every group of a level."""

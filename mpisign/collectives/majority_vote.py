@@ -75,7 +75,7 @@ def vote(
 
     ``eager``: the task ``is_eager`` and all ranks' planes came with their headers. If any rank's
     header said nan_count_pending, ranks exchange the counts after ``task.unpack``, and all raise
-    NaNError under nan="raise". More than SHORT_ABOVE ranks first ask whether anyone holds any.
+    NaNError under nan="raise".
     """
     task.agree(agreed.weights, wire.size)
     if task.groups is not None and agreed.weights is not None:
@@ -100,15 +100,19 @@ def vote(
     header = agreed.header
     # Under byzantine_f no count is pending: a hostile rank would send it to some ranks only.
     if agreed.nan_count_pending and header.nan == "raise" and not header.byzantine_f:
-        own = int(task.nans)
-        any_here = np.array([own > 0], dtype=np.uint8)
-        many = wire.size > SHORT_ABOVE
-        if not (many and (yield from all_same(wire, any_here))):
-            nans = np.zeros((wire.size, 8), dtype=np.uint8)
-            yield wire.allgather(np.array([own], dtype="<u8").view(np.uint8), nans)
-            refuse_nans(agreed.function, nans.view("<u8")[:, 0].tolist())
+        yield from share_nans(wire, int(task.nans), agreed.function)
     if digest is not None:
         engine.digest = digest.field()
+
+
+def share_nans(wire: TaggedTransport, nans: int, function: str) -> Steps[None]:
+    """NaNError on all ranks if any holds ``nans``; many ranks first ask whether anyone does."""
+    none = np.array([nans > 0], dtype=np.uint8)
+    if wire.size > SHORT_ABOVE and (yield from all_same(wire, none)):
+        return
+    counts = np.zeros((wire.size, 8), dtype=np.uint8)
+    yield wire.allgather(np.array([nans], dtype="<u8").view(np.uint8), counts)
+    refuse_nans(function, counts.view("<u8")[:, 0].tolist())
 
 
 def is_eager(task: VoteTask, header: Header, size: int) -> bool:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import pairwise
 from typing import Any
 
+from mpisign import policies
 from mpisign.bench import report
 from mpisign.bench.progress import progress
 from mpisign.bench.record import Record
@@ -18,11 +19,20 @@ from mpisign.collectives.hierarchy import Hierarchy, grouped
 from mpisign.experiments.errors import SettingsError
 from mpisign.transports.base import Transport
 
-#: Two networks whose nodes share one link: a cluster's (200 Gbit/s, 5 us, 1 us a message) and
-#: Ethernet (1 Gbit/s, 50 us, 5 us a message). Bytes of all ranks of a node cross its link.
-_CLUSTER, _ETHERNET = (5e-6, 1e-6, 200e9), (50e-6, 5e-6, 1e9)
-_STEPS = 8  # lengths a factor of ten, of which it is asked what "auto" takes
-_SHORTEST, _LONGEST = 3, 10  # powers of ten
+#: Two networks whose nodes share one link: bits a second, seconds of an exchange, of a message.
+_CLUSTER, _ETHERNET = (200e9, 5e-6, 1e-6), (1e9, 50e-6, 5e-6)
+#: Powers of ten: lengths for which it is asked what "auto" takes. Between two of them that differ
+#: the place of the switch is sought, to an eighth of a power.
+_POWERS = range(3, 11)
+_FINE = 8
+
+
+_ALGORITHMS: tuple[tuple[policies.Algorithm, int], ...] = (
+    ("allgather", 0),
+    ("alltoall", 0),
+    ("hierarchical", 1),
+    ("hierarchical", 2),
+)
 
 
 @dataclass(frozen=True)
@@ -56,9 +66,12 @@ class Choice:
 
 @dataclass(kw_only=True)
 class ScaleRecord(Record):
-    """One run of ``mpisign bench scale``."""
+    """One run of ``mpisign bench scale``.
 
-    costs: dict[str, Costs] = field(default_factory=dict)
+    ``costs``: by name of the network, what "auto" reckons with and ranks a node.
+    """
+
+    costs: dict[str, tuple[Costs, int]] = field(default_factory=dict)
     choices: list[Choice] = field(default_factory=list)
 
 
@@ -70,53 +83,70 @@ def run(settings: ScaleSettings, command: str) -> int:
     return report.run(record, SHOWN, lambda: _count(record))
 
 
-def _networks(s: ScaleSettings) -> dict[str, Costs]:
+def _networks(s: ScaleSettings) -> dict[str, tuple[Costs, int]]:
     if s.costs is not None:
         try:
-            return {f"the costs in {s.costs.name}": costs.read(str(s.costs))}
+            return {f"{s.node} ranks a node, {s.costs.name}": (costs.read(str(s.costs)), s.node)}
         except ValueError as error:
             raise SettingsError(f"--costs: {error}") from error
     found = {}
-    for latency, message, rate in (_CLUSTER, _ETHERNET):
-        name = f"{rate / 1e9:g} Gbit/s a node, {latency * 1e6:g} us, {message * 1e6:g} us a message"
-        found[name] = Costs(2e-6, 1e-10, latency, 8 * s.node / rate, 3e-7, message)
+    for node in dict.fromkeys((s.node, 1)):
+        for rate, latency, message in (_CLUSTER, _ETHERNET):
+            ranks = f"{node} rank{'s' if node > 1 else ''} a node"
+            wire = f"{rate / 1e9:g} Gbit/s, {latency * 1e6:g} us, {message * 1e6:g} us a message"
+            of = Costs(2e-6, 1e-10, latency, 8 * node / rate, 3e-7, message)
+            found[f"{ranks}, {wire}"] = of, node
     return found
 
 
 def _count(record: ScaleRecord) -> None:
     s: ScaleSettings = record.settings
-    with progress(len(s.ranks) * (len(s.sizes) + len(record.costs))) as begin:
-        for ranks in s.ranks:
-            nodes = [r // s.node for r in range(ranks)]
-            racks = [nodes, [n // s.rack for n in nodes]]
-            for size in s.sizes:
+    between = s.ranks[0], s.ranks[-1]
+    everywhere = {*s.ranks, *(1 << i for i in range(17) if between[0] < 1 << i < between[1])}
+    with progress(len(s.ranks) * len(s.sizes) + len(everywhere)) as begin:
+        for size in s.sizes:
+            for ranks in s.ranks:
                 begin(f"{ranks} ranks, {size} coordinates")
-                for algorithm, levels in (
-                    ("allgather", 0),
-                    ("alltoall", 0),
-                    ("hierarchical", 1),
-                    ("hierarchical", 2),
-                ):
+                levels = _levels(ranks, s.node, s.rack)
+                for algorithm, depth in _ALGORITHMS:
                     found = traffic.vote_traffic(
-                        size, ranks, algorithm=algorithm, nodes=racks[:levels] or None
+                        size, ranks, algorithm=algorithm, nodes=levels[:depth] or None
                     )
-                    record.rows.append(ScaleRow(ranks, size, levels, found))
-            hierarchy = Hierarchy([grouped(level) for level in racks])
-            for network, of in record.costs.items():
-                begin(f"{ranks} ranks, auto")
-                record.choices += _choices(network, of, hierarchy)
+                    record.rows.append(ScaleRow(ranks, size, depth, found))
+        for ranks in sorted(everywhere):
+            begin(f"{ranks} ranks, auto")
+            for network, (of, node) in record.costs.items():
+                levels = _levels(ranks, node, s.rack)
+                record.choices += _choices(network, of, Hierarchy([*map(grouped, levels)]))
+
+
+def _levels(ranks: int, node: int, rack: int) -> list[list[int]]:
+    nodes = [r // node for r in range(ranks)]
+    return [nodes, [n // rack for n in nodes]]
 
 
 def _choices(network: str, of: Costs, hierarchy: Hierarchy) -> Iterator[Choice]:
-    powers = range(_SHORTEST * _STEPS, _LONGEST * _STEPS + 1)
-    lengths = [round(10 ** (power / _STEPS)) for power in powers]
-    taken = [
-        (_label(*auto.cheapest(of, hierarchy, 2, length, 1, 1, Transport.message)), length)
-        for length in lengths
-    ]
-    for label, run_ in groupby(taken, key=lambda choice: choice[0]):
-        of_label = [length for _, length in run_]
-        yield Choice(network, hierarchy.size, label, of_label[0], of_label[-1])
+    def taken(length: int) -> str:
+        return _label(*auto.cheapest(of, hierarchy, 2, length, 1, 1, Transport.message))
+
+    def until(low: int, high: int) -> Iterator[tuple[str, int]]:
+        """(what is taken, the last length of it) between two powers, in eighths, half by half."""
+        here, there = (taken(round(10 ** (at / _FINE))) for at in (low, high))
+        if here == there:
+            return
+        if high - low == 1:
+            yield here, round(10 ** ((low + high) / 2 / _FINE))
+            return
+        middle = (low + high) // 2
+        yield from until(low, middle)
+        yield from until(middle, high)
+
+    first = 10 ** _POWERS[0]
+    for low, high in pairwise(_POWERS):
+        for label, last in until(low * _FINE, high * _FINE):
+            yield Choice(network, hierarchy.size, label, first, last)
+            first = last
+    yield Choice(network, hierarchy.size, taken(10 ** _POWERS[-1]), first, 10 ** _POWERS[-1])
 
 
 def _label(algorithm: Any, levels: int) -> str:

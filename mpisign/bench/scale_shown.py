@@ -23,28 +23,22 @@ def _tables(record: Any) -> Iterator[Table]:
     yield _table(record, "messages that the busiest rank sends", lambda t: f"{t.sends:,}")
     yield _table(record, "bytes that it sends", lambda t: amount(t.sent))
     yield _table(record, "memory of its buffers", lambda t: amount(t.memory), _most)
-    heads = ("ranks", "rounds", "messages", "bytes")
-    of_agreement = {row.ranks: row.traffic for row in record.rows if row.size < 10**7}
+    of_agreement = {
+        row.ranks: row.traffic for row in record.rows if row.size == record.rows[0].size
+    }
     rows = [
-        (f"{ranks:,}", f"{_rounds(t)}", f"{t.agreement_sends:,}", amount(t.agreement_sent))
+        (f"{ranks:,}", f"{t.agreement_sends:,}", amount(t.agreement_sent))
         for ranks, t in of_agreement.items()
     ]
-    if rows:
-        yield Table("agreement: what each rank sends before the vote", heads, rows)
+    size = coordinates(record.settings.sizes[0])
+    title = f"agreement: what every rank sends besides, {size} coordinates"
+    yield Table(title, ("ranks", "messages", "bytes"), rows)
     for (network,), choices in grouped(record.choices, "network").items():
         lines = [
             (f"{ranks:,}", _switches(of_ranks))
             for (ranks,), of_ranks in grouped(choices, "ranks").items()
         ]
         yield Table(f"what auto takes: {network}", ("ranks", "note"), lines)
-
-
-def _rounds(traffic: Any) -> int:
-    return (
-        1
-        if traffic.agreement_sent // max(1, traffic.agreement_sends) > 16
-        else (traffic.agreement_sends)
-    )
 
 
 def _table(
@@ -56,7 +50,6 @@ def _table(
         cells = {row.label: cell(row.traffic) for row in of}
         more = [last(size)] if last else []
         rows.append([coordinates(size), f"{ranks:,}", *(cells[name] for name in _COLOURS), *more])
-    rows.sort(key=lambda row: [r.size for r in record.rows if coordinates(r.size) == row[0]][0])
     return Table(title, heads, rows)
 
 
@@ -81,10 +74,12 @@ def _notes(record: Any) -> Iterator[str]:
         f"Nodes of {s.node} ranks, racks of {s.rack} nodes; one plane up, one down; messages of "
         "about 48 KiB where a vote is long enough. Rounds that a chunk waits for: allgather 1, "
         "alltoall 2, hierarchical 4 with nodes and 6 with racks. Each figure comes from the "
-        "collective's own generator, run without ranks (mpisign.vote_traffic)."
+        "collective's own generator, run without ranks (mpisign.vote_traffic). Among up to 64 "
+        "ranks auto sends votes of up to 3,072 coordinates within the headers."
     )
     yield (
-        "Within a node auto reckons with 2 us an exchange, 0.3 us a message and 10 GB/s."
+        "A node has one link of so many Gbit/s; an exchange between nodes takes so many us, and "
+        "each message so many. Within a node auto reckons with 2 us, 0.3 us a message and 10 GB/s."
         if s.costs is None
         else ""
     )
@@ -95,23 +90,29 @@ def _draw(record: Any) -> Any:
     plot.measured(record.rows)
     s = record.settings
     size = s.sizes[len(s.sizes) // 2]
-    figure = plot.figure(13, 4.6, "What the busiest rank sends and holds, and what auto takes")
-    axes = figure.subplots(1, 2 + len(record.costs))
+    figure = plot.figure(13, 8, "What the busiest rank sends and holds, and what auto takes")
+    columns = 1 + -(-len(record.costs) // 2)
+    axes = figure.subplots(2, columns, squeeze=False)
     of_size = [row for row in record.rows if row.size == size]
-    _lines(axes[0], of_size, lambda t: t.sends)
-    axes[0].set_title(f"messages, {coordinates(size)} coordinates", fontsize=9, loc="left")
-    _lines(axes[1], of_size, lambda t: t.memory / 1e6)
-    axes[1].axhline((3 * size / 8 + _ARENA) / 1e6, color=plot.GREY, linewidth=1, linestyle=":")
-    axes[1].annotate(
-        "3 planes + 64 MiB", (s.ranks[0], (3 * size / 8 + _ARENA) / 1e6), (0, 3),
-        textcoords="offset points", fontsize=8, color=plot.GREY,
+    messages, memory = axes[:, 0]
+    _lines(messages, of_size, lambda t: t.sends)
+    messages.set_title(f"messages, {coordinates(size)} coordinates", fontsize=9, loc="left")
+    _lines(memory, of_size, lambda t: t.memory / 1e6)
+    most = (3 * size / 8 + _ARENA) / 1e6
+    memory.axhline(most, color=plot.GREY, linewidth=1, linestyle=":")
+    memory.annotate(
+        "3 planes + 64 MiB", (s.ranks[0], most), (0, -10), textcoords="offset points", fontsize=8,
+        color=plot.GREY,
     )  # fmt: skip
-    axes[1].set_title(f"MB of buffers, {coordinates(size)} coordinates", fontsize=9, loc="left")
-    for axis, network in zip(axes[2:], record.costs, strict=True):
-        _map(axis, [c for c in record.choices if c.network == network], s.ranks)
-        title = network.replace(", ", ",\n", 1)
-        axis.set_title(f"auto: {title}", fontsize=9, loc="left")
-    handles, labels = axes[0].get_legend_handles_labels()
+    memory.set_title(f"MB of buffers, {coordinates(size)} coordinates", fontsize=9, loc="left")
+    maps = axes[:, 1:].T.reshape(-1) if columns > 2 else axes[:, 1]
+    for axis in maps[len(record.costs) :]:
+        axis.set_axis_off()
+    for axis, network in zip(maps, record.costs, strict=False):
+        _map(axis, [c for c in record.choices if c.network == network])
+        ranks, _, wire = network.partition(", ")
+        axis.set_title(f"auto, {ranks},\n{wire}", fontsize=9, loc="left")
+    handles, labels = messages.get_legend_handles_labels()
     figure.legend(handles, labels, **plot.SMALL, loc="outside lower center", ncols=len(labels))
     return figure
 
@@ -127,18 +128,14 @@ def _lines(axis: Any, rows: Sequence[Any], value: Callable[[Any], float]) -> Non
     _of_ranks(axis, [row.ranks for row in rows])
 
 
-def _map(axis: Any, choices: Sequence[Any], ranks: Sequence[int]) -> None:
+def _map(axis: Any, choices: Sequence[Any]) -> None:
     """A bar for each number of ranks, coloured by what is taken at each length."""
-    edges = {p: (p / 2**0.5, p * 2**0.5) for p in ranks}
-    for low, high in zip(ranks, ranks[1:], strict=False):  # bars that meet half way
-        middle = (low * high) ** 0.5
-        edges[low], edges[high] = (edges[low][0], middle), (middle, edges[high][1])
+    ranks = sorted({c.ranks for c in choices})
     for choice in choices:
-        left, right = edges[choice.ranks]
-        axis.bar(
-            left, choice.last * 1.155 - choice.first / 1.155, right - left,
-            choice.first / 1.155, align="edge", color=_COLOURS[choice.label],
-        )  # fmt: skip
+        left, right = choice.ranks / 2**0.5, choice.ranks * 2**0.5
+        height = choice.last - choice.first
+        colour = _COLOURS[choice.label]
+        axis.bar(left, height, right - left, choice.first, align="edge", color=colour)
     axis.set_yscale("log")
     axis.set_ylim(min(c.first for c in choices), max(c.last for c in choices))
     axis.set_ylabel("coordinates", fontsize=8)

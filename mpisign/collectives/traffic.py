@@ -31,6 +31,7 @@ class VoteTraffic:
         rounds: exchanges that a chunk waits for, one after another.
         sends, receives: messages of the vote.
         sent, received: their bytes.
+        sends_outside, sent_outside, received_outside: of these to and from other nodes.
         memory: bytes of buffers beyond gradient and result.
         agreement_sends, agreement_sent: messages and bytes of headers and of counts of NaN, one
             way; as many come.
@@ -44,6 +45,9 @@ class VoteTraffic:
     receives: int
     sent: int
     received: int
+    sends_outside: int
+    sent_outside: int
+    received_outside: int
     memory: int
     agreement_sends: int
     agreement_sent: int
@@ -112,10 +116,12 @@ def vote_traffic(
         choice = algorithm, len(hierarchy.partitions)
     task = VoteTask(length, k, ties, 0, 0)
     header = Header("majority_vote", length=length, algorithm=algorithm, nan=nan)
-    run = DryRun()
+    run, near = DryRun(), frozenset(hierarchy.mates(rank))
     if not is_eager(task, header, size):  # else ballots travel in headers
-        run = dry_run(auto.named(*choice, hierarchy), length, k, kd, rank, size, message)
-    vote = run.far
+        run = dry_run(auto.named(*choice, hierarchy), length, k, kd, rank, size, message, near)
+    vote = Load()
+    for load in (run.near, run.far):
+        vote.add(load)
     pending = nan == "raise" and not task.short(message)
     agreement = _agreement(header, pending, rank, size)
     return VoteTraffic(
@@ -127,6 +133,9 @@ def vote_traffic(
         vote.receives,
         vote.sent,
         vote.received,
+        run.far.sends,
+        run.far.sent,
+        run.far.received,
         run.memory,
         agreement.sends,
         agreement.sent,

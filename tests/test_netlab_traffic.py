@@ -1,4 +1,4 @@
-"""Bytes at the links of 16 nodes of 2 ranks, against those that vote_traffic counts without them."""
+"""Bytes at the links of 16 nodes of 2 ranks, against those that vote_traffic says."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from mpisign.collectives.alltoall_vote import alltoall_vote
 from mpisign.collectives.costs import Costs, measure_costs
 from mpisign.collectives.dry_run import Algorithm, DryRun, dry_run
 from mpisign.collectives.hierarchical_vote import hierarchical_vote, vote_of_votes
-from mpisign.collectives.hierarchy import Hierarchy, grouped
+from mpisign.collectives.hierarchy import Children, Hierarchy, grouped, hierarchy_of
 from mpisign.collectives.replicated_vote import replicated_vote
 from mpisign.collectives.vote_task import VoteTask
 from mpisign.engine.engine import Engine
@@ -122,7 +122,7 @@ def survey(
 
     def steps(wire: TaggedTransport) -> Steps[None]:
         wire = UncountedTransport(wire.transport, wire.tag)
-        engine.hierarchy = Hierarchy((yield from find_nodes(wire, given, wrong)))
+        engine.hierarchy = hierarchy_of((yield from find_nodes(wire, given, wrong)))
         if wire.size > 2 and engine.transport.measurable:
             engine.costs = yield from measure_costs(wire, engine.hierarchy.partitions[0])
 
@@ -133,7 +133,7 @@ def find_nodes(
     wire: TaggedTransport,
     given: Sequence[Sequence[int]] | None,
     wrong: Exception | None = None,
-) -> Steps[list[list[list[int]]]]:
+) -> Steps[tuple[Children, ...]]:
     """The ranks of each node, then of each rack and so on, agreed by all ranks.
 
     Groups are in the order of their first ranks. ``given``: by level, innermost first, a number for
@@ -163,5 +163,5 @@ def find_nodes(
         if len(set(words)) > 1:
             raise DisagreementError("Communicator: nodes must be the same list on all ranks")
         assert given is not None
-        return [grouped(level) for level in given]
-    return [grouped(words)]
+        return tuple(map(grouped, given))
+    return (grouped(words),)

@@ -100,8 +100,10 @@ def _vote(
             if not level.owns:
                 break
             low, high = found[-1]
-            part = _cut(high - low, level.parts)[level.place]
-            found.append((low + part.start, low + part.stop))
+            begin, end = (
+                (high - low) * part // level.parts for part in (level.place, level.place + 1)
+            )
+            found.append((low + begin, low + end))
         return found
 
     def up(at: int, i: int) -> Pending:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -58,7 +58,7 @@ class Hierarchy:
         everyone = range(self.size)
         levels: Partitions = [[[r] for r in everyone], *partitions, [list(everyone)]]
         self._groups: Partitions = levels
-        self._of = [_index(groups) for groups in levels]
+        self._of = [_index(groups, self.size) for groups in levels]
         #: By level, then group: its children, numbers of groups of the level below.
         self._children: list[list[list[int]]] = []
         for at in range(1, len(levels)):
@@ -71,11 +71,6 @@ class Hierarchy:
         self._levels: dict[int, list[Level]] = {}
         self._below = {len(partitions): self}
         self._unlike: dict[int, list[Children]] = {}
-
-    @property
-    def even(self) -> bool:
-        """Whether all groups of a level have equally many children."""
-        return all(len({len(c) for c in level}) == 1 for level in self._children)
 
     @property
     def depth(self) -> int:
@@ -141,16 +136,27 @@ class Hierarchy:
         return group
 
 
-def _index(groups: Sequence[Sequence[int]]) -> dict[int, int]:
-    return {rank: number for number, group in enumerate(groups) for rank in group}
+@lru_cache(maxsize=16)
+def hierarchy_of(partitions: tuple[Children, ...]) -> Hierarchy:
+    """One for all ranks of this process: simulated ones, and communicators of the same ranks."""
+    return Hierarchy(partitions)
 
 
-def grouped(keys: Sequence[object]) -> list[list[int]]:
+def _index(groups: Sequence[Sequence[int]], size: int) -> list[int]:
+    """The number of each rank's group."""
+    found = [0] * size
+    for number, group in enumerate(groups):
+        for rank in group:
+            found[rank] = number
+    return found
+
+
+def grouped(keys: Sequence[object]) -> Children:
     """Ranks with equal keys, in the order of the first rank of each group."""
     groups: dict[object, list[int]] = {}
     for rank, key in enumerate(keys):
         groups.setdefault(key, []).append(rank)
-    return list(groups.values())
+    return tuple(map(tuple, groups.values()))
 
 
 def levels_of(function: str, nodes: Any, size: int) -> list[list[int]] | None:

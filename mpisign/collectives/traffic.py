@@ -9,7 +9,7 @@ from mpisign import policies
 from mpisign.collectives import auto
 from mpisign.collectives.costs import Costs
 from mpisign.collectives.dry_run import DryRun, Load, dry_run, dry_steps
-from mpisign.collectives.hierarchy import Hierarchy, grouped, levels_of
+from mpisign.collectives.hierarchy import grouped, hierarchy_of, levels_of
 from mpisign.collectives.majority_vote import check_options, is_eager, share_nans
 from mpisign.collectives.vote_task import VoteTask
 from mpisign.engine.engine import Engine
@@ -102,7 +102,7 @@ def vote_traffic(
         if type(value) is not int or value < least:
             raise ValueError(f"{_FUNCTION}: {name} must be an integer from {least}, got {value!r}")
     numbers = levels_of(_FUNCTION, nodes, size)
-    hierarchy = Hierarchy([grouped(level) for level in numbers or [[0] * size]])
+    hierarchy = hierarchy_of(tuple(map(grouped, numbers or [[0] * size])))
     rank = hierarchy.busiest if rank is None else rank
     if not 0 <= rank < size:
         raise ValueError(f"{_FUNCTION}: rank must be below {size}, got {rank}")

@@ -31,14 +31,16 @@ class Counted:
 
     def __init__(self):
         self.sends = self.receives = self.sent = self.received = self.headers = self.memory = 0
+        self.outside = 0
 
-    def watch(self, transport):
+    def watch(self, transport, mates):
         exchange, allgather = transport._exchange, transport.start_allgather
 
         def counted(sends, recvs, tag):
             out, into = ([len(part) for _, part in parts if len(part)] for parts in (sends, recvs))
             self.sends, self.sent = self.sends + len(out), self.sent + sum(out)
             self.receives, self.received = self.receives + len(into), self.received + sum(into)
+            self.outside += sum(len(part) for rank, part in sends if rank not in mates)
             return exchange(sends, recvs, tag)
 
         def gathered(send, rows, tag):
@@ -69,7 +71,7 @@ def counted_memory(monkeypatch):
 def vote(comm, length, how):
     counted, transport = Counted(), comm.engine.transport
     before = dict(vars(transport))
-    counted.watch(transport)
+    counted.watch(transport, set(comm.engine.hierarchy.mates(comm.rank)))
     _OF_THREAD[threading.get_ident()] = counted
     comm.majority_vote(np.ones(length, dtype=np.float32), **how)
     vars(transport).clear()
@@ -88,6 +90,7 @@ def check(got, said):
     assert got.memory == said.memory
     if not many:
         assert got.headers == said.agreement_sent
+        assert got.outside == said.sent_outside
 
 
 @pytest.mark.parametrize("size", NODES)

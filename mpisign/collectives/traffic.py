@@ -69,7 +69,7 @@ def vote_traffic(
     ties: policies.Ties = policies.DEFAULT_TIES,
     nodes: Any = None,
     rank: int | None = None,
-    message: int = Transport.message,
+    message: int | None = None,
     costs: Costs | None = None,
 ) -> VoteTraffic:
     """What a rank of a majority vote sends, receives and holds, for ranks that need not exist.
@@ -104,6 +104,7 @@ def vote_traffic(
         (2046, 250706, 279, 268727)
     """
     check_options(_FUNCTION, algorithm=algorithm, zeros=zeros, nan=nan, ties=ties, step=0)
+    message = Transport.message if message is None else message
     for name, value, least in (("length", length, 0), ("size", size, 1), ("message", message, 1)):
         if type(value) is not int or value < least:
             raise ValueError(f"{_FUNCTION}: {name} must be an integer from {least}, got {value!r}")

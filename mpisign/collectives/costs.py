@@ -122,6 +122,7 @@ def _measure(wire: TaggedTransport, ranks: Sequence[int]) -> Steps[tuple[float, 
         best.append(min(seconds))
     if not ranks:
         return 0.0, 0.0, 0.0
-    message = max(0.0, best[1] - best[0]) / ((_MORE - 1) * len(ranks))
+    further = max(0.0, best[1] - best[0]) / ((_MORE - 1) * len(ranks))
+    message = min(further, 0.9 * best[0] / len(ranks))  # an exchange as such costs something too
     byte = max(0.0, best[2] - best[0]) / ((large - _SMALL) * len(ranks))
-    return max(0.0, best[0] - len(ranks) * message), message, byte
+    return best[0] - len(ranks) * message, message, byte

@@ -75,7 +75,8 @@ for length in LENGTHS:
                 way_ = ("sent", "received")[way]
                 print(
                     f"{name}, {length} coordinates, {way_}: predicted {wanted:,} bytes and "
-                    f"{messages} messages of a node, counted {crossed:,.0f}: {min(apart):.3f} to {max(apart):.3f} times"
+                    f"{messages} messages of a node, counted "
+                    f"{crossed:,.0f}: {min(apart):.3f} to {max(apart):.3f} times"
                 )
     assert all(np.array_equal(r, results[0]) for r in results)
 sys.stdout.write(f"rank {WORLD.rank} agrees\n")

@@ -10,7 +10,7 @@ from messages import small_messages
 
 import mpisign
 from mpisign import simulation
-from mpisign.collectives.hierarchy import grouped
+from mpisign.collectives.hierarchy import Hierarchy, grouped
 from mpisign.errors import CollectiveError
 
 NODES = [
@@ -147,3 +147,35 @@ def test_groups_of_a_level_are_unions_of_those_below():
     simulation.run(4, make)
     assert len(everywhere) == 4 and len(set(everywhere)) == 1
     assert "level 1 that are unions of groups of level 0, but ranks 0 and 1" in everywhere[0]
+
+
+def random_levels(seed):
+    """Two levels of uneven groups, ranks in any order."""
+    rng = np.random.default_rng(seed)
+    nodes = rng.permutation(np.repeat(np.arange(7), rng.integers(1, 5, 7)))
+    racks = rng.permutation(np.repeat(np.arange(3), [1, 2, 4]))
+    return [nodes.tolist(), racks[nodes].tolist()]
+
+
+@pytest.mark.parametrize("levels", [*LEVELS, *map(random_levels, range(20))], ids=name)
+def test_every_part_has_one_owner_and_peers_know_each_other(levels):
+    hierarchy = Hierarchy([grouped(level) for level in levels])
+    places = [hierarchy.levels(rank) for rank in range(len(levels[0]))]
+    owned = [tuple(level.place for level in mine) for mine in places if all(at.owns for at in mine)]
+    assert len(set(owned)) == len(owned) == np.prod(hierarchy.parts)
+    for rank, mine in enumerate(places):
+        for at, level in enumerate(mine):
+            assert not level.peers or level.peers[level.place] == rank
+            assert all(places[peer][at].peers == level.peers for peer in level.peers)
+            assert all(p in c for p, c in zip(level.peers, level.children, strict=False))
+    assert all(level.owns for level in places[hierarchy.busiest])
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_uneven_levels_in_any_order(seed):
+    levels = random_levels(seed)
+    p, args = len(levels[0]), ("abstain", "random")
+    weights = [r % 4 for r in range(p)]
+    flat = simulation.run(p, vote, 5001, "alltoall", *args, weights)
+    tree = simulation.run(p, vote, 5001, "hierarchical", *args, weights, nodes=levels)
+    assert len({r.tobytes() for r in (*flat, *tree)}) == 1

@@ -149,6 +149,23 @@ def test_groups_of_a_level_are_unions_of_those_below():
     assert "level 1 that are unions of groups of level 0, but ranks 0 and 1" in everywhere[0]
 
 
+def test_nodes_that_are_wrong_on_one_rank():
+    raised = {}
+
+    def make(comm):
+        nodes = [0, 1] if comm.rank == 2 else None
+        try:
+            mpisign.Communicator(comm.engine.transport, nodes=nodes, timeout=20)
+        except (ValueError, CollectiveError) as error:
+            raised[comm.rank] = error
+
+    simulation.run(4, make)
+    assert type(raised.pop(2)) is ValueError
+    assert sorted(raised) == [0, 1, 3]
+    for error in raised.values():
+        assert "rank 2 broke off: ValueError: Communicator: nodes must be one for" in str(error)
+
+
 def random_levels(seed):
     """Two levels of uneven groups, ranks in any order."""
     rng = np.random.default_rng(seed)

@@ -21,9 +21,7 @@ from mpisign.bench.collectives.nodes import counted
 WORLD = MPI.COMM_WORLD
 LENGTHS, VOTES = (200_000, 2_000_000), 3
 PACKETS = 1.12  # TCP, IP and Ethernet add 66 bytes to each 1,448, and so much to acknowledge it
-MESSAGE = (
-    180  # bytes of a message's first packet, of MPI's header, and of acknowledgements, at most
-)
+MESSAGE = 250  # bytes at most: a message's first packet, MPI's header, acknowledgements
 
 
 def settled() -> tuple[int, int]:

@@ -14,6 +14,7 @@ from mpisign.stats import stats
 if TYPE_CHECKING:
     from mpisign.collectives.compressed_mean_state import CompressedMeanState
     from mpisign.collectives.counts import Tally
+    from mpisign.collectives.traffic import VoteTraffic, vote_traffic
     from mpisign.communicator import Communicator
     from mpisign.compressors import Compression
     from mpisign.functions import (
@@ -34,6 +35,7 @@ __all__ = [
     "Compression",
     "DistributedOptimizer",
     "Tally",
+    "VoteTraffic",
     "compressed_mean",
     "majority",
     "majority_vote",
@@ -45,6 +47,7 @@ __all__ = [
     "tally",
     "tally_async",
     "unpack",
+    "vote_traffic",
 ]
 
 _LAZY = {
@@ -53,6 +56,7 @@ _LAZY = {
     "Compression": "mpisign.compressors",
     "DistributedOptimizer": "mpisign.optimizer",
     "Tally": "mpisign.collectives.counts",
+    "VoteTraffic": "mpisign.collectives.traffic",
     "compressed_mean": "mpisign.functions",
     "majority_vote": "mpisign.functions",
     "majority_vote_async": "mpisign.functions",
@@ -60,6 +64,7 @@ _LAZY = {
     "robust_aggregate": "mpisign.functions",
     "tally": "mpisign.functions",
     "tally_async": "mpisign.functions",
+    "vote_traffic": "mpisign.collectives.traffic",
 }
 
 

@@ -10,6 +10,7 @@ from mpisign import policies
 from mpisign.collectives import auto, compressed_mean, counts, majority_vote, robust_aggregate
 from mpisign.collectives.compressed_mean_state import CompressedMeanState
 from mpisign.collectives.counts import Tally
+from mpisign.collectives.hierarchy import levels_of
 from mpisign.collectives.planned_vote import MajorityVotePlan
 from mpisign.connect import connect
 from mpisign.engine.engine import Engine, check_every, print_choice
@@ -32,7 +33,8 @@ class Communicator:
         timeout: seconds that ranks wait for each other before all raise CollectiveTimeout; default
             ``MPISIGN_TIMEOUT``, else 600.
         nodes: one number a rank, equal for ranks that share a node's network link; default: by host
-            name.
+            name. Or several such lists, innermost level first, such as [node of each rank, rack of
+            each rank]: the groups of each level are unions of those of the level before.
 
     Attributes:
         rank: this process, from 0 to ``size`` - 1.
@@ -55,7 +57,7 @@ class Communicator:
         x: Any = None,
         *,
         timeout: float | None = None,
-        nodes: Sequence[int] | None = None,
+        nodes: Sequence[int] | Sequence[Sequence[int]] | None = None,
     ) -> None:
         wrong: list[Exception] = []  # raised on all ranks by ``survey``, which the others enter
 
@@ -69,7 +71,7 @@ class Communicator:
         seconds = checked(lambda: _seconds(timeout), 600.0)
         finish_all()  # while this rank is here, nobody else would move what is in flight
         transport, why = connect(_FUNCTION, x, seconds)
-        given = checked(lambda: _nodes(nodes, transport.size), None)
+        given = checked(lambda: levels_of(_FUNCTION, nodes, transport.size), None)
         self.engine = Engine(transport, seconds, checked(check_every, 0))
         auto.survey(self.engine, given, wrong[0] if wrong else None)
         self.rank: int = transport.rank
@@ -458,14 +460,3 @@ def _seconds(timeout: float | None) -> float:
             f"{_FUNCTION}: timeout must be a positive number of seconds, got {timeout!r}"
         )
     return float(timeout)
-
-
-def _nodes(nodes: Sequence[int] | None, size: int) -> list[int] | None:
-    if nodes is None:
-        return None
-    numbers = [int(n) for n in nodes]
-    if len(numbers) != size:
-        raise ValueError(
-            f"{_FUNCTION}: nodes must be one for each of {size} ranks, got {len(numbers)}"
-        )
-    return numbers

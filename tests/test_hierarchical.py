@@ -10,7 +10,7 @@ from messages import small_messages
 
 import mpisign
 from mpisign import simulation
-from mpisign.collectives.auto import grouped
+from mpisign.collectives.hierarchy import Hierarchy, grouped
 from mpisign.engine import header
 from mpisign.errors import CollectiveError
 
@@ -23,6 +23,15 @@ NODES = [
     [2, 2, 2, 1, 1, 1, 1, 1, 1],
     [0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2],
 ]
+LEVELS = [
+    [[0, 0, 1, 1], [0, 0, 0, 0]],
+    [[0, 1, 2, 3, 4], [0, 0, 1, 1, 1]],  # each rank a node
+    [[0, 0, 1, 1, 2, 2, 3, 3], [0, 0, 0, 0, 1, 1, 1, 1]],
+    [[5, 5, 2, 2, 2, 7, 8, 8, 9], [1, 1, 1, 1, 1, 0, 0, 0, 0]],  # nodes of 1 to 3, racks of 2 and 3
+    [[0, 1, 2, 0, 1, 2, 0, 1], [1, 0, 0, 1, 0, 0, 1, 0]],  # interleaved; a rack of one node
+    [list(range(8)), [0, 0, 1, 1, 2, 2, 3, 3], [0, 0, 0, 0, 1, 1, 1, 1]],  # halved three times
+    [[0, 0, 1, 1, 2, 3, 4, 4, 5], [0, 0, 0, 0, 1, 1, 2, 2, 2], [0, 0, 0, 0, 0, 0, 1, 1, 1]],
+]
 
 
 def vote(comm, length, algorithm, zeros, ties, weights):
@@ -32,14 +41,24 @@ def vote(comm, length, algorithm, zeros, ties, weights):
     )
 
 
-@pytest.mark.parametrize("nodes", NODES, ids=lambda n: "".join(map(str, n)))
+def name(nodes):
+    several = isinstance(nodes[0], list)
+    return " ".join("".join(map(str, level)) for level in (nodes if several else [nodes]))
+
+
+@pytest.mark.parametrize("nodes", NODES + LEVELS, ids=name)
 @pytest.mark.parametrize(
     "zeros, ties", [("abstain", "zero"), ("random", "random"), ("positive", "zero")]
 )
-@pytest.mark.parametrize("weighing", ["even", "ranks", "halves"])
+@pytest.mark.parametrize("weighing", ["even", "ranks", "halves", "nodes"])
 def test_hierarchical_is_the_flat_vote_bit_for_bit(nodes, zeros, ties, weighing):
-    p = len(nodes)
-    weights = {"even": [1] * p, "ranks": list(range(p)), "halves": [0.5 + r for r in range(p)]}
+    p = len(nodes[0]) if isinstance(nodes[0], list) else len(nodes)
+    weights = {
+        "even": [1] * p,
+        "ranks": list(range(p)),
+        "halves": [0.5 + r for r in range(p)],
+        "nodes": [2 * (r % 3 == 0) for r in range(p)],  # of some groups nobody has a weight
+    }
     for length in (0, 1, 33, 999, 70_001):
         args = (zeros, ties, weights[weighing])
         flat = simulation.run(p, vote, length, "alltoall", *args)
@@ -47,11 +66,13 @@ def test_hierarchical_is_the_flat_vote_bit_for_bit(nodes, zeros, ties, weighing)
         assert len({r.tobytes() for r in (*flat, *tree)}) == 1
 
 
-@pytest.mark.parametrize("nodes", [[0, 1, 0, 1, 0], [0, 1, 2, 3], [0, 0, 1, 1]], ids=str)
+@pytest.mark.parametrize(
+    "nodes", [[0, 1, 0, 1, 0], [0, 1, 2, 3], [0, 0, 1, 1], LEVELS[3], LEVELS[6]], ids=name
+)
 @pytest.mark.parametrize("length", [9_001, 140_001])  # 2 chunks, and 16
 def test_many_chunks(nodes, length, monkeypatch):
     small_messages(monkeypatch, 128)
-    p = len(nodes)
+    p = len(nodes[0]) if isinstance(nodes[0], list) else len(nodes)
     args = (length, "allgather", "abstain", "zero", [1] * p)
     flat = simulation.run(p, vote, *args)
     tree = simulation.run(p, vote, length, "hierarchical", *args[2:], nodes=nodes)
@@ -112,3 +133,68 @@ def test_all_ranks_must_be_told_the_same_nodes():
         simulation.run(3, make)
     with pytest.raises(ValueError, match="one for each of 3 ranks, got 2"):
         simulation.run(3, make, nodes=[0, 1])
+    with pytest.raises(ValueError, match="one for each of 3 ranks, got 2 at level 1"):
+        simulation.run(3, make, nodes=[[0, 1, 1], [0, 1]])
+
+
+def test_groups_of_a_level_are_unions_of_those_below():
+    everywhere = []
+
+    def make(comm):
+        try:
+            mpisign.Communicator(comm.engine.transport, nodes=[[0, 0, 1, 1], [0, 1, 1, 1]])
+        except ValueError as error:
+            everywhere.append(str(error))
+
+    simulation.run(4, make)
+    assert len(everywhere) == 4 and len(set(everywhere)) == 1
+    assert "level 1 that are unions of groups of level 0, but ranks 0 and 1" in everywhere[0]
+
+
+def test_nodes_that_are_wrong_on_one_rank():
+    raised = {}
+
+    def make(comm):
+        nodes = [0, 1] if comm.rank == 2 else None
+        try:
+            mpisign.Communicator(comm.engine.transport, nodes=nodes, timeout=20)
+        except (ValueError, CollectiveError) as error:
+            raised[comm.rank] = error
+
+    simulation.run(4, make)
+    assert type(raised.pop(2)) is ValueError
+    assert sorted(raised) == [0, 1, 3]
+    for error in raised.values():
+        assert "rank 2 broke off: ValueError: Communicator: nodes must be one for" in str(error)
+
+
+def random_levels(seed):
+    """Two levels of uneven groups, ranks in any order."""
+    rng = np.random.default_rng(seed)
+    nodes = rng.permutation(np.repeat(np.arange(7), rng.integers(1, 5, 7)))
+    racks = rng.permutation(np.repeat(np.arange(3), [1, 2, 4]))
+    return [nodes.tolist(), racks[nodes].tolist()]
+
+
+@pytest.mark.parametrize("levels", [*LEVELS, *map(random_levels, range(20))], ids=name)
+def test_every_part_has_one_owner_and_peers_know_each_other(levels):
+    hierarchy = Hierarchy([grouped(level) for level in levels])
+    places = [hierarchy.levels(rank) for rank in range(len(levels[0]))]
+    owned = [tuple(level.place for level in mine) for mine in places if all(at.owns for at in mine)]
+    assert len(set(owned)) == len(owned) == np.prod(hierarchy.parts)
+    for rank, mine in enumerate(places):
+        for at, level in enumerate(mine):
+            assert not level.peers or level.peers[level.place] == rank
+            assert all(places[peer][at].peers == level.peers for peer in level.peers)
+            assert all(p in c for p, c in zip(level.peers, level.children, strict=False))
+    assert all(level.owns for level in places[hierarchy.busiest])
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_uneven_levels_in_any_order(seed):
+    levels = random_levels(seed)
+    p, args = len(levels[0]), ("abstain", "random")
+    weights = [r % 4 for r in range(p)]
+    flat = simulation.run(p, vote, 5001, "alltoall", *args, weights)
+    tree = simulation.run(p, vote, 5001, "hierarchical", *args, weights, nodes=levels)
+    assert len({r.tobytes() for r in (*flat, *tree)}) == 1

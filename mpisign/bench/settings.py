@@ -254,6 +254,29 @@ class DetoxSettings(Output):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ScaleSettings(Output):
+    """``mpisign bench scale``."""
+
+    NAME = "scale"
+    JSON = "write every figure to FILE"
+    PLOT = "draw messages, memory and what auto takes into FILE (or .svg, .pdf)"
+
+    ranks: tuple[int, ...] = option(
+        "P,P", lambda n, text: tuple(sorted(_each(n, text, 1, 1 << 16, "ranks"))),
+        "numbers of ranks (default: 8,64,512,4096,16384)", (8, 64, 512, 4096, 16_384),
+    )  # fmt: skip
+    sizes: tuple[int, ...] = option(
+        "N,N", lambda n, text: n.sizes(text), "coordinates (default: 1M,10M,100M,1G,10G)",
+        (10**6, 10**7, 10**8, 10**9, 10**10),
+    )  # fmt: skip
+    node: int = option("L", _number(1, 1024, "ranks"), "ranks a node (default: 8)", 8)
+    rack: int = option("N", _number(1, 1024, "nodes"), "nodes a rack (default: 16)", 16)
+    costs: Path | None = option(
+        "FILE", Path, "what exchanges cost, as mpisign bench collectives --cost writes it"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainingSettings(Job):
     """``mpisign bench training``. ``batch_size`` is per rank, ``lr`` by the names of methods."""
 

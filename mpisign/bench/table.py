@@ -132,7 +132,10 @@ def amount(nbytes: float | None) -> str:
     if nbytes is None:
         return ""
     sign, whole = "-" if nbytes < 0 else "", round(abs(nbytes))
-    return sign + (_scaled(whole, ((10**9, "GB"), (10**6, "MB"), (10**3, "kB"))) or f"{whole} B")
+    return sign + (
+        _scaled(whole, ((10**12, "TB"), (10**9, "GB"), (10**6, "MB"), (10**3, "kB")))
+        or f"{whole} B"
+    )
 
 
 def _scaled(value: float, units: Sequence[tuple[float, str]]) -> str:

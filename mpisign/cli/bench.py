@@ -20,6 +20,7 @@ _BENCHES = (
     s.CollectivesSettings,
     s.RobustSettings,
     s.DetoxSettings,
+    s.ScaleSettings,
     s.TrainingSettings,
 )
 
@@ -28,7 +29,7 @@ def add_parser(commands: Any) -> None:
     """Adds ``bench`` to the subparsers ``commands``."""
     bench = commands.add_parser(
         "bench",
-        help="measure this machine: kernels, collectives, robust rules, DETOX, training",
+        help="measure: kernels, collectives, robust rules, DETOX, scale, training",
         description="Measure what mpisign does on this machine.",
         epilog="mpisign bench WHAT --help tells more about each.",
     )
@@ -96,7 +97,8 @@ def run(args: argparse.Namespace) -> int:
     from mpisign.experiments.errors import SettingsError
 
     try:
-        resolve[kind](args, given)
+        if kind in resolve:
+            resolve[kind](args, given)
         return _module(kind).run(kind(**given), args.command)
     except KeyboardInterrupt:
         print("\nmpisign: interrupted", file=sys.stderr)
@@ -107,7 +109,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _module(kind: type[s.Output]) -> Any:
     """Where a bench's ``run(settings, command)`` is: imported late, as it imports torch or MPI."""
-    inner = {"robust": "robust", "detox": "detox"}.get(kind.NAME, f"{kind.NAME}.run")
+    inner = kind.NAME if kind.NAME in ("robust", "detox", "scale") else f"{kind.NAME}.run"
     return importlib.import_module(f"mpisign.bench.{inner}")
 
 

@@ -218,6 +218,23 @@ def _folded(words: tuple[str, ...], at: int) -> str:
     return ", ".join(words[:at]) + ",\n  " + ", ".join(words[at:])
 
 
+_SCALE = """\
+Count what majority votes send and hold among ranks that need not exist.
+
+The collectives themselves run, over a wire that counts, with memory that takes no room; nothing is
+measured but the code. All figures are of the busiest rank, one way."""
+
+_SCALE_TABLE = """\
+the tables:
+  messages, bytes  that the rank sends in a vote; as many come
+  memory           of buffers, beyond gradient and result; at most 3 planes and 64 MiB
+  agreement        headers, before each vote
+  what auto takes  by the costs of exchanges: those in --costs, else of two made-up networks
+
+examples:
+  mpisign bench scale --markdown docs/scale.md --plot docs/images/scale.png
+  mpisign bench scale --ranks 32,64 --sizes 25.6M --node 4 --costs costs.json"""
+
 TEXTS = {
     "kernels": (
         "packing, voting and unpacking against the limits of memory",
@@ -238,6 +255,11 @@ TEXTS = {
         "a step of DETOX against plain robust rules, by simulated ranks",
         _DETOX,
         _DETOX_TABLE,
+    ),
+    "scale": (
+        "what votes of up to 65,536 ranks would send and hold, counted without them",
+        _SCALE,
+        _SCALE_TABLE,
     ),
     "training": (
         "whole training steps, and time to an accuracy, against fp16, DDP and none",

@@ -14,7 +14,11 @@ def allgather_vote(wire: TaggedTransport, task: VoteTask) -> Steps[None]:
     Wire: chunk by chunk, the bytes of the sign plane, then of the mask plane, to every rank. Raises
     WireError, on the ranks that see it, if a plane's padding is not 0.
     """
-    chunks, others = task.chunks(wire.transport.message, 1), wire.others
+
+    def held(chunks: int, widest: int) -> int:
+        return (slots(chunks) * wire.size * task.k + task.kd) * widest
+
+    chunks, others = task.chunks(wire.transport.message, 1, held), wire.others
     rows = task.rows(wire.size)
     widest = max(b - a for a, b in chunks)
     stacks = [wire.empty(wire.size, task.k, widest) for _ in range(slots(len(chunks)))]

@@ -21,7 +21,11 @@ def alltoall_vote(wire: TaggedTransport, task: VoteTask) -> Steps[None]:
     """
     p, rank, others = wire.size, wire.rank, wire.others
     rows = task.rows(p)
-    chunks = task.chunks(wire.transport.message, p)
+
+    def held(chunks: int, widest: int) -> int:
+        return slots(chunks) * ((task.k + task.kd) * widest + p * task.k * -(-widest // p))
+
+    chunks = task.chunks(wire.transport.message, p, held)
     widest = max(b - a for a, b in chunks)
     shard = -(-widest // p)
     n = slots(len(chunks))

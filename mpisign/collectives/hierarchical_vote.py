@@ -2,255 +2,204 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
-import numpy as np
-
-from mpisign import planes
 from mpisign.collectives.alltoall_vote import alltoall_vote
+from mpisign.collectives.group_counts import Counts, Told, Verdicts
+from mpisign.collectives.hierarchy import Hierarchy
 from mpisign.collectives.vote_task import VoteTask
 from mpisign.engine.pipeline import DEPTH, pipelined, slots
 from mpisign.planes.weights import integer_weights
-from mpisign.stats import stage
 from mpisign.transports.base import Pending, Steps
 from mpisign.transports.tagged import TaggedTransport
 
+#: Beyond this sum of weights the bits of counts could add up to more than the kernels count.
+_HEAVY = 1 << 28
 
-def hierarchical_vote(
-    wire: TaggedTransport, task: VoteTask, nodes: Sequence[Sequence[int]]
-) -> Steps[None]:
+
+def hierarchical_vote(wire: TaggedTransport, task: VoteTask, hierarchy: Hierarchy) -> Steps[None]:
     """The flat vote's result, bit for bit; b + kd planes cross each node's link, not 2 L planes.
 
-    ``nodes``: the ranks of each. A chunk's bytes [a, b) are cut into S slots, S the number of ranks
-    of the smallest node; the s-th rank of each node tallies slot s of its node. Wire, chunks
-    overlapping: (1) ballots to the owners of slots in the node; (2) slots, cut into one piece a
-    node, as count planes (``planes.tally``: bit_length(L) planes of negative votes, with masks as
-    many again of positive ones) to the same slot's owner in the node that owns the piece; (3) the
-    pieces' results (kd planes) back to that slot's owners; (4) slots' results to all
-    ranks of the node. Received over a node's link: bit_length(L) B (1 - 1/nodes) up and
-    kd B (1 - 1/nodes) down. Tolerates bad votes, not bad tallies. Weights whose sum is
-    beyond 2^28 as integers go by ``alltoall_vote``, which decides alike.
+    ``hierarchy``: nodes, or nodes in racks, and so on. A chunk's bytes [a, b) are cut into S slots,
+    S the number of ranks of the smallest node; the s-th rank of each node tallies slot s of its
+    node. At the next level a slot is cut into as many pieces as the smallest rack has nodes (as
+    there are nodes, if no racks are given); the ranks that hold slot s in the nodes of a rack each
+    own a piece; and so on, up to the group of all ranks. Wire, chunks overlapping, from each level
+    to the next: (1) ballots to the owners of slots in the node; (2) pieces of slots, as count
+    planes (``planes.tally``: bit_length(L) planes of negative votes of a group of L ranks, with
+    masks as many again of positive ones) to the owners in the rack, who add them up; (3) at the top
+    the votes are decided; results (kd planes) go back, level by level, to the ranks that sent
+    counts, and in the node to all. Received over a node's link, without racks: bit_length(L) B
+    (1 - 1/nodes) up and kd B (1 - 1/nodes) down. Tolerates bad votes, not bad tallies. Weights
+    whose sum is beyond 2^28 as integers go by ``alltoall_vote``, which decides alike.
     """
-    between = _Counts(task, nodes, wire.size)
-    if between.too_heavy:
+    weights = _whole(task, wire.size)
+    if sum(weights) > _HEAVY:
         yield from alltoall_vote(wire, task)
     else:
-        yield from _vote(wire, task, nodes, between)
+        yield from _vote(wire, task, hierarchy, weights, Counts)
 
 
-def vote_of_votes(
-    wire: TaggedTransport, task: VoteTask, nodes: Sequence[Sequence[int]]
-) -> Steps[None]:
+def vote_of_votes(wire: TaggedTransport, task: VoteTask, hierarchy: Hierarchy) -> Steps[None]:
     """Each node's majority has one vote: NOT the majority of the ranks. Explicit only.
 
     A bias that is spread unevenly over nodes wins with few ranks, and persists (see
-    ``hierarchical_vote`` for the exact one). A node that ties abstains. Wire as there, with one
-    plane a node in (2) instead of counts, two (sign and mask) where a node can tie.
+    ``hierarchical_vote`` for the exact one). A node that ties abstains. Only the innermost level of
+    ``hierarchy`` matters. Wire as there, with one plane a node in (2) instead of counts, two (sign
+    and mask) where a node can tie.
     """
-    yield from _vote(wire, task, nodes, _Verdicts(task, nodes, wire.size))
+    weights = _whole(task, wire.size)
+    yield from _vote(wire, task, hierarchy.below(1), weights, Verdicts)
 
 
-class _Between(ABC):
-    """What a node tells the others of its ranks' ballots, and how that is decided on."""
-
-    def __init__(self, task: VoteTask, nodes: Sequence[Sequence[int]], size: int) -> None:
-        self.task = task
-        weights = [1] * size if task.weights is None else task.weights
-        whole = integer_weights("vote", weights, size)
-        self.weights = [[int(whole[r]) for r in node] for node in nodes]
-
-    @abstractmethod
-    def planes(self, node: int) -> int:
-        """How many planes node ``node`` sends for a slot."""
-
-    @abstractmethod
-    def tell(self, node: int, stack: Any, first: int, out: Any) -> None:
-        """The ballots (L, k, b) of a node's ranks from byte ``first``: (planes, b)."""
-
-    @abstractmethod
-    def decide(self, wire: TaggedTransport, told: list[Any], first: int, out: Any) -> None:
-        """What the nodes told, (planes, b) each: the result's planes (kd, b)."""
-
-
-class _Counts(_Between):
-    @property
-    def too_heavy(self) -> bool:
-        """Whether the weights of the counts' bits could add up to more than the kernels count."""
-        return sum(map(sum, self.weights)) > 1 << 28
-
-    def _bits(self, node: int) -> tuple[int, int]:
-        """Count planes of one sign, and the unit that they count in."""
-        weights = self.weights[node]
-        unit = int(np.gcd.reduce(weights)) or 1  # planes.tally divides its rows' weights by it
-        return max(1, (sum(weights) // unit).bit_length()), unit
-
-    def planes(self, node: int) -> int:
-        return self.task.k * self._bits(node)[0]
-
-    def tell(self, node: int, stack: Any, first: int, out: Any) -> None:
-        b = stack.shape[2]
-        if b == 0:
-            return
-        masked, bits = stack.shape[1] == 2, self._bits(node)[0]
-        weights = self.weights[node]
-        with stage("vote"):
-            planes.tally(
-                stack if masked else stack[:, 0],
-                length=self.task.coordinates(first, first + b),
-                weights=None if len(set(weights)) == 1 and weights[0] else weights,
-                out=out.reshape(2, bits, b) if masked else out,
-            )
-
-    def decide(self, wire: TaggedTransport, told: list[Any], first: int, out: Any) -> None:
-        b = out.shape[1]
-        masked = self.task.k == 2
-        total = sum(map(sum, self.weights))
-        weights: list[int] = []
-        rows = sum(len(t) for t in told) + (not masked)
-        # A bit of a count is a row that votes with the weight of the bit.
-        stack = wire.empty(rows, 2 if masked else 1, b)
-        at = 0
-        for node, counts in enumerate(told):
-            bits, unit = self._bits(node)
-            weights += [unit << j for j in range(bits)] * self.task.k
-            if masked:
-                stack[at : at + bits, 0] = 0xFF  # negative votes, then positive ones
-                stack[at + bits : at + 2 * bits, 0] = 0
-                stack[at : at + 2 * bits, 1] = counts
-            else:
-                stack[at : at + bits, 0] = counts
-            at += len(counts)
-        if not masked:
-            # A 0 bit voted + with its weight, and counts can hold more than there are voters: a row
-            # of - takes away the surplus. W - 2 N - (W - total) = total - 2 N.
-            stack[at, 0] = 0xFF
-            weights.append(sum(weights) - total)
-        self.task.tally(stack, first, out, weights)
-
-
-class _Verdicts(_Between):
-    def planes(self, node: int) -> int:
-        return 2 if self.task.k == 2 or len(self.weights[node]) % 2 == 0 or self._weighted else 1
-
-    @property
-    def _weighted(self) -> bool:
-        return self.task.weights is not None
-
-    def tell(self, node: int, stack: Any, first: int, out: Any) -> None:
-        b = stack.shape[2]
-        if b == 0:
-            return
-        with stage("vote"):
-            planes.majority(
-                stack if stack.shape[1] == 2 else stack[:, 0],
-                length=self.task.coordinates(first, first + b),
-                ties="zero" if len(out) == 2 else "positive",  # which cannot occur
-                weights=self.weights[node] if self._weighted else None,
-                out=out if len(out) == 2 else out[0],
-            )
-
-    def decide(self, wire: TaggedTransport, told: list[Any], first: int, out: Any) -> None:
-        stack = wire.empty(len(told), 2, out.shape[1])
-        for row, verdict in zip(stack, told, strict=True):
-            row[0] = verdict[0]
-            row[1] = verdict[1] if len(verdict) == 2 else 0xFF
-        self.task.tally(stack, first, out, [1] * len(told))
+def _whole(task: VoteTask, size: int) -> list[int]:
+    """The ranks' weights, as the integers that kernels count."""
+    if task.weights is None:
+        return [1] * size
+    whole: list[int] = integer_weights("vote", task.weights, size).tolist()
+    return whole
 
 
 def _vote(
-    wire: TaggedTransport, task: VoteTask, nodes: Sequence[Sequence[int]], between: _Between
+    wire: TaggedTransport,
+    task: VoteTask,
+    hierarchy: Hierarchy,
+    weights: Sequence[int],
+    kind: type[Told],
 ) -> Steps[None]:
-    n_slots = min(map(len, nodes))
-    chunks = task.chunks(wire.transport.message, n_slots)
+    levels = hierarchy.levels(wire.rank)
+    top = len(levels) - 1
+    slots_in_all = math.prod(hierarchy.parts[:-1])
+    held = _memory(task, hierarchy, weights, kind)
+    chunks = task.chunks(wire.transport.message, slots_in_all, held)
     n = slots(len(chunks))
-    widest = max(b - a for a, b in chunks)
-    here = next(i for i, node in enumerate(nodes) if wire.rank in node)
-    mates = list(nodes[here])
-    place = mates.index(wire.rank)
-    owns = place < n_slots
-    peers = [node[place] for node in nodes] if owns else []  # of my slot, one a node
-    local = [i for i, r in enumerate(mates) if r != wire.rank]
-    remote = [i for i in range(len(nodes)) if i != here]
-    slot_width = -(-widest // n_slots)
-    piece_width = -(-slot_width // len(nodes))
-    ballots = [wire.empty(task.k, widest) for _ in range(n)]
-    # A result lives through two exchanges: its pieces', then its slots'.
-    long = min(len(chunks), 2 * DEPTH + 1)
-    results = [wire.empty(task.kd, widest) for _ in range(long)]
-    stacks = [wire.empty(len(mates), task.k, slot_width) for _ in range(n if owns else 0)]
-    tallies = [wire.empty(between.planes(here), slot_width) for _ in range(n if owns else 0)]
-    told = [
-        [wire.empty(between.planes(j), piece_width) for j in range(len(nodes))]
-        for _ in range(n if owns else 0)
-    ]
+    widths = _widths(max(b - a for a, b in chunks), hierarchy)
+    ballots = [wire.empty(task.k, widths[0]) for _ in range(n)]
+    # A result lives through the exchanges of all levels.
+    long = min(len(chunks), len(levels) * DEPTH + 1)
+    results = [wire.empty(task.kd, widths[0]) for _ in range(long)]
+    groups = [kind(task, weights, e.children, at == 0, at == top) for at, e in enumerate(levels)]
+    stacks: list[list[Any]] = []  # by level: what the children of this rank's group send
+    tallies: list[list[Any]] = []  # by level: what that adds up to
+    for group, level, width in zip(groups, levels, widths[1:], strict=True):
+        copies = range(n if level.owns else 0)
+        stacks.append([wire.empty(*group.rows, width) for _ in copies])
+        tallies.append([wire.empty(group.made * width) for _ in copies if group.made])
+        for stack in stacks[-1]:
+            group.fill(stack)
 
-    def cut(i: int) -> tuple[list[slice], list[slice]]:
-        """Slots of chunk i, and pieces of my slot, from the chunk's and the slot's first byte."""
+    def ranges(i: int) -> list[tuple[int, int]]:
+        """Which bytes of chunk i this rank holds at each level, and what it owns at the top."""
         a, b = chunks[i]
-        all_slots = _cut(b - a, n_slots)
-        mine = all_slots[place] if owns else slice(0, 0)
-        return all_slots, _cut(mine.stop - mine.start, len(nodes))
+        found = [(0, b - a)]
+        for level in levels:
+            if not level.owns:
+                break
+            low, high = found[-1]
+            begin, end = (
+                (high - low) * part // level.parts for part in (level.place, level.place + 1)
+            )
+            found.append((low + begin, low + end))
+        return found
 
-    def to_slots(i: int) -> Pending:
-        a, b = chunks[i]
-        in_chunk, _ = cut(i)
-        own = ballots[i % n][:, : b - a]
-        task.pack(a, b, own)
-        sends = [(mates[m], plane[in_chunk[m]]) for m in local if m < n_slots for plane in own]
-        recvs = []
-        if owns:
-            mine = in_chunk[place]
-            stack = stacks[i % n][..., : mine.stop - mine.start]
-            stack[place] = own[:, mine]
-            recvs = [(mates[m], plane) for m in local for plane in stack[m]]
-        return wire.exchange(sends, recvs)
-
-    def to_nodes(i: int) -> Pending:
-        if not owns:
+    def up(at: int, i: int) -> Pending:
+        level, (a, b) = levels[at], chunks[i]
+        if at == 0:
+            planes = list(ballots[i % n][:, : b - a])
+            task.pack(a, b, ballots[i % n][:, : b - a])
+        elif level.peers:
+            planes = told(at - 1, i)
+        else:
             return wire.exchange([], [])
-        in_chunk, pieces = cut(i)
-        mine = in_chunk[place]
-        first = chunks[i][0] + mine.start
-        stack = stacks[i % n][..., : mine.stop - mine.start]
-        task.check_padding(stack, first, mates)
-        tally = tallies[i % n].reshape(-1)[: len(tallies[i % n]) * stack.shape[2]]
-        tally = tally.reshape(len(tallies[i % n]), -1) if stack.shape[2] else tallies[i % n][:, :0]
-        between.tell(here, stack, first, tally)
-        width = pieces[here].stop - pieces[here].start
-        into = [t[:, :width] for t in told[i % n]]
-        into[here][...] = tally[:, pieces[here]]
-        sends = [(peers[j], plane[pieces[j]]) for j in remote for plane in tally]
-        return wire.exchange(sends, [(peers[j], plane) for j in remote for plane in into[j]])
+        held = ranges(i)
+        cuts = _cut(held[at][1] - held[at][0], level.parts)
+        sends = [
+            (level.peers[c], plane[cuts[c]])
+            for c in level.others
+            if c < level.parts
+            for plane in planes
+        ]
+        if not level.owns:
+            return wire.exchange(sends, [])
+        mine = cuts[level.place]
+        into = groups[at].received(stacks[at][i % n][..., : mine.stop - mine.start])
+        for plane, own in zip(planes, into[level.place], strict=True):
+            own[...] = plane[mine]
+        return wire.exchange(sends, [(level.peers[c], p) for c in level.others for p in into[c]])
 
-    def from_nodes(i: int) -> Pending:
-        if not owns:
+    def told(at: int, i: int) -> list[Any]:
+        """What this rank's group of a level tells the others of the part that this rank owns."""
+        low, high = ranges(i)[at + 1]
+        first = chunks[i][0] + low
+        stack = stacks[at][i % n][..., : high - low]
+        if at == 0:
+            task.check_padding(stack, first, [r for (r,) in levels[0].children])
+        made = groups[at].made
+        out = tallies[at][i % n][: made * (high - low)].reshape(made, high - low)
+        return groups[at].tell(stack, first, out)
+
+    def down(at: int, i: int) -> Pending:
+        level = levels[at]
+        if not level.peers:
             return wire.exchange([], [])
-        (a, b), (in_chunk, pieces) = chunks[i], cut(i)
-        slot = results[i % long][:, : b - a][:, in_chunk[place]]
-        own = slot[:, pieces[here]]
-        first = a + in_chunk[place].start + pieces[here].start
-        if own.shape[1]:
-            between.decide(wire, [t[:, : own.shape[1]] for t in told[i % n]], first, own)
-        sends = [(peers[j], plane) for j in remote for plane in own]
-        return wire.exchange(sends, [(peers[j], p[pieces[j]]) for j in remote for p in slot])
-
-    def from_slots(i: int) -> Pending:
-        (a, b), (in_chunk, _) = chunks[i], cut(i)
-        result = results[i % long][:, : b - a]
+        held = ranges(i)
+        low, high = held[at]
+        cuts = [slice(low + c.start, low + c.stop) for c in _cut(high - low, level.parts)]
+        result = results[i % long]
         sends = []
-        if owns:
-            sends = [(mates[m], plane[in_chunk[place]]) for m in local for plane in result]
-        recvs = [(mates[m], p[in_chunk[m]]) for m in local if m < n_slots for p in result]
+        if level.owns:
+            own = result[:, cuts[level.place]]
+            if at == top and own.shape[1]:
+                stack = stacks[at][i % n][..., : own.shape[1]]
+                groups[at].decide(stack, chunks[i][0] + held[-1][0], own)
+            sends = [(level.peers[c], plane) for c in level.others for plane in own]
+        recvs = [
+            (level.peers[c], plane[cuts[c]])
+            for c in level.others
+            if c < level.parts
+            for plane in result
+        ]
         return wire.exchange(sends, recvs)
 
     def unpack(i: int) -> None:
         a, b = chunks[i]
         task.unpack(a, b, results[i % long][:, : b - a])
 
-    yield from pipelined(len(chunks), to_slots, to_nodes, from_nodes, from_slots, unpack)
+    ups = [partial(up, at) for at in range(len(levels))]
+    downs = [partial(down, at) for at in reversed(range(len(levels)))]
+    yield from pipelined(len(chunks), *ups, *downs, unpack)
+
+
+def _memory(
+    task: VoteTask, hierarchy: Hierarchy, weights: Sequence[int], kind: type[Told]
+) -> Callable[[int, int], int]:
+    """What ``VoteTask.chunks`` asks for: bytes of the buffers of the rank that needs most."""
+    depth = hierarchy.depth
+    planes = []  # by level: of what children send and of what that adds up to
+    for at in range(depth):
+        alike = hierarchy.unlike(at) if task.weights is None else hierarchy.groups(at)
+        groups = [kind(task, weights, c, at == 0, at == depth - 1) for c in alike]
+        planes.append(max(math.prod(group.rows) + group.made for group in groups))
+
+    def held(chunks: int, widest: int) -> int:
+        n, long = slots(chunks), min(chunks, depth * DEPTH + 1)
+        widths = _widths(widest, hierarchy)
+        of_parts = sum(m * w for m, w in zip(planes, widths[1:], strict=True))
+        return n * (task.k * widest + of_parts) + long * task.kd * widest
+
+    return held
+
+
+def _widths(widest: int, hierarchy: Hierarchy) -> list[int]:
+    """Bytes that a rank holds at each level, and of what it owns at the top, at most."""
+    widths = [widest]
+    for parts in hierarchy.parts:
+        widths.append(-(-widths[-1] // parts))
+    return widths
 
 
 def _cut(nbytes: int, parts: int) -> list[slice]:

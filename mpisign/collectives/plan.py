@@ -10,7 +10,9 @@ import numpy as np
 
 from mpisign.collectives.vote_task import VoteTask
 from mpisign.engine.agreement import refuse_nans
+from mpisign.engine.dissemination import all_same
 from mpisign.engine.engine import Engine
+from mpisign.engine.header import SHORT_ABOVE
 from mpisign.engine.preamble import PREAMBLE, FirstMessages
 from mpisign.transports.base import FirstRound, Steps, Transport
 from mpisign.transports.tagged import Arena, TaggedTransport
@@ -153,7 +155,10 @@ class GeneratorPlan(Plan):
 
 
 def exchange_nans(wire: TaggedTransport, own: int, function: str) -> Steps[None]:
-    """NaNError on all ranks if any of them has NaNs."""
+    """NaNError on all ranks if any of them has NaNs; many ranks first ask whether any has."""
+    none = np.array([own > 0], dtype=np.uint8)
+    if wire.size > SHORT_ABOVE and (yield from all_same(wire, none)):
+        return
     nans = np.zeros((wire.size, 8), dtype=np.uint8)
     yield wire.allgather(np.array([own], dtype="<u8").view(np.uint8), nans)
     refuse_nans(function, nans.view("<u8")[:, 0].tolist())

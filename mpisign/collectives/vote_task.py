@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any, ClassVar
 
@@ -18,7 +18,7 @@ from mpisign.partition import Partition
 from mpisign.planes.pack import pack_view
 from mpisign.planes.unpack import unpack_view
 from mpisign.planes.vote import majority_rows
-from mpisign.stats import count_stage, stats
+from mpisign.stats import count_stage, stage, stats
 
 Planes = npt.NDArray[np.uint8]
 
@@ -36,6 +36,7 @@ def signs_and_mask(x: Planes) -> tuple[int, int]:
 
 _OVERLAP = 16  # chunks that suffice to hide one behind the others
 _MOST = 1024
+ARENA = 64 << 20  # bytes of buffers for chunks that any number of ranks may need, besides a plane
 
 
 class Pieces:
@@ -138,13 +139,23 @@ class VoteTask:
         self.write(a, b, result)
         count_stage("unpack", start)
 
-    def chunks(self, message: int, parts: int) -> list[tuple[int, int]]:
+    def chunks(
+        self, message: int, parts: int, held: Callable[[int, int], int] | None = None
+    ) -> list[tuple[int, int]]:
         """Byte ranges [a, b) that travel one after the other, each cut into ``parts`` messages.
 
-        ``message``: the transport's. Depends on agreed values alone.
+        ``message``: the transport's. ``held``: bytes of the buffers of the rank that needs most,
+        for so many chunks of so many bytes at most; chunks are so short that they are at most
+        ``ARENA`` and one plane. Depends on agreed values alone.
         """
         overlap = min(_OVERLAP, self.nbytes // (4 * message))
         n = max(1, overlap, min(_MOST, self.nbytes // (parts * message)))
+        most = ARENA + self.nbytes
+        while held is not None and n < self.nbytes:
+            needed = held(n, -(-self.nbytes // n))
+            if needed <= most:
+                break
+            n = min(self.nbytes, max(n + 1, n * needed // most))
         bounds = [self.nbytes * i // n for i in range(n + 1)]
         return list(zip(bounds, bounds[1:], strict=False))
 
@@ -226,6 +237,41 @@ class VoteTask:
             offset=8 * first,
             out=out if len(out) == 2 else out[0],
         )
+
+    def add_up(self, stack: Any, first: int, weights: Sequence[int], out: Any) -> None:
+        """Count planes of ``stack`` (n, k, b), bytes [first, first + b): ``planes.tally``.
+
+        ``weights``: one a row. ``out``: uint8 (k bits, b), contiguous; bits of the negative votes,
+        then with masks those of the positive ones.
+        """
+        b = stack.shape[2]
+        if b == 0:
+            return
+        masked = stack.shape[1] == 2
+        with stage("vote"):
+            planes.tally(
+                stack if masked else stack[:, 0],
+                length=self.coordinates(first, first + b),
+                weights=None if len(set(weights)) == 1 and weights[0] else weights,
+                out=out.reshape(2, len(out) // 2, b) if masked else out,
+            )
+
+    def verdict(self, stack: Any, first: int, weights: Sequence[int] | None, out: Any) -> None:
+        """The majority of ``stack`` (n, k, b), bytes [first, first + b), one vote among others.
+
+        ``out``: sign plane, and mask plane if it can tie, (1 or 2, b), contiguous.
+        """
+        b = stack.shape[2]
+        if b == 0:
+            return
+        with stage("vote"):
+            planes.majority(
+                stack if stack.shape[1] == 2 else stack[:, 0],
+                length=self.coordinates(first, first + b),
+                ties="zero" if len(out) == 2 else "positive",  # which cannot occur
+                weights=weights,
+                out=out if len(out) == 2 else out[0],
+            )
 
     def _group_votes(self, rows: Any, length: int) -> list[Any]:
         """The votes of groups of unlike sizes, each (2, b): a group that ties abstains."""

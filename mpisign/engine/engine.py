@@ -6,13 +6,14 @@ import hashlib
 import os
 import struct
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
 
 from mpisign.backend import arrays
 from mpisign.engine.agreement import Agreed, agree, all_alike, name_ranks
+from mpisign.engine.dissemination import all_same
 from mpisign.engine.echo import echo
 from mpisign.engine.header import BYZANTINE_F, MAGIC, NBYTES, SHORT_ABOVE, Header
 from mpisign.engine.plan_cache import PlanCache
@@ -67,8 +68,8 @@ class Engine:
     ``votes`` counts calls, the same on every rank, and is the default step. The digest of every
     ``check_every``-th result travels in a later header (32 bytes, no exchange of its own), so that
     diverged replicas raise at once; ``MPISIGN_CHECK_EVERY`` sets it, 0 turns it off. ``timeout``:
-    seconds that ranks wait for each other, default ``MPISIGN_TIMEOUT``, else 600. ``nodes`` and
-    ``costs`` are None until ``mpisign.collectives.auto.survey``.
+    seconds that ranks wait for each other, default ``MPISIGN_TIMEOUT``, else 600. ``hierarchy``
+    (of nodes) and ``costs`` are None until ``mpisign.collectives.auto.survey``.
     """
 
     def __init__(
@@ -83,12 +84,17 @@ class Engine:
         self.exchanges = 0  # front ends that share this
         self.check_every = check_every() if every is None else every
         self.digest = _NO_DIGEST
-        self.nodes: list[list[int]] | None = None
+        self.hierarchy: Any = None
         self.costs: Any = None
         self.device_transport: Transport | None = None  # for CUDA memory, from its first use on
         #: For experiments with hostile ranks: called with each vote's task, which it may change,
         #: and byzantine_f; returns the algorithm to run, or None for the agreed one.
         self.adversary: Callable[[Any, int], Any] | None = None
+
+    @property
+    def nodes(self) -> Sequence[Sequence[int]] | None:
+        """The ranks of each node; None until they are known."""
+        return None if self.hierarchy is None else self.hierarchy.partitions[0]  # type: ignore[no-any-return]
 
     def start(
         self,
@@ -166,9 +172,10 @@ class Engine:
         If a rank sent something else in the first round (it calls something else, or a plan that
         does not fit this call), all ranks exchange headers once more.
 
-        Among more than ``SHORT_ABOVE`` ranks their digests go first, 16 bytes a rank, and headers
-        only if these differ or a rank asks for it. If any rank's has byzantine_f, headers are
-        echoed too: WireError, naming ranks, if a rank sent different headers to different ranks.
+        Among more than ``SHORT_ABOVE`` ranks their digests go first, 16 bytes in each of
+        ceil(log2 p) rounds, and headers only if these differ or a rank asks for it. If any rank's
+        has byzantine_f, headers are echoed too: WireError, naming ranks, if a rank sent different
+        headers to different ranks.
         """
         header.rank, header.replica = wire.rank, self.take_digest(wire.tag)
         try:
@@ -176,15 +183,12 @@ class Engine:
         except (struct.error, OverflowError) as error:  # a number that no check has kept out
             header = Header(header.operation, rank=wire.rank).refusal(str(error))
             message = header.encode()
-        if wire.size > SHORT_ABOVE:
-            words = np.empty((wire.size, 16), dtype=np.uint8)
-            yield wire.allgather(header.short(message), words)
-            same = words[0, 0] == 0 and (words == words[0]).all()
-            if same and not header.byzantine_f:  # else a hostile rank may have sent some another
-                return agree(message[None], header, function, alike=True, size=wire.size)
-            rows = None
-        else:
+        rows = None
+        if wire.size <= SHORT_ABOVE:
             rows = yield from self._first_headers(wire, message, header.byzantine_f > 0)
+        # Under byzantine_f a digest starts with 1: a hostile rank may have sent some another.
+        elif (yield from all_same(wire, header.short(message))):
+            return agree(message[None], header, function, alike=True, size=wire.size)
         if rows is None:
             rows = np.empty((wire.size, NBYTES), dtype=np.uint8)
             yield wire.transport.start_allgather(message, list(rows), wire.tag)

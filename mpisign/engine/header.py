@@ -5,9 +5,9 @@ magic "MPSG", version u16, operation u8, dtype u8, algorithm u8, zeros u8, nan u
 byzantine_f u16, device u8 (0 host, 1 CUDA), a byte 0, step u64, tensor u64, length u64, seed u64,
 settings u64. Own, 72 bytes: rank u32, refused u8, nan_count_pending u8, fresh u8, a byte 0, NaNs
 u64, weight f64, presence 16 bytes, replica digest 32 bytes. Then 384 bytes, zero-filled: the UTF-8
-reason of a refusal. Fixed size, never unpickled. Among many ranks 16 bytes a rank
-go first: 0, then 15 of BLAKE2b over all but the rank and the last 384 bytes; or 1 where the whole
-header must be read.
+reason of a refusal. Fixed size, never unpickled. Among many ranks 16 bytes go
+first (engine/dissemination.py): 0, then 15 of BLAKE2b over all but the rank and the last 384 bytes;
+or 1 where the whole header must be read.
 """
 
 from __future__ import annotations

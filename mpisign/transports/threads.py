@@ -30,10 +30,13 @@ class _Rank:
     def deliver(self, key: _Key, message: Bytes) -> None:
         """Hands a message to the oldest part that waits for it."""
         with self.came:
-            if not self.awaited[key]:
+            awaited = self.awaited.get(key)
+            if awaited is None:
                 self.early[key].append(message.copy())
                 return
-            exchange, part = self.awaited[key].popleft()
+            exchange, part = awaited.popleft()
+            if not awaited:  # a thousand ranks have a million keys a tag
+                del self.awaited[key]
             exchange.take(key[0], part, message)
             if not exchange.left:
                 self.came.notify_all()
@@ -156,8 +159,11 @@ class _Exchange:
         with rank.came:
             for source, part in recvs:
                 key = (source, tag)
-                if rank.early[key]:
-                    self.take(source, part, rank.early[key].popleft())
+                early = rank.early.get(key)
+                if early is not None:
+                    self.take(source, part, early.popleft())
+                    if not early:
+                        del rank.early[key]
                 else:
                     rank.awaited[key].append((self, part))
 
@@ -195,7 +201,9 @@ class _Exchange:
         with self._rank.came:
             awaited = self._rank.awaited
             return [
-                s for s in set(self._sources) if any(e is self for e, _ in awaited[s, self._tag])
+                s
+                for s in set(self._sources)
+                if any(e is self for e, _ in awaited.get((s, self._tag), ()))
             ]
 
 

@@ -60,7 +60,7 @@ class Tampering:
             sends = [(dest, part) for dest, part in changed if part is not None]
         return super()._exchange(sends, recvs, tag)
 
-    def _first_round(self, sends, recvs, tag):
+    def _first_round(self, sends, recvs, rooms, tag):
         return FirstRound(self._exchange(sends, recvs, tag))
 
     def post(self, notice):

@@ -120,11 +120,12 @@ class GeneratorPlan(Plan):
         super().__init__(transport, task, terms, function)
         self._algorithm, self._arena = algorithm, Arena()
         frame = max(PREAMBLE, transport.frame)
-        rows = np.zeros((transport.size, frame), dtype=np.uint8)
-        own, others = rows[transport.rank], transport.others
-        self.first = FirstMessages(
-            transport, [(r, own) for r in others], [(r, rows[r]) for r in others]
-        )
+        rooms = np.empty((transport.size, max(frame, transport.room)), dtype=np.uint8)
+        rows, others = rooms[:, :frame], transport.others
+        rows.fill(0)
+        sends = [(r, rows[transport.rank]) for r in others]
+        recvs = [(r, rows[r]) for r in others]
+        self.first = FirstMessages(transport, sends, recvs, [rooms[r] for r in others])
 
     @property
     def nbytes(self) -> int:

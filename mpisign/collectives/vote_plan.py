@@ -22,6 +22,7 @@ from mpisign.transports.base import Bytes, FirstRound, Part, Steps, Transport
 from mpisign.transports.tagged import TaggedTransport
 
 _ALIGN = 64
+_FIRST = 16 << 10  # bytes of planes in a first message that others follow
 
 
 def cut(task: VoteTask, transport: Transport, parts: int) -> list[tuple[int, int]]:
@@ -32,7 +33,7 @@ def cut(task: VoteTask, transport: Transport, parts: int) -> list[tuple[int, int
     most = transport.first_message - PREAMBLE
     if task.k * -(-task.nbytes // parts) <= most:
         return [(0, task.nbytes)]
-    first = most // task.k * parts
+    first = min(most, _FIRST) // task.k * parts
     rest, n = task.nbytes - first, len(task.chunks(transport.message, parts))
     ends = [first + rest * i // n for i in range(n + 1)]
     return [(0, first), *((a, b) for a, b in pairwise(ends) if b > a)]
@@ -42,17 +43,19 @@ class _Slot:
     """Memory of a chunk in flight: what is sent, the stack of all ranks' rows, the results.
 
     Rows have room for a preamble in front of the planes. ``ups``: a row for each owner, of which
-    the own one is this rank's row of the stack; where all ranks tally all, that one alone.
+    the own one is this rank's row of the stack; where all ranks tally all, that one alone. ``row``:
+    bytes of each, of which ``used`` are.
     """
 
-    def __init__(self, size: int, parts: int, row: int, result: int) -> None:
+    def __init__(self, size: int, parts: int, row: int, used: int, result: int) -> None:
         arena = np.empty((size + (parts if parts > 1 else 0)) * row + parts * result, np.uint8)
-        arena.fill(0)  # the pages are there from now on
         self.nbytes = arena.nbytes
         stack, rest = arena[: size * row], arena[size * row :]
         self.stack = stack.reshape(size, row)
         self.ups = rest[: len(rest) - parts * result].reshape(-1, row)
         self.results = rest[len(rest) - parts * result :].reshape(parts, result)
+        for memory in (self.stack[:, :used], self.ups[:, :used], self.results):
+            memory.fill(0)  # the pages are there from now on
 
 
 class _Chunk:
@@ -130,13 +133,16 @@ class VotePlan(Plan):
         self.rows = task.rows(transport.size)
         self.chunks = cut(task, transport, self.parts)
         widest = max(self.width(i) for i in range(len(self.chunks)))
-        row = max(PREAMBLE + task.k * widest, transport.frame)
+        used = max(PREAMBLE + task.k * widest, transport.frame)
+        row = max(used, transport.room)
         row = (-(-row // _ALIGN) | 1) * _ALIGN  # rows a multiple of a page apart share cache sets
         result = -(-max(1, task.kd * widest) // _ALIGN) * _ALIGN
         n = slots(len(self.chunks))
-        self._slots = [_Slot(transport.size, self.parts, row, result) for _ in range(n)]
+        self._slots = [_Slot(transport.size, self.parts, row, used, result) for _ in range(n)]
         self._made: list[_Chunk | None] = [None] * len(self.chunks)
-        self.first = FirstMessages(transport, self._chunk(0).sends, self._chunk(0).recvs)
+        first = self._chunk(0)
+        rooms = [self._slots[0].stack[self.rows[r]] for r in transport.others]
+        self.first = FirstMessages(transport, first.sends, first.recvs, rooms)
         self._last: Preambles = self.first
         if len(self.chunks) > 1:
             last = self._chunk(len(self.chunks) - 1)

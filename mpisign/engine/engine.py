@@ -211,11 +211,13 @@ class Engine:
         if wire.first_done:
             return None
         frame = wire.transport.frame or NBYTES
-        rows = np.zeros((wire.size, frame), dtype=np.uint8)
-        rows[wire.rank, :NBYTES] = message
+        rooms = np.empty((wire.size, max(frame, wire.transport.room)), dtype=np.uint8)
+        rows = rooms[:, :frame]
+        rows[:, :NBYTES] = message
         sends = [(r, rows[wire.rank]) for r in wire.others]
         recvs = [(r, rows[r]) for r in wire.others]
-        first = Prepared(wire.transport, sends, recvs).start(wire.first_tag())
+        into = [rooms[r] for r in wire.others]
+        first = Prepared(wire.transport, sends, recvs, into).start(wire.first_tag())
         yield first
         rows = rows[:, :NBYTES]
         if strict:

@@ -15,7 +15,7 @@ import struct
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from mpisign.transports.base import FirstRound, Part, Transport
+from mpisign.transports.base import Bytes, FirstRound, Part, Transport
 
 if TYPE_CHECKING:
     from mpisign.engine.agreement import Agreed
@@ -64,11 +64,17 @@ class Preambles:
 
 
 class FirstMessages(Preambles):
-    """The first messages of a plan: ``sends``, ``recvs``, one for every other rank."""
+    """The first messages of a plan: one part for every other rank. ``rooms``: see ``Prepared``."""
 
-    def __init__(self, transport: Transport, sends: Sequence[Part], recvs: Sequence[Part]) -> None:
+    def __init__(
+        self,
+        transport: Transport,
+        sends: Sequence[Part],
+        recvs: Sequence[Part],
+        rooms: Sequence[Bytes],
+    ) -> None:
         super().__init__(sends, recvs)
-        self._prepared = transport.prepare(sends, recvs)
+        self._prepared = transport.prepare(sends, recvs, rooms)
         self._stated, self._good = b"", False
 
     def start(

@@ -88,18 +88,28 @@ class FirstRound:
 
 
 class Prepared:
-    """A first round with the same parts call after call; the transport may keep requests for it."""
+    """A first round with the same parts call after call; the transport may keep requests for it.
 
-    def __init__(self, transport: Transport, sends: Sequence[Part], recvs: Sequence[Part]) -> None:
+    ``rooms``: the memory of each part of ``recvs``, which goes on behind it up to
+    ``Transport.room`` bytes.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        sends: Sequence[Part],
+        recvs: Sequence[Part],
+        rooms: Sequence[Bytes],
+    ) -> None:
         self.transport = transport
-        self.sends, self.recvs = sends, recvs
+        self.sends, self.recvs, self.rooms = sends, recvs, rooms
         self.sent = sum(part.nbytes for _, part in sends)
         self.received = sum(part.nbytes for _, part in recvs)
 
     def start(self, tag: int) -> FirstRound:
         """Starts it with a tag of ``Transport.first_tag``, once the last start has completed."""
         count_bytes(self.sent, self.received)
-        return self.transport._first_round(self.sends, self.recvs, tag)
+        return self.transport._first_round(self.sends, self.recvs, self.rooms, tag)
 
     def free(self) -> None:
         """Releases what the transport keeps."""
@@ -132,7 +142,8 @@ class Transport(ABC):
     ``Pending.wait`` sleeps instead of polling. ``message``: a good size of messages in bytes. The
     default is what Open MPI and MPICH send over TCP eagerly, without a handshake with a receiver
     that answers only inside MPI. ``first_message``: the most bytes of a message in a first
-    round; ``framed``: all of these have as many, where a wire cannot bear another size than is due.
+    round; ``framed``: all of these have as many, where a wire cannot bear another size than is due;
+    ``room``: bytes of memory that each of them needs where it arrives, however few are due.
 
     All ranks call the methods that start something; ``post`` and ``notices`` are not collective.
     """
@@ -145,6 +156,7 @@ class Transport(ABC):
     message: int = 48 << 10
     first_message: int = 32 << 10
     framed: bool = False
+    room: int = 0
     rank: int
     size: int
 
@@ -175,11 +187,15 @@ class Transport(ABC):
         """
         return tag
 
-    def prepare(self, sends: Sequence[Part], recvs: Sequence[Part]) -> Prepared:
+    def prepare(
+        self, sends: Sequence[Part], recvs: Sequence[Part], rooms: Sequence[Bytes]
+    ) -> Prepared:
         """A first round for many calls. One part a rank; all ranks exchange with all others."""
-        return Prepared(self, sends, recvs)
+        return Prepared(self, sends, recvs, rooms)
 
-    def _first_round(self, sends: Sequence[Part], recvs: Sequence[Part], tag: int) -> FirstRound:
+    def _first_round(
+        self, sends: Sequence[Part], recvs: Sequence[Part], rooms: Sequence[Bytes], tag: int
+    ) -> FirstRound:
         """An exchange that takes whatever arrives: its end does not raise."""
         return FirstRound(self._exchange(sends, recvs, tag))
 

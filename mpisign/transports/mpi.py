@@ -17,6 +17,7 @@ from mpisign.transports.base import (
     FIRST,
     LEFT,
     TAGS,
+    Bytes,
     Completed,
     Part,
     Pending,
@@ -131,11 +132,15 @@ class _Persistent(Prepared):
     """A first round with persistent requests."""
 
     def __init__(
-        self, transport: MPITransport, sends: Sequence[Part], recvs: Sequence[Part]
+        self,
+        transport: MPITransport,
+        sends: Sequence[Part],
+        recvs: Sequence[Part],
+        rooms: Sequence[Bytes],
     ) -> None:
-        super().__init__(transport, sends, recvs)
-        comm = transport.comm
-        requests: list[Any] = [comm.Recv_init([m, MPI.BYTE], r, FIRST) for r, m in recvs]
+        super().__init__(transport, sends, recvs, rooms)
+        comm, into = transport.comm, zip(recvs, rooms, strict=True)
+        requests: list[Any] = [comm.Recv_init([m, MPI.BYTE], r, FIRST) for (r, _), m in into]
         requests += [comm.Send_init([m, MPI.BYTE], r, FIRST) for r, m in sends]
         self._requests = _FirstRequests(recvs, sends, requests, None)
         self._requests.over = True
@@ -162,9 +167,10 @@ class MPITransport(Transport):
     """
 
     name = "mpi"
-    # Open MPI 4.1 writes behind a receive's memory if a longer message comes by its rendezvous
-    # protocol, which in shared memory begins at 4 KiB. Until ranks have agreed nothing is longer.
-    first_message = 3 << 10
+    # Open MPI 4.1 writes behind the memory of a receive if a longer message comes by its rendezvous
+    # protocol, which in shared memory begins at 4 KiB. So until ranks have agreed on sizes every
+    # receive has room for the longest message.
+    first_message = room = 60 << 10  # over TCP still eager
 
     def __init__(self, comm: MPI.Intracomm) -> None:
         self.comm = comm
@@ -201,13 +207,18 @@ class MPITransport(Transport):
     def first_tag(self, tag: int) -> int:
         return FIRST
 
-    def prepare(self, sends: Sequence[Part], recvs: Sequence[Part]) -> Prepared:
-        return _Persistent(self, sends, recvs)
+    def prepare(
+        self, sends: Sequence[Part], recvs: Sequence[Part], rooms: Sequence[Bytes]
+    ) -> Prepared:
+        return _Persistent(self, sends, recvs, rooms)
 
-    def _first_round(self, sends: Sequence[Part], recvs: Sequence[Part], tag: int) -> Any:
-        requests: list[Any] = [self.comm.Irecv([m, MPI.BYTE], r, tag) for r, m in recvs]
+    def _first_round(
+        self, sends: Sequence[Part], recvs: Sequence[Part], rooms: Sequence[Bytes], tag: int
+    ) -> Any:
+        into = zip(recvs, rooms, strict=True)
+        requests: list[Any] = [self.comm.Irecv([m, MPI.BYTE], r, tag) for (r, _), m in into]
         requests += [self.comm.Isend([m, MPI.BYTE], r, tag) for r, m in sends]
-        exchange = _FirstRequests(recvs, sends, requests, None)
+        exchange = _FirstRequests(recvs, sends, requests, rooms)
         self._keep(exchange)
         return exchange
 

@@ -7,7 +7,6 @@ from launchers import RANKS, on_ranks, suite
 
 VOTES = [
     "test_majority_vote.py",
-    "test_plans.py",
     "test_optimizer.py",
     "test_counts.py",
     "test_compressed_mean.py",
@@ -18,6 +17,11 @@ COMPRESSORS = ["test_every_compressor.py", "test_gathered.py", "test_attacks_in_
 @pytest.mark.parametrize("n", [*(pytest.param(n, marks=pytest.mark.many) for n in (2, 3)), 4])
 def test_the_collectives_at(n):
     suite(n, *VOTES)
+
+
+@pytest.mark.parametrize("n", [pytest.param(2, marks=pytest.mark.many), 3])
+def test_plans(n):
+    suite(n, "test_plans.py")
 
 
 def test_every_compressor_and_attack_on_3_ranks():

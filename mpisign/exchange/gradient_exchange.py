@@ -259,7 +259,7 @@ class GradientExchange:
         try:
             header = self._header(engine, kind.operation, bucket, fresh)
             key = wire.rank, wire.size, bucket.compressor.groups_of(wire.size, engine.nodes)
-            place = *key, bucket.slots[0].parameter.device
+            place = engine, *key, bucket.slots[0].parameter.device
             if bucket.aggregator[0] != place:
                 if bucket.aggregator[1] is not None:
                     bucket.aggregator[1].free()

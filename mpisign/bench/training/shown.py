@@ -10,6 +10,7 @@ from mpisign.bench import plot
 from mpisign.bench.report import Shown
 from mpisign.bench.table import Table, amount, of_goals, seconds, spread
 from mpisign.bench.training.names import BASE, NONE
+from mpisign.bench.training.results import GOALS
 
 _STEP = ("method", "step", "+-", "x none", "+-", "x fp16", "on link", "sent", "cpu", "replicas")
 _ACCURACY = (

@@ -144,6 +144,7 @@ class Transport(ABC):
     that answers only inside MPI. ``first_message``: the most bytes of a message in a first
     round; ``framed``: all of these have as many, where a wire cannot bear another size than is due;
     ``room``: bytes of memory that each of them needs where it arrives, however few are due.
+    ``gathers``: a rank sends the same one to all.
 
     All ranks call the methods that start something; ``post`` and ``notices`` are not collective.
     """
@@ -157,6 +158,7 @@ class Transport(ABC):
     first_message: int = 32 << 10
     framed: bool = False
     room: int = 0
+    gathers: bool = False
     rank: int
     size: int
 

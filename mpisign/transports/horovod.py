@@ -12,7 +12,16 @@ import numpy.typing as npt
 from mpisign.errors import CollectiveError, CollectiveTimeout
 from mpisign.stats import count_bytes, count_ring
 from mpisign.transports import framed
-from mpisign.transports.base import Bytes, Completed, Part, Pending, Polled, Transport, poll
+from mpisign.transports.base import (
+    Bytes,
+    Completed,
+    FirstRound,
+    Part,
+    Pending,
+    Polled,
+    Transport,
+    poll,
+)
 from mpisign.transports.framed import Framed, by_rank, lengths, starts
 from mpisign.transports.http_store import HTTPStore
 from mpisign.transports.mailbox import Mailbox
@@ -53,6 +62,7 @@ class HorovodTransport(Transport):
     name = "horovod"
     message = 256 << 10  # an exchange costs about a millisecond, whatever its size
     first_message = message
+    gathers = True  # an alltoall takes Horovod twice as long, and all ranks must call the same
 
     def __init__(
         self, prefix: str = "mpisign", process_set: hvd.ProcessSet = hvd.global_process_set
@@ -103,12 +113,31 @@ class HorovodTransport(Transport):
         if self.size == 1:
             rows[0][...] = send
             return Completed()
+        return self._gather(send, rows, tag)
+
+    def _first_round(
+        self, sends: Sequence[Part], recvs: Sequence[Part], rooms: Sequence[Bytes], tag: int
+    ) -> FirstRound:
+        if self.size == 1:
+            return FirstRound(Completed())
+        send = sends[0][1]
+        rows = [send] * self.size
+        for rank, part in recvs:
+            rows[rank] = part
+        return FirstRound(self._gather(send, rows, tag))
+
+    def _gather(self, send: Bytes, rows: Sequence[Bytes], tag: int) -> Pending:
+        every = [row.nbytes for row in rows]
         row = Framed([send.nbytes], self._pool)
         row.pack([[send]])
 
         def finish(received: Any) -> None:
             row.free()
-            framed.unpack(received.numpy(), every, [[part] for part in rows])
+            own = self.rank  # whose row may be what was sent, and is there
+            parts = [
+                [part] if rank != own or part is not send else [] for rank, part in enumerate(rows)
+            ]
+            framed.unpack(received.numpy(), every, parts)
 
         return self._start(tag, finish, hvd.allgather_async, torch.from_numpy(row.memory))
 

@@ -108,7 +108,7 @@ def vote_traffic(
         ...     10**6, 1024, algorithm="hierarchical", nodes=[r // 32 for r in range(1024)]
         ... )
         >>> flat.sends, flat.sent, tree.sends, tree.sent
-        (2046, 250706, 279, 268727)
+        (2046, 317130, 279, 268727)
     """
     check_options(_FUNCTION, algorithm=algorithm, zeros=zeros, nan=nan, ties=ties, step=0)
     message = Transport.message if message is None else message

@@ -79,9 +79,10 @@ def _notes(record: Any) -> Iterator[str]:
     yield (
         f"Nodes of {s.node} ranks, racks of {s.rack} nodes; one plane up, one down; messages of "
         "about 48 KiB where a vote is long enough. Rounds that a chunk waits for: allgather 1, "
-        "alltoall 2, hierarchical 4 with nodes and 6 with racks. The figures are of calls after the "
-        "first of their kind, by mpisign.vote_traffic: for allgather and alltoall from the sizes by "
-        "which a vote cuts its memory, for hierarchical from its own generator, run without ranks."
+        "alltoall 2, hierarchical 4 with nodes and 6 with racks. The figures are of calls after "
+        "the first of their kind, by mpisign.vote_traffic: for allgather and alltoall from the "
+        "sizes by which a vote cuts its memory, for hierarchical from its own generator, run "
+        "without ranks."
     )
     yield (
         "A node has one link of so many Gbit/s; an exchange between nodes takes so many us, and "

@@ -10,7 +10,7 @@ _MOST_NBYTES = 256 << 20
 _MOST = 256  # kinds of calls
 
 
-class Plan(Protocol):
+class CachedPlan(Protocol):
     """What is kept: memory and prepared exchanges, for one call at a time."""
 
     busy: bool
@@ -46,7 +46,7 @@ class PlanCache:
                 return plan
         return None
 
-    def give_back(self, key: Hashable, taken: Plan | None, used: Plan | None) -> None:
+    def give_back(self, key: Hashable, taken: CachedPlan | None, used: CachedPlan | None) -> None:
         """The call is over: ``used`` is kept in place of the plan that it had taken."""
         if used is not taken:
             if taken is not None:
@@ -86,6 +86,6 @@ class PlanCache:
                 for plan in plans:
                     self._drop(plan)
 
-    def _drop(self, plan: Plan) -> None:
+    def _drop(self, plan: CachedPlan) -> None:
         self.nbytes -= plan.nbytes
         plan.free()

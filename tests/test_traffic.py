@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections import defaultdict
 
 import numpy as np
@@ -15,7 +14,8 @@ from mpisign.collectives import auto
 from mpisign.collectives.costs import Costs
 from mpisign.collectives.hierarchy import Hierarchy, grouped
 from mpisign.engine.header import NBYTES, SHORT_ABOVE
-from mpisign.transports.tagged import TaggedTransport
+from mpisign.engine.preamble import PREAMBLE
+from mpisign.transports.base import Transport
 
 NODES = {
     1: [[0]],
@@ -30,8 +30,7 @@ class Counted:
     """Messages, bytes and memory of one rank; counts what its transport is given."""
 
     def __init__(self):
-        self.sends = self.receives = self.sent = self.received = self.headers = self.memory = 0
-        self.outside = 0
+        self.sends = self.receives = self.sent = self.received = self.outside = self.memory = 0
 
     def watch(self, transport, mates):
         exchange, allgather = transport._exchange, transport.start_allgather
@@ -44,53 +43,51 @@ class Counted:
             return exchange(sends, recvs, tag)
 
         def gathered(send, rows, tag):
-            self.headers += len(send) * (transport.size - 1)
+            others = [(r, send) for r in range(transport.size) if r != transport.rank]
+            counts = len(others), len(others) * len(send)
+            self.sends, self.sent = self.sends + counts[0], self.sent + counts[1]
+            self.receives, self.received = self.receives + counts[0], self.received + counts[1]
+            self.outside += sum(len(part) for rank, part in others if rank not in mates)
             return allgather(send, rows, tag)
 
         transport._exchange, transport.start_allgather = counted, gathered
 
 
-_OF_THREAD = {}
+def votes(comm, length, how, times=2):
+    """What the first call of a kind takes, and what the second."""
+    transport = comm.engine.transport
+    before, calls = dict(vars(transport)), []
+    mates = set(comm.engine.hierarchy.mates(comm.rank))
+    for _ in range(times):
+        calls.append(Counted())
+        calls[-1].watch(transport, mates)
+        comm.majority_vote(np.ones(length, dtype=np.float32), **how)
+        calls[-1].memory = comm.engine.plans.nbytes
+        vars(transport).clear()
+        vars(transport).update(before)
+    return calls
 
 
-@pytest.fixture(autouse=True)
-def counted_memory(monkeypatch):
-    empty = TaggedTransport.empty
-
-    def counted(wire, *shape):
-        of = _OF_THREAD.get(threading.get_ident())
-        if of is not None:
-            of.memory += int(np.prod(shape))
-        return empty(wire, *shape)
-
-    monkeypatch.setattr(TaggedTransport, "empty", counted)
-    yield
-    _OF_THREAD.clear()
-
-
-def vote(comm, length, how):
-    counted, transport = Counted(), comm.engine.transport
-    before = dict(vars(transport))
-    counted.watch(transport, set(comm.engine.hierarchy.mates(comm.rank)))
-    _OF_THREAD[threading.get_ident()] = counted
-    comm.majority_vote(np.ones(length, dtype=np.float32), **how)
-    vars(transport).clear()
-    vars(transport).update(before)
-    return counted
-
-
-def check(got, said):
-    """One rank: ``agreement`` goes through exchanges among many ranks, else by itself."""
-    many = said.agreement_sends and not got.headers
-    more = (said.agreement_sends, said.agreement_sent) if many else (0, 0)
-    assert got.sends == said.sends + more[0]
-    assert got.receives == said.receives + more[0]
-    assert got.sent == said.sent + more[1]
-    assert got.received == said.received + more[1]
+def check(got, said, size, mates):
+    """One rank: ``got`` has the vote and the agreement."""
+    assert got.sends == said.sends + said.agreement_sends
+    assert got.receives == said.receives + said.agreement_sends
+    assert got.sent == said.sent + said.agreement_sent
+    assert got.received == said.received + said.agreement_sent
     assert got.memory == said.memory
-    if not many:
-        assert got.headers == said.agreement_sent
-        assert got.outside == said.sent_outside
+    if size <= SHORT_ABOVE:  # agreement goes to all others alike
+        outside = size - len(mates)
+        assert got.outside == said.sent_outside + said.agreement_sent * outside // max(1, size - 1)
+
+
+def check_both(calls, length, size, rank, how):
+    """The first call and the second."""
+    for got, first in zip(calls, (True, False), strict=False):
+        said = mpisign.vote_traffic(length, size, rank=rank, first=first, **how)
+        assert said.rank == rank
+        levels = how["nodes"] if isinstance(how["nodes"][0], list) else [how["nodes"]]
+        mates = [r for r in range(size) if levels[0][r] == levels[0][rank]]
+        check(got, said, size, mates)
 
 
 @pytest.mark.parametrize("size", NODES)
@@ -98,16 +95,13 @@ def check(got, said):
 @pytest.mark.parametrize("policies", [{}, {"zeros": "abstain", "nan": "raise", "ties": "zero"}])
 def test_every_rank_sends_what_is_said(size, algorithm, policies, monkeypatch):
     small_messages(monkeypatch, 128)
+    monkeypatch.setattr(Transport, "first_message", 600)
     how = {"algorithm": algorithm, **policies}
     for nodes in NODES[size]:
-        for length in (0, 7, 2000, 9001, 70_001) if size < 60 else (40_003,):
-            ranks = simulation.run(size, vote, length, how, nodes=nodes)
-            for rank, got in enumerate(ranks):
-                said = mpisign.vote_traffic(
-                    length, size, nodes=nodes, rank=rank, message=128, **how
-                )
-                assert said.rank == rank
-                check(got, said)
+        for length in (0, 7, 3584, 9001, 70_001) if size < 60 else (40_003,):
+            ranks = simulation.run(size, votes, length, how, nodes=nodes)
+            for rank, calls in enumerate(ranks):
+                check_both(calls, length, size, rank, {**how, "nodes": nodes, "message": 128})
 
 
 EVEN = [r // 8 for r in range(1024)]
@@ -132,25 +126,38 @@ def racks(nodes):
 def test_a_thousand_ranks(algorithm, nodes, length, policies):
     size, how = 1024, {"algorithm": algorithm, **policies}
     stats().reset()
-    ranks = simulation.run(size, vote, length, how, nodes=nodes)
+    ranks = simulation.run(size, votes, length, how, 1, nodes=nodes)  # a second is like it
     totals = stats().as_dict()["exchange"]
-    assert totals["sent"] == sum(r.sent for r in ranks)
-    assert totals["received"] == sum(r.received for r in ranks)
+    assert totals["sent"] == sum(call.sent for calls in ranks for call in calls)
+    assert totals["received"] == sum(call.received for calls in ranks for call in calls)
     busiest = mpisign.vote_traffic(length, size, nodes=nodes, **how)
     for rank in {0, 1, 7, 8, 500, 511, 1000, 1023, busiest.rank}:
-        check(ranks[rank], mpisign.vote_traffic(length, size, nodes=nodes, rank=rank, **how))
+        check_both(ranks[rank], length, size, rank, {**how, "nodes": nodes})
     if nodes != racks(UNEVEN):  # to a byte for each message
-        assert max(r.sends for r in ranks) == busiest.sends + busiest.agreement_sends
+        assert max(calls[0].sends for calls in ranks) == busiest.sends + busiest.agreement_sends
         most = busiest.sent + busiest.agreement_sent + busiest.sends
-        assert max(r.sent for r in ranks) <= most
+        assert max(calls[0].sent for calls in ranks) <= most
+
+
+def agreement(length, size, **how):
+    said = mpisign.vote_traffic(length, size, **how)
+    return said.agreement_sends, said.agreement_sent
 
 
 def test_agreement():
-    few, many = mpisign.vote_traffic(10**6, SHORT_ABOVE), mpisign.vote_traffic(10**6, 1000)
-    assert (few.agreement_sends, few.agreement_sent) == (63, 63 * NBYTES)
-    assert (many.agreement_sends, many.agreement_sent) == (10, 10 * 16)
-    long = mpisign.vote_traffic(10**8, 1000)  # which counts NaN chunk by chunk
-    assert (long.agreement_sends, long.agreement_sent) == (20, 10 * 16 + 10)
+    for algorithm in ("allgather", "alltoall"):  # preambles travel with planes
+        assert agreement(10**6, SHORT_ABOVE, algorithm=algorithm) == (0, 0)
+        first = agreement(10**6, SHORT_ABOVE, algorithm=algorithm, first=True)
+        assert first == (63, 63 * NBYTES)
+        for length in (10**6, 10**8):
+            assert agreement(length, 1000, algorithm=algorithm) == (10, 10 * 16)
+    of = {"algorithm": "hierarchical", "nan": "abstain"}
+    assert agreement(10**6, SHORT_ABOVE, **of) == (63, 63 * PREAMBLE)
+    assert agreement(10**6, SHORT_ABOVE, **of, first=True) == (63, 63 * NBYTES)
+    assert agreement(10**6, 1000, **of) == (10, 10 * 16)
+    of["nan"] = "raise"  # and all are told whether any rank has NaNs
+    assert agreement(10**6, SHORT_ABOVE, **of) == (2 * 63, 63 * (PREAMBLE + 8))
+    assert agreement(10**6, 1000, **of) == (20, 10 * 16 + 10)
 
 
 @pytest.mark.parametrize("size", [8, 512, 16_384])
@@ -158,8 +165,9 @@ def test_agreement():
 @pytest.mark.parametrize("policies", [{}, {"zeros": "abstain", "ties": "zero"}])
 def test_memory_is_bounded_at_any_size(size, length, policies):
     levels = [[r // 8 for r in range(size)], [r // 128 for r in range(size)]]
-    most = 2 * (length // 8) + (64 << 20)  # a plane more where ballots are packed at once
+    plane = length // 8
     for algorithm in ("allgather", "alltoall", "hierarchical"):
+        most = plane + (64 << 20)
         for nodes in (levels[0], levels):
             said = mpisign.vote_traffic(length, size, algorithm=algorithm, nodes=nodes, **policies)
             assert said.memory <= most, said

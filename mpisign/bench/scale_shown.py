@@ -23,16 +23,22 @@ def _tables(record: Any) -> Iterator[Table]:
     yield _table(record, "messages that the busiest rank sends", lambda t: f"{t.sends:,}")
     yield _table(record, "bytes that it sends", lambda t: amount(t.sent))
     yield _table(record, "memory of its buffers", lambda t: amount(t.memory), _most)
-    of_agreement = {
-        row.ranks: row.traffic for row in record.rows if row.size == record.rows[0].size
-    }
-    rows = [
-        (f"{ranks:,}", f"{t.agreement_sends:,}", amount(t.agreement_sent))
-        for ranks, t in of_agreement.items()
-    ]
+    of_agreement: dict[int, list[str]] = {}
+    for row in record.rows:
+        if row.size == record.rows[0].size and row.label in ("alltoall", "hierarchical, nodes"):
+            t = row.traffic
+            cells = f"{t.agreement_sends:,}", amount(t.agreement_sent)
+            of_agreement.setdefault(row.ranks, [f"{row.ranks:,}"]).extend(cells)
     size = coordinates(record.settings.sizes[0])
     title = f"agreement: what every rank sends besides, {size} coordinates"
-    yield Table(title, ("ranks", "messages", "bytes"), rows)
+    heads = (
+        "ranks",
+        "allgather and alltoall, messages",
+        "bytes",
+        "hierarchical, messages",
+        "bytes",
+    )
+    yield Table(title, heads, list(of_agreement.values()))
     for (network,), choices in grouped(record.choices, "network").items():
         lines = [
             (f"{ranks:,}", _switches(of_ranks))
@@ -73,9 +79,10 @@ def _notes(record: Any) -> Iterator[str]:
     yield (
         f"Nodes of {s.node} ranks, racks of {s.rack} nodes; one plane up, one down; messages of "
         "about 48 KiB where a vote is long enough. Rounds that a chunk waits for: allgather 1, "
-        "alltoall 2, hierarchical 4 with nodes and 6 with racks. Each figure comes from the "
-        "collective's own generator, run without ranks (mpisign.vote_traffic). Among up to 64 "
-        "ranks auto sends votes of up to 3,072 coordinates within the headers."
+        "alltoall 2, hierarchical 4 with nodes and 6 with racks. The figures are of calls after "
+        "the first of their kind, by mpisign.vote_traffic: for allgather and alltoall from the "
+        "sizes by which a vote cuts its memory, for hierarchical from its own generator, run "
+        "without ranks."
     )
     yield (
         "A node has one link of so many Gbit/s; an exchange between nodes takes so many us, and "

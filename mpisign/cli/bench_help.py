@@ -221,14 +221,15 @@ def _folded(words: tuple[str, ...], at: int) -> str:
 _SCALE = """\
 Count what majority votes send and hold among ranks that need not exist.
 
-The collectives themselves run, over a wire that counts, with memory that takes no room; nothing is
-measured but the code. All figures are of the busiest rank, one way."""
+The sizes are those by which a vote cuts its memory, or the collective itself runs, over a wire that
+counts, with memory that takes no room; nothing is measured but the code. All figures are of the
+busiest rank, one way, in calls after the first of their kind."""
 
 _SCALE_TABLE = """\
 the tables:
   messages, bytes  that the rank sends in a vote; as many come
   memory           of buffers, beyond gradient and result; at most 3 planes and 64 MiB
-  agreement        headers, before each vote
+  agreement        what goes besides the vote: preambles, digests of headers, counts of NaN
   what auto takes  by the costs of exchanges: those in --costs, else of two made-up networks
 
 examples:

@@ -53,7 +53,7 @@ class DryRun:
     memory: int = 0
 
 
-class _DryTransport(Transport):
+class DryTransport(Transport):
     """A wire that takes notes. What is small comes back as it went, as from ranks that agree."""
 
     name = "dry run"
@@ -96,7 +96,7 @@ class _DryWire(TaggedTransport):
 
     def empty(self, *shape: int) -> Any:
         array = np.lib.stride_tricks.as_strided(np.zeros(1, np.uint8), shape, (0,) * len(shape))
-        assert isinstance(self.transport, _DryTransport)
+        assert isinstance(self.transport, DryTransport)
         self.transport.notes.memory += array.nbytes
         return array
 
@@ -160,7 +160,7 @@ def dry_run(
     task = _DryTask(length, k, kd)
 
     def noted() -> DryRun:
-        transport = _DryTransport(rank, size, message, near)
+        transport = DryTransport(rank, size, message, near)
         for _ in algorithm(_DryWire(transport, 0), task):
             pass
         return transport.notes
@@ -183,7 +183,7 @@ def dry_steps(
     steps: Callable[[TaggedTransport], Steps[Any]], rank: int, size: int, most: int | None = None
 ) -> DryRun:
     """The same of any collective among ranks that agree, up to its ``most``-th exchange."""
-    transport = _DryTransport(rank, size, Transport.message, ())
+    transport = DryTransport(rank, size, Transport.message, ())
     for number, _ in enumerate(steps(_DryWire(transport, 0))):
         if number + 1 == most:
             break

@@ -3,57 +3,38 @@
 from __future__ import annotations
 
 import time
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from mpisign import _kernels, policies
 from mpisign.collectives.plan import Plan
+from mpisign.collectives.vote_layout import VoteLayout
 from mpisign.collectives.vote_task import Pieces, VoteTask, signs_and_mask
 from mpisign.engine.agreement import refuse_nans
 from mpisign.engine.engine import Engine
-from mpisign.engine.header import NBYTES
-from mpisign.engine.pipeline import DEPTH, slots
+from mpisign.engine.pipeline import DEPTH
 from mpisign.engine.preamble import PREAMBLE, FirstMessages, Preambles
 from mpisign.planes.vote import majority_rows
 from mpisign.stats import count_stage
 from mpisign.transports.base import Bytes, FirstRound, Part, Steps, Transport
 from mpisign.transports.tagged import TaggedTransport
 
-_ALIGN = 64
-_FIRST = 16 << 10  # bytes of planes in a first message that others follow
-
-
-def cut(task: VoteTask, transport: Transport, parts: int) -> list[tuple[int, int]]:
-    """Byte ranges [a, b) of a plane that travel one after the other, in ``parts`` shards each.
-
-    The first range is agreed on before the others start: it is short where others follow.
-    """
-    most = transport.first_message - PREAMBLE
-    if task.k * -(-task.nbytes // parts) <= most:
-        return [(0, task.nbytes)]
-    first = min(most, _FIRST) // task.k * parts
-    rest, n = task.nbytes - first, len(task.chunks(transport.message, parts))
-    ends = [first + rest * i // n for i in range(n + 1)]
-    return [(0, first), *((a, b) for a, b in pairwise(ends) if b > a)]
-
 
 class _Slot:
     """Memory of a chunk in flight: what is sent, the stack of all ranks' rows, the results.
 
     Rows have room for a preamble in front of the planes. ``ups``: a row for each owner, of which
-    the own one is this rank's row of the stack; where all ranks tally all, that one alone. ``row``:
-    bytes of each, of which ``used`` are.
+    the own one is this rank's row of the stack; where all ranks tally all, that one alone.
     """
 
-    def __init__(self, size: int, parts: int, row: int, used: int, result: int) -> None:
-        arena = np.empty((size + (parts if parts > 1 else 0)) * row + parts * result, np.uint8)
-        self.nbytes = arena.nbytes
+    def __init__(self, layout: VoteLayout) -> None:
+        size, parts, row, used = layout.size, layout.parts, layout.row, layout.used
+        arena = np.empty(layout.slot_nbytes, np.uint8)
         stack, rest = arena[: size * row], arena[size * row :]
         self.stack = stack.reshape(size, row)
-        self.ups = rest[: len(rest) - parts * result].reshape(-1, row)
-        self.results = rest[len(rest) - parts * result :].reshape(parts, result)
+        self.ups = rest[: layout.owners * row].reshape(-1, row)
+        self.results = rest[layout.owners * row :].reshape(parts, layout.result)
         for memory in (self.stack[:, :used], self.ups[:, :used], self.results):
             memory.fill(0)  # the pages are there from now on
 
@@ -62,15 +43,13 @@ class _Chunk:
     """One chunk's messages and pieces, in the memory of its slot."""
 
     def __init__(self, plan: VotePlan, index: int, slot: _Slot) -> None:
-        task, wire, parts, own = plan.task, plan.transport, plan.parts, plan.own
-        a, b = plan.chunks[index]
-        k, kd = task.k, task.kd
-        self.width = width = plan.width(index)
+        task, wire, own, layout = plan.task, plan.transport, plan.own, plan.layout
+        a, b = layout.chunks[index]
+        k, kd, parts = task.k, task.kd, layout.parts
+        self.width = width = layout.width(index)
         head, tail = PREAMBLE, PREAMBLE + k * width
-        #: With preambles: the first chunk's are agreed on, the last one's have all NaNs.
-        self.headed = index in (0, len(plan.chunks) - 1)
-        start = 0 if self.headed else head
-        end = max(tail, wire.frame) if index == 0 else tail
+        self.headed = layout.headed(index)
+        start, end = layout.up(index)
         spans = [(min(a + width * r, b), min(a + width * (r + 1), b)) for r in range(parts)]
         mine = spans[own]
         rows, others = plan.rows, wire.others
@@ -96,7 +75,7 @@ class _Chunk:
         self.down_sends: list[Part] = []
         self.down_recvs: list[Part] = []
         if parts > 1:
-            n = kd * width
+            n = layout.down(index)
             self.down_sends = [(r, slot.results[own][:n]) for r in others]
             self.down_recvs = [(r, slot.results[r][:n]) for r in others]
         # The bits behind the last coordinate, which must be 0 in what others sent.
@@ -128,17 +107,11 @@ class VotePlan(Plan):
         self, transport: Transport, task: VoteTask, sharded: bool, terms: bytes, function: str
     ) -> None:
         super().__init__(transport, task, terms, function)
-        self.parts = transport.size if sharded else 1
         self.own = transport.rank if sharded else 0
         self.rows = task.rows(transport.size)
-        self.chunks = cut(task, transport, self.parts)
-        widest = max(self.width(i) for i in range(len(self.chunks)))
-        used = max(PREAMBLE + task.k * widest, transport.frame)
-        row = max(used, transport.room)
-        row = (-(-row // _ALIGN) | 1) * _ALIGN  # rows a multiple of a page apart share cache sets
-        result = -(-max(1, task.kd * widest) // _ALIGN) * _ALIGN
-        n = slots(len(self.chunks))
-        self._slots = [_Slot(transport.size, self.parts, row, used, result) for _ in range(n)]
+        self.layout = layout = VoteLayout(task, transport, sharded)
+        self.parts, self.chunks = layout.parts, layout.chunks
+        self._slots = [_Slot(layout) for _ in range(layout.slots)]
         self._made: list[_Chunk | None] = [None] * len(self.chunks)
         first = self._chunk(0)
         rooms = [self._slots[0].stack[self.rows[r]] for r in transport.others]
@@ -150,18 +123,10 @@ class VotePlan(Plan):
         self._plain = (
             task.weights is None and task.groups is None and type(task).count is VoteTask.count
         )
-        self._nbytes = sum(slot.nbytes for slot in self._slots)
 
     @property
     def nbytes(self) -> int:
-        return self._nbytes
-
-    def width(self, chunk: int) -> int:
-        """Bytes of the widest shard of a chunk."""
-        a, b = self.chunks[chunk]
-        width = -(-(b - a) // self.parts)
-        # No message may look like a header.
-        return width + (chunk == 0 and PREAMBLE + self.task.k * width == NBYTES)
+        return self.layout.nbytes
 
     def run_agreed(
         self, engine: Engine, wire: TaggedTransport, number: int, step: int, settings: int

@@ -58,10 +58,11 @@ for length in LENGTHS:
         said = mpisign.vote_traffic(
             length, WORLD.size, algorithm=algorithm, nodes=levels[name], rank=WORLD.rank
         )
-        others = sum(node != here for node in nodes)  # each header goes to them and to mates
-        more = said.agreement_sent // said.agreement_sends * others
+        others = sum(node != here for node in nodes)  # agreement goes to them and to mates
+        each = said.agreement_sends // (WORLD.size - 1) * others
+        more = said.agreement_sent // (WORLD.size - 1) * others
         outside = said.sent_outside + more, said.received_outside + more
-        of_node = WORLD.allgather((here, *outside, said.sends_outside + others))
+        of_node = WORLD.allgather((here, *outside, said.sends_outside + each))
         for way in (0, 1):
             crossed = (after[way] - before[way]) / VOTES
             wanted = sum(of[1 + way] for of in of_node if of[0] == here)

@@ -67,23 +67,29 @@ class VoteLayout:
         The first range is agreed on before the others start: it is short where others follow.
         """
         nbytes, most = task.nbytes, transport.first_message - PREAMBLE
+        if transport.gathers and self.parts > 1:  # shards differ: preambles go alone
+            return [(0, 0), *self._chunks(task, transport, 0)]
         whole = -(-nbytes // self.parts)
         if self._k * whole <= most and self._fits(1, whole + 1, nbytes):
             return [(0, nbytes)]
         width = min(most, _FIRST) // self._k
         while width > 1 and not self._fits(DEPTH + 1, width + 1, nbytes):
             width //= 2
+        first = min(nbytes, width * self.parts)
+        return [(0, first), *self._chunks(task, transport, first)]
+
+    def _chunks(self, task: VoteTask, transport: Transport, first: int) -> list[tuple[int, int]]:
+        """All chunks from byte ``first`` on, behind one of so many bytes."""
 
         def held(chunks: int, widest: int) -> int:
             # The first one is not among them.
-            widest = max(width, -(-widest // self.parts))
+            widest = max(-(-first // self.parts), -(-widest // self.parts))
             return slots(chunks + 1) * self._slot_nbytes(widest)
 
-        bounded = self._fits(DEPTH + 1, 1, nbytes)  # else rows alone are more, however short
+        bounded = self._fits(DEPTH + 1, 1, task.nbytes)  # else rows alone are more, however short
         n = len(task.chunks(transport.message, self.parts, held if bounded else None))
-        first = min(nbytes, width * self.parts)
-        ends = [first + (nbytes - first) * i // n for i in range(n + 1)]
-        return [(0, first), *((a, b) for a, b in pairwise(ends) if b > a)]
+        ends = [first + (task.nbytes - first) * i // n for i in range(n + 1)]
+        return [(a, b) for a, b in pairwise(ends) if b > a]
 
     def _fits(self, count: int, width: int, plane: int) -> bool:
         return count * self._slot_nbytes(width) <= ARENA + plane

@@ -13,9 +13,11 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
-from mpisign.transports.base import Bytes, FirstRound, Part, Transport
+from mpisign.engine.header import SHORT_ABOVE
+from mpisign.transports.base import Bytes, FirstRound, Part, Prepared, Transport
 
 if TYPE_CHECKING:
     from mpisign.engine.agreement import Agreed
@@ -74,7 +76,11 @@ class FirstMessages(Preambles):
         rooms: Sequence[Bytes],
     ) -> None:
         super().__init__(sends, recvs)
-        self._prepared = transport.prepare(sends, recvs, rooms)
+        # Among many ranks digests of headers go first, and this is no first round.
+        prepare = (
+            transport.prepare if transport.size <= SHORT_ABOVE else partial(Prepared, transport)
+        )
+        self._prepared = prepare(sends, recvs, rooms)
         self._stated, self._good = b"", False
 
     def start(

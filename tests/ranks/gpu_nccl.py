@@ -97,7 +97,7 @@ def everything():
         part.free()
     check_exchanges(wire)
     wire.free()
-    assert wire.wire._comm == MPI.COMM_NULL
+    assert wire.wire.comm == MPI.COMM_NULL
     with pytest.raises(WireError, match="no use any more: it was freed"):
         wire.start_exchange([], [], 0)
 

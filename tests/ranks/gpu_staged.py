@@ -101,6 +101,6 @@ if size > 1:
     assert (part == left).all()
 MPI.COMM_WORLD.Barrier()
 staged.free()
-assert wire._comm == MPI.COMM_NULL
+assert wire.comm == MPI.COMM_NULL
 if rank == 0:
     print(f"staged: all well at {size} ranks")

@@ -195,7 +195,7 @@ class ProgressEngine:
         """Whether the exchange ends within ``_SPIN`` seconds of polling."""
         start = time.perf_counter()
         until = start + _SPIN
-        over, shares = pending.done(), self.shares_cores
+        over, shares = pending.done(), self.shares_cores or self.transport.threaded
         while not over and time.perf_counter() < until:
             if shares:
                 os.sched_yield()

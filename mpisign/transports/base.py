@@ -144,7 +144,8 @@ class Transport(ABC):
     that answers only inside MPI. ``first_message``: the most bytes of a message in a first
     round; ``framed``: all of these have as many, where a wire cannot bear another size than is due;
     ``room``: bytes of memory that each of them needs where it arrives, however few are due.
-    ``gathers``: a rank sends the same one to all.
+    ``gathers``: a rank sends the same one to all. ``threaded``: threads of the wire move exchanges
+    on, and need a core while this one waits.
 
     All ranks call the methods that start something; ``post`` and ``notices`` are not collective.
     """
@@ -159,6 +160,7 @@ class Transport(ABC):
     framed: bool = False
     room: int = 0
     gathers: bool = False
+    threaded: bool = False
     rank: int
     size: int
 

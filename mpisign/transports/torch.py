@@ -51,6 +51,7 @@ class TorchTransport(Transport):
     """
 
     name = "torch"
+    threaded = True
     message = 256 << 10  # an exchange costs about a millisecond, whatever its size
     ordered = True
     framed = True

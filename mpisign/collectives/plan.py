@@ -81,7 +81,8 @@ class Plan(ABC):
         """After the first round: whether the call can go on without headers."""
         if self.first.same(started):
             return True
-        engine.digest = self._replica  # which the header is to carry
+        if any(self._replica):
+            engine.digest = self._replica  # which the header is to carry
         return False
 
     @abstractmethod

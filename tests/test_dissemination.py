@@ -73,6 +73,7 @@ def test_who_says_so_from_the_start(size):
 
 
 @pytest.mark.slow
+@pytest.mark.many
 def test_a_thousand_and_more():
     odd = [set(), {0}, {511}, {1023}, {3, 700}]
 

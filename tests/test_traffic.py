@@ -90,7 +90,9 @@ def check_both(calls, length, size, rank, how):
         check(got, said, size, mates)
 
 
-@pytest.mark.parametrize("size", NODES)
+@pytest.mark.parametrize(
+    "size", [pytest.param(n, marks=pytest.mark.many) if n > 60 else n for n in NODES]
+)
 @pytest.mark.parametrize("algorithm", ["allgather", "alltoall", "hierarchical", "vote_of_votes"])
 @pytest.mark.parametrize("policies", [{}, {"zeros": "abstain", "nan": "raise", "ties": "zero"}])
 def test_every_rank_sends_what_is_said(size, algorithm, policies, monkeypatch):

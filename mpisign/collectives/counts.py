@@ -136,7 +136,12 @@ def _start(
             raise TypeError(f"{function}: x must be in host memory, got device {v.device}")
         result, unpack_counts = prepare(v)
         call = ArrayCall(engine, function, _ArrayCounts, v, unpack_counts, options)
-        call.whole, call.check = whole, _check_weights
+        outs = result if isinstance(result, tuple) else (result,)
+        apart = (arrays.view(function, "out", o) for o in outs)
+        call.whole = whole or any(arrays.overlap_partly(v, o) for o in apart)
+        call.check = _check_weights
+        if call.whole:
+            call.prepare()
         return functools.partial(call.steps, number, result)
 
     return engine.start(function, "tally", options["step"], make)

@@ -49,6 +49,8 @@ def start(engine: Engine, x: Any, out: Any, groups: Any, whole: bool, **options:
             )
         call = ArrayCall(engine, _FUNCTION, ArrayTask, v, o, options, partition)
         call.whole = whole or arrays.overlap_partly(v, o)
+        if call.whole:
+            call.prepare()
         return functools.partial(call.steps, number, result)
 
     return engine.start(_FUNCTION, _FUNCTION, options["step"], make)
@@ -74,17 +76,16 @@ def run(
     dtype = arrays.numpy_name(x)
     if groups is None and dtype is not None and engine.progress.is_quiet():
         plan = None
-        with contextlib.suppress(TypeError):  # a policy that is none
+        with contextlib.suppress(TypeError, MemoryError):  # a policy that is none; too large
+            result = engine.results.empty(x.shape, x.dtype) if out is None else out
             plan = engine.plans.take((_FUNCTION, dtype, x.size, *policy))
         if plan is not None:
-            if out is None:
-                out = engine.results.empty(x.shape, x.dtype)
-            step = engine.votes if step is None else step
-            if isinstance(plan, VotePlan) and _place(plan, x, out, step):
+            called = engine.votes if step is None else step
+            if isinstance(plan, VotePlan) and _place(plan, x, result, called):
                 number = engine.votes
                 engine.votes = number + 1
-                given = (engine, plan, policy, x, out, number, step)
-                return engine.progress.run(_FUNCTION, functools.partial(_planned, *given), step)
+                given = (engine, plan, policy, x, result, number, called)
+                return engine.progress.run(_FUNCTION, functools.partial(_planned, *given), called)
             plan.busy = False
     options = dict(zip(_POLICY, policy, strict=True))
     return start(engine, x, out, groups, False, **options, step=step).wait()
@@ -126,7 +127,8 @@ def _planned(
     v, o = (arrays.view_floats(_FUNCTION, "x", array) for array in (x, out))
     options = {**dict(zip(_POLICY, policy, strict=True)), "step": step}
     call = ArrayCall(engine, _FUNCTION, ArrayTask, v, o, options)
-    return (yield from call.by_headers(number, out, wire, plan))
+    call.prepare(plan)
+    return (yield from call.by_headers(number, out, wire))
 
 
 class ArrayCall:
@@ -151,33 +153,42 @@ class ArrayCall:
         self.task_type, self.partition = task_type, partition
         self.settings: int = options.get("settings", 0)
         self.whole = False
+        self.plan: Plan | None = None
+        self.task: ArrayTask | None = None
         self.check: Callable[[Agreed], None] = lambda agreed: None
         self.key = (function, x.dtype, x.length, *(options[o] for o in options if o != "step"))
 
-    def steps(self, number: int, result: Any, wire: TaggedTransport) -> Steps[Any]:
-        """The collective, by a plan if there is one."""
-        engine, step = self.engine, self.options["step"]
-        plan = None
-        if self.x.device == "cpu" and not self.options.get("byzantine_f"):
-            plan = engine.plans.take(self.key)
-        if plan is not None and wire.size <= SHORT_ABOVE:
-            plan.task.begin(self.x, self.out, step, self.whole)
-            try:
-                if (yield from plan.run(engine, wire, number, step, self.settings)):
-                    return result
-            finally:
-                plan.task.release()
-        return (yield from self.by_headers(number, result, wire, plan))
-
-    def by_headers(
-        self, number: int, result: Any, wire: TaggedTransport, plan: Plan | None
-    ) -> Steps[Any]:
-        """The collective after an exchange of headers. ``plan``: that was taken, or None."""
-        engine, used = self.engine, None
+    def prepare(self, plan: Plan | None = None) -> None:
+        """Takes a plan and begins its task; packs if ``whole``. ``plan``: that was taken before."""
+        if plan is None and self.x.device == "cpu" and not self.options.get("byzantine_f"):
+            plan = self.engine.plans.take(self.key)
         task = plan.task if plan is not None else self._new_task()
         assert isinstance(task, ArrayTask)
+        task.begin(self.x, self.out, self.options["step"], self.whole)
+        self.plan, self.task = plan, task
+
+    def steps(self, number: int, result: Any, wire: TaggedTransport) -> Steps[Any]:
+        """The collective, by a plan if there is one."""
+        if self.task is None:
+            self.prepare()
+        assert self.task is not None
+        engine, plan, task = self.engine, self.plan, self.task
         try:
-            task.begin(self.x, self.out, self.options["step"], self.whole)
+            if plan is not None and wire.size <= SHORT_ABOVE:
+                step = self.options["step"]
+                if (yield from plan.run(engine, wire, number, step, self.settings)):
+                    return result
+                if task.planes is None:  # else ``x`` may have changed since it was packed
+                    task.begin(self.x, self.out, step, False)
+            return (yield from self.by_headers(number, result, wire))
+        finally:
+            task.release()
+
+    def by_headers(self, number: int, result: Any, wire: TaggedTransport) -> Steps[Any]:
+        """The collective by an exchange of headers."""
+        engine, plan, task, used = self.engine, self.plan, self.task, None
+        assert task is not None
+        try:
             header = self._header(task, wire.transport.message)
             agreed = yield from engine.headers(wire, header, self.function)
             self.check(agreed)
@@ -194,8 +205,9 @@ class ArrayCall:
         agreed = yield from engine.headers(wire, header, self.function)
         algorithm = _algorithm(engine, task, agreed)
         agreed.header = replace(agreed.header, operation=task.operation)
-        plan = _plan(engine, task, algorithm, agreed, None)
-        engine.plans.give_back(self.key, None, plan)
+        kept = engine.plans.take(self.key)
+        plan = _plan(engine, task, algorithm, agreed, kept)
+        engine.plans.give_back(self.key, kept, plan)
 
     def _new_task(self) -> ArrayTask:
         names = ("zeros", "nan", "ties", "seed")

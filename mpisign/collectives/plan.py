@@ -49,8 +49,18 @@ class Plan(ABC):
 
         NaNError, on all ranks alike, if a rank has NaNs under nan="raise".
         """
-        started = self.start(engine, wire.tag, wire.first_tag(), number, step, settings)
-        return (yield from self.go_on(engine, wire, started, step, settings))
+        try:
+            started = self.start(engine, wire.tag, wire.first_tag(), number, step, settings)
+            yield started
+            if not self.same(engine, started):
+                return False  # and is in use until headers were exchanged
+            yield from self._from_first(engine, wire, step, settings)
+            self._end(engine)
+        except BaseException:
+            self.busy = False
+            raise
+        self.busy = False
+        return True
 
     def start(
         self, engine: Engine, tag: int, first_tag: int, number: int, step: int, settings: int
@@ -61,27 +71,11 @@ class Plan(ABC):
         nans = self.task.nans if self.task.raises else 0
         return self.first.start(first_tag, self.terms, step, settings, nans, replica)
 
-    def go_on(
-        self, engine: Engine, wire: TaggedTransport, started: FirstRound, step: int, settings: int
-    ) -> Steps[bool]:
-        """``run`` after ``start``; the plan is free again unless headers come next."""
-        try:
-            yield started
-            if not self.same(engine, started):
-                return False
-            yield from self._from_first(engine, wire, step, settings)
-            self._end(engine)
-        except BaseException:
-            self.busy = False
-            raise
-        self.busy = False
-        return True
-
     def same(self, engine: Engine, started: FirstRound) -> bool:
         """After the first round: whether the call can go on without headers."""
         if self.first.same(started):
             return True
-        if any(self._replica):
+        if any(self._replica) and not any(engine.digest):
             engine.digest = self._replica  # which the header is to carry
         return False
 

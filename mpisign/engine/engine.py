@@ -161,7 +161,8 @@ class Engine:
 
         Which those are may differ between ranks, and with them what there is to compare.
         """
-        if not self.progress.is_first(tag):
+        of_parameters = self.digest[0] == 2  # set for this call
+        if not of_parameters and not self.progress.is_first(tag):
             return _NO_DIGEST
         digest, self.digest = self.digest, _NO_DIGEST
         return digest
@@ -205,25 +206,27 @@ class Engine:
     def _first_headers(self, wire: TaggedTransport, message: Bytes, strict: bool) -> Steps[Any]:
         """All headers (ranks, 512), or None: the first round is over, or not all sent headers.
 
-        ``strict``: a hostile rank may send a header to some ranks only, so that not all would go on
-        to a second round.
+        ``strict``: of a call with byzantine_f. If others have it too, a hostile rank may send a
+        header to some ranks only, so that not all would go on to a second round.
         """
         if wire.first_done:
             return None
         frame = wire.transport.frame or NBYTES
         rooms = np.empty((wire.size, max(frame, wire.transport.room)), dtype=np.uint8)
         rows = rooms[:, :frame]
-        rows[:, :NBYTES] = message
+        rows.fill(0)
+        rows[wire.rank, :NBYTES] = message
         sends = [(r, rows[wire.rank]) for r in wire.others]
         recvs = [(r, rows[r]) for r in wire.others]
         into = [rooms[r] for r in wire.others]
         first = Prepared(wire.transport, sends, recvs, into).start(wire.first_tag())
         yield first
         rows = rows[:, :NBYTES]
-        if strict:
+        headers = (rows[:, : len(MAGIC)] == rows[wire.rank, : len(MAGIC)]).all(axis=1)
+        if strict and (rows[wire.others][headers[wire.others], BYZANTINE_F]).any():
             if first.wrong:
                 raise WireError(first.wrong)
             return rows
-        if first.wrong or not (rows[:, : len(MAGIC)] == rows[wire.rank, : len(MAGIC)]).all():
+        if first.wrong or not headers.all():
             return None
         return rows

@@ -78,13 +78,14 @@ class PlanCache:
         self._plans.clear()
 
     def _trim(self) -> None:
-        for key, plans in list(self._plans.items())[:-1]:
+        for key, plans in list(self._plans.items()):
             if self.nbytes <= _MOST_NBYTES and len(self._plans) <= _MOST:
                 break
-            if not any(plan.busy for plan in plans):
+            for plan in [plan for plan in plans if not plan.busy]:
+                plans.remove(plan)
+                self._drop(plan)
+            if not plans:
                 del self._plans[key]
-                for plan in plans:
-                    self._drop(plan)
 
     def _drop(self, plan: CachedPlan) -> None:
         self.nbytes -= plan.nbytes

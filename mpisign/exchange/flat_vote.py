@@ -35,6 +35,11 @@ class _FlatTask(VoteTask):
         self.raises = plan.task.raises
         return self
 
+    def release(self) -> None:
+        """Lets go of the gradient and its planes; the plan keeps the task."""
+        del self.target
+        self.planes = None
+
     def write(self, a: int, b: int, result: Planes) -> None:
         flat = self.target.detach().view(-1)
         rows = torch.from_numpy(result if len(result) == 2 else result[0]).to(flat.device)
@@ -67,16 +72,18 @@ def flat_vote(
             yield from shard_vote(wire, task)
 
         def whole(wire: TaggedTransport) -> Steps[None]:
-            key, used = (function, header.terms()), None
+            key, used = (function, header.terms(), repr(task.groups)), None
             plan = engine.plans.take(key)
             if plan is not None and wire.size <= SHORT_ABOVE:
                 plan.task = task.like_that_of(plan)
                 if (yield from plan.run(engine, wire, number, step, header.settings)):
+                    task.release()
                     return
             try:
                 agreed = yield from engine.headers(wire, header, function)
                 used = yield from vote(engine, wire, task, agreed, number, plan)
             finally:
+                task.release()
                 engine.plans.give_back(key, plan, used)
 
         return whole if output is None else shard

@@ -243,7 +243,8 @@ class MPITransport(Transport):
         return found
 
     def abort(self) -> None:
-        for exchange in (*self._live, *self.persistent):
+        self._live += self.persistent  # which keeps them and their memory
+        for exchange in self._live:
             exchange.cancel()
         # MPI may use the memory of what is in flight until the process ends: it is kept.
         _LOST.append(self)

@@ -165,6 +165,8 @@ class VoteAggregator(Aggregator):
         if self._plan is None or not self._fits(header) or wire.size > SHORT_ABOVE:
             return False
         self.task.anywhere = self._anywhere
+        if self.task.short(wire.transport.message):
+            self.task.pack_whole()  # a NaN is found before anything is unpacked
         same = yield from self._plan.run(engine, wire, number, header.step, header.settings)
         if same:
             self._complete()

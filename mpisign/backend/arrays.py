@@ -18,7 +18,9 @@ from mpisign.backend.frameworks import address, is_torch
 #: Codes of the kernels (kernels/shared.h) in this order.
 FLOATS = ("float32", "float16", "bfloat16", "float64")
 FLOAT_CODES = {name: code for code, name in enumerate(FLOATS)}
-ITEM_SIZE = {"float32": 4, "float16": 2, "bfloat16": 2, "float64": 8, "uint8": 1}
+ITEM_SIZE = {
+    "float32": 4, "float16": 2, "bfloat16": 2, "float64": 8, "uint8": 1, "int32": 4
+}  # fmt: skip
 
 _DTYPES = {name: np.dtype(name) for name in ("float32", "float16", "float64", "uint8")}
 _NAMES: dict[Any, str] = {dtype: name for name, dtype in _DTYPES.items()}

@@ -277,7 +277,7 @@ def _plan(
     engine: Engine, task: VoteTask, algorithm: Algorithm, agreed: Agreed, plan: Plan | None
 ) -> Plan:
     """``plan`` if it is for what was agreed on, or a new one."""
-    terms = terms_of(agreed)
+    terms = terms_of(agreed, engine.transport.message)
     if plan is not None and plan.terms == terms:
         plan.task = task
         return plan

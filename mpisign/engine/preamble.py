@@ -30,9 +30,13 @@ _NANS = slice(4, 8)
 _MOST_NANS = (1 << 32) - 1
 
 
-def terms_of(agreed: Agreed) -> bytes:
-    """8 bytes that stand for what all ranks agreed on: equal only where all of it is."""
+def terms_of(agreed: Agreed, message: int) -> bytes:
+    """8 bytes that stand for what all ranks agreed on: equal only where all of it is.
+
+    ``message``: the transport's, by which planes are cut.
+    """
     digest = hashlib.blake2b(agreed.header.terms(), digest_size=8)
+    digest.update(message.to_bytes(8, "little"))
     digest.update(repr(agreed.weights).encode())
     for presence in agreed.presences:
         digest.update(presence)

@@ -208,9 +208,9 @@ def test_an_interrupt_in_another_vote_than_the_one_waited_for():
             if comm.rank == 1:
                 raise KeyboardInterrupt
 
-        hit = comm.engine.submit("hit", steps)
         if comm.rank == 0:
             comm.engine.transport.sleep(0.5)  # rank 1 waits for the vote by then
+        hit = comm.engine.submit("hit", steps)
         other = comm.majority_vote_async(X, algorithm="alltoall")
         if comm.rank == 1:
             with pytest.raises(KeyboardInterrupt):

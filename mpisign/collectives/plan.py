@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
+from mpisign.collectives.dry_run import Algorithm
 from mpisign.collectives.vote_task import VoteTask
 from mpisign.engine.agreement import refuse_nans
 from mpisign.engine.dissemination import all_same
@@ -16,8 +15,6 @@ from mpisign.engine.header import SHORT_ABOVE
 from mpisign.engine.preamble import PREAMBLE, FirstMessages
 from mpisign.transports.base import FirstRound, Steps, Transport
 from mpisign.transports.tagged import Arena, TaggedTransport
-
-Algorithm = Callable[[TaggedTransport, VoteTask], Steps[Any]]
 
 
 class Plan(ABC):
@@ -54,7 +51,7 @@ class Plan(ABC):
             yield started
             if not self.same(engine, started):
                 return False  # and is in use until headers were exchanged
-            yield from self._from_first(engine, wire, step, settings)
+            yield from self._from_first(wire, step, settings)
             self._end(engine)
         except BaseException:
             self.busy = False
@@ -86,9 +83,7 @@ class Plan(ABC):
         """``run`` after headers, which all ranks agreed on."""
 
     @abstractmethod
-    def _from_first(
-        self, engine: Engine, wire: TaggedTransport, step: int, settings: int
-    ) -> Steps[None]:
+    def _from_first(self, wire: TaggedTransport, step: int, settings: int) -> Steps[None]:
         """What follows the first round."""
 
     def _begin(self, engine: Engine, number: int) -> None:
@@ -135,12 +130,10 @@ class GeneratorPlan(Plan):
         self, engine: Engine, wire: TaggedTransport, number: int, step: int, settings: int
     ) -> Steps[None]:
         self._begin(engine, number)
-        yield from self._from_first(engine, wire, step, settings)
+        yield from self._from_first(wire, step, settings)
         self._end(engine)
 
-    def _from_first(
-        self, engine: Engine, wire: TaggedTransport, step: int, settings: int
-    ) -> Steps[None]:
+    def _from_first(self, wire: TaggedTransport, step: int, settings: int) -> Steps[None]:
         task = self.task
         self._arena.restart()
         yield from self._algorithm(

@@ -59,8 +59,8 @@ class MajorityVotePlan:
         Args:
             x: an array of the plan's length and dtype.
             step: key of the random bits, default the communicator's count of calls.
-            out: C-contiguous, of x's shape and dtype; may be ``x``. Without it the result is new
-                memory, whose pages cost more than the vote from a few million coordinates on.
+            out: C-contiguous, of x's shape and dtype; may be ``x``. Without it NumPy results
+                take memory of earlier ones that nobody refers to; others are new.
 
         Returns:
             ``out``, or a new array of x's framework: +1, -1, or 0 where ``ties="zero"``.

@@ -46,7 +46,7 @@ class _Chunk:
         task, wire, own, layout = plan.task, plan.transport, plan.own, plan.layout
         a, b = layout.chunks[index]
         k, kd, parts = task.k, task.kd, layout.parts
-        self.width = width = layout.width(index)
+        width = layout.width(index)
         head, tail = PREAMBLE, PREAMBLE + k * width
         self.headed = layout.headed(index)
         start, end = layout.up(index)
@@ -141,12 +141,10 @@ class VotePlan(Plan):
         else:
             yield up
             self._refuse_nans()  # before anything is unpacked
-            yield from self._from_first(engine, wire, step, settings)
+            yield from self._from_first(wire, step, settings)
         self._end(engine)
 
-    def _from_first(
-        self, engine: Engine, wire: TaggedTransport, step: int, settings: int
-    ) -> Steps[None]:
+    def _from_first(self, wire: TaggedTransport, step: int, settings: int) -> Steps[None]:
         if len(self.chunks) > 1:
             yield from self._rest(wire, None, step, settings)
             self._refuse_nans()

@@ -1,7 +1,7 @@
 """Whether the ranks of this machine have a core each, which says how they wait.
 
-A rank with a core of its own polls without a pause: nothing else can use the core. Ranks that share
-cores yield between two polls, and sleep sooner.
+A rank with a core of its own polls a blocking vote without a pause at first: nothing else can use
+the core. Ranks that share cores yield between two polls, and those of large models sleep at once.
 """
 
 from __future__ import annotations

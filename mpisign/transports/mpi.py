@@ -37,10 +37,7 @@ from mpisign.transports.mpi_notices import MPINotices
 
 
 class _Requests(Polled):
-    """Point-to-point requests of an exchange: first those that receive, then those that send.
-
-    ``wrong``: of a first round, what arrived that was not due; otherwise that is a WireError.
-    """
+    """Point-to-point requests of an exchange: first those that receive, then those that send."""
 
     def __init__(
         self, recvs: Sequence[Part], sends: Sequence[Part], requests: list[Any], keep: Any
@@ -49,7 +46,6 @@ class _Requests(Polled):
         self._requests = requests
         self._statuses = [MPI.Status() for _ in requests]
         self.over = False
-        self.wrong = ""
 
     def done(self) -> bool:
         if self.over:
@@ -92,7 +88,12 @@ class _Requests(Polled):
 
 
 class _FirstRequests(_Requests):
-    """The requests of a first round: completes once all of them have, whatever arrived."""
+    """The requests of a first round: completes once all of them have, whatever arrived.
+
+    ``wrong``: what arrived that was not due, as in ``FirstRound``.
+    """
+
+    wrong = ""
 
     def start(self) -> None:
         """Persistent requests once more."""

@@ -103,6 +103,18 @@ class Framed:
         """Copies what arrived into the parts; WireError, naming the rank, for a wrong length."""
         unpack(self.memory, self.due, grouped)
 
+    def unpack_first(self, rooms: Sequence[Sequence[Bytes]], due: Sequence[int]) -> None:
+        """Copies what arrived into one room a message, which may be longer than is ``due``.
+
+        WireError, naming the rank, for a length other than that.
+        """
+        sent = self.memory[self._heads].view(_LENGTH)[:, 0].tolist()
+        for start, length, room in zip(self._starts, sent, rooms, strict=True):
+            for memory in room:
+                n = min(length, memory.nbytes)
+                memory[:n] = self.memory[start : start + n]
+        check_lengths(sent, due)
+
 
 def unpack(memory: Bytes, due: Sequence[int], grouped: Sequence[Iterable[Bytes]]) -> None:
     """``Framed.unpack`` of memory from elsewhere, of any size."""

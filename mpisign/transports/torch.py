@@ -13,7 +13,16 @@ import numpy.typing as npt
 
 from mpisign.errors import WireError
 from mpisign.stats import count_ring, stage
-from mpisign.transports.base import Completed, Part, Pending, Polled, Transport, poll
+from mpisign.transports.base import (
+    Bytes,
+    Completed,
+    FirstRound,
+    Part,
+    Pending,
+    Polled,
+    Transport,
+    poll,
+)
 from mpisign.transports.framed import Framed, by_rank, host_pool, lengths
 from mpisign.transports.mailbox import Mailbox
 
@@ -54,7 +63,6 @@ class TorchTransport(Transport):
     threaded = True
     message = 256 << 10  # an exchange costs about a millisecond, whatever its size
     ordered = True
-    framed = True
 
     def __init__(self, group: dist.ProcessGroup | None = None) -> None:
         if not dist.is_initialized():
@@ -67,6 +75,9 @@ class TorchTransport(Transport):
         self.backend, self._device = _backend(group)
         self.sleeps = self.backend == "gloo"
         self.first_message = max(_FRAME, 4 * _FRAME // max(1, self.size - 1))
+        # Gloo bears messages that are shorter than due, NCCL none of another length.
+        self.framed = self.backend != "gloo"
+        self.room = 0 if self.framed else self.first_message
         store = None if self.backend == "mpi" else _Store(group)
         self._group: Any = group
         if self.backend == "gloo" and store is not None:
@@ -80,9 +91,31 @@ class TorchTransport(Transport):
         self._mail = Mailbox(store, self.rank, self.size) if store else None
 
     def _exchange(self, sends: Sequence[Part], recvs: Sequence[Part], tag: int) -> Pending:
+        incoming = by_rank(recvs, self.size)
+        return self._alltoall(sends, incoming, lambda into: into.unpack(incoming))
+
+    def _first_round(
+        self, sends: Sequence[Part], recvs: Sequence[Part], rooms: Sequence[Bytes], tag: int
+    ) -> FirstRound:
+        if self.framed:
+            return super()._first_round(sends, recvs, rooms, tag)
+        whole = [(rank, room) for (rank, _), room in zip(recvs, rooms, strict=True)]
+        due = lengths(by_rank(recvs, self.size))
+        incoming = by_rank(whole, self.size)
+        return FirstRound(
+            self._alltoall(sends, incoming, lambda into: into.unpack_first(incoming, due))
+        )
+
+    def _alltoall(
+        self,
+        sends: Sequence[Part],
+        incoming: Sequence[Sequence[Bytes]],
+        unpack: Callable[[Framed], None],
+    ) -> Pending:
+        """``unpack`` takes what arrived, at most the lengths of ``incoming``."""
         if self.size == 1:
             return Completed()
-        outgoing, incoming = by_rank(sends, self.size), by_rank(recvs, self.size)
+        outgoing = by_rank(sends, self.size)
         out = Framed(lengths(outgoing), self._pool)
         into = Framed(lengths(incoming), self._pool)
         out.pack(outgoing)
@@ -96,8 +129,10 @@ class TorchTransport(Transport):
             if received is not memory:
                 memory.copy_(received)
             out.free()
-            into.unpack(incoming)
-            into.free()
+            try:
+                unpack(into)
+            finally:
+                into.free()
 
         return self._pending(work, finish)
 
@@ -130,18 +165,28 @@ class _Work(Polled):
         self._work = work
         self._finish: Callable[[], Any] | None = finish
         self._sleeps = sleeps
+        self._error: WireError | None = None
 
     def done(self) -> bool:
+        if self._error is not None:
+            raise self._error
         if self._finish is not None:
             if not self._work.is_completed():
                 return False
             try:
-                self._work.wait()
-            except RuntimeError as error:
-                raise WireError(f"torch.distributed could not exchange: {error}") from error
-            self._finish()
-            self._finish = None
+                self._end(self._finish)
+            except WireError as error:
+                self._error = error
+                raise
         return True
+
+    def _end(self, finish: Callable[[], Any]) -> None:
+        self._finish = None
+        try:
+            self._work.wait()
+        except RuntimeError as error:
+            raise WireError(f"torch.distributed could not exchange: {error}") from error
+        finish()
 
     def wait(self, seconds: float | None = None) -> bool:
         if not self._sleeps or self._finish is None:

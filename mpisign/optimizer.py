@@ -121,6 +121,7 @@ def DistributedOptimizer(
         optimizer=optimizer,
         state=True,
         number=engine.exchanges if overlap else 0,
+        ahead=overlap,
     )
     engine.exchanges += overlap
     setattr(optimizer, KEY, StepHooks(optimizer, exchange, overlap))

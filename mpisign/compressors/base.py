@@ -231,6 +231,23 @@ class Compressor:
         """
         return parameter.new_zeros(()).expand(parameter.shape)
 
+    def initial_state(self, parameter: torch.Tensor) -> State:
+        """The state before the first step, from which a missing one starts.
+
+        Args:
+            parameter: The parameter.
+
+        Returns:
+            Its tensors by key, zeros; empty for a compressor without state.
+
+        Example:
+            >>> import torch
+            >>> from mpisign.compressors import Signum
+            >>> Signum().initial_state(torch.ones(2))
+            {'momentum': tensor([0., 0.])}
+        """
+        return {}
+
     def decompress(self, mean: torch.Tensor, state: State, rate: float) -> torch.Tensor:
         """The gradient for the optimizer, from the ranks' mean; not called for votes.
 

@@ -100,7 +100,7 @@ class Detox(Compressor):
 
     unit, shared, whole = map(_of_inner, ("unit", "shared", "whole"))
     compress, decompress = _of_inner("compress"), _of_inner("decompress")
-    compress_missing = _of_inner("compress_missing")
+    compress_missing, initial_state = map(_of_inner, ("compress_missing", "initial_state"))
     pre_sign, pack = _of_inner("pre_sign"), _of_inner("pack")
 
     def groups_of(self, size: int, nodes: Sequence[Sequence[int]] | None) -> Partition:

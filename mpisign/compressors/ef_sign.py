@@ -62,5 +62,10 @@ class EFSign(Scaled):
         *_, bad = planes.pack_error_feedback(g, residual, rate=rate, block=self.block, **keys)
         return bad
 
+    def initial_state(self, parameter: torch.Tensor) -> State:
+        state: State = {}
+        get_or_init(state, "residual", parameter)
+        return state
+
     def decompress(self, mean: torch.Tensor, state: State, rate: float) -> torch.Tensor:
         return mean if rate in (0.0, 1.0) else mean.div_(rate)

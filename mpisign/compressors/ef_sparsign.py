@@ -71,6 +71,11 @@ class EFSparsign(Compressor):
         bad = planes.pack_sparsign(grads, budget=self.budget_global, **keys)[2]
         return int(nans) + int(bad)
 
+    def initial_state(self, parameter: torch.Tensor) -> State:
+        state: State = {}
+        get_or_init(state, "residual", parameter)
+        return state
+
     def decompress(self, mean: torch.Tensor, state: State, rate: float) -> torch.Tensor:
         if not mean.numel():
             return mean

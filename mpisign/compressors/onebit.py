@@ -58,6 +58,12 @@ class OneBit(Scaled):
     def compress_missing(self, parameter: torch.Tensor, state: State) -> torch.Tensor:
         return get_or_init(state, "momentum", parameter) * self.momentum
 
+    def initial_state(self, parameter: torch.Tensor) -> State:
+        state: State = {}
+        get_or_init(state, "momentum", parameter)
+        get_or_init(state, "residual", parameter)
+        return state
+
     def decompress(self, mean: torch.Tensor, state: State, rate: float) -> torch.Tensor:
         get_or_init(state, "momentum", mean).copy_(mean)
         return mean

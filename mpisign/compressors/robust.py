@@ -102,6 +102,14 @@ class Robust(Compressor):
         m.copy_(new.where(new.isfinite(), m))
         return new
 
+    def initial_state(self, parameter: torch.Tensor) -> State:
+        state: State = {}
+        if self.momentum:
+            get_or_init(state, "momentum", parameter)
+        if self.goes_on:
+            get_or_init(state, "center", parameter)
+        return state
+
     def compress_missing(self, parameter: torch.Tensor, state: State) -> torch.Tensor:
         m = state.get("momentum") if self.momentum else None
         return super().compress_missing(parameter, state) if m is None else m

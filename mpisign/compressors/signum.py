@@ -36,6 +36,11 @@ class Momentum(Compressor):
         """The function of ``planes`` that packs and updates the momenta in one pass."""
         raise NotImplementedError
 
+    def initial_state(self, parameter: torch.Tensor) -> State:
+        state: State = {}
+        self._momentum(state, parameter)
+        return state
+
     def compress_missing(self, parameter: torch.Tensor, state: State) -> torch.Tensor:
         m = state.get("momentum")
         return super().compress_missing(parameter, state) if m is None else m

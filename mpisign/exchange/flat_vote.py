@@ -140,7 +140,7 @@ def _pack(
         tensor=layout.identity([""] * parts),
         length=layout.length,
         seed=seed,
-        settings=options_of(c, None),
+        settings=options_of(c),
         nans=nans,
         algorithm=algorithm,
     )

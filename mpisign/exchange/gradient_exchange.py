@@ -15,7 +15,7 @@ from mpisign.engine.agreement import Agreed
 from mpisign.engine.engine import Engine
 from mpisign.engine.header import Header
 from mpisign.engine.progress import Handle
-from mpisign.errors import DisagreementError
+from mpisign.errors import DisagreementError, NaNError
 from mpisign.exchange import checkpoint
 from mpisign.exchange.aggregators import aggregator_for
 from mpisign.exchange.arguments import check_seed
@@ -23,7 +23,9 @@ from mpisign.exchange.broadcast_state import broadcast_state
 from mpisign.exchange.buckets import GradientBucket, cut, warn_of_bf16_mean
 from mpisign.exchange.consistency import check_slots, digest_of, present_anywhere
 from mpisign.exchange.optimizer_options import options_of, rates_of
+from mpisign.exchange.optimizer_steps import watch
 from mpisign.exchange.parameter_slot import ParameterSlot
+from mpisign.exchange.pending_step import PendingStep
 from mpisign.exchange.skip import Rule, rule_for
 from mpisign.exchange.step_count import sync_step_count
 from mpisign.transports.base import Steps
@@ -53,7 +55,13 @@ class GradientExchange:
 
     ``state``: compare the optimizer's own state too wherever parameters are compared. ``number``:
     of this exchange on its engine; buckets of two exchanges must differ. ``replicas``: False where
-    ranks may begin with different parameters and options; then a difference is a warning.
+    ranks may begin with different parameters and options; then a difference is a warning, but
+    options of the optimizer that steps on the parameters must be equal from its first step on.
+
+    ``ahead``: buckets travel before the optimizer steps, which it need not do: what no optimizer
+    steps on leaves nothing behind. See ``before_step``. ``changed_votes``: "raise" where votes were
+    written to between the exchange and the step, or "allow".
+
     ``newcomers``: called at the beginning of a step; True if ranks may have counted different
     numbers of steps, and all continue from the largest. ``before``: steps that run before each
     bucket's collective, on the same tagged transport.
@@ -77,6 +85,8 @@ class GradientExchange:
         number: int = 0,
         newcomers: Callable[[], bool] = lambda: False,
         before: Callable[[TaggedTransport], Steps[None]] | None = None,
+        ahead: bool = False,
+        changed_votes: str = "raise",
     ) -> None:
         policies.code(function, "algorithm", algorithm, policies.ALGORITHMS)
         check_seed(function, seed)
@@ -93,6 +103,10 @@ class GradientExchange:
             raise ValueError(
                 f"{function}: bucket_size must be a positive number of coordinates or None, "
                 f"got {bucket_size!r}"
+            )
+        if changed_votes not in ("raise", "allow"):
+            raise ValueError(
+                f"{function}: changed_votes must be 'raise' or 'allow', got {changed_votes!r}"
             )
         self.function = function
         self.slots = list(slots)
@@ -120,6 +134,13 @@ class GradientExchange:
         self._handles: list[Handle] = []
         self._reason = self._untold = ""
         self._rates: dict[torch.Tensor, float] = {}
+        self._loaded: dict[str, Any] = {}  # whose state was loaded
+        self._ahead = ahead
+        self.pending = PendingStep(self.buckets, changed_votes)
+        self._steppers: list[torch.optim.Optimizer] = []  # since the last exchange
+        self._empty = 0  # buckets of this step that have no gradient on any rank
+        if ahead:
+            watch((s.parameter for s in self.slots), self.pending)
         self.restart()
 
     @property
@@ -172,14 +193,36 @@ class GradientExchange:
                 except Exception as error:
                     errors.append(error)
         finally:
+            empty, self._empty = self._empty, 0
             self.restart()
         if errors:
+            if self._ahead:
+                self.pending.undo()
             raise errors[0]
         for s in self.slots:
             if s.grad is not None and s.grad.stride() != s.parameter.stride():
                 s.match_strides()
-        self.steps += 1
+        self.steps += empty < len(self.buckets) or not self.buckets
         self._fresh = False
+
+    def settle(self) -> None:
+        """Before the next step: undoes what no optimizer has stepped on."""
+        if self._ahead and not self._handles:
+            self.steps -= self.pending.settle()
+
+    def discard(self) -> None:
+        """Ends this step, whose gradients were thrown away, and leaves nothing of it behind."""
+        steps = self.steps
+        try:
+            self.flush()
+            self.finish()
+        except NaNError:
+            pass
+        finally:
+            for s in self.slots:
+                s.grad = None
+        self.pending.undo()
+        self.steps = steps
 
     def drop(self) -> None:
         """Ends what is in flight and discards the step, errors included."""
@@ -230,7 +273,10 @@ class GradientExchange:
 
     def _start(self, bucket: GradientBucket) -> None:
         if not self._handles:
+            self.settle()
+            self._steppers = self.pending.take_steppers()
             self.engine_now()
+            self._tell_origin()
             self._syncing = self._newcomers()
             if self.optimizer is not None:
                 self._rates = rates_of(self.optimizer)
@@ -254,6 +300,8 @@ class GradientExchange:
             yield from self._before(wire)
         if self._syncing:
             self.steps = yield from self._sync(wire, bucket, fresh)
+        if self._ahead:
+            self.pending.begin(bucket.slots)
         kind = self._kinds[bucket.index]
         header, aggregator = Header(kind.operation), None
         try:
@@ -280,6 +328,7 @@ class GradientExchange:
         else:
             anywhere = yield from present_anywhere(wire, bucket.present)
         if not anywhere.any() or not bucket.layout.length:
+            self._empty += not anywhere.any()
             for s, there in zip(bucket.slots, anywhere, strict=True):
                 if there:
                     s.target()  # of nothing, on all ranks
@@ -313,23 +362,46 @@ class GradientExchange:
             seed=self._seeds[bucket.index],
             algorithm=self.algorithm,
             byzantine_f=self.byzantine_f if bucket.compressor.aggregate == "vote" else 0,
-            settings=options_of(bucket.compressor, self.optimizer if self._replicas else None),
+            settings=options_of(bucket.compressor, *self._compared(fresh)),
             presence=hashlib.blake2b(bucket.present.tobytes(), digest_size=16).digest(),
             fresh=fresh,
         )
 
+    def _compared(self, fresh: bool) -> list[torch.optim.Optimizer]:
+        """The optimizers whose options must be equal on all ranks."""
+        if self.optimizer is not None and self._replicas:
+            return [self.optimizer]
+        return [] if fresh else self._steppers
+
     def _sync(self, wire: TaggedTransport, bucket: GradientBucket, fresh: bool) -> Steps[int]:
         if not fresh or bucket.index or self._replicas:
             return (yield from sync_step_count(wire, self.steps))
-        options = options_of(bucket.compressor, self.optimizer)
+        options = options_of(bucket.compressor, *([self.optimizer] if self.optimizer else []))
         parameters = int.from_bytes(digest_of(self.slots, self._state_of)[2:10], "little")
         return (yield from sync_step_count(wire, self.steps, options, parameters))
 
     def state_dict(self) -> dict[str, Any]:
-        """This rank's state: {"steps": n, "state": {name: {key: copy}}}; every rank has its own."""
-        return checkpoint.state_dict(self.steps, self.slots)
+        """This rank's state: {"steps": n, "state": {name: {key: copy}}}; every rank has its own.
+
+        With it whose it is: "rank", "size", "seed" and "compressor", once these are known.
+        """
+        is_open = self.pending.open
+        origin = {} if self.engine is None else self._origin(self.engine)
+        return checkpoint.state_dict(self.steps - is_open, self.slots, is_open) | origin
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues from ``state_dict``; ValueError, and nothing changed, if it does not fit."""
         self.steps = checkpoint.load(state, self.slots)
+        self.pending.forget()
         self._fresh = True
+        self._loaded = {key: state[key] for key in checkpoint.ORIGIN if key in state}
+
+    def _origin(self, engine: Engine) -> dict[str, Any]:
+        place = engine.transport.rank, engine.transport.size
+        return dict(zip(checkpoint.ORIGIN, (*place, self.seed, repr(self.compressor)), strict=True))
+
+    def _tell_origin(self) -> None:
+        loaded, self._loaded = self._loaded, {}
+        if loaded:
+            assert self.engine is not None
+            checkpoint.warn_of_origin(loaded, self._origin(self.engine))

@@ -18,9 +18,9 @@ def rates_of(optimizer: torch.optim.Optimizer) -> dict[torch.Tensor, float]:
     return {p: float(g.get("lr", 1.0)) for g in optimizer.param_groups for p in g["params"]}
 
 
-def options_of(compressor: Compressor, optimizer: torch.optim.Optimizer | None) -> int:
+def options_of(compressor: Compressor, *optimizers: torch.optim.Optimizer) -> int:
     """64 bits of BLAKE2b: another learning rate on one rank would part the replicas."""
-    groups = [] if optimizer is None else optimizer.param_groups
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     options = []
     for group in groups:
         # Most values are numbers, whose text is the same on every rank.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import weakref
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -19,6 +21,8 @@ class ParameterSlot:
     it, or makes it where only other ranks had one. ``rate``: the learning rate of its parameter
     group, 1 where the front end knows none. ``version``: torch's, of ``grad`` when it was handed
     over or returned: a write in between would make the replicas diverge.
+
+    ``pending``: an exchange has moved ``state`` on, and no optimizer has stepped on its result yet.
     """
 
     name: str
@@ -27,6 +31,59 @@ class ParameterSlot:
     grad: torch.Tensor | None = None
     rate: float = 1.0
     version: int = 0
+    pending: bool = False
+    _before: State = field(default_factory=dict)
+    _handed: tuple[weakref.ref[torch.Tensor], int] | None = None
+
+    def begin(self) -> None:
+        """Keeps a copy of ``state``, for ``undo``. Its memory is kept from step to step."""
+        import torch
+
+        old, self._before = self._before, {}
+        for key, value in self.state.items():
+            room = old.get(key)
+            if not isinstance(value, torch.Tensor):
+                self._before[key] = copy.copy(value)
+            elif (
+                isinstance(room, torch.Tensor)
+                and room.shape == value.shape
+                and room.dtype == value.dtype
+                and room.device == value.device
+            ):
+                self._before[key] = room.copy_(value)
+            else:
+                self._before[key] = value.clone()
+        self.pending = True
+
+    def committed(self) -> State:
+        """The state as optimizers' steps have made it."""
+        return self._before if self.pending else self.state
+
+    def undo(self) -> None:
+        """Takes ``state`` back to what it was at ``begin``."""
+        self.state, self._before = self._before, self.state
+        self.pending = False
+
+    def hand_out(self, later: int = 0) -> None:
+        """The parameter's gradient is the aggregate now; ``later``: writes that will not count."""
+        g = self.parameter.grad
+        self._handed = None if g is None else (weakref.ref(g), g._version + later)
+
+    def is_handed_out(self) -> bool:
+        """Whether the parameter's gradient is still the aggregate, unchanged."""
+        if self._handed is None:
+            return False
+        grad, version = self._handed[0](), self._handed[1]
+        return grad is not None and grad is self.parameter.grad and grad._version == version
+
+    def was_rewritten(self) -> bool:
+        """Whether the parameter's gradient is no longer the aggregate that was handed out.
+
+        A gradient that was taken away is none.
+        """
+        if self._handed is None or self.parameter.grad is None:
+            return False
+        return not self.is_handed_out()
 
     def target(self) -> torch.Tensor:
         """Where the aggregate goes: ``grad``, made if there is none."""

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
 import weakref
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch.utils.weak import WeakIdKeyDictionary
 
+from mpisign.exchange.checkpoint import add_to_optimizer, take_from_optimizer
 from mpisign.exchange.gradient_exchange import GradientExchange
 from mpisign.exchange.local_steps import LocalSteps
+from mpisign.exchange.optimizer_steps import SCALER, call_on_every_rank, is_scaled
 from mpisign.exchange.parameter_slot import ParameterSlot
 
 KEY = "mpisign"  # of the compressors' state in optimizer.state_dict()
@@ -34,20 +38,25 @@ class StepHooks:
         self._stepping = False
         self._voted: list[tuple[weakref.ref[torch.Tensor], int]] = []
         self._spoilt = ""
-        if overlap:
-            for m in exchange.slots:
-                p = m.parameter
-                if p in _HOOKS:  # of an optimizer that this one replaces
-                    _HOOKS[p].remove()
-                if p.requires_grad:
-                    _HOOKS[p] = p.register_post_accumulate_grad_hook(self._computed(m))
+        self._computed = False  # whether autograd has computed a gradient since the last step
+        for m in exchange.slots:
+            p = m.parameter
+            if p in _HOOKS:  # of an optimizer that this one replaces
+                _HOOKS[p].remove()
+            if p.requires_grad:
+                hook = self._starter(m) if overlap else _marker(weakref.ref(self))
+                _HOOKS[p] = p.register_post_accumulate_grad_hook(hook)
+        call_on_every_rank(optimizer)
         optimizer.register_step_pre_hook(self.before_step)
         optimizer.register_step_post_hook(self.after_step)
         optimizer.register_state_dict_post_hook(self.save)
         optimizer.register_load_state_dict_pre_hook(self.load)
 
-    def _computed(self, m: ParameterSlot) -> Any:
+    def _starter(self, m: ParameterSlot) -> Any:
         def hook(p: torch.Tensor) -> None:
+            self._computed = True
+            if self.exchange.is_ready(m) and m.grad is not p.grad:
+                self.exchange.discard()  # what zero_grad() has thrown away
             if self.exchange.is_ready(m):
                 self._spoilt = (
                     f"the gradient of {m.name!r} was computed twice before step(), but is on its "
@@ -67,22 +76,26 @@ class StepHooks:
         self._stepping = False
         reason = self._spoilt or self._unfit(optimizer, (*args[1:], *kwargs.values()))
         self._spoilt = ""
-        try:
-            self._exchange(reason)
-        finally:
-            for m in self.exchange.slots:
-                m.grad = None
+        made_up = not self._computed and are_zeros(m.parameter.grad for m in self.exchange.slots)
+        self._computed = False
+        if not (made_up and is_still(optimizer)):
+            try:
+                self._exchange(reason, made_up)
+            finally:
+                for m in self.exchange.slots:
+                    m.grad = None
+            self.exchange.pending.commit()
         grads = [m.parameter.grad for m in self.exchange.slots]
         self._voted = [(weakref.ref(g), g._version) for g in grads if g is not None]
         self._stepping = True
 
-    def _exchange(self, reason: str) -> None:
-        """All gradients become their aggregates."""
+    def _exchange(self, reason: str, made_up: bool) -> None:
+        """All gradients become their aggregates. ``made_up``: this rank has none; see below."""
         slots = self.exchange.slots
         ready = self.exchange.ready_slots
         for m in slots:
             if id(m) not in ready:
-                m.grad = m.parameter.grad
+                m.grad = None if made_up else m.parameter.grad
             elif m.grad is not m.parameter.grad or m.changed():
                 reason = reason or (
                     f"the gradient of {m.name!r} was changed between backward() and step(), while "
@@ -122,22 +135,63 @@ class StepHooks:
             )
         if [id(p) for g in optimizer.param_groups for p in g["params"]] != self._ids:
             return "the optimizer's parameters are not those it had when it was wrapped"
-        if getattr(optimizer, "grad_scale", None) is not None:
-            return "torch.amp.GradScaler does not go with votes, which need no scale"
-        return ""
+        return SCALER if is_scaled(optimizer) else ""
 
     def save(self, optimizer: Any, state_dict: dict[str, Any]) -> dict[str, Any]:
         """The state_dict post-hook."""
-        own = self.exchange.state_dict()
+        exchange = self.exchange
+        exchange.engine_now()  # whose rank the state is of
+        own = exchange.state_dict()
         if self.local is not None:
             own["local"] = self.local.done
-        return {**state_dict, KEY: own}
+        initial = {}
+        if not own["steps"]:
+            of = [(s, b.compressor) for b in exchange.buckets for s in b.slots]
+            initial = {s.name: c.initial_state(s.parameter.detach()) for s, c in of}
+        states = add_to_optimizer(state_dict["state"], own, self._names(optimizer), initial)
+        return {**state_dict, "state": states, KEY: own}
 
     def load(self, optimizer: Any, state_dict: dict[str, Any]) -> dict[str, Any]:
         """The load_state_dict pre-hook."""
-        saved = state_dict.get(KEY, {"steps": 0, "state": {}})
+        engine = self.exchange.engine_now()
+        place = engine.transport.rank, engine.transport.size
+        rest, found = take_from_optimizer(state_dict["state"], self._names(optimizer), *place)
+        saved = state_dict.get(KEY, found)
+        if saved is None:
+            saved = {"steps": 0, "state": {}}
+            if self.exchange.steps or state_dict["state"]:
+                warnings.warn(
+                    "load_state_dict: there is no state of votes in it: they start anew",
+                    stacklevel=3,
+                )
         self.exchange.drop()
         self.exchange.load_state_dict(saved)
         if self.local is not None:
             self.local.done = int(saved.get("local", 0))
-        return {k: v for k, v in state_dict.items() if k != KEY}
+        return {k: v for k, v in state_dict.items() if k != KEY} | {"state": rest}
+
+    def _names(self, optimizer: Any) -> dict[int, str]:
+        """The names of the optimizer's parameters by their numbers in its state_dict."""
+        names = {id(m.parameter): m.name for m in self.exchange.slots}
+        parameters = dict.fromkeys(p for g in optimizer.param_groups for p in g["params"])
+        return {i: names[id(p)] for i, p in enumerate(parameters) if id(p) in names}
+
+
+def are_zeros(grads: Iterable[torch.Tensor | None]) -> bool:
+    """Whether there are gradients, and all are exactly zero."""
+    there = [g.detach() for g in grads if g is not None]
+    return bool(there) and not any(bool(g.any()) for g in there)
+
+
+def is_still(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether a step moves nothing: all learning rates are 0."""
+    return all("lr" in g and float(g["lr"]) == 0 for g in optimizer.param_groups)
+
+
+def _marker(reference: weakref.ref[StepHooks]) -> Any:
+    def hook(p: torch.Tensor) -> None:
+        hooks = reference()
+        if hooks is not None:
+            hooks._computed = True
+
+    return hook

@@ -1,0 +1,145 @@
+"""What an exchange did to the compressors' state, until an optimizer steps on its result."""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+from collections.abc import Sequence
+
+import torch
+
+from mpisign.exchange.buckets import GradientBucket
+from mpisign.exchange.optimizer_steps import SCALER, is_held, is_scaled
+from mpisign.exchange.parameter_slot import ParameterSlot
+
+_FEW = 8  # values looked at in each step
+_VOTES = (-1.0, 0.0, 1.0)
+
+
+class PendingStep:
+    """Hears of optimizers' steps; see ``optimizer_steps.watch``.
+
+    An exchange ahead of the step calls ``begin`` for what it changes, ``hand_out`` when the
+    parameters' gradients are its result, and ``settle`` before the next one. What no optimizer has
+    stepped on until then is undone. ``changed_votes``: "raise" or "allow".
+    """
+
+    def __init__(self, buckets: Sequence[GradientBucket], changed_votes: str) -> None:
+        self._changed_votes = changed_votes
+        self._all = [s for b in buckets for s in b.slots]
+        self._voted = {id(s) for b in buckets if b.compressor.unit == "sign" for s in b.slots}
+        self._pending: list[ParameterSlot] = []
+        self._handed_out = self._used = False
+        self._known = self._unknown = False  # whether an optimizer's steps are, or cannot be, seen
+        self._turn = 0
+        self._steppers: list[weakref.ref[torch.optim.Optimizer]] = []
+
+    @property
+    def open(self) -> bool:
+        """Whether the last result was handed out and no optimizer has stepped on any of it."""
+        return self._handed_out and not self._used and self._known
+
+    def begin(self, slots: Sequence[ParameterSlot]) -> None:
+        """Keeps the state of ``slots``, which an exchange is about to change."""
+        for s in slots:
+            s.begin()
+        self._pending += slots
+
+    def hand_out(self, later: int = 0) -> None:
+        """Gradients are aggregates from now on. ``later``: see ``ParameterSlot.hand_out``."""
+        for s in self._all:
+            s.hand_out(later)
+        self._handed_out, self._used = True, False
+
+    def before_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Called by ``optimizer_steps``: takes what the optimizer steps on as done.
+
+        RuntimeError if GradScaler calls the step, or if it is not the votes that are stepped on.
+        """
+        self._known = True
+        if all(r() is not optimizer for r in self._steppers):
+            self._steppers.append(weakref.ref(optimizer))
+        if not self._handed_out:
+            return
+        if is_scaled(optimizer):
+            raise RuntimeError(f"step: {SCALER}")
+        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        stepped = [s for s in self._pending if id(s.parameter) in held]
+        if self._changed_votes == "raise":
+            self._check([s for s in stepped if id(s) in self._voted])
+        for s in stepped:
+            s.pending = False
+        self._used = self._used or bool(stepped)
+        self._pending = [s for s in self._pending if s.pending]
+
+    def commit(self) -> None:
+        """The optimizer is about to step on all of it."""
+        for s in self._pending:
+            s.pending = False
+        self._pending.clear()
+        self._used = True
+
+    def undo(self) -> None:
+        """Takes back what the exchange in progress has done."""
+        for s in self._pending:
+            s.undo()
+        self._pending.clear()
+        self._handed_out = False
+
+    def settle(self) -> bool:
+        """Undoes what no optimizer has stepped on; whether that is all of the last step."""
+        if not self._handed_out:
+            return False
+        unused = bool(self._pending) and not self._used
+        if self._pending and not self._is_known():
+            unused = False
+            self.commit()
+        self.undo()
+        return unused
+
+    def forget(self) -> None:
+        """The state is another one now."""
+        self.commit()
+        self._handed_out = False
+
+    def take_steppers(self) -> list[torch.optim.Optimizer]:
+        """The optimizers that have stepped since the last call, in order."""
+        found = [o for r in self._steppers if (o := r()) is not None]
+        self._steppers.clear()
+        return found
+
+    def _is_known(self) -> bool:
+        if not self._known and not self._unknown:
+            self._known = any(is_held(s.parameter) for s in self._pending[:1])
+            self._unknown = not self._known
+            if self._unknown:
+                warnings.warn(
+                    "gradients were exchanged twice, and no torch optimizer holds their "
+                    "parameters: each exchange counts as a step, and those whose result is thrown "
+                    "away enter the compressors' state too",
+                    stacklevel=2,
+                )
+        return self._known
+
+    def _check(self, slots: Sequence[ParameterSlot]) -> None:
+        changed = next((s for s in slots if s.was_rewritten()), None)
+        if changed is None and slots:
+            # Writes through ``.data`` leave no trace but the values.
+            self._turn += 1
+            s = slots[self._turn % len(slots)]
+            if not _is_vote(s.parameter.grad):
+                changed = s
+        if changed is not None:
+            raise RuntimeError(
+                f"step: the gradient of {changed.name!r} was changed after it was voted on: a vote "
+                "is +1, -1 or 0, which clip_grad_norm_ and GradScaler.unscale_ would shrink. Clip "
+                "or scale before the exchange or not at all, or take changed_votes='allow'"
+            )
+
+
+def _is_vote(grad: torch.Tensor | None) -> bool:
+    """Whether a few values are votes; those on a GPU are not waited for."""
+    if grad is None or grad.device.type != "cpu" or grad.layout is not torch.strided:
+        return True
+    flat = grad.detach().reshape(-1) if grad.is_contiguous() else grad.detach()[:1].reshape(-1)
+    return all(x in _VOTES for x in flat[:: max(1, len(flat) // _FEW)].tolist())

@@ -6,7 +6,7 @@ import contextlib
 import threading
 import weakref
 from collections.abc import Iterable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 try:
     import torch
@@ -17,11 +17,12 @@ except ImportError as error:
 from mpisign import policies
 from mpisign.compressors import Compressor
 from mpisign.engine.progress import ProgressEngine
-from mpisign.exchange.after_backward import raise_after_backward
+from mpisign.exchange.after_backward import after_backward, raise_after_backward
 from mpisign.exchange.arguments import named_pairs
 from mpisign.exchange.buckets import BUCKET_SIZE
 from mpisign.exchange.gradient_exchange import GradientExchange
 from mpisign.exchange.optimizer_options import warn_of_momentum
+from mpisign.exchange.optimizer_steps import call_on_every_rank
 from mpisign.exchange.parameter_slot import ParameterSlot
 from mpisign.exchange.process_group import FUNCTION, HookState
 from mpisign.exchange.skip import Rule
@@ -51,6 +52,11 @@ class MajorityVoteState(HookState):
             them, without it in units of the gradient). Its options must be equal on all ranks.
         timeout: seconds that a rank waits for the others, default ``MPISIGN_TIMEOUT``.
         bucket_size: coordinates in a bucket.
+        changed_votes: "raise" if votes are written to between ``backward()`` and the step of an
+            optimizer, as ``clip_grad_norm_`` does, or "allow".
+
+    What ``backward()`` exchanged counts when an optimizer steps on it: any torch optimizer that
+    holds the parameters. Where ``zero_grad()`` throws it away, state and steps are as before.
 
     Raises:
         TypeError, ValueError: for invalid arguments. What can be checked only against the module
@@ -62,7 +68,7 @@ class MajorityVoteState(HookState):
         {'steps': 0, 'state': {}}
     """
 
-    pickled: ClassVar = (*HookState.pickled, "skip", "bucket_size", "_order")
+    pickled: ClassVar = (*HookState.pickled, "skip", "bucket_size", "changed_votes", "_order")
     optimizer: torch.optim.Optimizer | None
     _names: dict[torch.Tensor, str] | None
     _order: list[str] | None  # names in the module's order
@@ -79,6 +85,7 @@ class MajorityVoteState(HookState):
         optimizer: torch.optim.Optimizer | None = None,
         timeout: float | None = None,
         bucket_size: int | None = BUCKET_SIZE,
+        changed_votes: Literal["raise", "allow"] = "raise",
     ) -> None:
         super().__init__(process_group, compression, algorithm, seed, timeout)
         if self.compressor.local_steps > 1:
@@ -86,7 +93,7 @@ class MajorityVoteState(HookState):
                 f"{FUNCTION}: compression must send every step, got {self.compressor!r}; "
                 "mpisign.DistributedOptimizer takes local steps"
             )
-        self.skip, self.bucket_size = skip, bucket_size
+        self.skip, self.bucket_size, self.changed_votes = skip, bucket_size, changed_votes
         self._order = None
         self._start()
         self.process_group, self.optimizer = process_group, optimizer
@@ -155,6 +162,8 @@ class MajorityVoteState(HookState):
             seed=self.seed,
             bucket_size=self.bucket_size,
             optimizer=self.optimizer,
+            ahead=bool(members),
+            changed_votes=self.changed_votes,
         )
 
     def _take(self, bucket: dist.GradBucket) -> None:
@@ -168,6 +177,8 @@ class MajorityVoteState(HookState):
             return
         exchange = self._exchange
         exchange.optimizer = self.optimizer
+        if self.optimizer is not None:
+            call_on_every_rank(self.optimizer)
         for p, grad in pairs:
             slot = self._slots.get(id(p))
             if slot is None:
@@ -207,6 +218,7 @@ class MajorityVoteState(HookState):
                     aggregate = self._slots[id(p)].grad
                     if aggregate is not None and aggregate is not grad:
                         grad.copy_(aggregate)
+            after_backward(self._exchange.pending.hand_out)
         finally:
             for slot in self._slots.values():
                 slot.grad = None
@@ -235,7 +247,7 @@ class MajorityVoteState(HookState):
         if not reason:
             self._order = list(names.values())
             self._saved = {"steps": 0, "state": {}}  # has been copied
-            self._watch(list(names))
+            self._watch(slots)
         return reason
 
     def _name(self, parameters: list[torch.Tensor]) -> tuple[dict[torch.Tensor, str], str]:
@@ -258,9 +270,17 @@ class MajorityVoteState(HookState):
             )
         return dict(zip(parameters, order, strict=True)), ""
 
-    def _watch(self, parameters: list[torch.Tensor]) -> None:
-        """Moves on what is in flight after every gradient: DDP calls the hook less often."""
+    def _watch(self, slots: list[ParameterSlot]) -> None:
+        """Sees gradients come: DDP calls its hook less often, and afterwards."""
         reference = weakref.ref(self)
+
+        def computing(slot: ParameterSlot) -> Any:
+            def hook(_: torch.Tensor) -> None:
+                state = reference()
+                if state is not None and slot.is_handed_out():
+                    state._exchange.pending.add_to_votes(slot)
+
+            return hook
 
         def computed(_: torch.Tensor) -> None:
             state = reference()
@@ -273,8 +293,9 @@ class MajorityVoteState(HookState):
                 finally:
                     state._lock.release()
 
-        for p in parameters:
-            p.register_post_accumulate_grad_hook(computed)
+        for slot in slots:
+            slot.parameter.register_hook(computing(slot))
+            slot.parameter.register_post_accumulate_grad_hook(computed)
 
 
 def majority_vote_hook(

@@ -1,8 +1,20 @@
-"""Raises the errors of communication hooks where the user called ``backward()``."""
+"""What follows a backward pass once torch has finished its own part of it."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
+
+
+def after_backward(call: Callable[[], None]) -> None:
+    """Calls at the end of the running backward pass, or at once where none is running."""
+    queue = torch.autograd.Variable._execution_engine.queue_callback  # type: ignore[attr-defined]
+    try:
+        # Queued twice, so that it runs after the callbacks that torch queues behind the hook.
+        queue(lambda: queue(call))
+    except RuntimeError:  # as in DDP's join()
+        call()
 
 
 def raise_after_backward(error: BaseException) -> None:
@@ -13,11 +25,6 @@ def raise_after_backward(error: BaseException) -> None:
     """
 
     def fail() -> None:
-        raise error
-
-    queue = torch.autograd.Variable._execution_engine.queue_callback  # type: ignore[attr-defined]
-    try:
-        # Queued twice, so that it runs after the callbacks that torch queues behind the hook.
-        queue(lambda: queue(fail))
-    except RuntimeError:  # no backward pass is running, as in DDP's join()
         raise error from None
+
+    after_backward(fail)

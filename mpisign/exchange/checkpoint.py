@@ -13,8 +13,8 @@ from mpisign.exchange.parameter_slot import ParameterSlot
 
 #: What begins so belongs to a bucket or a rank, and has a shape of its own.
 FREE = "owner_"
-#: Whose state it is.
-ORIGIN = ("rank", "size", "seed", "compressor")
+#: Whose state it is: a dict of rank, size, seed, compressor.
+OF = "of"
 #: In an optimizer's own state: the steps, and a tensor of one rank's.
 _STEPS = "mpisign_steps"
 _KEY = re.compile(r"mpisign_rank(\d+)_of_(\d+)_(\w+)")
@@ -58,9 +58,14 @@ def load(state: dict[str, Any], slots: Sequence[ParameterSlot]) -> int:
     return steps
 
 
+def origin(rank: int, size: int, seed: int, compressor: str) -> dict[str, Any]:
+    """Whose a state is, for checkpoints."""
+    return {"rank": rank, "size": size, "seed": seed, "compressor": compressor}
+
+
 def warn_of_origin(loaded: dict[str, Any], own: dict[str, Any]) -> None:
     """Warns if a state of another rank, or of other settings, was loaded."""
-    differ = [key for key in ORIGIN if loaded.get(key, own[key]) != own[key]]
+    differ = [key for key in own if loaded.get(key, own[key]) != own[key]]
     if differ:
         was, now = (", ".join(f"{key} {x[key]}" for key in differ) for x in (loaded, own))
         warnings.warn(
@@ -79,11 +84,13 @@ def add_to_optimizer(
     are saved; "mpisign_steps" is every parameter's. ``initial``: state of those that have none,
     which tells a checkpoint to be loaded what to look for.
     """
-    if "rank" not in saved:
+    if OF not in saved:
         return states
-    prefix = f"mpisign_rank{saved['rank']}_of_{saved['size']}_"
+    prefix = f"mpisign_rank{saved[OF]['rank']}_of_{saved[OF]['size']}_"
     result = dict(states)
     for number, name in names.items():
+        if not name:
+            continue
         kept = saved["state"].get(name) or initial.get(name, {})
         tensors = {prefix + k: v for k, v in kept.items() if isinstance(v, torch.Tensor)}
         result[number] = {**states.get(number, {}), _STEPS: saved["steps"], **tensors}
@@ -91,7 +98,7 @@ def add_to_optimizer(
 
 
 def take_from_optimizer(
-    states: dict[Any, Any], names: dict[int, str], rank: int, size: int
+    states: dict[Any, Any], names: dict[Any, str], rank: int, size: int
 ) -> tuple[dict[Any, Any], dict[str, Any] | None]:
     """The inverse of ``add_to_optimizer``: the optimizer's "state", and the votes', if any is there.
 
@@ -105,9 +112,9 @@ def take_from_optimizer(
         for key, value in state.items() if isinstance(state, dict) else ():
             if key == _STEPS:
                 steps = int(value)
-            elif (found := _KEY.fullmatch(str(key))) and number in names:
-                of = int(found[1]), int(found[2])
-                kept.setdefault(of, {}).setdefault(names[number], {})[found[3]] = value
+            elif (match := _KEY.fullmatch(str(key))) and names.get(number):
+                of = int(match[1]), int(match[2])
+                kept.setdefault(of, {}).setdefault(names[number], {})[match[3]] = value
             else:
                 own[key] = value
         if own or not isinstance(state, dict) or not state:
@@ -115,7 +122,8 @@ def take_from_optimizer(
     if steps is None:
         return states, None
     of = (rank, size) if (rank, size) in kept or not kept else min(kept)
-    return rest, {"steps": steps, "state": kept.get(of, {}), "rank": of[0], "size": of[1]}
+    found = {"rank": of[0], "size": of[1]}
+    return rest, {"steps": steps, "state": kept.get(of, {}), OF: found}
 
 
 def _copy(value: Any, device: torch.device | None = None) -> Any:

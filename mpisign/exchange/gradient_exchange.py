@@ -383,10 +383,10 @@ class GradientExchange:
     def state_dict(self) -> dict[str, Any]:
         """This rank's state: {"steps": n, "state": {name: {key: copy}}}; every rank has its own.
 
-        With it whose it is: "rank", "size", "seed" and "compressor", once these are known.
+        Under "of" whose it is: {"rank", "size", "seed", "compressor"}, once these are known.
         """
         is_open = self.pending.open
-        origin = {} if self.engine is None else self._origin(self.engine)
+        origin = {} if self.engine is None else {checkpoint.OF: self._origin(self.engine)}
         return checkpoint.state_dict(self.steps - is_open, self.slots, is_open) | origin
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -394,11 +394,11 @@ class GradientExchange:
         self.steps = checkpoint.load(state, self.slots)
         self.pending.forget()
         self._fresh = True
-        self._loaded = {key: state[key] for key in checkpoint.ORIGIN if key in state}
+        self._loaded = dict(state.get(checkpoint.OF, {}))
 
     def _origin(self, engine: Engine) -> dict[str, Any]:
         place = engine.transport.rank, engine.transport.size
-        return dict(zip(checkpoint.ORIGIN, (*place, self.seed, repr(self.compressor)), strict=True))
+        return checkpoint.origin(*place, self.seed, repr(self.compressor))
 
     def _tell_origin(self) -> None:
         loaded, self._loaded = self._loaded, {}

@@ -31,6 +31,8 @@ class PendingStep:
         self._pending: list[ParameterSlot] = []
         self._handed_out = self._used = False
         self._known = self._unknown = False  # whether an optimizer's steps are, or cannot be, seen
+        self._mixing: set[int] = set()  # ids of slots, in the exchange to come
+        self._mixed: set[int] = set()  # the same, in that whose result was handed out
         self._turn = 0
         self._steppers: list[weakref.ref[torch.optim.Optimizer]] = []
 
@@ -50,6 +52,11 @@ class PendingStep:
         for s in self._all:
             s.hand_out(later)
         self._handed_out, self._used = True, False
+        self._mixed, self._mixing = self._mixing, set()
+
+    def add_to_votes(self, slot: ParameterSlot) -> None:
+        """A backward pass adds to what was handed out: no step may be taken on the result."""
+        self._mixing.add(id(slot))
 
     def before_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Called by ``optimizer_steps``: takes what the optimizer steps on as done.
@@ -65,6 +72,13 @@ class PendingStep:
             raise RuntimeError(f"step: {SCALER}")
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}
         stepped = [s for s in self._pending if id(s.parameter) in held]
+        mixed = next((s for s in stepped if id(s) in self._mixed), None)
+        if mixed is not None:
+            raise RuntimeError(
+                f"step: the gradient of {mixed.name!r} still held votes when a backward pass added "
+                "to it: call zero_grad() before, and where one step follows several passes, run "
+                "all but the last in the module's no_sync()"
+            )
         if self._changed_votes == "raise":
             self._check([s for s in stepped if id(s) in self._voted])
         for s in stepped:

@@ -155,7 +155,10 @@ class StepHooks:
         """The load_state_dict pre-hook."""
         engine = self.exchange.engine_now()
         place = engine.transport.rank, engine.transport.size
-        rest, found = take_from_optimizer(state_dict["state"], self._names(optimizer), *place)
+        # As torch does: the saved groups' parameters are those of the optimizer, in order.
+        numbers = dict.fromkeys(n for g in state_dict["param_groups"] for n in g["params"])
+        names = dict(zip(numbers, self._names(optimizer).values(), strict=False))
+        rest, found = take_from_optimizer(state_dict["state"], names, *place)
         saved = state_dict.get(KEY, found)
         if saved is None:
             saved = {"steps": 0, "state": {}}
@@ -174,7 +177,7 @@ class StepHooks:
         """The names of the optimizer's parameters by their numbers in its state_dict."""
         names = {id(m.parameter): m.name for m in self.exchange.slots}
         parameters = dict.fromkeys(p for g in optimizer.param_groups for p in g["params"])
-        return {i: names[id(p)] for i, p in enumerate(parameters) if id(p) in names}
+        return {i: names.get(id(p), "") for i, p in enumerate(parameters)}
 
 
 def are_zeros(grads: Iterable[torch.Tensor | None]) -> bool:

@@ -6,7 +6,7 @@ import contextlib
 import threading
 import weakref
 from collections.abc import Iterable
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 try:
     import torch
@@ -24,6 +24,7 @@ from mpisign.exchange.gradient_exchange import GradientExchange
 from mpisign.exchange.optimizer_options import warn_of_momentum
 from mpisign.exchange.optimizer_steps import call_on_every_rank
 from mpisign.exchange.parameter_slot import ParameterSlot
+from mpisign.exchange.pending_step import ChangedVotes
 from mpisign.exchange.process_group import FUNCTION, HookState
 from mpisign.exchange.skip import Rule
 
@@ -85,7 +86,7 @@ class MajorityVoteState(HookState):
         optimizer: torch.optim.Optimizer | None = None,
         timeout: float | None = None,
         bucket_size: int | None = BUCKET_SIZE,
-        changed_votes: Literal["raise", "allow"] = "raise",
+        changed_votes: ChangedVotes = "raise",
     ) -> None:
         super().__init__(process_group, compression, algorithm, seed, timeout)
         if self.compressor.local_steps > 1:

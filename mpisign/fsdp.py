@@ -7,7 +7,7 @@ FSDP1: ``model.register_comm_hook(state, mpisign.fsdp.majority_vote_hook)``. FSD
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 try:
     import torch
@@ -21,6 +21,8 @@ from mpisign.compressors import Compressor, Detox, NoisySign, Sign, StochasticSi
 from mpisign.engine.engine import Engine
 from mpisign.exchange.after_backward import raise_after_backward
 from mpisign.exchange.flat_vote import flat_vote
+from mpisign.exchange.handed_shards import HandedShards
+from mpisign.exchange.pending_step import ChangedVotes
 from mpisign.exchange.process_group import FUNCTION, HookState
 from mpisign.functions import engine_of
 
@@ -45,6 +47,9 @@ class MajorityVoteState(HookState):
         algorithm: as in ``mpisign.majority_vote``; only NO_SHARD uses it.
         seed: of the random bits, equal on all ranks.
         timeout: seconds that a rank waits for the others, default ``MPISIGN_TIMEOUT``.
+        changed_votes: "raise" if an optimizer steps on shards that are no longer votes, as after
+            ``clip_grad_norm_`` or two passes without ``zero_grad()``, or "allow". A few values of
+            each gradient are looked at.
 
     Raises:
         ValueError: for invalid arguments.
@@ -55,6 +60,8 @@ class MajorityVoteState(HookState):
         {'calls': 0}
     """
 
+    pickled: ClassVar = (*HookState.pickled, "changed_votes")
+
     def __init__(
         self,
         process_group: Any = None,
@@ -63,7 +70,9 @@ class MajorityVoteState(HookState):
         seed: int = 0,
         algorithm: policies.Algorithm = "auto",
         timeout: float | None = None,
+        changed_votes: ChangedVotes = "raise",
     ) -> None:
+        self.changed_votes = changed_votes
         super().__init__(process_group, compression, algorithm, seed, timeout)
         c = self.compressor
         if not isinstance(c.inner if isinstance(c, Detox) else c, _STATELESS):
@@ -72,6 +81,11 @@ class MajorityVoteState(HookState):
                 f"'stochastic_sign', got {compression!r}; mpisign.ddp takes the others"
             )
         self.calls = 0
+        self._handed = HandedShards(FUNCTION, changed_votes)
+
+    def _start(self) -> None:
+        super()._start()
+        self._handed = HandedShards(FUNCTION, self.changed_votes)
 
     def state_dict(self) -> dict[str, int]:
         """Returns {"calls": n}, the same on every rank."""
@@ -197,6 +211,7 @@ def _vote(
             seed=state.seed,
             step=step,
         )
+        state._handed.add(grad if output is None else output)
     except Exception as error:
         if output is not None:
             output.zero_()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -15,9 +14,6 @@ from mpisign.exchange.parameter_slot import ParameterSlot
 FREE = "owner_"
 #: Whose state it is: a dict of rank, size, seed, compressor.
 OF = "of"
-#: In an optimizer's own state: the steps, and a tensor of one rank's.
-_STEPS = "mpisign_steps"
-_KEY = re.compile(r"mpisign_rank(\d+)_of_(\d+)_(\w+)")
 
 
 def state_dict(
@@ -73,57 +69,6 @@ def warn_of_origin(loaded: dict[str, Any], own: dict[str, Any]) -> None:
             "are each rank's own, so every rank saves and loads a checkpoint of its own",
             stacklevel=2,
         )
-
-
-def add_to_optimizer(
-    states: dict[Any, Any], saved: dict[str, Any], names: dict[int, str], initial: dict[str, Any]
-) -> dict[Any, Any]:
-    """An optimizer's "state" with the votes' in it, where torch.distributed.checkpoint finds it.
-
-    ``names``: of the parameters, by their numbers. Keys hold the rank, so that each rank's tensors
-    are saved; "mpisign_steps" is every parameter's. ``initial``: state of those that have none,
-    which tells a checkpoint to be loaded what to look for.
-    """
-    if OF not in saved:
-        return states
-    prefix = f"mpisign_rank{saved[OF]['rank']}_of_{saved[OF]['size']}_"
-    result = dict(states)
-    for number, name in names.items():
-        if not name:
-            continue
-        kept = saved["state"].get(name) or initial.get(name, {})
-        tensors = {prefix + k: v for k, v in kept.items() if isinstance(v, torch.Tensor)}
-        result[number] = {**states.get(number, {}), _STEPS: saved["steps"], **tensors}
-    return result
-
-
-def take_from_optimizer(
-    states: dict[Any, Any], names: dict[Any, str], rank: int, size: int
-) -> tuple[dict[Any, Any], dict[str, Any] | None]:
-    """The inverse of ``add_to_optimizer``: the optimizer's "state", and the votes', if any is there.
-
-    Of several ranks' tensors those of ``rank`` of ``size`` count, else those of the lowest rank.
-    """
-    rest: dict[Any, Any] = {}
-    kept: dict[tuple[int, int], dict[str, Any]] = {}
-    steps = None
-    for number, state in states.items():
-        own = {}
-        for key, value in state.items() if isinstance(state, dict) else ():
-            if key == _STEPS:
-                steps = int(value)
-            elif (match := _KEY.fullmatch(str(key))) and names.get(number):
-                of = int(match[1]), int(match[2])
-                kept.setdefault(of, {}).setdefault(names[number], {})[match[3]] = value
-            else:
-                own[key] = value
-        if own or not isinstance(state, dict) or not state:
-            rest[number] = own if isinstance(state, dict) else state
-    if steps is None:
-        return states, None
-    of = (rank, size) if (rank, size) in kept or not kept else min(kept)
-    found = {"rank": of[0], "size": of[1]}
-    return rest, {"steps": steps, "state": kept.get(of, {}), OF: found}
 
 
 def _copy(value: Any, device: torch.device | None = None) -> Any:

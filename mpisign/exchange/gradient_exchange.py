@@ -23,9 +23,8 @@ from mpisign.exchange.broadcast_state import broadcast_state
 from mpisign.exchange.buckets import GradientBucket, cut, warn_of_bf16_mean
 from mpisign.exchange.consistency import check_slots, digest_of, present_anywhere
 from mpisign.exchange.optimizer_options import options_of, rates_of
-from mpisign.exchange.optimizer_steps import watch
 from mpisign.exchange.parameter_slot import ParameterSlot
-from mpisign.exchange.pending_step import PendingStep
+from mpisign.exchange.pending_step import ChangedVotes, PendingStep
 from mpisign.exchange.skip import Rule, rule_for
 from mpisign.exchange.step_count import sync_step_count
 from mpisign.transports.base import Steps
@@ -86,7 +85,7 @@ class GradientExchange:
         newcomers: Callable[[], bool] = lambda: False,
         before: Callable[[TaggedTransport], Steps[None]] | None = None,
         ahead: bool = False,
-        changed_votes: str = "raise",
+        changed_votes: ChangedVotes = "raise",
     ) -> None:
         policies.code(function, "algorithm", algorithm, policies.ALGORITHMS)
         check_seed(function, seed)
@@ -103,10 +102,6 @@ class GradientExchange:
             raise ValueError(
                 f"{function}: bucket_size must be a positive number of coordinates or None, "
                 f"got {bucket_size!r}"
-            )
-        if changed_votes not in ("raise", "allow"):
-            raise ValueError(
-                f"{function}: changed_votes must be 'raise' or 'allow', got {changed_votes!r}"
             )
         self.function = function
         self.slots = list(slots)
@@ -136,11 +131,11 @@ class GradientExchange:
         self._rates: dict[torch.Tensor, float] = {}
         self._loaded: dict[str, Any] = {}  # whose state was loaded
         self._ahead = ahead
-        self.pending = PendingStep(self.buckets, changed_votes)
+        self.pending = PendingStep(function, changed_votes)
         self._steppers: list[torch.optim.Optimizer] = []  # since the last exchange
         self._empty = 0  # buckets of this step that have no gradient on any rank
-        if ahead:
-            watch((s.parameter for s in self.slots), self.pending)
+        for b in self.buckets if ahead else ():
+            self.pending.watch(b.slots, b.compressor)
         self.restart()
 
     @property
@@ -205,10 +200,11 @@ class GradientExchange:
         self.steps += empty < len(self.buckets) or not self.buckets
         self._fresh = False
 
-    def settle(self) -> None:
-        """Before the next step: undoes what no optimizer has stepped on."""
-        if self._ahead and not self._handles:
-            self.steps -= self.pending.settle()
+    def settle(self) -> bool:
+        """Before the next step: undoes what no optimizer has stepped on; whether it is all."""
+        unused = self._ahead and not self._handles and self.pending.settle()
+        self.steps -= unused
+        return unused
 
     def discard(self) -> None:
         """Ends this step, whose gradients were thrown away, and leaves nothing of it behind."""
@@ -380,13 +376,16 @@ class GradientExchange:
         parameters = int.from_bytes(digest_of(self.slots, self._state_of)[2:10], "little")
         return (yield from sync_step_count(wire, self.steps, options, parameters))
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self, place: tuple[int, int] | None = None) -> dict[str, Any]:
         """This rank's state: {"steps": n, "state": {name: {key: copy}}}; every rank has its own.
 
         Under "of" whose it is: {"rank", "size", "seed", "compressor"}, once these are known.
+        ``place``: rank and size; default: those of the last exchange.
         """
         is_open = self.pending.open
-        origin = {} if self.engine is None else {checkpoint.OF: self._origin(self.engine)}
+        if place is None and self.engine is not None:
+            place = self.engine.transport.rank, self.engine.transport.size
+        origin = {} if place is None else {checkpoint.OF: self._origin(*place)}
         return checkpoint.state_dict(self.steps - is_open, self.slots, is_open) | origin
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -396,12 +395,12 @@ class GradientExchange:
         self._fresh = True
         self._loaded = dict(state.get(checkpoint.OF, {}))
 
-    def _origin(self, engine: Engine) -> dict[str, Any]:
-        place = engine.transport.rank, engine.transport.size
-        return checkpoint.origin(*place, self.seed, repr(self.compressor))
+    def _origin(self, rank: int, size: int) -> dict[str, Any]:
+        return checkpoint.origin(rank, size, self.seed, repr(self.compressor))
 
     def _tell_origin(self) -> None:
         loaded, self._loaded = self._loaded, {}
         if loaded:
             assert self.engine is not None
-            checkpoint.warn_of_origin(loaded, self._origin(self.engine))
+            transport = self.engine.transport
+            checkpoint.warn_of_origin(loaded, self._origin(transport.rank, transport.size))

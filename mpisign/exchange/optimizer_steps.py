@@ -35,6 +35,7 @@ _WATCHERS: Any = WeakIdKeyDictionary()  # parameter: its watchers, as weak refer
 _KNOWN: weakref.WeakKeyDictionary[torch.optim.Optimizer, tuple[Any, list[Any]]] = (
     weakref.WeakKeyDictionary()
 )
+_WATCH_ALL: weakref.WeakSet[Watcher] = weakref.WeakSet()
 _changes = 0
 
 
@@ -47,6 +48,15 @@ def watch(parameters: Iterable[torch.Tensor], watcher: Watcher) -> None:
     reference = weakref.ref(watcher)
     for p in parameters:
         _WATCHERS.setdefault(p, []).append(reference)
+
+
+def watch_all(watcher: Watcher) -> None:
+    """Has ``watcher`` hear of all steps of all optimizers, for as long as it lives."""
+    global _changes
+    if not _changes:
+        register_optimizer_step_pre_hook(_before_step)
+    _changes += 1
+    _WATCH_ALL.add(watcher)
 
 
 def unwatch(parameters: Iterable[torch.Tensor], watcher: Watcher) -> None:
@@ -88,6 +98,8 @@ def _before_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> No
         watcher = reference()
         if watcher is not None:
             watcher.before_step(optimizer)
+    for watcher in list(_WATCH_ALL):
+        watcher.before_step(optimizer)
 
 
 def _watchers_of(optimizer: torch.optim.Optimizer) -> list[Any]:

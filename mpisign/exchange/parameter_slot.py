@@ -66,7 +66,8 @@ class ParameterSlot:
 
     def hand_out(self, later: int = 0) -> None:
         """The parameter's gradient is the aggregate now; ``later``: writes that will not count."""
-        g = self.parameter.grad
+        p = self.parameter  # which a WeakSlot may have lost
+        g = None if p is None else p.grad
         self._handed = None if g is None else (weakref.ref(g), g._version + later)
 
     def is_handed_out(self) -> bool:

@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Literal
 
 import torch
 
-from mpisign.exchange.buckets import GradientBucket
+from mpisign.compressors.base import Compressor
+from mpisign.exchange import optimizer_steps
 from mpisign.exchange.optimizer_steps import SCALER, is_held, is_scaled
 from mpisign.exchange.parameter_slot import ParameterSlot
 
+ChangedVotes = Literal["raise", "allow"]
+
 _FEW = 8  # values looked at in each step
 _VOTES = (-1.0, 0.0, 1.0)
+CHANGED = (
+    "step: {} was changed after it was voted on: a vote is +1, -1 or 0, which clip_grad_norm_ and "
+    "GradScaler.unscale_ would shrink, and another backward pass add to. Clip or scale before the "
+    "exchange or not at all, call zero_grad() before backward(), or take changed_votes='allow'"
+)
 
 
 class PendingStep:
@@ -24,10 +33,11 @@ class PendingStep:
     stepped on until then is undone. ``changed_votes``: "raise" or "allow".
     """
 
-    def __init__(self, buckets: Sequence[GradientBucket], changed_votes: str) -> None:
+    def __init__(self, function: str, changed_votes: ChangedVotes) -> None:
+        check_changed_votes(function, changed_votes)
         self._changed_votes = changed_votes
-        self._all = [s for b in buckets for s in b.slots]
-        self._voted = {id(s) for b in buckets if b.compressor.unit == "sign" for s in b.slots}
+        self._all: list[ParameterSlot] = []
+        self._voted: set[int] = set()  # ids of slots whose aggregate is a vote
         self._pending: list[ParameterSlot] = []
         self._handed_out = self._used = False
         self._known = self._unknown = False  # whether an optimizer's steps are, or cannot be, seen
@@ -36,10 +46,23 @@ class PendingStep:
         self._turn = 0
         self._steppers: list[weakref.ref[torch.optim.Optimizer]] = []
 
+    def watch(self, slots: Iterable[ParameterSlot], compressor: Compressor) -> None:
+        """Hears of steps on ``slots`` from now on."""
+        slots = list(slots)
+        self._all += slots
+        if compressor.unit == "sign":
+            self._voted.update(map(id, slots))
+        optimizer_steps.watch([s.parameter for s in slots], self)
+
     @property
     def open(self) -> bool:
         """Whether the last result was handed out and no optimizer has stepped on any of it."""
         return self._handed_out and not self._used and self._known
+
+    @property
+    def handed_out(self) -> bool:
+        """Whether an exchange has ended since ``settle``."""
+        return self._handed_out
 
     def begin(self, slots: Sequence[ParameterSlot]) -> None:
         """Keeps the state of ``slots``, which an exchange is about to change."""
@@ -47,9 +70,12 @@ class PendingStep:
             s.begin()
         self._pending += slots
 
-    def hand_out(self, later: int = 0) -> None:
-        """Gradients are aggregates from now on. ``later``: see ``ParameterSlot.hand_out``."""
-        for s in self._all:
+    def hand_out(self, later: int = 0, slots: Sequence[ParameterSlot] | None = None) -> None:
+        """Gradients (of ``slots``, default all) are aggregates from now on.
+
+        ``later``: see ``ParameterSlot.hand_out``.
+        """
+        for s in self._all if slots is None else slots:
             s.hand_out(later)
         self._handed_out, self._used = True, False
         self._mixed, self._mixing = self._mixing, set()
@@ -141,17 +167,21 @@ class PendingStep:
             # Writes through ``.data`` leave no trace but the values.
             self._turn += 1
             s = slots[self._turn % len(slots)]
-            if not _is_vote(s.parameter.grad):
+            if not is_vote(s.parameter.grad):
                 changed = s
         if changed is not None:
-            raise RuntimeError(
-                f"step: the gradient of {changed.name!r} was changed after it was voted on: a vote "
-                "is +1, -1 or 0, which clip_grad_norm_ and GradScaler.unscale_ would shrink. Clip "
-                "or scale before the exchange or not at all, or take changed_votes='allow'"
-            )
+            raise RuntimeError(CHANGED.format(f"the gradient of {changed.name!r}"))
 
 
-def _is_vote(grad: torch.Tensor | None) -> bool:
+def check_changed_votes(function: str, changed_votes: object) -> None:
+    """ValueError unless it is "raise" or "allow"."""
+    if changed_votes not in ("raise", "allow"):
+        raise ValueError(
+            f"{function}: changed_votes must be 'raise' or 'allow', got {changed_votes!r}"
+        )
+
+
+def is_vote(grad: torch.Tensor | None) -> bool:
     """Whether a few values are votes; those on a GPU are not waited for."""
     if grad is None or grad.device.type != "cpu" or grad.layout is not torch.strided:
         return True

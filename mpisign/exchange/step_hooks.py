@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 import weakref
 from collections.abc import Iterable
 from typing import Any
@@ -10,13 +9,13 @@ from typing import Any
 import torch
 from torch.utils.weak import WeakIdKeyDictionary
 
-from mpisign.exchange.checkpoint import add_to_optimizer, take_from_optimizer
 from mpisign.exchange.gradient_exchange import GradientExchange
 from mpisign.exchange.local_steps import LocalSteps
+from mpisign.exchange.optimizer_state import with_votes, without_votes
 from mpisign.exchange.optimizer_steps import SCALER, call_on_every_rank, is_scaled
 from mpisign.exchange.parameter_slot import ParameterSlot
 
-KEY = "mpisign"  # of the compressors' state in optimizer.state_dict()
+KEY = "mpisign"  # the attribute of an optimizer that has hooks
 #: Of each parameter: it starts one exchange only. Not an attribute of it, which would be pickled.
 _HOOKS: Any = WeakIdKeyDictionary()
 
@@ -101,7 +100,7 @@ class StepHooks:
                     f"the gradient of {m.name!r} was changed between backward() and step(), while "
                     "on its way: with overlap=True clip or scale before, or take overlap=False"
                 )
-        if self.local is not None and not self.local.take(self.exchange.steps, self._rank()):
+        if self.local is not None and not self.local.take(self.exchange.steps, self._place()[0]):
             if reason:
                 raise RuntimeError(f"step: {reason}")
             return
@@ -115,8 +114,9 @@ class StepHooks:
         """The step post-hook."""
         self._stepping = False
 
-    def _rank(self) -> int:
-        return self.exchange.engine_now().transport.rank
+    def _place(self) -> tuple[int, int]:
+        transport = self.exchange.engine_now().transport
+        return transport.rank, transport.size
 
     def _is_voted(self) -> bool:
         """Whether the gradients are still what the last exchange made of them."""
@@ -139,51 +139,23 @@ class StepHooks:
 
     def save(self, optimizer: Any, state_dict: dict[str, Any]) -> dict[str, Any]:
         """The state_dict post-hook."""
-        exchange = self.exchange
-        exchange.engine_now()  # whose rank the state is of
-        own = exchange.state_dict()
-        if self.local is not None:
-            own["local"] = self.local.done
-        initial = {}
-        if not own["steps"]:
-            of = [(s, b.compressor) for b in exchange.buckets for s in b.slots]
-            initial = {s.name: c.initial_state(s.parameter.detach()) for s, c in of}
-        states = add_to_optimizer(state_dict["state"], own, self._names(optimizer), initial)
-        return {**state_dict, "state": states, KEY: own}
+        more = {} if self.local is None else {"local": self.local.done}
+        return with_votes(state_dict, self.exchange, self._place(), more)
 
     def load(self, optimizer: Any, state_dict: dict[str, Any]) -> dict[str, Any]:
         """The load_state_dict pre-hook."""
-        engine = self.exchange.engine_now()
-        place = engine.transport.rank, engine.transport.size
-        # As torch does: the saved groups' parameters are those of the optimizer, in order.
-        numbers = dict.fromkeys(n for g in state_dict["param_groups"] for n in g["params"])
-        names = dict(zip(numbers, self._names(optimizer).values(), strict=False))
-        rest, found = take_from_optimizer(state_dict["state"], names, *place)
-        saved = state_dict.get(KEY, found)
-        if saved is None:
-            saved = {"steps": 0, "state": {}}
-            if self.exchange.steps or state_dict["state"]:
-                warnings.warn(
-                    "load_state_dict: there is no state of votes in it: they start anew",
-                    stacklevel=3,
-                )
+        rest, saved = without_votes(state_dict, self.exchange, self._place())
         self.exchange.drop()
         self.exchange.load_state_dict(saved)
         if self.local is not None:
             self.local.done = int(saved.get("local", 0))
-        return {k: v for k, v in state_dict.items() if k != KEY} | {"state": rest}
-
-    def _names(self, optimizer: Any) -> dict[int, str]:
-        """The names of the optimizer's parameters by their numbers in its state_dict."""
-        names = {id(m.parameter): m.name for m in self.exchange.slots}
-        parameters = dict.fromkeys(p for g in optimizer.param_groups for p in g["params"])
-        return {i: names.get(id(p), "") for i, p in enumerate(parameters)}
+        return rest
 
 
 def are_zeros(grads: Iterable[torch.Tensor | None]) -> bool:
     """Whether there are gradients, and all are exactly zero."""
     there = [g.detach() for g in grads if g is not None]
-    return bool(there) and not any(bool(g.any()) for g in there)
+    return bool(there) and not any(g.is_sparse or bool(g.any()) for g in there)
 
 
 def is_still(optimizer: torch.optim.Optimizer) -> bool:

@@ -19,13 +19,15 @@ from mpisign.errors import CollectiveError, DisagreementError
 from mpisign.exchange.arguments import named_pairs
 from mpisign.exchange.buckets import BucketLayout
 from mpisign.exchange.gradient_exchange import GradientExchange
+from mpisign.exchange.optimizer_steps import call_on_every_rank
 from mpisign.exchange.parameter_slot import ParameterSlot
+from mpisign.exchange.pending_step import ChangedVotes
 from mpisign.exchange.skip import Rule
 from mpisign.horovod import roll_call
 from mpisign.horovod.count_bytes import count_ring
 from mpisign.horovod.process_set_engine import ProcessSetEngine, ranks_of
 from mpisign.horovod.slots import named_by_optimizers, optimizers_of
-from mpisign.horovod.vote import VoteCompression
+from mpisign.horovod.vote import WRITES, VoteCompression
 
 _FUNCTION = "Compression(named_parameters)"
 
@@ -34,7 +36,8 @@ _FUNCTION = "Compression(named_parameters)"
 class _StepState:
     """One step: the parameters that have a gradient, then its end or its error."""
 
-    packed: set[str] = field(default_factory=set)
+    packed: dict[str, torch.Tensor] = field(default_factory=dict)
+    again: bool = True  # all gradients are votes already
     roll: bytes = b""  # the reduced roll call
     clock: int = 0
     done: bool = False
@@ -59,6 +62,7 @@ class BucketVote(VoteCompression):
         seed: of the random bits for zeros and ties, equal on all ranks.
         process_set: the optimizer's.
         skip: as in ``mpisign.DistributedOptimizer``.
+        changed_votes: as in ``mpisign.horovod.DistributedOptimizer``.
 
     Raises:
         TypeError, ValueError: for invalid arguments; from ``backward()`` for a tensor that is not
@@ -86,6 +90,7 @@ class BucketVote(VoteCompression):
         seed: int = 0,
         process_set: hvd.ProcessSet = hvd.global_process_set,
         skip: str | Rule | None = "auto",
+        changed_votes: ChangedVotes = "raise",
     ) -> None:
         super().__init__(compressor, seed=seed, process_set=process_set)
         if compressor.local_steps > 1:
@@ -110,7 +115,10 @@ class BucketVote(VoteCompression):
             skip=skip,
             seed=seed,
             replicas=False,
+            ahead=True,
+            changed_votes=changed_votes,
         )
+        self.pending = self._exchange.pending
         self._step_state: _StepState | None = None
         self._optimizer: weakref.ref[torch.optim.Optimizer] | None = None
         self._complete = False
@@ -130,8 +138,14 @@ class BucketVote(VoteCompression):
         now = self._step_state
         if now is None or now.done or now.error is not None or slot.name in now.packed:
             now = self._step_state = _StepState()
-        slot.grad = tensor
-        now.packed.add(slot.name)
+            # Where synchronize() is called again all of them are votes already.
+            if not slot.is_handed_out() and self._exchange.settle():
+                self.step = self._begun
+            self._begun = self.step
+        again = slot.is_handed_out()
+        now.again = now.again and again
+        slot.grad = None if self._is_made_up(tensor) else tensor
+        now.packed[slot.name] = tensor
         placeholder = torch.empty(roll_call.n_words(size), dtype=torch.float64)
         plan = [bucket.tensor for bucket in self._exchange.buckets]  # equal on all ranks
         roll_call.write(
@@ -140,7 +154,7 @@ class BucketVote(VoteCompression):
             size,
             clock=self.step,
             config_digest=f"bucket {self._identity} {size} {self.seed} {self.compressor!r} "
-            f"{check_every()} {plan}",
+            f"{check_every()} {plan} {again}",
         )
         count_ring(placeholder.numel() * placeholder.element_size(), size, calls=0)
         return placeholder, (now, slot, tensor)
@@ -194,6 +208,8 @@ class BucketVote(VoteCompression):
                 f"got none for {', '.join(map(repr, sorted(unknown)))}"
             )
         self._optimizer = weakref.ref(held_by[0]) if held_by else None
+        for optimizer in held_by:
+            call_on_every_rank(optimizer)
         self._complete = True
 
     def _aggregate(self, now: _StepState, words: np.ndarray[Any, Any]) -> None:
@@ -207,8 +223,11 @@ class BucketVote(VoteCompression):
                 "which Horovod's alltoall cannot do without. Use the compression without "
                 "named_parameters (Compression.sign), whose votes allow for joined ranks"
             )
-        self.step = roll.clock // size + 1
         now.clock, now.roll = roll.clock, words.tobytes()
+        if now.again and roll.agreed:
+            now.done = True
+            return
+        exchange.settle()
         exchange.steps = roll.clock // size
         exchange.optimizer = None if self._optimizer is None else self._optimizer()
         for m in exchange.slots:
@@ -225,6 +244,11 @@ class BucketVote(VoteCompression):
             exchange.optimizer = None
             if engine.broken:
                 engine.forget()  # elastic training continues, with another
+        self.step = exchange.steps
         for m in exchange.slots:
+            into = now.packed.get(m.name)
+            if into is not None and m.grad is not None and m.grad is not into:
+                into.copy_(m.grad)
             m.grad = None
+        self.pending.hand_out(WRITES)
         now.done = True

@@ -9,6 +9,7 @@ import horovod.torch as hvd
 import torch
 
 from mpisign.compressors import COMPRESSORS, Compressor
+from mpisign.exchange.pending_step import ChangedVotes
 from mpisign.exchange.skip import Rule
 from mpisign.horovod.bucket_vote import BucketVote
 from mpisign.horovod.counter_vote import CounterVote
@@ -30,6 +31,7 @@ class _DefaultVote(CounterVote):
         seed: int = 0,
         process_set: hvd.ProcessSet = hvd.global_process_set,
         skip: str | Rule | None = "auto",
+        changed_votes: ChangedVotes = "raise",
         **settings: Any,
     ) -> VoteCompression:
         """Returns a BucketVote if ``named_parameters`` are given, else a CounterVote.
@@ -37,11 +39,10 @@ class _DefaultVote(CounterVote):
         ``settings``: the compressor's. ``skip``: only with named parameters.
         """
         compressor = self._kind(**settings)
+        given: Any = {"seed": seed, "process_set": process_set, "changed_votes": changed_votes}
         if named_parameters is None:
-            return CounterVote(compressor, seed=seed, process_set=process_set)
-        return BucketVote(
-            compressor, named_parameters, seed=seed, process_set=process_set, skip=skip
-        )
+            return CounterVote(compressor, **given)
+        return BucketVote(compressor, named_parameters, skip=skip, **given)
 
 
 class Compression:
@@ -58,6 +59,8 @@ class Compression:
         seed: of the random bits for zeros and ties, equal on all ranks.
         process_set: the optimizer's.
         skip: as in ``mpisign.DistributedOptimizer``; only with ``named_parameters``.
+        changed_votes: "raise" if votes are written to between ``synchronize()`` and ``step()``, as
+            ``clip_grad_norm_`` does, or "allow".
         settings: the compressor's, such as ``ties="zero"``.
 
     Raises:

@@ -2,24 +2,44 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
+import horovod.torch as hvd
 import torch
 
 from mpisign import planes, policies
 from mpisign.compressors import COMPRESSORS, Detox, NoisySign, Sign, Sparsign, StochasticSign
-from mpisign.compressors.base import PackContext, State
+from mpisign.compressors.base import Compressor, PackContext, State
 from mpisign.errors import WireError
+from mpisign.exchange.optimizer_options import options_of
+from mpisign.exchange.optimizer_steps import call_on_every_rank
+from mpisign.exchange.parameter_slot import ParameterSlot
+from mpisign.exchange.pending_step import ChangedVotes, PendingStep
 from mpisign.horovod import roll_call
 from mpisign.horovod.count_bytes import count_ring
 from mpisign.horovod.process_set_engine import ranks_of
-from mpisign.horovod.slots import named_by_optimizers
-from mpisign.horovod.vote import VoteCompression
+from mpisign.horovod.slots import named_by_optimizers, optimizers_of
+from mpisign.horovod.vote import WRITES, VoteCompression
 from mpisign.planes import counters
 from mpisign.stats import stage
 
 _STATELESS = (Sign, Sparsign, NoisySign, StochasticSign)
 _COUNTED = ("vote", "gathered_vote")  # aggregates that counts of votes determine
 
-_Context = tuple[torch.Tensor, torch.device, int]  # the gradient's meta tensor, its device, p
+
+@dataclass
+class _Sent:
+    """One gradient on its way: its shape as a meta tensor, its device, the number of ranks.
+
+    ``again``: the gradient itself, where it is the vote already.
+    """
+
+    like: torch.Tensor
+    device: torch.device
+    size: int
+    slot: ParameterSlot | None
+    again: torch.Tensor | None
 
 
 class CounterVote(VoteCompression):
@@ -33,6 +53,7 @@ class CounterVote(VoteCompression):
         compressor: one that votes; any other is for ``mpisign.horovod.DistributedOptimizer``.
         seed: of the random bits for zeros and ties, equal on all ranks.
         process_set: the optimizer's.
+        changed_votes: as in ``mpisign.horovod.DistributedOptimizer``.
 
     Raises:
         NaNError, DisagreementError: from ``step()``, the same on every rank.
@@ -47,7 +68,20 @@ class CounterVote(VoteCompression):
         tensor([ 1., -1.,  1.])
     """
 
-    def compress(self, tensor: torch.Tensor) -> tuple[torch.Tensor, _Context]:
+    def __init__(
+        self,
+        compressor: Compressor,
+        *,
+        seed: int = 0,
+        process_set: hvd.ProcessSet = hvd.global_process_set,
+        changed_votes: ChangedVotes = "raise",
+    ) -> None:
+        super().__init__(compressor, seed=seed, process_set=process_set)
+        self.pending = PendingStep("mpisign.horovod.Compression", changed_votes)
+        self._found = False  # whether optimizers that hold this were looked for
+        self._options = 0
+
+    def compress(self, tensor: torch.Tensor) -> tuple[torch.Tensor, _Sent]:
         c = self.compressor
         if c.aggregate not in _COUNTED or isinstance(c, Detox):
             names = {kind: name for name, kind in COMPRESSORS.items()}
@@ -60,12 +94,15 @@ class CounterVote(VoteCompression):
         self._check(tensor)
         size, rank, length = self._size(), self.process_set.rank(), tensor.numel()
         head, width = roll_call.n_words(size), counters.n_words(length, size)
-        state, k = self._state_of(tensor), policies.planes_up(c.zeros, c.nan)
+        slot, k = self._slot_of(tensor), policies.planes_up(c.zeros, c.nan)
+        again = slot is not None and slot.is_handed_out()
+        self._begin(slot, again)
         payload = torch.empty(head + k * width, dtype=torch.float64)
         words = payload.numpy()
         with stage("pack"):
             ballots = torch.empty(k, planes.plane_bytes(length), dtype=torch.uint8)
-            nans = self._pack(tensor, state, ballots if k == 2 else ballots[0], rank)
+            rows = ballots if k == 2 else ballots[0]
+            nans = self._pack(tensor, slot, rows, rank, again)
             for i, plane in enumerate(ballots.numpy()):
                 at = head + i * width
                 counters.encode(plane, length, size, out=words[at : at + width])
@@ -74,22 +111,27 @@ class CounterVote(VoteCompression):
             rank,
             size,
             clock=self.step,
-            config_digest=f"counters {length} {size} {self.seed} {c!r}",
+            config_digest=f"counters {length} {size} {self.seed} {c!r} {self._options} {again}",
             nan=nans > 0 and c.nan == "raise",
         )
         self.step += 1
         count_ring(words.nbytes, size)
-        return payload, (torch.empty_like(tensor, device="meta"), tensor.device, size)
+        like = torch.empty_like(tensor, device="meta")
+        return payload, _Sent(like, tensor.device, size, slot, tensor if again else None)
 
-    def decompress(self, tensor: torch.Tensor, ctx: _Context | None) -> torch.Tensor:
+    def decompress(self, tensor: torch.Tensor, ctx: _Sent | None) -> torch.Tensor:
         if ctx is None:
             self._refuse_sparse()
-        c, (like, device, size) = self.compressor, ctx
+        c, like, device, size = self.compressor, ctx.like, ctx.device, ctx.size
         where = f"Compression (a gradient of shape {tuple(like.shape)})"
         words = tensor.detach().cpu().numpy()
         head, width = roll_call.n_words(size), counters.n_words(like.numel(), size)
         roll = roll_call.read(words[:head], size, where)
         roll_call.check(roll, where, ranks_of(self.process_set))
+        if ctx.slot is not None:
+            self.pending.hand_out(WRITES, [ctx.slot])
+        if ctx.again is not None:
+            return ctx.again
         abstentions = policies.planes_up(c.zeros, c.nan) == 2
         tied = c.ties == "random" and (abstentions or len(roll.voters) % 2 == 0)
         with stage("vote"):
@@ -114,32 +156,61 @@ class CounterVote(VoteCompression):
                 return vote.to(device)
             return torch.empty_like(like, device=device).copy_(vote)
 
-    def _pack(self, tensor: torch.Tensor, state: State, out: torch.Tensor, rank: int) -> int:
+    def _begin(self, slot: ParameterSlot | None, again: bool) -> None:
+        """Begins the exchange of one gradient, and with the first one a step."""
+        if again:
+            return
+        if self.pending.handed_out:
+            if self.pending.settle():
+                self.step = self._begun
+            self._begun = self.step
+            self._options = options_of(self.compressor, *self.pending.take_steppers())
+        if slot is not None:
+            self.pending.begin([slot])
+
+    def _pack(
+        self, tensor: torch.Tensor, slot: ParameterSlot | None, out: Any, rank: int, again: bool
+    ) -> int:
         """Packs this rank's vote into ``out``, (B,) or (2, B); returns the number of NaNs."""
         c = self.compressor
         context = PackContext(self.seed, self.step, rank)
+        state: State = {} if slot is None else slot.state
+        missing = not again and slot is not None and bool(state) and self._is_made_up(tensor)
         if c.aggregate == "gathered_vote":  # which keeps no state on the tensor's device
             tensor = tensor.detach().cpu()
-        if tensor.device.type == "cpu":
+        if tensor.device.type == "cpu" and not (missing or again):
             return c.pack([tensor], [state], out, [0], context)
-        voted = c.pre_sign(c.compress(tensor, state), context, 0).detach().cpu()
+        if again:  # as every rank has it: what is counted does not matter
+            voted = tensor.detach()
+        elif missing:
+            assert slot is not None
+            voted = c.compress_missing(slot.parameter.detach(), state)
+        else:
+            voted = c.pre_sign(c.compress(tensor, state), context, 0).detach()
         _, _, nans = planes.pack_census(
-            voted, zeros=c.zeros, nan=c.nan, offset=0, out=out, **context.keys
+            voted.cpu(), zeros=c.zeros, nan=c.nan, offset=0, out=out, **context.keys
         )
         return int(nans)
 
-    def _state_of(self, tensor: torch.Tensor) -> State:
-        if isinstance(self.compressor, _STATELESS):
-            return {}
+    def _slot_of(self, tensor: torch.Tensor) -> ParameterSlot | None:
         slot = self.slots.find(tensor)
-        if slot is None:
-            self.slots.add(named_by_optimizers(self))
+        if slot is None and not self._found:
+            self._find()
             slot = self.slots.find(tensor)
-        if slot is None:
+        if slot is None and not isinstance(self.compressor, _STATELESS):
             raise TypeError(
                 f"{type(self.compressor).__name__}: this tensor is no parameter's .grad, so its "
                 "momentum cannot be found (sparse_as_dense=True, or hvd.allreduce called directly)."
                 " Use Compression.sign, or give this the model.named_parameters(), with dense "
                 "gradients"
             )
-        return slot.state
+        return slot
+
+    def _find(self) -> None:
+        """Looks for the optimizers that hold this compression, and for their parameters."""
+        for optimizer in optimizers_of(self):
+            call_on_every_rank(optimizer)
+        known = {id(s) for s in self.slots.all}
+        new = [s for s in self.slots.add(named_by_optimizers(self)) if id(s) not in known]
+        self.pending.watch(new, self.compressor)
+        self._found = isinstance(self.compressor, _STATELESS)  # those may go without

@@ -15,7 +15,10 @@ from mpisign.compressors import Compressor
 from mpisign.compressors.uncompressed import BF16Mean
 from mpisign.exchange.gradient_exchange import GradientExchange
 from mpisign.exchange.local_steps import LocalSteps
+from mpisign.exchange.optimizer_state import with_votes, without_votes
+from mpisign.exchange.optimizer_steps import SCALER, call_on_every_rank, is_scaled
 from mpisign.exchange.parameter_slot import ParameterSlot
+from mpisign.exchange.step_hooks import are_zeros, is_still
 from mpisign.horovod.process_set_engine import OptimizerEngine, elastic
 
 _VOTES = ("vote", "gathered_vote")
@@ -42,8 +45,11 @@ class HorovodGradients:
             newcomers=lambda: self._engine.newcomers,
             before=self._engine.check_present,
             replicas=False,
+            ahead=True,
             **options,
         )
+        self._made_up = False  # whether this step's gradients are none that were computed
+        call_on_every_rank(optimizer)
         self._local: LocalSteps | None = None
         if compressor.local_steps > 1:
             budget = compressor.budget_local  # type: ignore[attr-defined]
@@ -62,7 +68,7 @@ class HorovodGradients:
         elif grad is None and p in self._sparse:
             p.grad = _empty_sparse(p, self._sparse[p])
             handle = self._start_sparse(p)
-        slot.grad = grad
+        slot.grad = None if self._made_up else grad
         if self._local is None:
             self._engine.begin()
             self._exchange.ready(slot)
@@ -72,6 +78,13 @@ class HorovodGradients:
         """Makes all gradients their aggregates. ``reason``: why this rank cannot take part."""
         optimizer, exchange = self._optimizer, self._exchange
         reason = reason or self._unfit()
+        if not optimizer._handles and not reason:
+            there = [s for p, s in self._slots.items() if p.grad is not None]
+            if there and all(s.is_handed_out() for s in there):
+                return  # they are the aggregates
+            self._made_up = are_zeros(s.parameter.grad for s in there)
+            if self._made_up and is_still(optimizer):
+                return  # a step that is to fill the optimizer's state
         try:
             if reason and self._local is None:  # while buckets remain whose headers can carry it
                 exchange.flush(reason)
@@ -88,6 +101,7 @@ class HorovodGradients:
                 raise HorovodInternalError(str(error)) from error
             raise
         finally:
+            self._made_up = False
             optimizer._handles.clear()
             self._sending.clear()
             self._engine.end(exchanged=False)
@@ -95,13 +109,14 @@ class HorovodGradients:
                 optimizer._allreduce_delay[p] = optimizer.backward_passes_per_step
         self._hand_back(exchanged)
 
-    def state_dict(self) -> dict[str, Any]:
-        """This rank's state; see ``GradientExchange.state_dict``."""
-        own = self._exchange.state_dict()
-        return own if self._local is None else {**own, "local": self._local.done}
+    def state_dict(self, state_dict: dict[str, Any]) -> dict[str, Any]:
+        """The optimizer's own ``state_dict`` with this rank's state of votes."""
+        more = {} if self._local is None else {"local": self._local.done}
+        return with_votes(state_dict, self._exchange, self._place(), more)
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues from ``state_dict``; abandons a step that has begun."""
+    def load_state_dict(self, state_dict: dict[str, Any]) -> dict[str, Any]:
+        """Continues from ``state_dict``; abandons a step that has begun. Returns the rest."""
+        rest, state = without_votes(state_dict, self._exchange, self._place())
         if self._optimizer._handles and self._local is None:
             self._exchange.drop()
         self._engine.end(exchanged=False)
@@ -110,6 +125,7 @@ class HorovodGradients:
         self._exchange.load_state_dict(state)
         if self._local is not None:
             self._local.done = int(state.get("local", 0))
+        return rest
 
     def _exchange_all(self, reason: str) -> bool:
         """Exchanges what is left; False, and no exchange, in a local step."""
@@ -142,6 +158,8 @@ class HorovodGradients:
             else:
                 p.grad = slot.grad
             slot.grad = None
+        if exchanged:
+            self._exchange.pending.hand_out()
 
     def _start_sparse(self, p: torch.Tensor) -> Callable[[], torch.Tensor]:
         if not self._sparse:
@@ -158,6 +176,9 @@ class HorovodGradients:
         self._sending[p] = handle
         return handle  # type: ignore[no-any-return]
 
+    def _place(self) -> tuple[int, int]:
+        return self._optimizer.process_set.rank(), self._optimizer.process_set.size()
+
     def _unfit(self) -> str:
         """Why this rank cannot take part; "" if it can."""
         optimizer = self._optimizer
@@ -168,9 +189,7 @@ class HorovodGradients:
                         "the optimizer has a parameter that was added, or began to need a "
                         "gradient, after it was wrapped: wrap it again"
                     )
-        if getattr(optimizer, "grad_scale", None) is not None:
-            return "torch.amp.GradScaler cannot be used with votes, which need no scale"
-        return ""
+        return SCALER if is_scaled(optimizer) else ""
 
 
 def _empty_sparse(p: torch.Tensor, dimensions: int) -> torch.Tensor:

@@ -12,10 +12,9 @@ from typing import Any
 import torch
 from horovod.torch.optimizer import _DistributedOptimizer
 
-from mpisign.exchange.step_hooks import KEY
+from mpisign.exchange.optimizer_state import KEY, NONE
 
 _HOROVODS = _DistributedOptimizer.__dict__
-_NO_STATE: dict[str, Any] = {"steps": 0, "state": {}}  # also that of ranks outside the process set
 
 
 def __init__(self: Any, *args: Any) -> None:
@@ -35,7 +34,7 @@ def _allreduce_grad_async(self: Any, p: torch.Tensor) -> tuple[Any, None]:
 
 def synchronize(self: Any) -> None:
     if self.process_set.included():
-        self._mpisign.synchronize()
+        self._mpisign.synchronize()  # without effect if it has been called for these gradients
     self._synchronized = True
 
 
@@ -59,13 +58,15 @@ def zero_grad(self: Any, set_to_none: bool = True) -> None:
 
 def state_dict(self: Any) -> dict[str, Any]:
     state: dict[str, Any] = super(self.__class__, self).state_dict()
-    return {**state, KEY: self._mpisign.state_dict() if self._mpisign is not None else _NO_STATE}
+    # Ranks outside the process set have no votes' state.
+    return {**state, KEY: NONE} if self._mpisign is None else self._mpisign.state_dict(state)
 
 
 def load_state_dict(self: Any, state_dict: dict[str, Any]) -> None:
     if self._mpisign is not None:
-        self._mpisign.load_state_dict(state_dict.get(KEY, _NO_STATE))
-    rest = {key: value for key, value in state_dict.items() if key != KEY}
+        rest = self._mpisign.load_state_dict(state_dict)
+    else:
+        rest = {key: value for key, value in state_dict.items() if key != KEY}
     _HOROVODS["load_state_dict"](self, rest)
 
 

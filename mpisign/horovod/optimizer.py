@@ -16,6 +16,7 @@ from mpisign.compressors.uncompressed import Uncompressed
 from mpisign.exchange.buckets import BUCKET_SIZE
 from mpisign.exchange.local_steps import check_optimizer
 from mpisign.exchange.optimizer_options import warn_of_momentum
+from mpisign.exchange.pending_step import ChangedVotes
 from mpisign.exchange.skip import Rule
 from mpisign.horovod.gradients import HorovodGradients
 from mpisign.horovod.methods import METHODS
@@ -41,6 +42,7 @@ def DistributedOptimizer(
     algorithm: policies.Algorithm = "auto",
     seed: int | None = None,
     bucket_size: int | None = BUCKET_SIZE,
+    changed_votes: ChangedVotes = "raise",
 ) -> torch.optim.Optimizer:
     """Horovod's ``DistributedOptimizer``, whose gradients are exchanged as votes.
 
@@ -64,6 +66,8 @@ def DistributedOptimizer(
         skip, algorithm: as in ``mpisign.DistributedOptimizer``.
         seed: of the random bits, equal on all ranks; default: that of ``compression``, or 0.
         bucket_size: coordinates in a bucket.
+        changed_votes: "raise" if votes are written to between ``synchronize()`` and ``step()``, as
+            ``clip_grad_norm_`` does, or "allow".
 
     Returns:
         A new optimizer of a subclass of ``optimizer``'s class, as Horovod's.
@@ -120,7 +124,13 @@ def DistributedOptimizer(
         process_set,
     )
     if process_set.included():
-        options = {"skip": skip, "algorithm": algorithm, "seed": seed, "bucket_size": bucket_size}
+        options = {
+            "skip": skip,
+            "algorithm": algorithm,
+            "seed": seed,
+            "bucket_size": bucket_size,
+            "changed_votes": changed_votes,
+        }
         made._mpisign = HorovodGradients(made, compressor, **options)
     return made  # type: ignore[no-any-return]
 

@@ -46,6 +46,11 @@ class Slots:
         self._loaded: dict[str, State] = {}  # of parameters that are not known yet
         self._last: ParameterSlot | None = None
 
+    @property
+    def all(self) -> list[ParameterSlot]:
+        """The slots of parameters that live."""
+        return [m for m in self._by_id.values() if m.parameter is not None]
+
     def add(self, named: Iterable[tuple[str, torch.Tensor]]) -> list[ParameterSlot]:
         """Adds parameters that are not known yet, with their loaded states. Returns all slots."""
         self._by_id = {k: m for k, m in self._by_id.items() if m.parameter is not None}
@@ -68,32 +73,41 @@ class Slots:
             self._last = guess
         return guess
 
-    def state_dict(self, step: int) -> dict[str, State]:
-        """``{name: state}`` and the step under "mpisign"; ValueError if names are not unique."""
+    def state_dict(
+        self, step: int, origin: dict[str, Any], committed: bool = False
+    ) -> dict[str, State]:
+        """``{name: state}``, and under "mpisign" the step and ``origin``.
+
+        ``committed``: without what no optimizer has stepped on. ValueError if names are not unique.
+        """
         states = dict(self._loaded)
         for m in self._by_id.values():
-            if m.state and m.name in states:
+            state = m.committed() if committed else m.state
+            if state and m.name in states:
                 raise ValueError(
                     f"state_dict: two parameters are called {m.name!r}: give each optimizer a "
                     "compression of its own, Compression.signum(...)"
                 )
-            if m.state:
-                states[m.name] = dict(m.state)
-        return {**states, _STEP: {"step": step}}
+            if state:
+                states[m.name] = dict(state)
+        return {**states, _STEP: {"step": step, **origin}}
 
-    def load_state_dict(self, states: dict[str, State]) -> int:
-        """Loads states, now or when a parameter of the name is added; returns the step.
+    def load_state_dict(self, states: dict[str, State]) -> tuple[int, dict[str, Any]]:
+        """Loads states, now or when a parameter of the name is added; the step and the origin.
 
         Raises ValueError if a state does not fit its parameter.
         """
         states = {name: dict(state) for name, state in states.items()}
-        step = int(states.pop(_STEP, {"step": 0})["step"])
+        origin = states.pop(_STEP, {"step": 0})
+        step = origin.pop("step", None)
+        if not isinstance(step, int) or step < 0:
+            raise ValueError(f"load_state_dict: the step must be a number from 0, got {step!r}")
         for m in self._by_id.values():
             m.state = {}
             if m.name in states:
                 _load(m, states.pop(m.name))
         self._loaded = states
-        return step
+        return step, origin
 
 
 def _owns(slot: ParameterSlot, grad: torch.Tensor) -> bool:

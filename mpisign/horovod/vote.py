@@ -9,11 +9,16 @@ import torch
 
 from mpisign.backend import arrays
 from mpisign.compressors.base import Compressor, State
+from mpisign.exchange import checkpoint
 from mpisign.exchange.arguments import check_seed
 from mpisign.exchange.parameter_slot import ParameterSlot
+from mpisign.exchange.pending_step import PendingStep
+from mpisign.exchange.step_hooks import are_zeros
 from mpisign.horovod.slots import Slots, WeakSlot
 
 _FUNCTION = "mpisign.horovod.Compression"
+#: Horovod writes what ``decompress`` returns into the parameter's gradient.
+WRITES = 1
 
 
 class VoteCompression:
@@ -28,6 +33,7 @@ class VoteCompression:
     """
 
     _slots_of: ClassVar[type[ParameterSlot]] = WeakSlot
+    pending: PendingStep
 
     def __init__(
         self,
@@ -41,7 +47,7 @@ class VoteCompression:
         self.seed = seed
         self.process_set = process_set
         self.slots = Slots(self._slots_of)
-        self.step = 0
+        self.step = self._begun = 0  # and at the beginning of the last exchange
 
     def compress(self, tensor: torch.Tensor) -> tuple[torch.Tensor, Any]:
         """Returns what Horovod is to sum for this gradient, and the context for ``decompress``."""
@@ -56,11 +62,20 @@ class VoteCompression:
 
         The state differs from rank to rank: every rank saves its own. Tensors are not copied.
         """
-        return self.slots.state_dict(self.step)
+        is_open = self.pending.open
+        step = self._begun if is_open else self.step
+        return self.slots.state_dict(step, self._origin(), committed=is_open)
 
     def load_state_dict(self, states: dict[str, State]) -> None:
         """Continues from ``state_dict``, also before the first step; ValueError on misfits."""
-        self.step = self.slots.load_state_dict(states)
+        self.step, origin = self.slots.load_state_dict(states)
+        self.pending.forget()
+        checkpoint.warn_of_origin(origin, self._origin())
+
+    def _origin(self) -> dict[str, Any]:
+        return checkpoint.origin(
+            self.process_set.rank(), self._size(), self.seed, repr(self.compressor)
+        )
 
     def _size(self) -> int:
         size = self.process_set.size()
@@ -82,6 +97,12 @@ class VoteCompression:
                 "differences of parameters, which are not voted on. Use op=hvd.Average or hvd.Sum "
                 "with this compression, or hvd.Compression.fp16 with Adasum"
             )
+
+    @staticmethod
+    def _is_made_up(tensor: torch.Tensor) -> bool:
+        """Whether no backward pass computed this gradient: Horovod made zeros where none was."""
+        computed = torch._C._current_graph_task_id() != -1
+        return not computed and are_zeros([tensor])
 
     @staticmethod
     def _refuse_sparse() -> NoReturn:

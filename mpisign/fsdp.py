@@ -210,6 +210,7 @@ def _vote(
             algorithm=state.algorithm,
             seed=state.seed,
             step=step,
+            optimizers=state._handed.steppers,
         )
         state._handed.add(grad if output is None else output)
     except Exception as error:

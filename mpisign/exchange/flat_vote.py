@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -56,16 +57,19 @@ def flat_vote(
     seed: int,
     step: int,
     algorithm: policies.Algorithm,
+    optimizers: Sequence[torch.optim.Optimizer] = (),
 ) -> None:
     """The vote on ``grad`` into itself, or this rank's shard of it into ``output``. Collective.
 
     The planes have a tensor for each shard, or one if every rank needs all: see ``BucketLayout``.
     On a GPU planes are packed and unpacked there; they alone are copied to the host and back.
+    ``optimizers``: whose options must be equal on all ranks.
     """
     operation = "bucket_vote" if output is None else "shard_vote"
 
     def make(number: int, step: int) -> Any:
         task, header = _pack(function, engine, compressor, grad, output, seed, step, algorithm)
+        header.settings = options_of(compressor, *optimizers)
 
         def shard(wire: TaggedTransport) -> Steps[None]:
             yield from engine.headers(wire, header, function)
@@ -140,7 +144,6 @@ def _pack(
         tensor=layout.identity([""] * parts),
         length=layout.length,
         seed=seed,
-        settings=options_of(c),
         nans=nans,
         algorithm=algorithm,
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import torch
 from torch.distributed.tensor import DTensor
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -12,30 +14,47 @@ from mpisign.exchange.pending_step import CHANGED, ChangedVotes, check_changed_v
 
 
 class HandedShards:
-    """Votes that FSDP's hook handed out, found again by their memory: it knows no parameters."""
+    """Votes that FSDP's hook handed out, found again by their memory: it knows no parameters.
+
+    ``steppers``: the optimizers that have stepped on the last ones.
+    """
 
     def __init__(self, function: str, changed_votes: ChangedVotes) -> None:
         check_changed_votes(function, changed_votes)
+        self._checks = changed_votes == "raise"
         self._memory: dict[int, StorageWeakRef] = {}
-        if changed_votes == "raise":
-            optimizer_steps.watch_all(self)
+        self._steppers: list[weakref.ref[torch.optim.Optimizer]] = []
+        self._fresh = False  # votes were handed out since an optimizer stepped
+        optimizer_steps.watch_all(self)
+
+    @property
+    def steppers(self) -> list[torch.optim.Optimizer]:
+        return [o for r in self._steppers if (o := r()) is not None]
 
     def add(self, votes: torch.Tensor) -> None:
         """``votes`` will be gradients."""
         storage = votes.untyped_storage()
         self._memory[storage.data_ptr()] = StorageWeakRef(storage)
+        self._fresh = True
 
     def before_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Called by ``optimizer_steps``; RuntimeError as ``PendingStep.before_step``."""
         if not self._memory:
             return
-        live = {at for at, memory in self._memory.items() if not memory.expired()}
+        self._memory = {at: ref for at, ref in self._memory.items() if not ref.expired()}
+        own = False
         for i, p in enumerate(p for group in optimizer.param_groups for p in group["params"]):
-            grad = p.grad
-            grad = grad.to_local() if isinstance(grad, DTensor) else grad
-            if grad is None or not grad.numel() or grad.untyped_storage().data_ptr() not in live:
+            grad = p.grad.to_local() if isinstance(p.grad, DTensor) else p.grad
+            if grad is None or grad.untyped_storage().data_ptr() not in self._memory:
                 continue
+            own = True
             if is_scaled(optimizer):
                 raise RuntimeError(f"step: {SCALER}")
-            if not is_vote(grad):
+            if self._checks and not is_vote(grad):
                 raise RuntimeError(CHANGED.format(f"gradient {i} of the optimizer"))
+        if own:
+            if self._fresh:
+                self._fresh = False
+                self._steppers.clear()
+            if all(r() is not optimizer for r in self._steppers):
+                self._steppers.append(weakref.ref(optimizer))

@@ -17,7 +17,7 @@ except ImportError as error:
 from mpisign import policies
 from mpisign.compressors import Compressor
 from mpisign.engine.progress import ProgressEngine
-from mpisign.exchange.after_backward import after_backward, raise_after_backward
+from mpisign.exchange.after_backward import after_backward, is_running, raise_after_backward
 from mpisign.exchange.arguments import named_pairs
 from mpisign.exchange.buckets import BUCKET_SIZE
 from mpisign.exchange.gradient_exchange import GradientExchange
@@ -219,7 +219,10 @@ class MajorityVoteState(HookState):
                     aggregate = self._slots[id(p)].grad
                     if aggregate is not None and aggregate is not grad:
                         grad.copy_(aggregate)
-            after_backward(self._exchange.pending.hand_out)
+            if is_running():
+                after_backward(self._exchange.pending.hand_out)
+            else:  # DDP's join() shadows the others' passes; it takes no steps
+                self._exchange.pending.commit()
         finally:
             for slot in self._slots.values():
                 slot.grad = None
@@ -278,8 +281,8 @@ class MajorityVoteState(HookState):
         def computing(slot: ParameterSlot) -> Any:
             def hook(_: torch.Tensor) -> None:
                 state = reference()
-                if state is not None and slot.is_handed_out():
-                    state._exchange.pending.add_to_votes(slot)
+                if state is not None:
+                    state._exchange.pending.is_computing(slot)
 
             return hook
 

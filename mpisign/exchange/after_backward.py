@@ -7,13 +7,18 @@ from collections.abc import Callable
 import torch
 
 
+def is_running() -> bool:
+    """Whether this thread is in a backward pass."""
+    return torch._C._current_graph_task_id() != -1
+
+
 def after_backward(call: Callable[[], None]) -> None:
     """Calls at the end of the running backward pass, or at once where none is running."""
     queue = torch.autograd.Variable._execution_engine.queue_callback  # type: ignore[attr-defined]
-    try:
+    if is_running():
         # Queued twice, so that it runs after the callbacks that torch queues behind the hook.
         queue(lambda: queue(call))
-    except RuntimeError:  # as in DDP's join()
+    else:  # as in DDP's join()
         call()
 
 

@@ -37,7 +37,8 @@ class PendingStep:
         check_changed_votes(function, changed_votes)
         self._changed_votes = changed_votes
         self._all: list[ParameterSlot] = []
-        self._voted: set[int] = set()  # ids of slots whose aggregate is a vote
+        self._voted: set[int] = set()  # ids of slots whose aggregate has a vote's size
+        self._valued: set[int] = set()  # ids of those of them where it is +1, -1 or 0
         self._pending: list[ParameterSlot] = []
         self._handed_out = self._used = False
         self._known = self._unknown = False  # whether an optimizer's steps are, or cannot be, seen
@@ -52,6 +53,8 @@ class PendingStep:
         self._all += slots
         if compressor.unit == "sign":
             self._voted.update(map(id, slots))
+        if compressor.aggregate in ("vote", "gathered_vote"):
+            self._valued.update(map(id, slots))
         optimizer_steps.watch([s.parameter for s in slots], self)
 
     @property
@@ -80,9 +83,15 @@ class PendingStep:
         self._handed_out, self._used = True, False
         self._mixed, self._mixing = self._mixing, set()
 
-    def add_to_votes(self, slot: ParameterSlot) -> None:
-        """A backward pass adds to what was handed out: no step may be taken on the result."""
-        self._mixing.add(id(slot))
+    def is_computing(self, slot: ParameterSlot) -> None:
+        """A backward pass is about to add to the slot's gradient.
+
+        If that still is what was handed out, no step may be taken on the result.
+        """
+        if slot.is_handed_out():
+            self._mixing.add(id(slot))
+        else:
+            self._mixing.discard(id(slot))
 
     def before_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Called by ``optimizer_steps``: takes what the optimizer steps on as done.
@@ -167,7 +176,7 @@ class PendingStep:
             # Writes through ``.data`` leave no trace but the values.
             self._turn += 1
             s = slots[self._turn % len(slots)]
-            if not is_vote(s.parameter.grad):
+            if id(s) in self._valued and not is_vote(s.parameter.grad):
                 changed = s
         if changed is not None:
             raise RuntimeError(CHANGED.format(f"the gradient of {changed.name!r}"))

@@ -10,6 +10,7 @@ import torch
 from mpisign.backend import arrays
 from mpisign.compressors.base import Compressor, State
 from mpisign.exchange import checkpoint
+from mpisign.exchange.after_backward import is_running
 from mpisign.exchange.arguments import check_seed
 from mpisign.exchange.parameter_slot import ParameterSlot
 from mpisign.exchange.pending_step import PendingStep
@@ -101,8 +102,7 @@ class VoteCompression:
     @staticmethod
     def _is_made_up(tensor: torch.Tensor) -> bool:
         """Whether no backward pass computed this gradient: Horovod made zeros where none was."""
-        computed = torch._C._current_graph_task_id() != -1
-        return not computed and are_zeros([tensor])
+        return not is_running() and are_zeros([tensor])
 
     @staticmethod
     def _refuse_sparse() -> NoReturn:

@@ -4,6 +4,7 @@
 #include <Python.h>
 
 #include "host.h"
+#include "xxh64.h"
 
 #include <stdlib.h>
 
@@ -132,6 +133,42 @@ enum { SMALL = 1 << 16 };
             Py_END_ALLOW_THREADS                                                                   \
         }                                                                                          \
     } while (0)
+
+/* --- hashes ---------------------------------------------------------------------------------- */
+
+static PyObject *py_hash_bytes(PyObject *self, PyObject *args)
+{
+    (void)self;
+    u64 data, seed;
+    long long n;
+    if (!PyArg_ParseTuple(args, "KLK", &data, &n, &seed))
+        return NULL;
+    RUN(n, seed = xxh64(address(data), n, seed));
+    return PyLong_FromUnsignedLongLong(seed);
+}
+
+/* Rows of an address and a number of bytes, one after the other. */
+static uint64_t hash_pieces(const int64_t (*rows)[2], int64_t n, uint64_t seed)
+{
+    for (int64_t i = 0; i < n; i++)
+        seed = xxh64(address((u64)rows[i][0]), rows[i][1], seed);
+    return seed;
+}
+
+static PyObject *py_hash_pieces(PyObject *self, PyObject *args)
+{
+    (void)self;
+    u64 table, seed;
+    long long n;
+    if (!PyArg_ParseTuple(args, "KLK", &table, &n, &seed))
+        return NULL;
+    const int64_t (*rows)[2] = address(table);
+    int64_t work = 0;
+    for (int64_t i = 0; i < n; i++)
+        work += rows[i][1];
+    RUN(work, seed = hash_pieces(rows, n, seed));
+    return PyLong_FromUnsignedLongLong(seed);
+}
 
 #define RANDOM "(KKIK)"
 #define INTO_RANDOM(r) &(r).seed, &(r).step, &(r).stream, &(r).byte_offset
@@ -569,6 +606,8 @@ static PyMethodDef methods[] = {
     {"use_isa", py_use_isa, METH_VARARGS, "Takes another of them."},
     {"address", py_address, METH_O, "Where an array's memory begins; its owner must stay alive."},
     {"contiguous", py_contiguous, METH_VARARGS, "The address of a C-contiguous array."},
+    {"hash_bytes", py_hash_bytes, METH_VARARGS, "XXH64 of memory."},
+    {"hash_pieces", py_hash_pieces, METH_VARARGS, "XXH64 of pieces of memory, one after the other."},
     {"pack", py_pack, METH_VARARGS, "One array of any strides to planes."},
     {"pack_pieces", py_pack_pieces, METH_VARARGS, "Many contiguous arrays to planes, by a rule."},
     {"pack_planes", py_pack_planes, METH_VARARGS, "One contiguous array to planes that lie apart."},

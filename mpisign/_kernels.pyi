@@ -19,6 +19,15 @@ def address(array: object, /) -> int:
 def contiguous(array: object, writable: bool, /) -> int:
     """``address`` of a C-contiguous array, ``writable`` if so; BufferError or ValueError else."""
 
+def hash_bytes(data: int, nbytes: int, seed: int, /) -> int:
+    """XXH64 of memory."""
+
+def hash_pieces(table: int, pieces: int, seed: int, /) -> int:
+    """XXH64 of pieces, each with the hash of those before as its seed.
+
+    ``table``: int64 (pieces, 2): address and bytes.
+    """
+
 def pack(data: int, dtype: int, shape: tuple[int, ...], strides: tuple[int, ...], sign: int,
     mask: int, zeros: int, random: Random, threads: int, /) -> tuple[int, int]:
     """One array of any strides (bytes); returns (zeros, NaNs)."""

@@ -13,8 +13,9 @@ from mpisign.collectives.counts import Tally
 from mpisign.collectives.hierarchy import levels_of
 from mpisign.collectives.planned_vote import MajorityVotePlan
 from mpisign.connect import connect
-from mpisign.engine.engine import Engine, check_every, print_choice
+from mpisign.engine.engine import Engine, print_choice
 from mpisign.engine.progress import Handle, finish_all, timeout_of_environment
+from mpisign.engine.replicas import check_every
 from mpisign.robust.base import Rule
 
 T = TypeVar("T")

@@ -109,7 +109,7 @@ def exchange(
     yield from told
     _refuse(agreed.function, bad.view("<u8")[:, 0].tolist())
     state.commit()
-    engine.compare_result(number, signs.down, signs.down_scales)
+    engine.replicas.add(number, signs.down, signs.down_scales)
 
 
 def _refuse(function: str, bad: list[int]) -> None:

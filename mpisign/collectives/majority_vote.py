@@ -85,7 +85,8 @@ def run(
                 number = engine.votes
                 engine.votes = number + 1
                 given = (engine, plan, policy, x, result, number, called)
-                return engine.progress.run(_FUNCTION, functools.partial(_planned, *given), called)
+                steps = functools.partial(_planned, *given)
+                return engine.progress.run(_FUNCTION, steps, called, number)
             plan.busy = False
     options = dict(zip(_POLICY, policy, strict=True))
     return start(engine, x, out, groups, False, **options, step=step).wait()
@@ -251,15 +252,14 @@ def vote(
         return plan
     if engine.adversary is not None:
         algorithm = engine.adversary(task, header.byzantine_f) or algorithm
-    digest = task.digest = engine.due_digest(number)
+    task.hash = engine.replicas.begin(number, on_host=task.like is None)
     if task.like is not None:
         wire = yield from engine.wire_for(wire, task.like)
     yield from algorithm(wire, task)
     # Under byzantine_f no count is pending: a hostile rank would send it to some ranks only.
     if agreed.nan_count_pending and task.raises and not header.byzantine_f:
         yield from exchange_nans(wire, int(task.nans), agreed.function)
-    if digest is not None:
-        engine.digest = digest.field()
+    engine.replicas.end(task.hash)
     return None
 
 

@@ -29,7 +29,6 @@ class Plan(ABC):
     def __init__(self, transport: Transport, task: VoteTask, terms: bytes, function: str) -> None:
         self.transport, self.task, self.terms, self.function = transport, task, terms, function
         self.busy = True
-        self._replica = bytes(32)
 
     @property
     @abstractmethod
@@ -47,9 +46,9 @@ class Plan(ABC):
         NaNError, on all ranks alike, if a rank has NaNs under nan="raise".
         """
         try:
-            started = self.start(engine, wire.tag, wire.first_tag(), number, step, settings)
+            started = self.start(engine, wire, number, step, settings)
             yield started
-            if not self.same(engine, started):
+            if not self.first.same(started):
                 return False  # and is in use until headers were exchanged
             yield from self._from_first(wire, step, settings)
             self._end(engine)
@@ -60,21 +59,14 @@ class Plan(ABC):
         return True
 
     def start(
-        self, engine: Engine, tag: int, first_tag: int, number: int, step: int, settings: int
+        self, engine: Engine, wire: TaggedTransport, number: int, step: int, settings: int
     ) -> FirstRound:
         """Packs what goes first, and starts the first round."""
+        tag = wire.first_tag()
         self._begin(engine, number)
-        self._replica = replica = engine.take_digest(tag)
+        replica = engine.take_digest(wire)
         nans = self.task.nans if self.task.raises else 0
-        return self.first.start(first_tag, self.terms, step, settings, nans, replica)
-
-    def same(self, engine: Engine, started: FirstRound) -> bool:
-        """After the first round: whether the call can go on without headers."""
-        if self.first.same(started):
-            return True
-        if any(self._replica) and not any(engine.digest):
-            engine.digest = self._replica  # which the header is to carry
-        return False
+        return self.first.start(tag, self.terms, step, settings, nans, replica)
 
     @abstractmethod
     def run_agreed(
@@ -87,13 +79,12 @@ class Plan(ABC):
         """What follows the first round."""
 
     def _begin(self, engine: Engine, number: int) -> None:
-        self.task.digest = engine.due_digest(number)
+        self.task.hash = engine.replicas.begin(number)
         if engine.adversary is not None:
             engine.adversary(self.task, 0)
 
     def _end(self, engine: Engine) -> None:
-        if self.task.digest is not None:
-            engine.digest = self.task.digest.field()
+        engine.replicas.end(self.task.hash)
 
 
 class GeneratorPlan(Plan):

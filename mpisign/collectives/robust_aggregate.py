@@ -59,7 +59,7 @@ def start(engine: Engine, x: Any, rule: Any, seed: Any, step: Any, out: Any) -> 
             yield from engine.headers(wire, header, _FUNCTION)
             reduced = np.empty_like(flat)
             yield from robust_rows(wire, flat, known, rng, reduced, function=_FUNCTION)
-            engine.compare_result(number, reduced)
+            engine.replicas.add(number, reduced)
             with stage("unpack"):
                 _give(reduced.reshape(v.shape), result)
             return result

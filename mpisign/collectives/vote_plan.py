@@ -156,9 +156,9 @@ class VotePlan(Plan):
             self.task.unpack_pieces(first.results)
 
     def start(
-        self, engine: Engine, tag: int, first_tag: int, number: int, step: int, settings: int
+        self, engine: Engine, wire: TaggedTransport, number: int, step: int, settings: int
     ) -> FirstRound:
-        started = super().start(engine, tag, first_tag, number, step, settings)
+        started = super().start(engine, wire, number, step, settings)
         if len(self.chunks) > 1:  # meanwhile
             self.task.pack_pieces(self._chunk(1).ballots)
         return started

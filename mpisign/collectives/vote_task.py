@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from mpisign import _kernels, planes, policies
 from mpisign.backend import arrays, threads
-from mpisign.engine.engine import ReplicaDigest
+from mpisign.engine.replicas import ResultHash
 from mpisign.errors import WireError
 from mpisign.partition import Partition
 from mpisign.planes.pack import pack_view
@@ -44,6 +44,7 @@ class Pieces:
 
     ``spans``: the bytes [a, b) of the planes that each holds; ``planes``: uint8 (k, b - a) each.
     ``table``: for kernels, int64 (pieces, 4): a, b, addresses of the sign and the mask plane or 0.
+    ``memory``: int64 (planes of all pieces, 2): their addresses and bytes.
     """
 
     def __init__(self, spans: Sequence[tuple[int, int]], views: Sequence[Planes]) -> None:
@@ -51,6 +52,13 @@ class Pieces:
         rows = [(a, b, *signs_and_mask(v)) for (a, b), v in zip(spans, views, strict=True)]
         self._table = np.array(rows, dtype=np.int64).reshape(len(rows), 4)
         self.table = address(self._table), len(rows)
+        parts = [(address(plane), plane.nbytes) for piece in self.planes for plane in piece]
+        self._memory = np.array(parts, dtype=np.int64).reshape(len(parts), 2)
+        self.memory = address(self._memory), len(parts)
+
+    def update(self, result: ResultHash) -> None:
+        """Hashes all planes."""
+        result.update_pieces((plane for piece in self.planes for plane in piece), self.memory)
 
 
 class VoteTask:
@@ -93,7 +101,7 @@ class VoteTask:
         self._room: Any = None  # for planes that are packed whole
         self.nans: Any = 0
         self.raises = False  # on NaN, once agreed
-        self.digest: ReplicaDigest | None = None  # of the result, if it is compared
+        self.hash: ResultHash | None = None  # of the result, if replicas compare it
         self.lie: Any = None  # of a hostile owner, in experiments
 
     def read(self, a: int, b: int, out: Planes) -> None:
@@ -132,9 +140,12 @@ class VoteTask:
 
     def unpack(self, a: int, b: int, result: Planes) -> None:
         """Takes bytes [a, b) of the result, (kd, b - a)."""
-        if self.digest is not None:
+        if self.hash is not None:
             for plane in result:
-                self.digest.update(plane)
+                self.hash.update(plane)
+        self._unpack(a, b, result)
+
+    def _unpack(self, a: int, b: int, result: Planes) -> None:
         start = time.perf_counter()
         self.write(a, b, result)
         count_stage("unpack", start)
@@ -167,9 +178,11 @@ class VoteTask:
 
     def unpack_pieces(self, pieces: Pieces) -> None:
         """Takes pieces of the result, in order."""
+        if self.hash is not None:
+            pieces.update(self.hash)
         for (a, b), views in zip(pieces.spans, pieces.planes, strict=True):
             if b > a:
-                self.unpack(a, b, views)
+                self._unpack(a, b, views)
 
     def short(self, message: int) -> bool:
         """Whether all is packed before anything is sent."""
@@ -388,9 +401,8 @@ class ArrayTask(VoteTask):
         if type(self).write is not ArrayTask.write:
             super().unpack_pieces(pieces)
             return
-        if self.digest is not None:
-            for plane in (plane for planes in pieces.planes for plane in planes):
-                self.digest.update(plane)
+        if self.hash is not None:
+            pieces.update(self.hash)
         start, n_threads = time.perf_counter(), threads.for_work(self.length)
         _kernels.unpack_planes(
             *pieces.table, self._dtype_code, self._out_address, self.length, n_threads

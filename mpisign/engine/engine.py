@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import struct
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -18,38 +17,11 @@ from mpisign.engine.echo import echo
 from mpisign.engine.header import BYZANTINE_F, MAGIC, NBYTES, SHORT_ABOVE, Header
 from mpisign.engine.plan_cache import PlanCache
 from mpisign.engine.progress import Handle, ProgressEngine, timeout_of_environment
+from mpisign.engine.replicas import ReplicaRecord, check_every
 from mpisign.engine.result_memory import ResultMemory
 from mpisign.errors import WireError
 from mpisign.transports.base import Bytes, Prepared, Steps, Transport
 from mpisign.transports.tagged import TaggedTransport
-
-
-def check_every() -> int:
-    """``MPISIGN_CHECK_EVERY``, default 16; ValueError if it is no number from 0."""
-    text = os.environ.get("MPISIGN_CHECK_EVERY", "16")
-    if not text.isdigit():
-        raise ValueError(f"MPISIGN_CHECK_EVERY must be a number from 0, got {text!r}")
-    return int(text)
-
-
-_NO_DIGEST = bytes(32)
-
-
-class ReplicaDigest:
-    """What a header's ``replica`` field carries: a byte for the kind, one for the number of the
-    vote (modulo 256), then 30 of BLAKE2b over what ``update`` is given."""
-
-    def __init__(self, kind: Literal["result", "parameters"], number: int = 0) -> None:
-        self._head = bytes([1 + ("result", "parameters").index(kind), number % 256])
-        self._hash = hashlib.blake2b(digest_size=30)
-
-    def update(self, data: Any) -> None:
-        """More data: bytes, or a contiguous array of any framework."""
-        self._hash.update(data if isinstance(data, bytes) else arrays.host(data))  # type: ignore[arg-type]
-
-    def field(self) -> bytes:
-        """The 32 bytes."""
-        return self._head + self._hash.digest()
 
 
 def print_choice(transport: Transport, why: str) -> None:
@@ -65,9 +37,11 @@ def print_choice(transport: Transport, why: str) -> None:
 class Engine:
     """The state of one communicator between its collectives.
 
-    ``votes`` counts calls, the same on every rank, and is the default step. The digest of every
-    ``check_every``-th result travels in a later header (32 bytes, no exchange of its own), so that
-    diverged replicas raise at once; ``MPISIGN_CHECK_EVERY`` sets it, 0 turns it off. ``timeout``:
+    ``votes`` counts calls, the same on every rank, and is the default step. ``replicas``: digests
+    of results, of which the latest travels in every header (32 bytes, no exchange of its own), so
+    that diverged replicas raise; there is a new one every ``every`` calls
+    (``MPISIGN_CHECK_EVERY``), none for 0. ``digest``: of the parameters, for the next call to carry
+    instead; b"" if none is due. ``timeout``:
     seconds that ranks wait for each other, default ``MPISIGN_TIMEOUT``, else 600. ``hierarchy``
     (of nodes) and ``costs`` are None until ``mpisign.collectives.auto.survey``.
     """
@@ -82,8 +56,8 @@ class Engine:
         self.results = ResultMemory()
         self.votes = 0
         self.exchanges = 0  # front ends that share this
-        self.check_every = check_every() if every is None else every
-        self.digest = _NO_DIGEST
+        self.replicas = ReplicaRecord(check_every() if every is None else every)
+        self.digest = b""
         self.hierarchy: Any = None
         self.costs: Any = None
         self.device_transport: Transport | None = None  # for CUDA memory, from its first use on
@@ -117,28 +91,14 @@ class Engine:
             steps = make(number, step)
         except Exception as error:
             refusal = Header(operation).refusal(str(error).removeprefix(f"{function}: "))
-            return self.progress.submit(function, lambda w: self.headers(w, refusal, function))
-        return self.progress.submit(function, steps, step)
+            steps = lambda wire: self.headers(wire, refusal, function)  # noqa: E731
+        return self.progress.submit(function, steps, step, number)
 
     def submit(
         self, function: str, steps: Callable[[TaggedTransport], Steps[Any]], step: int | None = None
     ) -> Handle:
         """Starts a collective; see ``ProgressEngine.submit``."""
         return self.progress.submit(function, steps, step)
-
-    def due_digest(self, number: int) -> ReplicaDigest | None:
-        """The digest of the result of call ``number``, if it is one of those compared."""
-        if not self.check_every or (number + 1) % self.check_every:
-            return None
-        return ReplicaDigest("result", number)
-
-    def compare_result(self, number: int, *results: Any) -> None:
-        """Has a later header carry the digest of call ``number``'s result, if it is due."""
-        digest = self.due_digest(number)
-        if digest is not None:
-            for result in results:
-                digest.update(result)
-            self.digest = digest.field()
 
     def wire_for(self, wire: TaggedTransport, like: arrays.View | None) -> Steps[TaggedTransport]:
         """The tagged transport for parts in the memory of ``like`` (None: host memory)."""
@@ -156,16 +116,13 @@ class Engine:
             self.device_transport = found
         return TaggedTransport(self.device_transport, wire.tag, like)
 
-    def take_digest(self, tag: int) -> bytes:
-        """The digest that the call with ``tag`` is to carry; zeros while earlier calls go on.
-
-        Which those are may differ between ranks, and with them what there is to compare.
-        """
-        of_parameters = self.digest[0] == 2  # set for this call
-        if not of_parameters and not self.progress.is_first(tag):
-            return _NO_DIGEST
-        digest, self.digest = self.digest, _NO_DIGEST
-        return digest
+    def take_digest(self, wire: TaggedTransport) -> bytes:
+        """The digest that the call of ``wire`` carries: of parameters, or of earlier results."""
+        replica = wire.replica
+        if replica is None:
+            replica = self.digest or self.replicas.field(wire.settled)
+            wire.replica, self.digest = replica, b""
+        return replica
 
     def headers(self, wire: TaggedTransport, header: Header, function: str) -> Steps[Agreed]:
         """Exchanges headers and agrees.
@@ -178,7 +135,7 @@ class Engine:
         has byzantine_f, headers are echoed too: WireError, naming ranks, if a rank sent different
         headers to different ranks.
         """
-        header.rank, header.replica = wire.rank, self.take_digest(wire.tag)
+        header.rank, header.replica = wire.rank, self.take_digest(wire)
         try:
             message = header.encode()
         except (struct.error, OverflowError) as error:  # a number that no check has kept out

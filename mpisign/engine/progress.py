@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 from mpisign.engine.failure_detection import FailureDetector, post_failure
+from mpisign.engine.in_flight import IN_FLIGHT, Ownership
 from mpisign.errors import BrokenError, CollectiveError, WireError
 from mpisign.stats import count_stage, stage
 from mpisign.transports.base import TAGS, Pending, Steps, Transport, poll
@@ -32,30 +33,28 @@ def timeout_of_environment() -> float:
     return seconds
 
 
-class _InFlight(threading.local):
-    """The progress engines of this thread that have something in flight."""
-
-    def __init__(self) -> None:
-        self.engines: set[ProgressEngine] = set()
-
-
-_IN_FLIGHT = _InFlight()
-
-
 def finish_all() -> None:
     """Blocks until nothing is in flight in this thread."""
-    while _IN_FLIGHT.engines:
-        next(iter(_IN_FLIGHT.engines)).finish()
+    while engines := list(IN_FLIGHT.engines):
+        engines[0].finish()
+        IN_FLIGHT.engines.discard(engines[0])
 
 
 class Handle:
     """A non-blocking collective. ``wait`` must be called on every rank, once or more."""
 
     def __init__(
-        self, engine: ProgressEngine, function: str, number: int, step: int | None
+        self,
+        engine: ProgressEngine,
+        function: str,
+        number: int,
+        step: int | None,
+        vote: int | None = None,
     ) -> None:
         self.function = function
         self.number = number
+        self.vote = vote  # its number among those whose results are compared
+        self.waited = False  # or about to be
         self.step = number if step is None else step
         self.steps: Steps[Any] | None = None
         self.pending: Pending | None = None
@@ -70,6 +69,8 @@ class Handle:
 
         Never blocks, except for 2 seconds after a failure, in which ranks exchange notices.
         """
+        if not self.over and self._engine.disown(self):
+            return True
         while not self.over and self._engine.advance():
             pass
         if not self.over:
@@ -84,6 +85,7 @@ class Handle:
         """
         if not self.over:
             self._engine.drive(self)
+        self._engine.settle(self)
         if self.error is not None:
             raise self.error
         return self._result
@@ -101,6 +103,7 @@ class Handle:
             self._engine.transport.sleep(1e-3)
         if not self.over:
             self._engine.drive(self)
+        self._engine.settle(self)
 
     def end(self, error: BaseException | None, result: Any = None) -> None:
         """Over, with a result or an error."""
@@ -113,12 +116,13 @@ class ProgressEngine:
 
     Each has a tag of its own and moves whenever any of them is waited for, or one of another
     communicator in this thread, so that ranks may wait in any order; on an ``ordered`` transport
-    one starts when all before it are over. If one stops half way, by a timeout, an error that this
-    rank alone sees or a keyboard interrupt, the other ranks are notified, all raise, and the
-    communicator can no longer be used.
+    one starts when all before it are over. Any thread may wait for what another one started. If one
+    stops half way, by a timeout, an error that this rank alone sees or a keyboard interrupt, the
+    other ranks are notified, all raise, and the communicator can no longer be used. ``pid``: of the
+    process whose rank this is, default this one.
     """
 
-    def __init__(self, transport: Transport, timeout: float) -> None:
+    def __init__(self, transport: Transport, timeout: float, pid: int | None = None) -> None:
         self.transport = transport
         self.timeout = timeout
         self.broken: BaseException | None = None
@@ -129,51 +133,113 @@ class ProgressEngine:
         self._failures = FailureDetector(transport)
         self._calls = 0
         self._live: list[Handle] = []
+        self._unsettled: deque[Handle] = deque()  # that nobody has waited for
+        self.owner = Ownership(self, transport, pid)
         self._moved = self._looked = 0.0  # when anything last moved; when notices were looked for
 
     def submit(
-        self, function: str, steps: Callable[[TaggedTransport], Steps[Any]], step: int | None = None
+        self,
+        function: str,
+        steps: Callable[[TaggedTransport], Steps[Any]],
+        step: int | None = None,
+        vote: int | None = None,
     ) -> Handle:
-        """Starts a collective: ``steps`` makes its generator. ``step`` is for messages."""
-        handle = Handle(self, function, self._calls, step)
-        self._calls += 1
+        """Starts a collective: ``steps`` makes its generator. ``step`` is for messages.
+
+        ``vote``: its number among the calls whose results are compared, if it is one.
+        """
+        if self.owner.is_foreign():
+            handle = Handle(self, function, self._calls, step)
+            self.disown(handle)
+            return handle
+        self.owner.take()
+        try:
+            handle = Handle(self, function, self._calls, step, vote)
+            self._calls += 1
+            self._begin(handle, steps)
+        finally:
+            self.owner.leave()
+        return handle
+
+    def _begin(self, handle: Handle, steps: Callable[[TaggedTransport], Steps[Any]]) -> None:
         # Calls this far apart share a tag, and whoever ends late would meet the wrong messages.
         while self._live and self._live[0].number <= handle.number - TAGS:
             self.drive(self._live[0])
         if self.broken is not None:
-            text = f"{function}: this communicator broke off earlier: {self.broken}"
+            text = f"{handle.function}: this communicator broke off earlier: {self.broken}"
             handle.end(BrokenError(text))
-            return handle
+            return
         now = time.monotonic()
         if now - self._moved > min(_IDLE, self.timeout / 2):
             # The others may have given up on this rank, and left enough behind for a small vote.
             self._looked = now
             self._look(handle, 0.0)
             if handle.over:
-                return handle
-        handle.steps = steps(TaggedTransport(self.transport, handle.number % TAGS))
+                return
+        settled = 0
+        if handle.vote is not None:
+            settled = self._settled(handle.vote)
+            self._unsettled.append(handle)
+        handle.steps = steps(TaggedTransport(self.transport, handle.number % TAGS, settled=settled))
         self._live.append(handle)
-        _IN_FLIGHT.engines.add(self)
+        self.owner.enlist()
         if not self.transport.ordered or len(self._live) == 1:
             self._move(handle)
-        return handle
+
+    def disown(self, handle: Handle) -> bool:
+        """Whether this process is a forked child: then it gives up all, and sends nothing."""
+        if not self.owner.is_foreign():
+            return False
+        self.owner.delist()
+        for other in (*self._live, handle):
+            if not other.over:
+                other.end(self.owner.refusal(other.function))
+        self._live.clear()
+        return True
+
+    def _settled(self, vote: int) -> int:
+        """How many calls, from the first on, this program has waited for.
+
+        That is the program's order of calls, the same on all ranks, not the order in which messages
+        arrive. ``vote``: the number of the call that asks.
+        """
+        unsettled = self._unsettled
+        while unsettled and (unsettled[0].waited or len(unsettled) > TAGS):
+            unsettled.popleft()
+        return vote if not unsettled else unsettled[0].vote or 0
+
+    def settle(self, handle: Handle) -> None:
+        """The program has waited for ``handle``; its result belongs to the caller alone."""
+        handle.waited = True
+        unsettled = self._unsettled
+        while unsettled and unsettled[0].waited:
+            unsettled.popleft()
 
     def is_quiet(self) -> bool:
         """Whether nothing is in flight in this thread, and ranks were here a moment ago."""
         return (
-            not _IN_FLIGHT.engines
+            not IN_FLIGHT.engines
+            and not self._live
             and self.broken is None
             and time.monotonic() - self._moved < min(_IDLE, self.timeout / 2)
+            and not self.owner.is_foreign()
         )
 
-    def run(self, function: str, steps: Callable[[TaggedTransport], Steps[Any]], step: int) -> Any:
+    def run(
+        self,
+        function: str,
+        steps: Callable[[TaggedTransport], Steps[Any]],
+        step: int,
+        vote: int,
+    ) -> Any:
         """The result of a collective, of which there is a handle only if it takes long.
 
-        ``is_quiet`` was True.
+        ``is_quiet`` was True. ``step``, ``vote``: as in ``submit``.
         """
         number = self._calls
         self._calls = number + 1
-        running = steps(TaggedTransport(self.transport, number % TAGS))
+        settled = vote if not self._unsettled else self._settled(vote)
+        running = steps(TaggedTransport(self.transport, number % TAGS, settled=settled))
         handle = None
         try:
             while self._spin(pending := next(running)):
@@ -188,7 +254,7 @@ class ProgressEngine:
             raise (error if handle.error is None else handle.error) from None
         handle.steps, handle.pending = running, pending
         self._live.append(handle)
-        _IN_FLIGHT.engines.add(self)
+        self.owner.enlist()
         return handle.wait()
 
     def _spin(self, pending: Pending) -> bool:
@@ -205,6 +271,14 @@ class ProgressEngine:
 
     def advance(self) -> bool:
         """Moves every collective on that can; False if none could. Never blocks."""
+        if not self._live or self.owner.is_foreign() or not self.owner.try_take():
+            return False
+        try:
+            return self._advance()
+        finally:
+            self.owner.leave()
+
+    def _advance(self) -> bool:
         moved = False
         for handle in list(self._live):
             moved = self._move(handle) or moved
@@ -214,15 +288,31 @@ class ProgressEngine:
 
     def drive(self, handle: Handle) -> None:
         """Blocks until ``handle`` is over."""
+        if self.disown(handle):
+            return
+        while not self.owner.try_take():
+            if handle.over:  # another thread moves what is in flight here, and has moved this
+                return
+            self.transport.sleep(1e-3)
+        try:
+            if not handle.over:
+                self.owner.enlist()
+                self._drive(handle)
+        finally:
+            self.owner.leave()
+
+    def _drive(self, handle: Handle) -> None:
         began = time.monotonic()
         self._looked, pause = began, _SLICES[not self.transport.measurable]
         try:
             while not handle.over:
                 others: list[ProgressEngine] = []
-                if len(_IN_FLIGHT.engines) > 1 or self not in _IN_FLIGHT.engines:
-                    others = [engine for engine in _IN_FLIGHT.engines if engine is not self]
+                if len(IN_FLIGHT.engines) > 1:
+                    others = [engine for engine in list(IN_FLIGHT.engines) if engine is not self]
                 moved = [engine.advance() for engine in others] if others else []
-                if (self._move(handle) if self._live == [handle] else self.advance()) or any(moved):
+                if (self._move(handle) if self._live == [handle] else self._advance()) or any(
+                    moved
+                ):
                     continue
                 since = max(began, self._moved)
                 if not self._sleep(handle, pause, alone=not others):
@@ -241,9 +331,13 @@ class ProgressEngine:
         now = time.monotonic()
         if handle.asked is None:
             handle.asked = now
-        if now - self._looked >= _SLICES[1]:
-            self._looked = now
-            self._look(handle, now - max(handle.asked, self._moved))
+        if now - self._looked >= _SLICES[1] and self.owner.try_take():
+            try:
+                self._looked = now
+                if not handle.over:
+                    self._look(handle, now - max(handle.asked, self._moved))
+            finally:
+                self.owner.leave()
 
     def is_first(self, tag: int) -> bool:
         """Whether no earlier collective than that of ``tag`` is in flight."""
@@ -315,7 +409,7 @@ class ProgressEngine:
         if handle in self._live:
             self._live.remove(handle)
         if not self._live:
-            _IN_FLIGHT.engines.discard(self)
+            self.owner.delist()
 
     def _look(self, handle: Handle, waited: float) -> None:
         """What the others have posted; gives up if one of them did, or after the timeout."""
@@ -348,7 +442,7 @@ class ProgressEngine:
                 text = f"{other.function}: broke off with an earlier collective: {error}"
                 other.end(BrokenError(text))
         self._live.clear()
-        _IN_FLIGHT.engines.discard(self)
+        self.owner.delist()
         handle.end(error)
         self.transport.abort()
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from mpisign.backend import arrays
-from mpisign.engine.engine import ReplicaDigest
+from mpisign.engine.replicas import ParameterDigest
 from mpisign.exchange.optimizer_options import state_of
 from mpisign.exchange.parameter_slot import ParameterSlot
 from mpisign.transports.base import Steps
@@ -33,7 +33,7 @@ def check_slots(function: str, slots: Sequence[ParameterSlot], lengths: Sequence
 
 def digest_of(members: Sequence[ParameterSlot], optimizer: torch.optim.Optimizer | None) -> bytes:
     """32 bytes over all parameters by name, and over what ``optimizer`` keeps of each."""
-    digest = ReplicaDigest("parameters")
+    digest = ParameterDigest()
     for m in sorted(members, key=lambda m: m.name):
         kept = [] if optimizer is None else state_of(optimizer, m.parameter)
         for x in (m.parameter, *kept):

@@ -281,7 +281,7 @@ class GradientExchange:
         number, reason, fresh = engine.votes, self._reason, self._fresh
         engine.votes += 1
         steps = functools.partial(self._collective, engine, bucket, number, reason, fresh)
-        self._handles.append(engine.progress.submit(self.function, steps, self.steps))
+        self._handles.append(engine.progress.submit(self.function, steps, self.steps, number))
 
     def _collective(
         self,

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from mpisign.compressors.base import Compressor, State
-from mpisign.engine.engine import check_every
+from mpisign.engine.replicas import check_every
 from mpisign.errors import CollectiveError, DisagreementError
 from mpisign.exchange.arguments import named_pairs
 from mpisign.exchange.buckets import BucketLayout

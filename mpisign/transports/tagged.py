@@ -41,7 +41,8 @@ class TaggedTransport:
     """One tag of a transport. ``rank``, ``size``, ``others``: the transport's.
 
     ``like``: an array of the framework and device that ``empty`` makes memory for, default NumPy.
-    ``arena``: where ``empty`` takes it from instead.
+    ``arena``: where ``empty`` takes it from instead. ``settled``: the calls, from the first on, that
+    the program had waited for when it made this one. ``replica``: what the call says of replicas.
     """
 
     __slots__ = (
@@ -51,6 +52,8 @@ class TaggedTransport:
         "like",
         "others",
         "rank",
+        "replica",
+        "settled",
         "size",
         "tag",
         "transport",
@@ -62,9 +65,12 @@ class TaggedTransport:
         tag: int,
         like: arrays.View | None = None,
         arena: Arena | None = None,
+        settled: int = 0,
     ) -> None:
         self.transport = transport
         self.tag = tag
+        self.settled = settled
+        self.replica: bytes | None = None
         self.rank = transport.rank
         self.size = transport.size
         self.others = transport.others

@@ -178,10 +178,10 @@ def test_a_replica_that_diverged_is_found_by_the_next_header():
 
     comm = WORLD.Dup()
     ch = engine_of("test", comm)
-    ch.check_every = 1
+    ch.replicas.every = 1
     mpisign.majority_vote(np.ones(64), comm)
     if RANK == SIZE - 1:
-        ch.digest = ch.digest[:2] + bytes(30)  # of the same vote, but another result
+        ch.replicas.add(0, np.ones(3))  # of the same vote, but another result
     with pytest.raises(CollectiveError, match=f"replicas differ.* against rank {SIZE - 1}"):
         mpisign.majority_vote(np.ones(64), comm)
     comm.Free()

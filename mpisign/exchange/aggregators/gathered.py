@@ -48,15 +48,15 @@ class Gathered(Aggregator):
             refuse_nans(agreed.function, nans)
         self._check(scales, stack)
         mine.commit()
-        digest = engine.due_digest(number)
+        on_host = all(s.parameter.device.type == "cpu" for s in self.slots)
+        result = engine.replicas.begin(number, on_host)
         for i, s, t in zip(members, mine.ends, mine.ends[1:], strict=False):
             rows = stack[:, :, self.bucket.span(i)]
             grad = self._write(i, rows if rows.shape[1] == 2 else rows[:, 0], scales[:, s:t])
-            if digest is not None:
+            if result is not None and grad.numel():
                 flat = grad.detach().cpu().contiguous().reshape(-1)
-                digest.update(flat.view(torch.uint8).numpy())
-        if digest is not None:
-            engine.digest = digest.field()
+                result.update(flat.view(torch.uint8).numpy())
+        engine.replicas.end(result)
 
     def _write(self, i: int, rows: Any, scales: Any) -> torch.Tensor:
         m = self.slots[i]

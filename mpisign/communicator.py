@@ -80,7 +80,7 @@ class Communicator:
         print_choice(transport, why)
 
     def free(self) -> None:
-        """Waits for what is in flight and releases the transport. Collective.
+        """Waits for what is in flight and releases the transport. Collective; once is enough.
 
         MPI libraries have a few thousand communicators in all, and this has two. One that a front
         end made from its ``comm=`` is freed with that.
@@ -89,9 +89,7 @@ class Communicator:
             >>> import mpisign
             >>> mpisign.Communicator().free()
         """
-        self.engine.progress.finish()
-        self.engine.plans.clear()
-        self.engine.transport.free()
+        self.engine.free()
 
     def __repr__(self) -> str:
         return f"Communicator({self.engine.transport.name}, rank {self.rank} of {self.size})"

@@ -7,7 +7,7 @@ import sys
 from datetime import timedelta
 from typing import Any
 
-from mpisign import launcher
+from mpisign import forks, launcher
 from mpisign.transports.base import Transport
 
 _TORCH = {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}  # all that torch needs
@@ -22,6 +22,7 @@ def connect(function: str, x: Any, seconds: float) -> tuple[Transport, str]:
     if isinstance(x, Transport):
         return x, "it was given"
     kind, x, why = resolve(function, x, seconds)
+    forks.check(function, kind)
     if kind == "mpi":
         from mpisign.transports import mpi
 
@@ -69,6 +70,7 @@ def _world(kind: str, seconds: float | None) -> Any:
     if kind == "mpi":
         from mpisign.transports import mpi
 
+        mpi.check_runs("Communicator")
         return mpi.MPI.COMM_WORLD
     if kind == "torch":
         try:

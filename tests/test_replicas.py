@@ -1,4 +1,4 @@
-"""Replicas that part are noticed, in whichever vote: a rank tells rank 0 another ballot than rank 2.
+"""Replicas that part are noticed, in whichever vote: rank 1 tells ranks 0 and 2 different ballots.
 
 Ranks are threads. Rank 1 changes one byte of all it sends to rank 0 in one call, and its headers,
 preambles and digests say nothing of it.

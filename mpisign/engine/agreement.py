@@ -15,6 +15,14 @@ from mpisign.transports.base import Bytes
 _OF_X = ("majority_vote", "tally", "mean_of_signs")  # front ends that are given one array
 _FEW = 32  # ranks, up to which NumPy costs more than it saves
 
+#: By the kind of a replica's digest.
+_REPLICAS = {
+    1: "an earlier vote's result: %s. A rank sent some ranks another vote than others, or has "
+    "other memory or software than they",
+    2: "the parameters they start from: %s. All ranks must start from the same parameters: one "
+    "seed, or a broadcast",
+}
+
 
 @dataclass(slots=True)
 class Agreed:
@@ -115,16 +123,13 @@ def _check(headers: Sequence[Header], function: str) -> None:
         raise DisagreementError(f"{function}: ranks disagree on {', '.join(differences)}")
     if headers[0].nan == "raise":
         refuse_nans(function, [h.nans for h in headers])
-    for kind, what in ((1, "an earlier vote's result"), (2, "the parameters they start from")):
-        said_so = [h for h in headers if h.replica[0] == kind]
-        latest = max((h.replica[1] for h in said_so), default=0)
-        replicas = _group([h for h in said_so if h.replica[1] == latest], lambda h: h.replica)
+    # Ranks that wait in other orders than the rest may be behind: what they say is compared later.
+    for head in sorted({h.replica[:2] for h in headers if h.replica[0] in _REPLICAS}):
+        said_so = [h for h in headers if h.replica[:2] == head]
+        replicas = _group(said_so, lambda h: h.replica)
         if len(replicas) > 1:
             sides = " against ".join(name_ranks(r) for r in replicas.values())
-            raise CollectiveError(
-                f"{function}: replicas differ in {what}: {sides}. All ranks must start from the "
-                "same parameters: one seed, or a broadcast"
-            )
+            raise CollectiveError(f"{function}: replicas differ in {_REPLICAS[head[0]] % sides}")
 
 
 def refuse_nans(function: str, nans: Sequence[int]) -> None:

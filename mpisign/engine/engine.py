@@ -100,6 +100,19 @@ class Engine:
         """Starts a collective; see ``ProgressEngine.submit``."""
         return self.progress.submit(function, steps, step)
 
+    def free(self) -> None:
+        """Ends what is in flight and releases the transport; a second time does nothing.
+
+        BrokenError in a forked child, whose parent has it still.
+        """
+        if self.progress.owner.is_foreign():
+            raise self.progress.owner.refusal("free")
+        self.progress.finish()
+        self.plans.clear()
+        if not self.transport.ended:
+            self.transport.ended = "it was freed"
+            self.transport.free()
+
     def wire_for(self, wire: TaggedTransport, like: arrays.View | None) -> Steps[TaggedTransport]:
         """The tagged transport for parts in the memory of ``like`` (None: host memory)."""
         if like is None:

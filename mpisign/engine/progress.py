@@ -165,9 +165,11 @@ class ProgressEngine:
         # Calls this far apart share a tag, and whoever ends late would meet the wrong messages.
         while self._live and self._live[0].number <= handle.number - TAGS:
             self.drive(self._live[0])
-        if self.broken is not None:
-            text = f"{handle.function}: this communicator broke off earlier: {self.broken}"
-            handle.end(BrokenError(text))
+        if self.broken is not None or self.transport.ended:
+            why = self.transport.ended or f"broke off earlier: {self.broken}"
+            if self.transport.ended:
+                why = f"cannot be used any more: {why}"
+            handle.end(BrokenError(f"{handle.function}: this communicator {why}"))
             return
         now = time.monotonic()
         if now - self._moved > min(_IDLE, self.timeout / 2):
@@ -221,6 +223,7 @@ class ProgressEngine:
             not IN_FLIGHT.engines
             and not self._live
             and self.broken is None
+            and not self.transport.ended
             and time.monotonic() - self._moved < min(_IDLE, self.timeout / 2)
             and not self.owner.is_foreign()
         )

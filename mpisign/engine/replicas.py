@@ -55,7 +55,7 @@ class ResultHash:
     def update(self, data: Any) -> None:
         """A contiguous array of any framework."""
         if self._hash is not None:
-            self._hash.update(arrays.host(data))
+            self._hash.update(arrays.host(data))  # type: ignore[arg-type]
             return
         host: Any = arrays.host(data)
         self._sum = _kernels.hash_bytes(_kernels.address(host), host.nbytes, self._sum)

@@ -10,6 +10,7 @@ from typing import Any
 import horovod.torch as hvd
 import numpy as np
 
+from mpisign import forks
 from mpisign.communicator import Communicator
 from mpisign.engine.agreement import name_ranks
 from mpisign.engine.engine import Engine
@@ -55,6 +56,7 @@ class ProcessSetEngine:
 
     def engine(self) -> Engine:
         """The engine of the present ranks; a new one after elastic training changed them."""
+        forks.check(self._prefix, "horovod")
         group, kept = self.process_set, self._engine
         ranks = (group.rank(), group.size())
         if kept is None or (kept.transport.rank, kept.transport.size) != ranks:
@@ -69,7 +71,8 @@ class ProcessSetEngine:
         assert isinstance(engine.transport, HorovodTransport)
         # The same few names in every step: Horovod remembers 1,024.
         engine.transport.restart(topic)
-        engine.progress = ProgressEngine(engine.transport, engine.progress.timeout)
+        old = engine.progress
+        engine.progress = ProgressEngine(engine.transport, old.timeout, old.owner.pid)
         return engine
 
 

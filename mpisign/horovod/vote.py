@@ -7,6 +7,7 @@ from typing import Any, ClassVar, NoReturn
 import horovod.torch as hvd
 import torch
 
+from mpisign import forks
 from mpisign.backend import arrays
 from mpisign.compressors.base import Compressor, State
 from mpisign.exchange import checkpoint
@@ -79,6 +80,7 @@ class VoteCompression:
         )
 
     def _size(self) -> int:
+        forks.check(_FUNCTION, "horovod")
         size = self.process_set.size()
         if size is None:
             raise ValueError(f"{_FUNCTION}: process_set is not initialized: {self.process_set}")

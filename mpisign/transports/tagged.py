@@ -41,7 +41,7 @@ class TaggedTransport:
     """One tag of a transport. ``rank``, ``size``, ``others``: the transport's.
 
     ``like``: an array of the framework and device that ``empty`` makes memory for, default NumPy.
-    ``arena``: where ``empty`` takes it from instead. ``settled``: the calls, from the first on, that
+    ``arena``: where ``empty`` takes it from instead. ``settled``: so many calls, from the first on,
     the program had waited for when it made this one. ``replica``: what the call says of replicas.
     """
 

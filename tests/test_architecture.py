@@ -16,7 +16,10 @@ PACKAGE = ROOT / "mpisign"
 
 #: From the lowest floor to the highest. The longest prefix that fits a module decides.
 FLOORS: list[tuple[str, list[str]]] = [
-    ("basics", ["errors", "policies", "stats", "launcher", "forks", "partition", "_kernels", "kernels"]),
+    (
+        "basics",
+        ["errors", "policies", "stats", "launcher", "forks", "partition", "_kernels", "kernels"],
+    ),
     ("backend", ["backend"]),
     ("planes", ["planes"]),
     ("transports", ["transports"]),

@@ -6,6 +6,7 @@ Started at several ranks by tests/test_wires.py; under plain pytest the ranks ar
 from __future__ import annotations
 
 import os
+import threading
 
 import numpy as np
 import pytest
@@ -279,5 +280,69 @@ def test_out_that_overlaps_x(on_all, algorithm, shift, monkeypatch):
         comm.majority_vote(x, algorithm=algorithm, zeros="abstain", ties="zero", out=out)
         assert np.array_equal(out, ref.vote(xs))
         return out
+
+    on_all(body)
+
+
+@pytest.mark.skipif(WIRE == "threads", reason="no processes")
+def test_a_forked_child_is_no_rank(on_all):
+    """It would cast its parent's ballot; the parent's votes go on."""
+
+    def body(comm):
+        handle = comm.majority_vote_async(np.ones(20_000, np.float32))
+        if comm.rank == comm.size - 1 and comm.size > 1:
+            read, write = os.pipe()
+            child = os.fork()
+            if child == 0:
+                refused = [
+                    lambda: comm.majority_vote(-np.ones(20_000)),
+                    lambda: comm.majority_vote_async(-np.ones(20_000)).wait(),
+                    lambda: mpisign.Communicator(WIRE),
+                    lambda: mpisign.mean_of_signs(np.ones(3), WIRE),
+                    handle.wait,
+                    comm.free,
+                ]
+                os.write(write, "".join(map(verdict, refused)).encode())
+                os._exit(0)
+            os.waitpid(child, 0)
+            assert os.read(read, 1000) == b"r" * 6
+            os.close(read), os.close(write)
+        assert (handle.wait() == 1).all()
+        return comm.majority_vote(np.ones(20_000))
+
+    assert (on_all(body) == 1).all()
+
+
+def verdict(call):
+    try:
+        call()
+    except CollectiveError as error:
+        return "r" if "is a forked child of the rank that" in str(error) else repr(error)
+    return "voted"
+
+
+@pytest.mark.skipif(WIRE == "threads", reason="ranks that are threads take turns")
+def test_handles_change_threads(on_all):
+    """Started in one, waited for in another: the next calls of both do not wait for ever."""
+
+    def body(comm):
+        found = []
+
+        def start_and_wait(handle):
+            found.append(handle.wait())
+            found.append(comm.majority_vote_async(x))
+
+        x = np.arange(-300, 90_000, dtype=np.float32)
+        thread = threading.Thread(target=start_and_wait, args=(comm.majority_vote_async(x),))
+        thread.start()
+        thread.join()
+        found[1] = found[1].wait()
+        other = mpisign.Communicator(WIRE)  # waits for what is in flight in this thread
+        found += [other.majority_vote(x), comm.majority_vote(x)]
+        other.free()
+        with pytest.raises(CollectiveError, match="cannot be used any more: it was freed"):
+            other.majority_vote(x)
+        other.free()
+        return tuple(found)
 
     on_all(body)

@@ -91,7 +91,11 @@ def _world(kind: str, seconds: float | None) -> Any:
 
 
 def _launched(seconds: float | None) -> tuple[str, Any, str]:
-    """What the launcher started, by what it left in the environment."""
+    """What the launcher started: by what runs already, then by what it left in the environment."""
+    if _torch_size() > 1:
+        return "torch", _world("torch", seconds), "torch.distributed is initialised"
+    if _mpi_size() > 1:
+        return "mpi", _world("mpi", seconds), "MPI runs with more than one rank"
     env = os.environ
     if env.get("HOROVOD_CONTROLLER") == "gloo" or (
         "HOROVOD_RANK" in env and "OMPI_COMM_WORLD_RANK" not in env
@@ -100,19 +104,39 @@ def _launched(seconds: float | None) -> tuple[str, Any, str]:
     if "TORCHELASTIC_RUN_ID" in env:
         return "torch", _world("torch", seconds), "torchrun started this process"
     size = launcher.launched_size()
-    if size is None and env.get("WORLD_SIZE", "1") != "1" and _TORCH <= env.keys():
+    for_torch = env.get("WORLD_SIZE", "1") != "1" and _TORCH <= env.keys()
+    # Under srun alone MPI would end the process when it starts.
+    if for_torch and not launcher.starts_mpi():
         return "torch", _world("torch", seconds), "RANK and WORLD_SIZE are set"
     try:
         import mpi4py  # noqa: F401
     except ImportError:
         if size is None or size == 1:
             return "alone", None, "no launcher started this process and mpi4py is not installed"
-    if size is None and _torch_runs():
+    if size is None and _torch_size():
         return "torch", _world("torch", seconds), "torch.distributed is initialised"
+    world = _world("mpi", seconds)
+    if for_torch and world.Get_size() == 1:
+        return (
+            "torch",
+            _world("torch", seconds),
+            "RANK and WORLD_SIZE are set, and MPI has one rank",
+        )
     why = "mpi4py is installed" if size is None else f"a launcher started {size} processes"
-    return "mpi", _world("mpi", seconds), why
+    return "mpi", world, why
 
 
-def _torch_runs() -> bool:
+def _torch_size() -> int:
+    """The ranks of torch.distributed's default group, 0 if it is not initialised."""
     dist = sys.modules.get("torch.distributed")
-    return dist is not None and dist.is_available() and dist.is_initialized()
+    if dist is None or not dist.is_available() or not dist.is_initialized():
+        return 0
+    return dist.get_world_size()  # type: ignore[no-any-return]
+
+
+def _mpi_size() -> int:
+    """The ranks of MPI's world, 0 if this process has not started MPI."""
+    mpi = sys.modules.get("mpi4py.MPI")
+    if mpi is None or not mpi.Is_initialized() or mpi.Is_finalized():
+        return 0
+    return mpi.COMM_WORLD.Get_size()  # type: ignore[no-any-return]

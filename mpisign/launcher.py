@@ -17,6 +17,7 @@ _RANK = (
     "HOROVOD_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK", "MVP_COMM_WORLD_RANK",
     "PMIX_RANK", "PMI_RANK", "JSM_NAMESPACE_RANK", "FLUX_TASK_RANK", "SLURM_PROCID",
 )  # fmt: skip
+_NOT_MPI = ("HOROVOD_RANK", "RANK", "FLUX_TASK_RANK", "SLURM_PROCID")  # alone: see ``starts_mpi``
 # Not SLURM_NTASKS: the shell of a batch script has it too, and is one process.
 _SIZE = (
     "HOROVOD_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE", "MVP_COMM_WORLD_SIZE",
@@ -56,6 +57,12 @@ def local_rank() -> int | None:
 def rank() -> int | None:
     """This process's number among all that the launcher started; None if no launcher says."""
     return (_first(_RANK) or (None, None))[1]
+
+
+def starts_mpi() -> bool:
+    """Whether the launcher is one of MPI's, or a batch system that gives MPI what it needs."""
+    found = _first(_RANK)
+    return found is not None and found[0] not in _NOT_MPI
 
 
 def launched_size() -> int | None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mpisign import launcher
+from mpisign import connect, launcher
 from mpisign.errors import LauncherError
 
 ORDER = (
@@ -87,6 +87,36 @@ def test_mpirun_inside_slurm(environment):
     environment.setenv("OMPI_COMM_WORLD_LOCAL_RANK", "0")
     assert launcher.launched_size() == 1
     launcher.check_world(1)
+
+
+@pytest.mark.parametrize(
+    ("variables", "kind"),
+    [
+        ({}, "torch"),
+        ({"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1"}, "torch"),  # srun without PMI
+        ({"FLUX_JOB_SIZE": "2", "FLUX_TASK_RANK": "1"}, "torch"),
+        ({"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1", "PMIX_RANK": "1"}, "mpi"),
+        ({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "1"}, "mpi"),
+        ({"TORCHELASTIC_RUN_ID": "x", "OMPI_COMM_WORLD_SIZE": "2"}, "torch"),
+    ],
+)
+def test_facts_come_before_variables(environment, variables, kind):
+    """RANK and its like are set; what runs decides, then whether MPI was started, then they."""
+    torch = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    for name, value in {**torch, **variables}.items():
+        environment.setenv(name, value)
+    sizes = {"torch": 0, "mpi": 0}
+    world = type("World", (), {"Get_size": lambda self: 2})()
+    environment.setattr(connect, "_torch_size", lambda: sizes["torch"])
+    environment.setattr(connect, "_mpi_size", lambda: sizes["mpi"])
+    environment.setattr(connect, "_world", lambda name, seconds: world)
+    assert connect.resolve("test", None)[0] == kind
+    sizes["mpi"] = 2
+    assert connect.resolve("test", None)[0] == "mpi"
+    sizes["torch"] = 2
+    assert connect.resolve("test", None)[0] == "torch"
+    sizes.update(torch=1)  # a group of one says nothing
+    assert connect.resolve("test", None)[0] == "mpi"
 
 
 def test_rank(environment):

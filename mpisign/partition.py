@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from mpisign import policies
+
 Partition = tuple[tuple[int, ...], ...]
 Placement = Literal["spread", "packed"] | Sequence[Sequence[int]]
 
@@ -49,11 +51,12 @@ def assign(
     """
     if not isinstance(placement, str):
         return _explicit(size, placement)
-    odd = isinstance(redundancy, int) and not isinstance(redundancy, bool) and redundancy % 2
-    if not odd or redundancy < 1:
+    number = policies.whole(redundancy, 1)
+    if number is None or number % 2 == 0:
         raise ValueError(
             f"{_FUNCTION}: redundancy must be an odd number from 1, got {redundancy!r}"
         )
+    redundancy = number
     if redundancy > size:
         raise ValueError(f"{_FUNCTION}: redundancy={redundancy} needs as many ranks, got {size}")
     if placement not in ("spread", "packed"):
@@ -81,7 +84,7 @@ def partition_of(
     """The partition that ``groups`` means: None, a redundancy, a ``Groups`` or a partition."""
     if groups is None:
         return None
-    if isinstance(groups, int):
+    if isinstance(groups, int) or policies.whole(groups) is not None:
         return assign(size, groups, "spread", nodes)
     if not hasattr(groups, "members"):
         return _explicit(size, groups)

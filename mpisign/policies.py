@@ -6,7 +6,8 @@ bits for zeros differ from rank to rank (they are votes); those for ties never d
 
 from __future__ import annotations
 
-from typing import Final, Literal, get_args
+from operator import index
+from typing import Any, Final, Literal, get_args
 
 Zeros = Literal["positive", "random", "abstain"]
 Nan = Literal["raise", "abstain"]
@@ -45,3 +46,17 @@ def planes_up(zeros: Zeros, nan: Nan) -> int:
 def planes_down(ties: Ties) -> int:
     """Planes a result takes: two (sign and mask) if ties are zero."""
     return 2 if ties == "zero" else 1
+
+
+def whole(value: Any, least: int = 0, below: int | None = None) -> int | None:
+    """``value`` as an int if it is an integer of any library, from ``least`` on, else None.
+
+    A NumPy integer would be shown, hashed and encoded in other ways on the rank that has it.
+    """
+    if isinstance(value, bool):
+        return None
+    try:
+        number = index(value)
+    except TypeError:
+        return None
+    return number if number >= least and (below is None or number < below) else None

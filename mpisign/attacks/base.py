@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
+from mpisign import policies
 from mpisign.backend import arrays
 
 Sees = Literal["honest", "own", "nothing"]
@@ -124,7 +125,7 @@ def stacked(function: str, rows: Any) -> Any:
         if not rows:
             raise ValueError(f"{function}: honest must have at least one row, got none")
         views = [arrays.view_floats(function, "honest", row) for row in rows]
-        if len({(type(row), v.shape, v.dtype) for row, v in zip(rows, views, strict=True)}) > 1:
+        if len({(v.framework, v.shape, v.dtype) for v in views}) > 1:
             raise ValueError(
                 f"{function}: honest must have rows of one framework, shape and dtype, got "
                 + ", ".join(f"{v.dtype} {v.shape}" for v in views)
@@ -139,7 +140,7 @@ def stacked(function: str, rows: Any) -> Any:
 def check_from_0(attack: Attack, field: str, *, integer: bool = False) -> None:
     """ValueError unless the field is a number, or an integer, from 0."""
     value = getattr(attack, field)
-    if (integer and not isinstance(value, int)) or not value >= 0:
+    if (integer and policies.whole(value) is None) or not value >= 0:
         least = "an int from 0" if integer else "at least 0"
         raise ValueError(f"{attack.name}: {field} must be {least}, got {value!r}")
 

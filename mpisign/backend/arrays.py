@@ -50,6 +50,13 @@ class View:
         return is_torch(self.owner)
 
     @property
+    def framework(self) -> str:
+        """ "numpy", "torch" or "cupy"."""
+        if isinstance(self.owner, np.ndarray):
+            return "numpy"
+        return "torch" if is_torch(self.owner) else "cupy"
+
+    @property
     def strides(self) -> tuple[int, ...]:
         """In bytes."""
         if is_torch(self.owner):
@@ -88,6 +95,8 @@ def view(function: str, argument: str, x: Any, *, writable: bool = False) -> Vie
     if isinstance(x, np.ndarray):
         if type(x) is not np.ndarray and isinstance(x, np.ma.MaskedArray):
             raise TypeError(f"{function}: {argument} must not be a masked array")
+        if type(x) is not np.ndarray and isinstance(x, np.matrix):  # which is never flat
+            raise TypeError(f"{function}: {argument} must not be a np.matrix: take np.asarray of it")
         flags = x.flags
         name = _NAMES.get(x.dtype) or _numpy_name(function, argument, x)
         if writable and not flags.writeable:

@@ -7,12 +7,23 @@ import sys
 from collections.abc import Sequence
 
 import mpisign
-from mpisign.cli import bench, doctor, study, train
+from mpisign.cli import bench, doctor, guard, study, train
 from mpisign.cli.parser import RankParser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs ``mpisign``; the exit status: 0, or 2 for what the person can put right."""
+    try:
+        try:
+            return _run(argv)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # ``mpisign study list | head -1``: who reads has what it wants
+        guard.drop_output()
+        return guard.PIPE_CLOSED
+
+
+def _run(argv: Sequence[str] | None) -> int:
     parser = RankParser(
         prog="mpisign",
         description="One-bit gradient collectives for Horovod, MPI and torch.distributed.",

@@ -13,6 +13,8 @@ from typing import NoReturn
 
 from mpisign.experiments.progress import on_terminal
 
+#: The exit status where the reader of a pipe has gone, as shells have it.
+PIPE_CLOSED = 128 + signal.SIGPIPE
 _SHOW_CURSOR = "\x1b[?25h"
 _SOURCE = re.compile(r"^\[[^]]*\] *")  # Gloo's messages start with a path of its build machine
 
@@ -44,6 +46,9 @@ def abort_on_error(action: Callable[[], int], rank: Callable[[], int | None]) ->
     except BaseException as error:
         if isinstance(error, SystemExit):
             raise
+        if isinstance(error, BrokenPipeError):  # nobody reads on
+            drop_output()
+            _end_all_ranks(PIPE_CLOSED)
         if type(error).__name__ == "HorovodInternalError":
             text = f"lost another rank: {_SOURCE.sub('', str(error).strip())}\n"
         else:
@@ -56,10 +61,15 @@ def abort_on_error(action: Callable[[], int], rank: Callable[[], int | None]) ->
         _end_all_ranks()
 
 
-def _end_all_ranks() -> NoReturn:
+def drop_output() -> None:
+    """What is left in the buffer goes nowhere, or the interpreter would complain at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _end_all_ranks(status: int = 1) -> NoReturn:
     mpi = sys.modules.get("mpi4py.MPI")
     if mpi is not None and mpi.Is_initialized() and not mpi.Is_finalized():
         if mpi.COMM_WORLD.Get_size() > 1:
-            mpi.COMM_WORLD.Abort(1)
+            mpi.COMM_WORLD.Abort(status)
     # Not sys.exit: Horovod's thread would wait for the other ranks.
-    os._exit(1)
+    os._exit(status)

@@ -13,6 +13,7 @@ from mpisign.collectives.allgather_vote import allgather_vote
 from mpisign.collectives.alltoall_vote import alltoall_vote
 from mpisign.collectives.costs import Costs, measure_costs
 from mpisign.collectives.dry_run import Algorithm, DryRun, dry_run
+from mpisign.collectives.environment import check_environment
 from mpisign.collectives.hierarchical_vote import hierarchical_vote, vote_of_votes
 from mpisign.collectives.hierarchy import Children, Hierarchy, grouped, hierarchy_of
 from mpisign.collectives.replicated_vote import replicated_vote
@@ -124,6 +125,7 @@ def survey(
     def steps(wire: TaggedTransport) -> Steps[None]:
         wire = UncountedTransport(wire.transport, wire.tag)
         engine.hierarchy = hierarchy_of((yield from find_nodes(wire, given, wrong)))
+        yield from check_environment(wire)
         engine.progress.shares_cores = yield from find_sharing(wire)
         if wire.size > 2 and engine.transport.measurable:
             engine.costs = yield from measure_costs(wire, engine.hierarchy.partitions[0])

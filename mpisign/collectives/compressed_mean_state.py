@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mpisign import policies
 from mpisign.collectives.vote_task import Planes
 
 Floats = npt.NDArray[np.float32]
@@ -57,13 +58,11 @@ class CompressedMeanState:
     def __init__(self, length: int, size: int = 1, rank: int = 0, block: int | None = None) -> None:
         function = "CompressedMeanState"
         for name, value, low in (("length", length, 0), ("size", size, 1), ("rank", rank, 0)):
-            if not isinstance(value, (int, np.integer)) or value < low:
+            if policies.whole(value, low) is None:
                 raise ValueError(f"{function}: {name} must be an integer from {low}, got {value!r}")
         if rank >= size:
             raise ValueError(f"{function}: rank must be below size {size}, got {rank}")
-        if block is not None and (
-            not isinstance(block, (int, np.integer)) or block < 1 or block % 256
-        ):
+        if block is not None and (policies.whole(block, 1) is None or block % 256):
             raise ValueError(
                 f"{function}: block must be a positive multiple of 256 or None, got {block!r}"
             )

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from mpisign import planes
+from mpisign import planes, policies
 from mpisign.backend import arrays
 from mpisign.collectives.majority_vote import ArrayCall, check_options
 from mpisign.collectives.vote_task import ArrayTask, Planes, VoteTask
@@ -130,7 +130,7 @@ def _start(
         v = arrays.view_floats(function, "x", x)
         check_options(function, **options, algorithms=_ALGORITHMS)
         weight = options["weight"]
-        if not isinstance(weight, (int, np.integer)) or weight > _MOST:
+        if policies.whole(weight, 0, _MOST + 1) is None:
             raise ValueError(f"{function}: weight must be an integer in [0, 2**31), got {weight!r}")
         if v.device != "cpu":
             raise TypeError(f"{function}: x must be in host memory, got device {v.device}")

@@ -343,6 +343,6 @@ def _check_options(
 
 
 def _check_number(function: str, name: str, value: Any, below: int) -> None:
-    if not isinstance(value, (int, np.integer)) or not 0 <= value < below:
+    if policies.whole(value, 0, below) is None:
         bits = below.bit_length() - 1
         raise ValueError(f"{function}: {name} must be in [0, 2**{bits}), got {value!r}")

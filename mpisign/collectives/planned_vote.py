@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from mpisign import policies
 from mpisign.backend import arrays
 from mpisign.collectives import majority_vote
 from mpisign.collectives.majority_vote import ArrayCall, check_options
@@ -120,10 +121,9 @@ def _view(x: Any) -> arrays.View:
     if not isinstance(x, tuple):
         return arrays.view_floats(_FUNCTION, "x", x)
     shape, dtype = x if len(x) == 2 else (None, None)
-    shape = (shape,) if isinstance(shape, int) else shape
-    if not isinstance(shape, (tuple, list)) or not all(
-        isinstance(n, int) and n >= 0 for n in shape
-    ):
+    dims = shape if isinstance(shape, (tuple, list)) else (shape,)
+    numbers = [policies.whole(n) for n in dims]
+    if None in numbers:
         raise TypeError(f"{_FUNCTION}: x must be an array or (shape, dtype), got {x!r}")
     name = arrays.float_name(_FUNCTION, "dtype", dtype)
-    return arrays.View(None, 0, tuple(shape), name, True, "cpu")
+    return arrays.View(None, 0, tuple(numbers), name, True, "cpu")  # type: ignore[arg-type]

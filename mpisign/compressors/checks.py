@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from mpisign import policies
+
 
 def check_abstains(compressor: Any) -> None:
     """Zeros must abstain, as they do in all that is sparse."""
@@ -30,11 +32,21 @@ def check_fraction(compressor: Any, *names: str) -> None:
             _refuse(compressor, name, "in [0, 1)", value)
 
 
+def check_whole(compressor: Any, name: str, least: int, wanted: str) -> None:
+    """The field must be an integer from ``least``; of whichever library, it becomes an int."""
+    number = policies.whole(getattr(compressor, name), least)
+    if number is None:
+        _refuse(compressor, name, wanted, getattr(compressor, name))
+    object.__setattr__(compressor, name, number)
+
+
 def check_block(compressor: Any) -> None:
     """``block`` must be a positive multiple of 256 or None."""
-    block = compressor.block
-    if block is not None and (not isinstance(block, int) or block < 1 or block % 256):
-        _refuse(compressor, "block", "a positive multiple of 256 or None", block)
+    if compressor.block is None:
+        return
+    check_whole(compressor, "block", 1, "a positive multiple of 256 or None")
+    if compressor.block % 256:
+        _refuse(compressor, "block", "a positive multiple of 256 or None", compressor.block)
 
 
 def check_one_of(compressor: Any, name: str, choices: tuple[str, ...], listed: str) -> None:

@@ -71,6 +71,7 @@ class Detox(Compressor):
             settings |= self._settings_of(self.groups)
         elif isinstance(self.placement, str):
             assign(1 << 10, self.redundancy, self.placement)  # checks both
+            settings["redundancy"] = int(self.redundancy)
         else:
             settings["placement"] = tuple(tuple(group) for group in self.placement)
         for name, value in {"inner": inner, **settings}.items():

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from mpisign import planes, policies
 from mpisign.compressors.base import Compressor, PackContext, State, get_or_init
-from mpisign.compressors.checks import check_abstains, check_positive
+from mpisign.compressors.checks import check_abstains, check_positive, check_whole
 
 if TYPE_CHECKING:
     import torch
@@ -54,10 +54,7 @@ class EFSparsign(Compressor):
         super().__post_init__()
         check_positive(self, "budget_local", "budget_global")
         check_abstains(self)
-        if not isinstance(self.local_steps, int) or self.local_steps < 1:
-            raise ValueError(
-                f"EFSparsign: local_steps must be an integer from 1, got {self.local_steps!r}"
-            )
+        check_whole(self, "local_steps", 1, "an integer from 1")
 
     def _pack(self, grads: Any, states: Any, context: PackContext, keys: Any) -> Any:
         nans = 0

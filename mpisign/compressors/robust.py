@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from mpisign import policies
 from mpisign.compressors.base import Compressor, State, get_or_init
-from mpisign.compressors.checks import check_fraction
+from mpisign.compressors.checks import check_fraction, check_whole
 from mpisign.robust.base import Mixing, Rule
 from mpisign.robust.names import by_name
 
@@ -58,8 +58,7 @@ class Robust(Compressor):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.f, int) or self.f < 0:
-            raise ValueError(f"Robust: f must be a number of ranks from 0, got {self.f!r}")
+        check_whole(self, "f", 0, "a number of ranks from 0")
         check_fraction(self, "momentum", "tolerance")
         if isinstance(self.rule, str):
             by_name(self.rule, self.f)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from mpisign import policies
 from mpisign.functions import engine_of
 from mpisign.partition import Partition, Placement, assign
 
@@ -91,7 +92,7 @@ class Groups:
         self, redundancy: int, placement: Placement, every: int | None, seed: int, nodes: Any
     ) -> None:
         if every is not None:
-            if not isinstance(every, int) or every < 1:
+            if policies.whole(every, 1) is None:
                 raise ValueError(
                     f"{_FUNCTION}: reshuffle_every must be a number of epochs from 1 or None, "
                     f"got {every!r}"
@@ -101,10 +102,12 @@ class Groups:
                     f"{_FUNCTION}: reshuffle_every needs placement='spread', which alone is drawn, "
                     f"got {placement!r}"
                 )
-        if not isinstance(seed, int) or seed < 0:
+        if policies.whole(seed) is None:
             raise ValueError(f"{_FUNCTION}: seed must be a number from 0, got {seed!r}")
-        self.redundancy, self.placement = redundancy, placement
-        self.reshuffle_every, self.seed = every, seed
+        number = policies.whole(redundancy)
+        self.redundancy = redundancy if number is None else number  # else ``assign`` refuses it
+        self.placement = placement
+        self.reshuffle_every, self.seed = None if every is None else int(every), int(seed)
         self._nodes = None if nodes is None else [list(node) for node in nodes]
         self._assign(draw=0)
 
@@ -155,9 +158,9 @@ class Groups:
             >>> groups.draw
             2
         """
-        if not isinstance(epoch, int) or epoch < 0:
+        if policies.whole(epoch) is None:
             raise ValueError(f"{_FUNCTION}.set_epoch: epoch must be a number from 0, got {epoch!r}")
-        draw = 0 if self.reshuffle_every is None else epoch // self.reshuffle_every
+        draw = 0 if self.reshuffle_every is None else int(epoch) // self.reshuffle_every
         if draw != self._draw:
             self._assign(draw)
 

@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from torch.utils.data import Sampler
 
+from mpisign import policies
 from mpisign.detox.groups import Groups
 from mpisign.robust.names import hint
 
@@ -63,7 +64,7 @@ class GroupSampler(Sampler[int]):
                 f"{_FUNCTION}: order must be 'random' or 'flipflop', got {order!r}"
                 + hint(order, get_args(Order))
             )
-        if not isinstance(seed, int) or seed < 0:
+        if policies.whole(seed) is None:
             raise ValueError(f"{_FUNCTION}: seed must be a number from 0, got {seed!r}")
         if len(dataset) < len(groups):
             raise ValueError(
@@ -71,7 +72,7 @@ class GroupSampler(Sampler[int]):
                 f"got {len(dataset)}"
             )
         self.dataset, self.groups = dataset, groups
-        self.shuffle, self.order, self.seed, self.drop_last = shuffle, order, seed, drop_last
+        self.shuffle, self.order, self.seed, self.drop_last = shuffle, order, int(seed), drop_last
         self.epoch = 0
         self._given = 0  # indices of this epoch that were handed out
         self._resumes = False  # whether the next iterator starts after those
@@ -90,7 +91,7 @@ class GroupSampler(Sampler[int]):
         """
         self.groups.set_epoch(epoch)
         if epoch != self.epoch:
-            self.epoch, self._given, self._resumes = epoch, 0, False
+            self.epoch, self._given, self._resumes = int(epoch), 0, False
             self._turn += 1
 
     def __iter__(self) -> Iterator[int]:
@@ -155,12 +156,16 @@ class GroupSampler(Sampler[int]):
                 raise ValueError(
                     f"{_FUNCTION}.load_state_dict: expected {name}={own!r}, got {state.get(name)!r}"
                 )
-        epoch, given = state.get("epoch"), state.get("given")
-        if not isinstance(epoch, int) or epoch < 0:
-            raise ValueError(f"{_FUNCTION}.load_state_dict: expected an epoch, got {epoch!r}")
-        if not isinstance(given, int) or not 0 <= given <= len(self):
+        epoch = policies.whole(state.get("epoch"))
+        given = policies.whole(state.get("given"), 0, len(self) + 1)
+        if epoch is None:
             raise ValueError(
-                f"{_FUNCTION}.load_state_dict: given must be from 0 to {len(self)}, got {given!r}"
+                f"{_FUNCTION}.load_state_dict: expected an epoch, got {state.get('epoch')!r}"
+            )
+        if given is None:
+            raise ValueError(
+                f"{_FUNCTION}.load_state_dict: given must be from 0 to {len(self)}, "
+                f"got {state.get('given')!r}"
             )
         self.groups.set_epoch(epoch)
         self.epoch, self._given, self._resumes = epoch, given, True

@@ -8,10 +8,12 @@ from typing import Any
 
 import torch
 
+from mpisign import policies
+
 
 def check_seed(function: str, seed: object) -> None:
-    """Raises ValueError unless ``seed`` is an int in [0, 2**64)."""
-    if not isinstance(seed, int) or not 0 <= seed < 1 << 64:
+    """Raises ValueError unless ``seed`` is an integer in [0, 2**64)."""
+    if policies.whole(seed, 0, 1 << 64) is None:
         raise ValueError(f"{function}: seed must be in [0, 2**64), got {seed!r}")
 
 

@@ -89,7 +89,7 @@ class GradientExchange:
     ) -> None:
         policies.code(function, "algorithm", algorithm, policies.ALGORITHMS)
         check_seed(function, seed)
-        if not isinstance(byzantine_f, int) or not 0 <= byzantine_f < 1 << 16:
+        if policies.whole(byzantine_f, 0, 1 << 16) is None:
             raise ValueError(
                 f"{function}: byzantine_f must be a number from 0, got {byzantine_f!r}"
             )
@@ -98,7 +98,7 @@ class GradientExchange:
                 f"{function}: byzantine_f={byzantine_f} goes with compressors that vote, "
                 f"got {compressor!r}"
             )
-        if bucket_size is not None and (not isinstance(bucket_size, int) or bucket_size < 1):
+        if bucket_size is not None and policies.whole(bucket_size, 1) is None:
             raise ValueError(
                 f"{function}: bucket_size must be a positive number of coordinates or None, "
                 f"got {bucket_size!r}"
@@ -106,7 +106,7 @@ class GradientExchange:
         self.function = function
         self.slots = list(slots)
         self.compressor = compressor
-        self.algorithm, self.byzantine_f, self.seed = algorithm, byzantine_f, seed
+        self.algorithm, self.byzantine_f, self.seed = algorithm, int(byzantine_f), int(seed)
         self.optimizer = optimizer
         self._replicas = replicas
         self._number = number

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import numpy as np
 
+from mpisign import policies
+
 
 def check_count(rule: object, argument: str, least: int) -> None:
     """ValueError unless the field ``argument`` is an integer of at least ``least``."""
     value = getattr(rule, argument)
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+    number = policies.whole(value, least)
+    if number is None:
         raise ValueError(
             f"{type(rule).__name__}: {argument} must be an integer from {least}, got {value!r}"
         )
+    object.__setattr__(rule, argument, number)
 
 
 def check_number(rule: object, argument: str, *, zero: bool) -> None:

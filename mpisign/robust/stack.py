@@ -29,7 +29,7 @@ def _stack(function: str, X: Sequence[Any]) -> Any:
     if not X:
         raise ValueError(f"{function}: X must have at least one row, got an empty list")
     views = [arrays.view_floats(function, f"X[{i}]", x) for i, x in enumerate(X)]
-    kinds = {(len(v.shape), v.shape, v.dtype, v.device, type(v.owner).__module__) for v in views}
+    kinds = {(len(v.shape), v.shape, v.dtype, v.device, v.framework) for v in views}
     if len(kinds) > 1 or len(views[0].shape) != 1:
         raise ValueError(
             f"{function}: X must be a list of vectors of one length, dtype, device and framework, "

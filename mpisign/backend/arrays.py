@@ -96,7 +96,9 @@ def view(function: str, argument: str, x: Any, *, writable: bool = False) -> Vie
         if type(x) is not np.ndarray and isinstance(x, np.ma.MaskedArray):
             raise TypeError(f"{function}: {argument} must not be a masked array")
         if type(x) is not np.ndarray and isinstance(x, np.matrix):  # which is never flat
-            raise TypeError(f"{function}: {argument} must not be a np.matrix: take np.asarray of it")
+            raise TypeError(
+                f"{function}: {argument} must not be a np.matrix: take np.asarray of it"
+            )
         flags = x.flags
         name = _NAMES.get(x.dtype) or _numpy_name(function, argument, x)
         if writable and not flags.writeable:

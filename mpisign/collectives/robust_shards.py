@@ -15,7 +15,8 @@ from mpisign.engine.agreement import name_ranks
 from mpisign.engine.pipeline import pipelined
 from mpisign.errors import CollectiveError, NaNError, WireError
 from mpisign.robust import rows
-from mpisign.robust.base import Rule
+from mpisign.robust.base import FINER, FINEST, Rule
+from mpisign.robust.stack import centered
 from mpisign.stats import stage
 from mpisign.transports.base import Pending, Steps
 from mpisign.transports.tagged import TaggedTransport
@@ -97,25 +98,38 @@ class Reduction:
         center = rule.center
         self._center = None if center is None else arrays.host(center).astype(out.dtype)
         self._plan: _Plan | None = None
+        self._by_most = np.zeros(n, dtype=bool)  # rows that most owners say are not finite
+        self._scale = 1.0 if out.dtype == np.float64 else FINEST  # of what is measured
 
     def steps(self, pieces: Sequence[Any], send: Callable[[int], Pending | None]) -> Steps[None]:
         """The rule on ``pieces`` (n, w) of this rank's shard, which ``send(i)`` has come.
 
         Rows that are lost are never read. ``pieces`` are not kept as they are.
         """
-        n = self._shards.pieces
+        n, pieces = self._shards.pieces, list(pieces)
         if not self._rule.needs_distances:
             self._plan = self._planned(self._lost, None)
             yield from pipelined(n, send, lambda i: self._reduce(i, pieces[i]), _nothing)
             return
-        yield from pipelined(n, send, lambda i: self._measure(i, pieces[i]))
-        yield from self._agree()
+
+        def measure(i: int) -> None:
+            pieces[i] = self._centered(i, pieces[i])
+            pieces[i][self._lost] = 0
+            self._measure(pieces[i])
+
+        yield from pipelined(n, send, measure)
+        squared, claimed = yield from self._agree()
+        while self._scale < FINEST and self._rule.underflows(squared, ~(self._lost | claimed)):
+            self._scale *= FINER
+            self._partial[...] = 0
+            for x in pieces:
+                self._measure(x * self._scale)
+            squared, claimed = yield from self._agree()
+        self._plan = self._planned(self._lost | self._by_most, squared, claimed & ~self._by_most)
         yield from pipelined(n, lambda i: self._reduce(i, pieces[i]), _nothing)
 
-    def _measure(self, i: int, x: Any) -> None:
+    def _measure(self, x: Any) -> None:
         with stage("vote"):
-            self._center_on(i, x)
-            x[self._lost] = 0
             flags = np.ones(self._n, dtype=bool)
             if x.shape[1]:
                 with np.errstate(invalid="ignore", over="ignore"):
@@ -124,8 +138,9 @@ class Reduction:
                 self._partial += measured
             self._here &= flags
 
-    def _agree(self) -> Steps[None]:
-        """Everybody's partial distances, added up in the order of ranks."""
+    def _agree(self) -> Steps[tuple[Any, Flags]]:
+        """Everybody's partial distances, added up in the order of ranks; rows that some owner says
+        are not finite."""
         n = self._n
         away = ~self._here
         self._partial[:n][away] = self._partial[:, :n][:, away] = 0
@@ -150,18 +165,19 @@ class Reduction:
         owners = np.isinf(table[:, may]).sum(axis=0)  # who say that a row is not finite
         claimed = (owners > 0) & ~self._lost
         squared[np.isinf(squared)] = 0
-        if claimed.any():
+        new = claimed & ~np.isin(np.arange(n), list(self._told))
+        if new.any():
             by = name_ranks(np.flatnonzero(np.isinf(table).any(axis=1)).tolist())
-            names = ", ".join(self._name(r) for r in np.flatnonzero(claimed).tolist())
-            self._told.update(np.flatnonzero(claimed).tolist())
+            names = ", ".join(self._name(r) for r in np.flatnonzero(new).tolist())
+            self._told.update(np.flatnonzero(new).tolist())
             warnings.warn(
                 f"{self._function}: by the word of {by}, who may lie, {names} sent nothing that is "
                 "finite: left out",
                 RuntimeWarning,
                 2,
             )
-        by_most = claimed & (2 * owners > self._line.size)
-        self._plan = self._planned(self._lost | by_most, squared, claimed & ~by_most)
+        self._by_most = claimed & (2 * owners > self._line.size)
+        return squared, claimed
 
     def _planned(self, lost: Flags, squared: Any, claimed: Flags | None = None) -> _Plan:
         """The rule for the rows that are left; the same, or the same error, on all ranks.
@@ -195,7 +211,7 @@ class Reduction:
         with stage("vote"):
             if own.stop > own.start:
                 if not self._rule.needs_distances:
-                    self._center_on(i, x)
+                    x = self._centered(i, x)
                 assert self._plan is not None
                 result, finite = self._apply(self._plan, x)
                 if not (finite | self._rule.needs_distances).all():
@@ -239,9 +255,10 @@ class Reduction:
         except CollectiveError as error:  # on this rank alone
             raise WireError(str(error).removeprefix(f"{self._function}: ")) from None
 
-    def _center_on(self, i: int, x: Any) -> None:
-        if self._center is not None:
-            x -= self._center[self._shards.piece(self._line.rank, i)]
+    def _centered(self, i: int, x: Any) -> Any:
+        if self._center is None:
+            return x
+        return centered("x", x, self._center[self._shards.piece(self._line.rank, i)])
 
 
 def _nothing(i: int) -> None:

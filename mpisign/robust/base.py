@@ -12,10 +12,14 @@ import numpy as np
 from mpisign.robust import rows
 from mpisign.robust.arguments import check_count
 from mpisign.robust.rows import Flags, Floats
-from mpisign.robust.stack import like_rows, stacked
+from mpisign.robust.stack import centered, stacked, uncentered
 
 Random = np.random.Generator | np.random.RandomState
 Needs = Literal["nothing", "norms", "distances"]
+_TINY, _LARGE = 2.0**-900, 2.0**360  # squared
+#: What rows are multiplied by whose squared distances are too small for float64.
+FINER = 2.0**300
+FINEST = FINER**3
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,11 @@ class Rule:
         return self.needs != "nothing"
 
     @property
+    def only_compares(self) -> bool:
+        """Whether it asks which distances are larger, and has no length of its own, as a tau."""
+        return not self.needs_distances
+
+    @property
     def center(self) -> Any:
         """A vector (d,) that rows are centered on before they are measured. None: the origin."""
         return None
@@ -83,7 +92,7 @@ class Rule:
         self.check(len(X))
         center = self.center
         if center is not None:
-            X = X - like_rows(name, center, X)
+            rows_given, X = X, centered(name, X, center)
         rng = np.random.default_rng() if rng is None else rng
         flags = np.ones(len(X), dtype=bool)
         squared = self.measure(X, flags=flags)
@@ -94,8 +103,13 @@ class Rule:
             if not flags.all():
                 out = self._of_finite(X, None, flags, before)
         else:
+            scale = 1.0 if str(X.dtype).endswith("float64") else FINEST
+            while scale < FINEST and self.underflows(squared, flags):
+                scale *= FINER
+                squared = self.measure(X * scale, flags=flags)
+                assert squared is not None
             out = self._of_finite(X, squared, flags, rng)
-        return out if center is None else out + like_rows(name, center, X)
+        return out if center is None else uncentered(name, out, center, rows_given)
 
     def _of_finite(self, X: Any, squared: Floats | None, finite: Flags, rng: Random) -> Any:
         """The result of the finite rows, given the measurements of all rows."""
@@ -232,6 +246,31 @@ class Rule:
         norms = np.zeros((len(X) + 1, len(X) + 1))
         norms[-1, :-1] = norms[:-1, -1] = rows.squared_norms(X, flags=flags)
         return norms
+
+    def underflows(self, squared: Floats, finite: Flags) -> bool:
+        """Whether squared distances of float64 rows are too small to be told apart.
+
+        Then ``FINER`` times the rows are to be measured instead, up to ``FINEST`` in all.
+
+        Args:
+            squared: The result of ``measure``.
+            finite: bool (n,), which rows are.
+
+        Returns:
+            True if all rows are closer together than 2^-450. If the rule has a length, they must
+            be as close to the origin, or that length would be another beside what is measured.
+
+        Example:
+            >>> import numpy as np
+            >>> from mpisign.robust import Krum
+            >>> Krum(f=1).underflows(np.zeros((4, 4)), np.ones(3, bool))
+            True
+        """
+        if self.needs != "distances" or not finite.any():
+            return False
+        among = np.flatnonzero(finite)
+        far, most = squared[among, -1].max(), squared[np.ix_(among, among)].max()
+        return bool(most < _TINY and far < (_LARGE if self.only_compares else _TINY))
 
     def weights(self, squared: Floats | None, n: int, rng: Random) -> Floats | None:
         """How rows are mixed; depends on the arguments alone, so it is the same on all ranks.

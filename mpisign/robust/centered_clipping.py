@@ -10,6 +10,7 @@ import numpy as np
 from mpisign.robust.arguments import check_count, check_number
 from mpisign.robust.base import Floats, Needs, Random, Rule
 from mpisign.robust.points import iterated, needs_of
+from mpisign.robust.stack import copied
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class CenteredClipping(Rule):
     2; L and tau as in ByzFL.
 
     Args:
-        m: Vector (d,) of the rows' framework. None: the origin.
+        m: Vector (d,) of the rows' framework, of which the rule keeps a copy. None: the origin.
         L: Number of steps.
         tau: Largest pull of a row per step, in units of the rows.
 
@@ -44,6 +45,8 @@ class CenteredClipping(Rule):
                 "CenteredClipping: m must be a NumPy or CuPy array or a torch tensor, "
                 f"got {type(self.m).__name__}"
             )
+        if self.m is not None:  # the caller's array may change, the rule may not
+            object.__setattr__(self, "m", copied(self.m))
 
     @property
     def needs(self) -> Needs:

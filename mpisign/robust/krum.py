@@ -33,6 +33,10 @@ class Scored(Rule):
     def needs(self) -> Needs:
         return "distances"
 
+    @property
+    def only_compares(self) -> bool:
+        return True
+
     def check(self, n: int) -> None:
         super().check(n)
         if self.neighbours == "n-f-2" and self.f and 2 * self.f + 2 >= n:

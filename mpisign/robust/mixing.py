@@ -30,6 +30,10 @@ class NNM(Mixing):
     f: int = 0
 
     @property
+    def only_compares(self) -> bool:
+        return True
+
+    @property
     def needs(self) -> Needs:
         return "distances"
 

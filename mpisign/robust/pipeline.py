@@ -54,6 +54,10 @@ class Pipeline(Rule):
         return "norms" if "norms" in steps else "nothing"
 
     @property
+    def only_compares(self) -> bool:
+        return all(step.only_compares for step in (*self.mixings, self.rule))
+
+    @property
     def center(self) -> Any:
         return self.rule.center
 

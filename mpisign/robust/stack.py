@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from mpisign.backend import arrays
+from mpisign.robust import rows
 
 
 def stacked(function: str, X: Any | Sequence[Any]) -> Any:
@@ -54,3 +55,27 @@ def like_rows(function: str, center: Any, X: Any) -> Any:
             f"got {type(center).__name__} {tuple(center.shape)}"
         )
     return center.detach().to(X) if arrays.is_torch(X) else center.astype(X.dtype, copy=False)
+
+
+def copied(x: Any) -> Any:
+    """A copy of an array or tensor."""
+    return x.detach().clone() if arrays.is_torch(x) else x.copy()
+
+
+def centered(function: str, X: Any, center: Any) -> Any:
+    """X - ``center``, in X's dtype, or in float64 where that overflows."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        moved = X - like_rows(function, center, X)
+    finite = rows.finite(moved)
+    if finite.all() or (finite == rows.finite(X)).all():
+        return moved
+    wide = X.double() if arrays.is_torch(X) else X.astype(np.float64)
+    return wide - like_rows(function, center, wide)
+
+
+def uncentered(function: str, x: Any, center: Any, X: Any) -> Any:
+    """``x`` + ``center`` in X's dtype; ``x``: a result of ``centered`` rows."""
+    moved = x + like_rows(function, center, x[None])
+    if moved.dtype == X.dtype:
+        return moved
+    return moved.to(X.dtype) if arrays.is_torch(X) else moved.astype(X.dtype)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 import sys
+import threading
 import time
 import warnings
 
@@ -37,6 +38,7 @@ import mpisign
 from mpisign import simulation
 from mpisign.engine import failure_detection as giving_up
 from mpisign.engine import header, progress
+from mpisign.engine.echo import digest
 from mpisign.errors import BrokenError, CollectiveError, CollectiveTimeout, WireError
 from mpisign.transports import threads
 
@@ -502,3 +504,43 @@ def test_random_damage_never_makes_a_wrong_result():
 def test_liars_over_mpi(n):
     output = mpirun(n, sys.executable, RANKS / "byzantine_liars.py", env=with_tests()).stdout
     assert all(f"rank {r} is done" in output for r in range(n - 1)), output
+
+
+def test_who_sent_different_headers_is_named_or_one_of_two():
+    """Rank 1 tells one rank another seed, and echoes to each what it told that one."""
+
+    def errors(p, dest):
+        def tamper(step, to, part):
+            if to == dest and step in ("headers", "echo of headers"):
+                if step == "headers":
+                    part[40] ^= 1
+                    own = part.copy()
+                    part_of["header"] = digest(own)
+                else:
+                    part.reshape(p, 32)[1] = part_of["header"]
+            return part
+
+        part_of, world, found = {}, threads.World(p), [""] * p
+
+        def work(rank):
+            wire = TamperingWire(world, rank)
+            if rank == 1:
+                wire.tamper, wire.silent = tamper, True
+            try:
+                mpisign.Communicator(wire, timeout=3.0).majority_vote(np.ones(100), byzantine_f=1)
+            except CollectiveError as error:
+                found[rank] = str(error)
+
+        jobs = [threading.Thread(target=work, args=(r,)) for r in range(p)]
+        for job in jobs:
+            job.start()
+        for job in jobs:
+            job.join()
+        return found
+
+    told = errors(3, 0)
+    assert "different headers: one of ranks 1-2 sent them" in told[0], told
+    assert "different headers: one of ranks 0-1 sent them" in told[2], told
+    told = errors(4, 3)
+    assert "majority_vote: ranks were told different headers: rank 1 sent them" in told[3], told
+    assert all("rank 3 broke off" in told[r] and ": rank 1 sent them" in told[r] for r in (0, 2))

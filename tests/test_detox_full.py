@@ -156,7 +156,7 @@ def test_commitments_that_differ_name_their_rank():
     for rank in {*range(9)} - {4}:
         assert isinstance(results[rank], CollectiveError) and 4 in named(results[rank])
     texts = [str(r) for r in results if isinstance(r, WireError)]
-    assert texts and all("told different commitments: rank" in t for t in texts)
+    assert texts and all("told different commitments: " in t for t in texts)
 
 
 def test_asking_for_what_one_has_costs_bytes_and_nothing_else(monkeypatch):

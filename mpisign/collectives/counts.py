@@ -87,6 +87,12 @@ class _ArrayCounts(CountTask, ArrayTask):
             self._out(self, slice(8 * a, min(8 * b, self.length)), result)
 
 
+class _ArrayMeans(_ArrayCounts):
+    """Their own operation: a rank that counts and one that takes the mean have made a mistake."""
+
+    operation: ClassVar[str] = "mean_of_signs"
+
+
 def start_tally(engine: Engine, x: Any, out: Any, whole: bool, **options: Any) -> Handle:
     """Starts ``Communicator.tally``; ``whole``: packs ``x`` before this returns."""
 
@@ -135,7 +141,8 @@ def _start(
         if v.device != "cpu":
             raise TypeError(f"{function}: x must be in host memory, got device {v.device}")
         result, unpack_counts = prepare(v)
-        call = ArrayCall(engine, function, _ArrayCounts, v, unpack_counts, options)
+        kind = _ArrayCounts if function == "tally" else _ArrayMeans
+        call = ArrayCall(engine, function, kind, v, unpack_counts, options)
         outs = result if isinstance(result, tuple) else (result,)
         apart = (arrays.view(function, "out", o) for o in outs)
         call.whole = whole or any(arrays.overlap_partly(v, o) for o in apart)
@@ -144,7 +151,7 @@ def _start(
             call.prepare()
         return functools.partial(call.steps, number, result)
 
-    return engine.start(function, "tally", options["step"], make)
+    return engine.start(function, function, options["step"], make)
 
 
 def _check_weights(agreed: Agreed) -> None:

@@ -186,7 +186,4 @@ class Representatives:
     def _echo(self, rows: Bytes, what: str) -> Steps[None]:
         told = yield from echo(self.wire, rows, self.wire.size)  # all must have been told the same
         if not all(told.trusted):
-            raise WireError(
-                f"ranks were told different {what}: {name_ranks(told.suspects)} sent them, or lied "
-                "about what came"
-            )
+            raise WireError(told.blame(what))

@@ -95,6 +95,10 @@ def all_alike(rows: Bytes, own: int) -> bool:
 
 
 def _check(headers: Sequence[Header], function: str) -> None:
+    # Where ranks call different functions the text must not start with each one's own.
+    operations = dict.fromkeys(h.operation for h in headers)
+    if len(operations) > 1:
+        function = " and ".join(operations)
     reasons = _group([h for h in headers if h.reason], lambda h: h.reason)
     if reasons:
         refused = "; ".join(f"{name_ranks(r)}: {reason}" for reason, r in reasons.items())

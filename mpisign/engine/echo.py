@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mpisign.backend import arrays
+from mpisign.engine.agreement import name_ranks
 from mpisign.transports.base import Bytes, Steps
 from mpisign.transports.tagged import TaggedTransport
 
@@ -36,11 +37,23 @@ def quorum(size: int, f: int) -> int:
 class Echo:
     """The result of ``echo``. ``trusted``: by rank, whether a quorum received what this rank did.
 
-    ``suspects``: ranks among which the hostile ones are, if not all are trusted.
+    ``suspects``: if not all are trusted, ranks that are hostile, where that is ``certain``, else
+    ranks of which one at least is.
     """
 
     trusted: list[bool]
     suspects: list[int]
+    certain: bool = True
+
+    def blame(self, what: str) -> str:
+        """What was done, and by whom as far as this rank can tell."""
+        names = name_ranks(self.suspects)
+        if self.certain:
+            return f"ranks were told different {what}: {names} sent them, or lied about what came"
+        return (
+            f"ranks were told different {what}: one of {names} sent them, or lied about what came; "
+            "this rank cannot tell which, and the rest may be honest"
+        )
 
 
 def echo(wire: TaggedTransport, rows: Any, f: int) -> Steps[Echo]:
@@ -59,14 +72,20 @@ def echo(wire: TaggedTransport, rows: Any, f: int) -> Steps[Echo]:
     yield wire.allgather(views[wire.rank].reshape(-1), views.reshape(p, -1))
     conflicts = (views != views[wire.rank]).any(axis=2)
     trusted = p - conflicts.sum(axis=0) >= quorum(p, f)
-    return Echo(trusted.tolist(), [] if trusted.all() else _suspects(conflicts, wire.rank))
+    if trusted.all():
+        return Echo(trusted.tolist(), [])
+    return Echo(trusted.tolist(), *_suspects(conflicts, wire.rank, f))
 
 
-def _suspects(conflicts: npt.NDArray[np.bool_], own: int) -> list[int]:
-    """``conflicts[v, r]``: v claims that r sent it something else: v lies, or r sent two things."""
+def _suspects(conflicts: npt.NDArray[np.bool_], own: int, f: int) -> tuple[list[int], bool]:
+    """``conflicts[v, r]``: v claims that r sent it something else: v lies, or r sent two things.
+
+    Whoever is in conflict with more than ``f`` ranks is hostile, as these cannot all be. Of two in
+    conflict with each other nobody knows which one it is.
+    """
     # This rank knows what it said itself; and nobody is told two things by itself.
     certain = conflicts[:, own] | conflicts.diagonal()
     left = conflicts & ~certain[:, None] & ~certain
-    degree = left.sum(axis=0) + left.sum(axis=1)
-    most = (degree == degree.max()) & (degree > 0)
-    return [int(r) for r in np.flatnonzero(certain | most)]
+    apart = (left | left.T).sum(axis=0)
+    certain |= apart > min(f, (len(conflicts) - 1) // 2)  # fewer than half are hostile
+    return np.flatnonzero(certain if certain.any() else apart > 0).tolist(), bool(certain.any())

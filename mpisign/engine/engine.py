@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from mpisign.backend import arrays
-from mpisign.engine.agreement import Agreed, agree, all_alike, name_ranks
+from mpisign.engine.agreement import Agreed, agree, all_alike
 from mpisign.engine.dissemination import all_same
 from mpisign.engine.echo import echo
 from mpisign.engine.header import BYZANTINE_F, MAGIC, NBYTES, SHORT_ABOVE, Header
@@ -167,10 +167,7 @@ class Engine:
         if header.byzantine_f or (not alike and rows[:, BYZANTINE_F].any()):
             heard = yield from echo(wire, rows, header.byzantine_f)
             if not all(heard.trusted):
-                raise WireError(
-                    f"ranks were told different headers: {name_ranks(heard.suspects)} "
-                    "sent them, or lied about what came"
-                )
+                raise WireError(heard.blame("headers"))
         return agree(rows, header, function, alike, wire.size)
 
     def _first_headers(self, wire: TaggedTransport, message: Bytes, strict: bool) -> Steps[Any]:

@@ -13,7 +13,7 @@ from launchers import RANKS, mpirun
 
 from mpisign import Communicator, simulation
 from mpisign.engine import failure_detection as giving_up
-from mpisign.errors import BrokenError, CollectiveError, CollectiveTimeout
+from mpisign.errors import BrokenError, CollectiveError, CollectiveTimeout, WireError
 from mpisign.transports import threads
 from mpisign.transports.base import LEFT, TAGS
 
@@ -236,6 +236,28 @@ class Gate:
 
     def missing(self):
         return []
+
+
+class Forgetful(Gate):
+    """An exchange that says once what is wrong with it, to whoever waits."""
+
+    def wait(self, seconds=None):
+        if not self.open.is_set():
+            self.open.set()
+            raise WireError("rank 2 sent 3 bytes where 7 were due")
+        return True
+
+
+def test_an_error_counts_wherever_it_is_met():
+    def run(comm):
+        def steps(line):
+            yield Forgetful()
+            return "as if nothing had been"
+
+        return comm.engine.submit("exchange", steps).wait()
+
+    (outcome,) = outcomes_of(1, run)
+    assert str(outcome) == "exchange: rank 2 sent 3 bytes where 7 were due"
 
 
 def test_a_collective_in_flight_for_very_long_keeps_its_tag():

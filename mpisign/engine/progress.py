@@ -277,8 +277,9 @@ class ProgressEngine:
             seconds = 0.0
         try:
             return head.pending.wait(seconds)
-        except Exception:
-            return True  # ``advance`` meets it again, where it is dealt with
+        except Exception as error:
+            self._fail(head, error)
+            return True
 
     def _move(self, handle: Handle) -> bool:
         """One handle as far as it goes without waiting; True if it moved or is over."""

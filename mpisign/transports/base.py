@@ -39,7 +39,8 @@ class Pending(Protocol):
     def wait(self, seconds: float | None = None) -> bool:
         """Blocks until the exchange has completed, at most ``seconds``; whether it has.
 
-        Raises WireError, naming the rank, if a message had another size than its part.
+        Raises WireError, naming the rank, if a message had another size than its part. ``done`` and
+        ``wait`` of an exchange that failed raise the same error every time.
         """
 
     def missing(self) -> list[int] | None:
@@ -70,6 +71,8 @@ class FirstRound:
         self.wrong = ""
 
     def done(self) -> bool:
+        if self.wrong:
+            return True
         try:
             return self._pending.done()
         except WireError as error:
@@ -77,6 +80,8 @@ class FirstRound:
             return True
 
     def wait(self, seconds: float | None = None) -> bool:
+        if self.wrong:
+            return True
         try:
             return self._pending.wait(seconds)
         except WireError as error:
@@ -116,11 +121,27 @@ class Prepared:
 
 
 class Polled(ABC):
-    """An exchange that ``done`` alone moves on."""
+    """An exchange that ``done`` alone moves on. One that failed raises its first error again."""
+
+    over = False
+    error: Exception | None = None
 
     @abstractmethod
+    def _advance(self) -> bool:
+        """Whether it is over; makes progress. Not called again once it was, or raised."""
+
     def done(self) -> bool:
-        """As ``Pending.done``."""
+        if self.over:
+            return True
+        if self.error is not None:
+            # Looked at again, a wire would say that all is well, or accuse another rank.
+            raise self.error
+        try:
+            self.over = self._advance()
+        except Exception as error:
+            self.error = error
+            raise
+        return self.over
 
     def wait(self, seconds: float | None = None) -> bool:
         start = time.perf_counter()

@@ -229,33 +229,22 @@ class _Handle(Polled):
     def __init__(self, handle: int, finish: Callable[[Any], None]) -> None:
         self._handle: int | None = handle
         self._finish: Callable[[Any], None] | None = finish
-        self._result: Any = None
-        self._error: Exception | None = None  # Horovod raises it once
 
     @property
     def failed(self) -> bool:
-        return isinstance(self._error, HorovodInternalError)
+        return isinstance(self.error, HorovodInternalError)
 
     def arrived(self) -> bool:
         """True once Horovod has released the name."""
         return self._handle is None or bool(hvd.poll(self._handle))
 
-    def done(self) -> bool:
-        if self._finish is None:
-            return True
-        if not self.arrived():
+    def _advance(self) -> bool:
+        if self._handle is None or self._finish is None or not self.arrived():
             return False
-        if self._handle is not None:
-            handle, self._handle = self._handle, None
-            try:
-                self._result = hvd.synchronize(handle)
-            except Exception as error:
-                self._error = error
-        if self._error is not None:
-            raise self._error
-        self._finish(self._result)
-        self._finish = self._result = None
+        handle, self._handle = self._handle, None
+        finish, self._finish = self._finish, None
+        finish(hvd.synchronize(handle))
         return True
 
     def missing(self) -> list[int] | None:
-        return [] if self._finish is None else None
+        return [] if self.over else None

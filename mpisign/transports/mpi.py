@@ -45,18 +45,14 @@ class _Requests(Polled):
         self._recvs, self._sends, self._keep = recvs, sends, keep  # MPI uses their memory
         self._requests = requests
         self._statuses = [MPI.Status() for _ in requests]
-        self.over = False
 
-    def done(self) -> bool:
-        if self.over:
-            return True
+    def _advance(self) -> bool:
         try:
             over: bool = MPI.Request.Testall(self._requests, self._statuses)
         except MPI.Exception as error:
             raise self._wrong(error) from error
         if over:
             self._check()
-            self.over = True
             self._recvs = self._sends = self._keep = ()
         return over
 

@@ -165,28 +165,18 @@ class _Work(Polled):
         self._work = work
         self._finish: Callable[[], Any] | None = finish
         self._sleeps = sleeps
-        self._error: WireError | None = None
 
-    def done(self) -> bool:
-        if self._error is not None:
-            raise self._error
-        if self._finish is not None:
-            if not self._work.is_completed():
-                return False
-            try:
-                self._end(self._finish)
-            except WireError as error:
-                self._error = error
-                raise
-        return True
-
-    def _end(self, finish: Callable[[], Any]) -> None:
-        self._finish = None
+    def _advance(self) -> bool:
+        if not self._work.is_completed():
+            return False
+        finish, self._finish = self._finish, None
         try:
             self._work.wait()
         except RuntimeError as error:
             raise WireError(f"torch.distributed could not exchange: {error}") from error
-        finish()
+        if finish is not None:
+            finish()
+        return True
 
     def wait(self, seconds: float | None = None) -> bool:
         if not self._sleeps or self._finish is None:
@@ -207,7 +197,7 @@ class _Work(Polled):
         return True
 
     def missing(self) -> list[int] | None:
-        return [] if self._finish is None else None
+        return [] if self.over else None
 
 
 def _backend(group: dist.ProcessGroup) -> tuple[str, torch.device]:

@@ -336,8 +336,12 @@ def rank_0_is_named(ranks, sent, begin, by):
         if not by(wire.rank):
             assert pending.wait(LONG)
             return
-        with pytest.raises(WireError, match="rank 0 sent"):
+        with pytest.raises(WireError, match="rank 0 sent") as raised:
             pending.wait(LONG)
+        for again in (pending.done, pending.wait, pending.done):  # it keeps its error
+            with pytest.raises(WireError) as error:
+                again()
+            assert str(error.value) == str(raised.value)
 
     ranks(body, fresh=True)
 

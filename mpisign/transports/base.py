@@ -30,6 +30,10 @@ NOTICE = 512
 LEFT = b"left"
 
 
+class LostRankError(WireError):
+    """The wire broke because a rank is gone, and does not know which one."""
+
+
 class Pending(Protocol):
     """An exchange in flight. It owns the memory of its parts until it has completed."""
 
@@ -66,6 +70,8 @@ class FirstRound:
     Another rank may have called something else: that is no failure of the wire.
     """
 
+    first = True
+
     def __init__(self, pending: Pending) -> None:
         self._pending = pending
         self.wrong = ""
@@ -75,6 +81,8 @@ class FirstRound:
             return True
         try:
             return self._pending.done()
+        except LostRankError:
+            raise
         except WireError as error:
             self.wrong = str(error)
             return True
@@ -84,6 +92,8 @@ class FirstRound:
             return True
         try:
             return self._pending.wait(seconds)
+        except LostRankError:
+            raise
         except WireError as error:
             self.wrong = str(error)
             return True
@@ -254,6 +264,10 @@ class Transport(ABC):
         """(rank, notice) of what other ranks posted since the last call; never blocks."""
         return []
 
+    def lost(self, error: Exception) -> bool:
+        """Whether ``error`` of an exchange says that a rank is gone, but not which one."""
+        return isinstance(error, LostRankError)
+
     def sleep(self, seconds: float) -> None:
         """Sleeps; other ranks of this process run meanwhile."""
         time.sleep(seconds)
@@ -287,6 +301,9 @@ class LayeredTransport(Transport):
 
     def notices(self) -> list[tuple[int, bytes]]:
         return self.wire.notices()
+
+    def lost(self, error: Exception) -> bool:
+        return self.wire.lost(error)
 
     def abort(self) -> None:
         self.wire.abort()

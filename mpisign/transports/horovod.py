@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
+import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
 
 from mpisign.errors import CollectiveError, CollectiveTimeout
 from mpisign.stats import count_bytes, count_ring
-from mpisign.transports import framed
+from mpisign.transports import framed, horovod_exit, leaving
 from mpisign.transports.base import (
+    LEFT,
     Bytes,
     Completed,
     FirstRound,
@@ -42,6 +45,7 @@ except ImportError as error:
 #: Exchanges with one tag that may be in flight, and names for them. A hierarchical vote in many
 #: chunks has up to 15.
 WINDOW = 16
+_LOOK = 0.75  # seconds within which ranks that wait look for notices
 
 
 class HorovodTransport(Transport):
@@ -77,6 +81,10 @@ class HorovodTransport(Transport):
         self.rank: int = process_set.rank()
         self.size: int = process_set.size()
         self._mail = self._mailbox()
+        self._broke_off = False
+        self._left: set[int] = set()
+        if self.size > 1 and not _elastic():
+            leaving.at_exit(self)
 
     def restart(self, topic: str) -> None:
         """Numbers exchanges on ``topic`` from 0. Collective; none may be in flight, but failed."""
@@ -152,13 +160,36 @@ class HorovodTransport(Transport):
         )
 
     def post(self, notice: bytes) -> None:
-        # Horovod reports its own failures to all ranks, as elastic training needs.
-        failed = any(exchange.failed for exchange in self._in_flight.values())
-        if self._mail is not None and not failed:
+        if self._mail is not None:
             self._mail.post(notice)
 
     def notices(self) -> list[tuple[int, bytes]]:
-        return [] if self._mail is None else self._mail.notices()
+        found = [] if self._mail is None else self._mail.notices()
+        self._left.update(rank for rank, notice in found if notice == LEFT)
+        return found
+
+    def lost(self, error: Exception) -> bool:
+        # Elastic training goes by Horovod's own error.
+        return isinstance(error, HorovodInternalError) and not _elastic()
+
+    def abort(self) -> None:
+        if self.size > 1 and not _elastic():
+            self._broke_off = True
+            horovod_exit.expect()
+
+    def leave(self) -> None:
+        """At the end of the program, before Horovod's."""
+        if not hvd.is_initialized():
+            return
+        self.post(LEFT)
+        if not isinstance(self._mail, (Mailbox, NoneType)):
+            # When this rank has left Horovod may end MPI, and with it the notices, everywhere.
+            until = time.monotonic() + _LOOK
+            while len(self._left) < self.size - 1 and time.monotonic() < until:
+                time.sleep(0.01)
+                self.notices()
+        if self._broke_off:
+            horovod_exit.shut_down(hvd, hvd.rank())
 
     def _start(
         self,
@@ -178,7 +209,7 @@ class HorovodTransport(Transport):
         return exchange
 
     def _mailbox(self) -> Mailbox | MPINotices | None:
-        if self.size == 1 or os.environ.get("HOROVOD_ELASTIC") == "1":
+        if self.size == 1 or _elastic():
             return None
         store = HTTPStore.of_launcher(f"{self._prefix}.notices")
         if store is not None:
@@ -194,6 +225,10 @@ class HorovodTransport(Transport):
         if MPI.COMM_WORLD.Get_size() != hvd.size():  # hvd.init got a part of the world
             return None
         return MPINotices(MPI.COMM_WORLD, self._process_set.ranks)
+
+
+def _elastic() -> bool:
+    return os.environ.get("HOROVOD_ELASTIC") == "1"
 
 
 _MADE: dict[int, int] = {}  # transports made by process set
@@ -229,10 +264,6 @@ class _Handle(Polled):
     def __init__(self, handle: int, finish: Callable[[Any], None]) -> None:
         self._handle: int | None = handle
         self._finish: Callable[[Any], None] | None = finish
-
-    @property
-    def failed(self) -> bool:
-        return isinstance(self.error, HorovodInternalError)
 
     def arrived(self) -> bool:
         """True once Horovod has released the name."""

@@ -89,6 +89,7 @@ class _FirstRequests(_Requests):
     ``wrong``: what arrived that was not due, as in ``FirstRound``.
     """
 
+    first = True
     wrong = ""
 
     def start(self) -> None:

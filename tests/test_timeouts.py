@@ -9,7 +9,7 @@ import time
 
 import numpy as np
 import pytest
-from launchers import RANKS, mpirun
+from launchers import RANKS, mpirun, with_tests
 
 from mpisign import Communicator, simulation
 from mpisign.engine import failure_detection as giving_up
@@ -62,6 +62,17 @@ def test_the_job_ends_where_a_rank(what, expected):
     assert len(processes) == 3 and all(gone(pid) for pid in processes), job.stdout
     if what in ("never comes", "votes less often"):  # both others raise; their lines may mix
         assert len(re.findall(expected, job.stdout)) == 2, job.stdout
+
+
+def test_a_horovod_job_ends_where_a_rank_is_stopped():
+    """Whom hvd.shutdown would wait for."""
+    pytest.importorskip("horovod.torch", reason="not installed: run scripts/setup")
+    command = [RANKS / "timeouts_ends.py", "is stopped", "horovod"]
+    job = mpirun(3, sys.executable, *command, timeout=120, check=False, env=with_tests())
+    assert job.returncode != 0 and "ends the job: Horovod waits for ranks" in job.stdout, job.stdout
+    assert job.stdout.count("step 5: rank 2 did not come in 1.") == 2, job.stdout
+    processes = re.findall(r"rank \d is process (\d+)", job.stdout)
+    assert len(processes) == 3 and all(gone(pid) for pid in processes), job.stdout
 
 
 # The same among threads.

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
@@ -45,7 +43,6 @@ except ImportError as error:
 #: Exchanges with one tag that may be in flight, and names for them. A hierarchical vote in many
 #: chunks has up to 15.
 WINDOW = 16
-_LOOK = 0.75  # seconds within which ranks that wait look for notices
 
 
 class HorovodTransport(Transport):
@@ -82,7 +79,6 @@ class HorovodTransport(Transport):
         self.size: int = process_set.size()
         self._mail = self._mailbox()
         self._broke_off = False
-        self._left: set[int] = set()
         if self.size > 1 and not _elastic():
             leaving.at_exit(self)
 
@@ -164,9 +160,7 @@ class HorovodTransport(Transport):
             self._mail.post(notice)
 
     def notices(self) -> list[tuple[int, bytes]]:
-        found = [] if self._mail is None else self._mail.notices()
-        self._left.update(rank for rank, notice in found if notice == LEFT)
-        return found
+        return [] if self._mail is None else self._mail.notices()
 
     def lost(self, error: Exception) -> bool:
         # Elastic training goes by Horovod's own error.
@@ -182,12 +176,6 @@ class HorovodTransport(Transport):
         if not hvd.is_initialized():
             return
         self.post(LEFT)
-        if not isinstance(self._mail, (Mailbox, NoneType)):
-            # When this rank has left Horovod may end MPI, and with it the notices, everywhere.
-            until = time.monotonic() + _LOOK
-            while len(self._left) < self.size - 1 and time.monotonic() < until:
-                time.sleep(0.01)
-                self.notices()
         if self._broke_off:
             horovod_exit.shut_down(hvd, hvd.rank())
 

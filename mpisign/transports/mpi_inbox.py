@@ -26,7 +26,7 @@ class Inbox:
     def __init__(self, comm: MPI.Intracomm, tag: int, waiting: dict[int, Inbox]) -> None:
         """``waiting``: those of a transport, by tag, that await something."""
         self._probe, self._tag = comm.Improbe, tag
-        self._waiting = waiting
+        self.waiting = waiting
         self._status = MPI.Status()
         self._awaited: dict[int, deque[tuple[Probed, int]]] = {}
         self._early: dict[int, deque[tuple[MPI.Message, int]]] = {}
@@ -46,13 +46,16 @@ class Inbox:
         awaited = self._awaited.get(source)
         if awaited is None:
             awaited = self._awaited[source] = deque()
-        awaited.append((exchange, index))
+        awaited.append((exchange, index))  # the deque stays, for the next
         self._open += 1
-        self._waiting[self._tag] = self
+        self.waiting[self._tag] = self
 
     def look_everywhere(self) -> None:
         """``look`` for all tags: what comes with another one may be what a rank waits to send."""
-        for inbox in list(self._waiting.values()):
+        if len(self.waiting) == 1:
+            next(iter(self.waiting.values())).look()
+            return
+        for inbox in list(self.waiting.values()):
             inbox.look()
 
     def look(self) -> None:
@@ -67,7 +70,7 @@ class Inbox:
             if awaited:
                 self._open -= 1
                 if not self._open:
-                    del self._waiting[self._tag]
+                    del self.waiting[self._tag]
                 exchange, index = awaited.popleft()
                 exchange.take(index, message, length)
             else:
@@ -82,10 +85,13 @@ class Probed(Polled):
 
     def __init__(self, inbox: Inbox, recvs: Sequence[Part], keep: Any) -> None:
         self._inbox, self._recvs, self._keep = inbox, recvs, keep
+        self._waiting = inbox.waiting
         self._requests: list[Any] = []
-        self._unseen = set(range(len(recvs)))
-        for index, (source, _) in enumerate(recvs):
+        self._unseen = [source for source, _ in recvs]
+        index = 0
+        for source, _ in recvs:
             inbox.expect(self, index, source)
+            index += 1
 
     def sent(self, request: Any) -> None:
         """A message that is on its way."""
@@ -93,10 +99,10 @@ class Probed(Polled):
 
     def take(self, index: int, message: MPI.Message, length: int) -> None:
         """The message for part ``index``."""
-        self._unseen.discard(index)
         source, part = self._recvs[index]
+        self._unseen.remove(source)
         if length == part.nbytes:
-            self._requests.append(message.Irecv([part, MPI.BYTE]))
+            self._requests.append(message.Irecv(part))
         else:
             text = f"rank {source} sent {length} bytes where {part.nbytes} were due"
             self._refuse(index, message, length, text)
@@ -107,7 +113,8 @@ class Probed(Polled):
             self.error = WireError(text)
 
     def _advance(self) -> bool:
-        self._inbox.look_everywhere()
+        if self._waiting:
+            self._inbox.look_everywhere()
         if self.error is not None:
             raise self.error
         if self._unseen:
@@ -124,7 +131,7 @@ class Probed(Polled):
         """Ranks whose messages have not come; None if only sends or copies are left."""
         if self.over:
             return []
-        return sorted({self._recvs[index][0] for index in self._unseen}) or None
+        return sorted(set(self._unseen)) or None
 
     def cancel(self) -> None:
         """Nothing is posted that could be cancelled."""

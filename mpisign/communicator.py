@@ -394,7 +394,10 @@ class Communicator:
         """``majority_vote`` that returns at once.
 
         The order of calls on one communicator must be the same on all ranks; that of waits need
-        not.
+        not. The vote moves only inside ``wait()``, ``done()`` and other calls of mpisign: no thread
+        drives it. So unlike with MPI's own non-blocking collectives, between start and ``wait()``
+        no rank may block in a call of another library (``Barrier``, ``Recv``) that ends only when
+        another rank has its vote: both would wait until the timeout.
 
         Args:
             x: packed before this returns, and may be changed then.

@@ -30,7 +30,7 @@ def connect(function: str, x: Any, seconds: float) -> tuple[Transport, str]:
     if kind == "torch":
         from mpisign.transports.torch import TorchTransport
 
-        return TorchTransport(x), why
+        return TorchTransport(x, seconds), why
     if kind == "horovod":
         from mpisign.transports import horovod
 

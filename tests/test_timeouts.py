@@ -9,11 +9,11 @@ import time
 
 import numpy as np
 import pytest
-from launchers import RANKS, mpirun
+from launchers import RANKS, mpirun, with_tests
 
 from mpisign import Communicator, simulation
 from mpisign.engine import failure_detection as giving_up
-from mpisign.errors import BrokenError, CollectiveError, CollectiveTimeout
+from mpisign.errors import BrokenError, CollectiveError, CollectiveTimeout, WireError
 from mpisign.transports import threads
 from mpisign.transports.base import LEFT, TAGS
 
@@ -62,6 +62,17 @@ def test_the_job_ends_where_a_rank(what, expected):
     assert len(processes) == 3 and all(gone(pid) for pid in processes), job.stdout
     if what in ("never comes", "votes less often"):  # both others raise; their lines may mix
         assert len(re.findall(expected, job.stdout)) == 2, job.stdout
+
+
+def test_a_horovod_job_ends_where_a_rank_is_stopped():
+    """Whom hvd.shutdown would wait for."""
+    pytest.importorskip("horovod.torch", reason="not installed: run scripts/setup")
+    command = [RANKS / "timeouts_ends.py", "is stopped", "horovod"]
+    job = mpirun(3, sys.executable, *command, timeout=120, check=False, env=with_tests())
+    assert job.returncode != 0 and "ends the job: Horovod waits for ranks" in job.stdout, job.stdout
+    assert job.stdout.count("step 5: rank 2 did not come in 1.") == 2, job.stdout
+    processes = re.findall(r"rank \d is process (\d+)", job.stdout)
+    assert len(processes) == 3 and all(gone(pid) for pid in processes), job.stdout
 
 
 # The same among threads.
@@ -236,6 +247,28 @@ class Gate:
 
     def missing(self):
         return []
+
+
+class Forgetful(Gate):
+    """An exchange that says once what is wrong with it, to whoever waits."""
+
+    def wait(self, seconds=None):
+        if not self.open.is_set():
+            self.open.set()
+            raise WireError("rank 2 sent 3 bytes where 7 were due")
+        return True
+
+
+def test_an_error_counts_wherever_it_is_met():
+    def run(comm):
+        def steps(line):
+            yield Forgetful()
+            return "as if nothing had been"
+
+        return comm.engine.submit("exchange", steps).wait()
+
+    (outcome,) = outcomes_of(1, run)
+    assert str(outcome) == "exchange: rank 2 sent 3 bytes where 7 were due"
 
 
 def test_a_collective_in_flight_for_very_long_keeps_its_tag():

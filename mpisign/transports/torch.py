@@ -11,12 +11,15 @@ from typing import Any
 
 import numpy.typing as npt
 
-from mpisign.errors import WireError
+from mpisign.errors import CollectiveTimeout
 from mpisign.stats import count_ring, stage
+from mpisign.transports import leaving
 from mpisign.transports.base import (
+    LEFT,
     Bytes,
     Completed,
     FirstRound,
+    LostRankError,
     Part,
     Pending,
     Polled,
@@ -34,6 +37,8 @@ except ImportError as error:
     raise ImportError(
         'votes over torch.distributed need it: pip install "mpisign[torch]"'
     ) from error
+
+from mpisign.transports.torch_store import TorchStore
 
 _GLOO = timedelta(minutes=30)  # for connecting and for an exchange: torch's default
 _FRAME = 4 << 10  # bytes: as fast as a few
@@ -56,7 +61,7 @@ class TorchTransport(Transport):
 
     A group without a backend for CPU tensors (NCCL alone) gets copies on the device that is current
     when the transport is made. Raises ValueError before ``init_process_group`` and on ranks outside
-    the group.
+    the group; CollectiveTimeout, naming them, if ranks do not make theirs within ``seconds``.
     """
 
     name = "torch"
@@ -64,7 +69,9 @@ class TorchTransport(Transport):
     message = 256 << 10  # an exchange costs about a millisecond, whatever its size
     ordered = True
 
-    def __init__(self, group: dist.ProcessGroup | None = None) -> None:
+    def __init__(
+        self, group: dist.ProcessGroup | None = None, seconds: float = _GLOO.total_seconds()
+    ) -> None:
         if not dist.is_initialized():
             raise ValueError("call torch.distributed.init_process_group first")
         if group == dist.GroupMember.NON_GROUP_MEMBER or dist.get_rank(group) < 0:
@@ -78,17 +85,19 @@ class TorchTransport(Transport):
         # Gloo bears messages that are shorter than due, NCCL none of another length.
         self.framed = self.backend != "gloo"
         self.room = 0 if self.framed else self.first_message
-        store = None if self.backend == "mpi" else _Store(group)
+        store = None if self.backend == "mpi" else TorchStore(group)
         self._group: Any = group
+        if store is not None:
+            store.meet(self.rank, self.size, seconds)
         if self.backend == "gloo" and store is not None:
-            # Not dist.new_group: it needs all ranks of the job, or equal numbers of groups so far.
-            self._group = dist.ProcessGroupGloo(store.store, self.rank, self.size, _GLOO)
+            self._group = _connections(store, self.rank, self.size, seconds)
         self._pool = host_pool()
         self._works: list[dist.Work] = []  # may be in flight
         # A process that ends would wait for exchanges in flight. Not earlier, in ``abort``: the
         # notice explains the failure better to a rank that is late.
         weakref.finalize(self, _give_up, self._group, self.backend, self._works)
         self._mail = Mailbox(store, self.rank, self.size) if store else None
+        leaving.at_exit(self)
 
     def _exchange(self, sends: Sequence[Part], recvs: Sequence[Part], tag: int) -> Pending:
         incoming = by_rank(recvs, self.size)
@@ -157,6 +166,10 @@ class TorchTransport(Transport):
     def notices(self) -> list[tuple[int, bytes]]:
         return self._mail.notices() if self._mail else []
 
+    def leave(self) -> None:
+        """At the end of the program."""
+        self.post(LEFT)
+
 
 class _Work(Polled):
     """A torch Work, and what to do when it has completed."""
@@ -165,28 +178,18 @@ class _Work(Polled):
         self._work = work
         self._finish: Callable[[], Any] | None = finish
         self._sleeps = sleeps
-        self._error: WireError | None = None
 
-    def done(self) -> bool:
-        if self._error is not None:
-            raise self._error
-        if self._finish is not None:
-            if not self._work.is_completed():
-                return False
-            try:
-                self._end(self._finish)
-            except WireError as error:
-                self._error = error
-                raise
-        return True
-
-    def _end(self, finish: Callable[[], Any]) -> None:
-        self._finish = None
+    def _advance(self) -> bool:
+        if not self._work.is_completed():
+            return False
+        finish, self._finish = self._finish, None
         try:
             self._work.wait()
         except RuntimeError as error:
-            raise WireError(f"torch.distributed could not exchange: {error}") from error
-        finish()
+            raise LostRankError(f"torch.distributed could not exchange: {error}") from error
+        if finish is not None:
+            finish()
+        return True
 
     def wait(self, seconds: float | None = None) -> bool:
         if not self._sleeps or self._finish is None:
@@ -207,7 +210,7 @@ class _Work(Polled):
         return True
 
     def missing(self) -> list[int] | None:
-        return [] if self._finish is None else None
+        return [] if self.over else None
 
 
 def _backend(group: dist.ProcessGroup) -> tuple[str, torch.device]:
@@ -221,6 +224,21 @@ def _backend(group: dist.ProcessGroup) -> tuple[str, torch.device]:
     return backends["cuda"], torch.device("cuda", torch.cuda.current_device())
 
 
+def _connections(store: TorchStore, rank: int, size: int, seconds: float) -> Any:
+    """Gloo's, once all ranks are here.
+
+    Not dist.new_group: it needs all ranks of the job, or equal numbers of groups so far.
+    """
+    limit = min(timedelta(seconds=max(seconds, 1.0)), _GLOO)
+    try:
+        group = dist.ProcessGroupGloo(store.store, rank, size, limit)
+    except RuntimeError as error:  # one of them ended or stopped since
+        text = f"Communicator: Gloo could not connect the ranks in {seconds:.1f} s: {error}"
+        raise CollectiveTimeout(text) from error
+    group._set_default_timeout(_GLOO)
+    return group
+
+
 def _give_up(group: Any, backend: str, works: list[dist.Work]) -> None:
     """Ends exchanges in flight, so that the process can exit."""
     if backend == "gloo" and not all(work.is_completed() for work in works):
@@ -229,21 +247,3 @@ def _give_up(group: Any, backend: str, works: list[dist.Work]) -> None:
             never = torch.zeros(1, dtype=torch.uint8)
             peer = (group.rank() + 1) % group.size()
             group.recv([never], peer, 0).wait(timedelta(milliseconds=1))
-
-
-class _Store:
-    """The part of torch's key-value store that belongs to one transport of a group."""
-
-    def __init__(self, group: dist.ProcessGroup) -> None:
-        count = _MADE[group] = _MADE.get(group, 0) + 1
-        self.store = dist.PrefixStore(f"mpisign/{count}", c10d._get_process_group_store(group))
-
-    def put(self, key: str, value: bytes) -> None:
-        self.store.set(key, value)  # type: ignore[arg-type]  # bytes are taken as they are
-
-    def get(self, key: str) -> bytes | None:
-        return bytes(self.store.get(key)) if self.store.check([key]) else None
-
-
-#: How many transports a group has: its ranks make them in the same order.
-_MADE: weakref.WeakKeyDictionary[dist.ProcessGroup, int] = weakref.WeakKeyDictionary()

@@ -1,6 +1,7 @@
 """Rank 0 gives up an exchange that rank 1 never comes to, and its process ends all the same.
 
-Rank 1 sees it end, or fails after 30 seconds. Argument: torch or horovod; then a shared folder.
+Rank 1 sees it end, or fails after 30 seconds; then votes, and hears that rank 0 has ended.
+Argument: torch or horovod; then a shared folder.
 """
 
 from __future__ import annotations
@@ -12,23 +13,22 @@ from pathlib import Path
 
 import numpy as np
 
+import mpisign
+from mpisign.errors import CollectiveTimeout
+
 kind, shared = sys.argv[1:]
 pid = Path(shared) / "pid"
 
 if kind == "torch":
     import torch.distributed as dist
 
-    from mpisign.transports.torch import TorchTransport
-
     dist.init_process_group("gloo")
-    wire = TorchTransport()
 else:
     import horovod.torch as hvd
 
-    from mpisign.transports.horovod import HorovodTransport
-
     hvd.init()
-    wire = HorovodTransport()
+comm = mpisign.Communicator(kind, timeout=60.0)
+wire = comm.engine.transport
 
 
 def ended(process):
@@ -53,4 +53,21 @@ else:
         if time.monotonic() > end:
             sys.exit("rank 0 gave up, but its process did not end")
         time.sleep(0.05)
+    try:
+        comm.majority_vote(np.ones(100), step=3)
+    except CollectiveTimeout as error:
+        text = "majority_vote: step 3: rank 0 did not come in "
+        assert str(error).startswith(text) and error.ranks == (0,), error
+        assert str(error).endswith("s (the program of rank 0 has ended)"), error
+    else:
+        sys.exit("rank 1 voted alone")
+    if kind == "torch":  # whose wires are made anew
+        began = time.monotonic()
+        try:
+            mpisign.Communicator(dist.group.WORLD, timeout=0.5)
+        except CollectiveTimeout as error:
+            assert "rank 0 did not come in 0.5 s" in str(error) and error.ranks == (0,), error
+        else:
+            sys.exit("rank 1 made a communicator alone")
+        assert time.monotonic() - began < 10
     print("rank 0 has ended", flush=True)

@@ -1,5 +1,6 @@
 """Jobs of three ranks that can only end badly, and must end: rank 2 does what the argument says.
 
+A second argument is the kind of the communicator.
 Started by tests/test_timeouts.py. A job whose ranks do not all come to their end is aborted 20
 seconds after; here after one. Prints "rank r is process n" first.
 """
@@ -7,6 +8,7 @@ seconds after; here after one. Prints "rank r is process n" first.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 
@@ -17,6 +19,10 @@ import mpisign
 from mpisign.transports import mpi
 
 mpi._LAST_SECONDS = 1.0
+if "horovod" in sys.argv:
+    from mpisign.transports import horovod_exit
+
+    horovod_exit._LAST_SECONDS = 1.0
 RANK = MPI.COMM_WORLD.rank
 print(f"rank {RANK} is process {os.getpid()}", flush=True)
 what = sys.argv[1]
@@ -24,11 +30,13 @@ LAST = RANK == 2
 
 if what == "makes no communicator" and LAST:
     time.sleep(60)
-comm = mpisign.Communicator(timeout=1.0)
+comm = mpisign.Communicator(*sys.argv[2:], timeout=1.0)
 comm.majority_vote(np.ones(100))
 if LAST:
     if what == "never comes":
         time.sleep(60)
+    if what == "is stopped":
+        os.kill(os.getpid(), signal.SIGSTOP)
     if what == "dies":
         os._exit(7)
     if what == "dies quietly":

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import subprocess
 import threading
 import time
 
@@ -139,12 +140,36 @@ def a_chain_of_waits_names_its_end():
     broken_for_good(comm, error)
 
 
+def a_stopped_rank_that_wakes_in_time_to_answer_is_named():
+    """It is in the middle of a vote, and wakes when the others have given up but ask who is there.
+
+    Whatever it may complete by then, it hears of that.
+    """
+    comm = mpisign.Communicator(WORLD, timeout=1.0)
+    vote(comm)
+    WORLD.Barrier()
+    if RANK == 3:
+        me = os.getpid()
+        subprocess.Popen(["sh", "-c", f"sleep 2.4; kill -CONT {me}"])
+        threading.Timer(0.1, os.kill, (me, signal.SIGSTOP)).start()
+        error, _ = raised(CollectiveTimeout, lambda: [vote(comm), vote(comm)])
+        assert "ranks 0-2 gave up on this rank, 3, after 1." in str(error), error
+        assert error.ranks == (3,)
+        return
+    if RANK == 0:
+        time.sleep(0.5)
+    error, _ = raised(CollectiveTimeout, lambda: vote(comm, step=1))
+    text = r"majority_vote: step 1: rank 3 did not come in 1\.\d s \(rank 3 started it and does not"
+    assert re.match(text, str(error)) and error.ranks == (3,), error
+
+
 for case in (
     a_late_rank_is_named_and_told,
     a_late_rank_is_told_of_a_small_vote,
     an_interrupted_rank_is_named_at_once,
     a_rank_that_breaks_off_alone_is_named_at_once,
     a_chain_of_waits_names_its_end,
+    a_stopped_rank_that_wakes_in_time_to_answer_is_named,
 ):
     case()
     WORLD.Barrier()

@@ -59,6 +59,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--short", action="store_true", help="the dozen of CI")
     parser.add_argument("--self-test", action="store_true", help="planted faults")
     parser.add_argument("--list", action="store_true", help="print all kinds and how they must end")
+    about = "seconds that ranks wait for each other; more where cores are busy (default: 4)"
+    parser.add_argument("--timeout", type=int, default=4, metavar="S", help=about)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every job's outcome")
     args = parser.parse_args()
     if args.only is not None:
@@ -67,8 +69,9 @@ def arguments() -> argparse.Namespace:
             parser.error(f"--only: no kind {name!r}: see --list")
         if place and (len(place) != 2 or not known()[name].fits(*place)):
             parser.error(f"--only: {name} is not done at {' '.join(place)!r}")
-    if args.jobs < 1:
-        parser.error(f"--jobs must be at least 1, got {args.jobs}")
+    launch.SETTINGS["MPISIGN_TIMEOUT"] = str(args.timeout)
+    if args.jobs < 1 or args.timeout < 2:
+        parser.error("--jobs must be at least 1, and --timeout at least 2")
     return args
 
 

@@ -20,8 +20,9 @@ from faults.processes import TIMEOUT
 
 PROGRAM = Path(__file__).with_name("rank.py")
 _MARK = "CHECK_FAULTS_JOB"
+_START = 240.0  # seconds until all ranks have started: imports take long on a busy machine
 _LEFT = 6.0  # seconds that processes have to end after their launcher
-#: What every rank has in its environment.
+#: What every rank has in its environment, and ``--timeout`` changes.
 SETTINGS = {
     "MPISIGN_TIMEOUT": f"{TIMEOUT:g}",
     "MPISIGN_CHECK_EVERY": "4",
@@ -81,15 +82,25 @@ def command(job: Job) -> list[str]:
 
 def shown(job: Job) -> str:
     """A line for a shell that starts the job again, alone."""
-    settings = {**SETTINGS, "PYTHONPATH": f"{launchers.ROOT}:{launchers.TESTS}"}
+    timeout = {"FAULTS_TIMEOUT": SETTINGS["MPISIGN_TIMEOUT"]}
+    settings = {**SETTINGS, **timeout, "PYTHONPATH": f"{launchers.ROOT}:{launchers.TESTS}"}
     return " ".join([*(f"{k}={v}" for k, v in settings.items()), shlex.join(command(job))])
 
 
 def run(job: Job, folder: Path) -> Ended:
-    """Runs it to its end, or for ``job.limit`` seconds; ranks write to ``folder``."""
+    """Runs it to its end, or for ``job.limit`` seconds from when all ranks have started.
+
+    Ranks write to ``folder``.
+    """
     mark = f"{os.getpid()}-{folder.name}"
     path = os.pathsep.join([str(launchers.ROOT), str(launchers.TESTS)])
-    more = {**SETTINGS, _MARK: mark, "FAULTS_FOLDER": str(folder), "PYTHONPATH": path}
+    more = {
+        **SETTINGS,
+        "FAULTS_TIMEOUT": SETTINGS["MPISIGN_TIMEOUT"],
+        _MARK: mark,
+        "FAULTS_FOLDER": str(folder),
+        "PYTHONPATH": path,
+    }
     env = {k: v for k, v in launchers.environment().items() if not k.startswith("MPISIGN_")}
     began = time.monotonic()
     with tempfile.TemporaryFile("w+") as output:
@@ -103,9 +114,7 @@ def run(job: Job, folder: Path) -> Ended:
             start_new_session=True,
         )
         try:
-            status: int | None = process.wait(job.limit)
-        except subprocess.TimeoutExpired:
-            status = None
+            status = _wait(process, job, folder)
         except BaseException:
             _kill(mark, process)
             raise
@@ -114,6 +123,18 @@ def run(job: Job, folder: Path) -> Ended:
         _kill(mark, process)
         output.seek(0)
         return Ended(status, seconds, left, output.read())
+
+
+def _wait(process: subprocess.Popen[bytes], job: Job, folder: Path) -> int | None:
+    """The launcher's exit status; None if it takes too long."""
+    until, started = time.monotonic() + _START, False
+    while time.monotonic() < until:
+        try:
+            return process.wait(0.1)
+        except subprocess.TimeoutExpired:
+            if not started and len(list(folder.glob("rank-*"))) == job.ranks:
+                started, until = True, time.monotonic() + job.limit
+    return None
 
 
 def _of_job(mark: str) -> dict[int, str]:

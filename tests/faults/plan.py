@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Any
@@ -86,15 +87,19 @@ def drawn(kind: Kind, front: str, wire: str, rng: random.Random) -> Job:
 
 
 def _rounds(kinds: list[Kind], wires: list[str], rng: random.Random) -> Iterator[Job]:
-    """Every kind in turn, each time somewhere else."""
+    """Every kind in turn, each time somewhere else, where there were the fewest jobs so far."""
     left: dict[str, list[tuple[str, str]]] = {}
+    taken: Counter[tuple[str, str]] = Counter()
     possible = [k for k in kinds if places(k, wires)]
     while possible:
         for kind in rng.sample(possible, len(possible)):
             if not left.get(kind.name):
                 left[kind.name] = places(kind, wires)
                 rng.shuffle(left[kind.name])
-            yield drawn(kind, *left[kind.name].pop(), rng)
+            place = min(left[kind.name], key=lambda place: taken[place])
+            left[kind.name].remove(place)
+            taken[place] += 1
+            yield drawn(kind, *place, rng)
 
 
 def plan(seed: int, jobs: int, wires: list[str], only: str | None = None) -> list[Job]:

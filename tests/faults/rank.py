@@ -111,6 +111,7 @@ def main() -> None:
     rank = start(job.wire)
     words = Words(rank, job.ranks)
     fault = Fault(job, rank, FRONTS[job.front](job, rank), words)
+    words.say(ready=True)
     began = time.monotonic()
     try:
         train(job, kind, fault)

@@ -42,7 +42,7 @@ class Record:
                 continue
             if "call" in told:
                 found.calls.append((told["digest"], told["right"]))
-            elif found.end in (None, "left"):
+            elif "end" in told and found.end in (None, "left"):
                 found.end, found.text = told["end"], told.get("text", "")
                 found.seconds = told.get("seconds", 0.0)
         return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 import time
@@ -127,7 +128,11 @@ def main() -> int:
     """The exit status."""
     args = arguments()
     if args.list:
-        listed()
+        try:
+            listed()
+            sys.stdout.flush()
+        except BrokenPipeError:  # by head or a pager
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
     jobs, results, began = drawn(args), [], time.monotonic()
     try:

@@ -170,10 +170,19 @@ _variable("MPISIGN_TIMEOUT", "30", "right", what="differs")
 _variable("MPISIGN_NUM_THREADS", "2", "right", what="differs")
 _variable("MPISIGN_DEBUG", "1", "right", what="differs")
 _variable("MPISIGN_ISA", "portable", "right", what="differs")
-_variable("MPISIGN_COSTS", "/no/such/file", "named", what="is_missing", says="MPISIGN_COSTS")
+_variable(
+    "MPISIGN_COSTS", "/no/such/file", "named", what="is_missing", says="MPISIGN_COSTS", ranks=(3, 4)
+)
 
 
-@kind("named", fronts=("functions", "plain", "ddp"), when="start", says="MPISIGN_COSTS", told=True)
+@kind(
+    "named",
+    fronts=("functions", "plain", "ddp"),
+    when="start",
+    says="MPISIGN_COSTS",
+    told=True,
+    ranks=(3, 4),
+)
 def costs_of_its_own(fault: Any) -> None:
     """MPISIGN_COSTS, a good file, on this rank alone."""
     from mpisign.collectives.costs import Costs

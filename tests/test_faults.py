@@ -19,11 +19,11 @@ WIRES = ["mpi", "torch", "horovod-mpi", "horovod-gloo"]
 
 @pytest.mark.mpi
 @pytest.mark.slow
-def test_a_dozen_jobs_end_well():
+def test_ten_jobs_end_well():
     find("mpirun")
     done = run([*CAMPAIGN, "--short"], timeout=280, check=False, env=with_tests())
     assert done.returncode == 0, done.stdout
-    assert done.stdout.count(f": {WELL}, ") >= 9
+    assert done.stdout.count(f": {WELL}, ") >= 8
 
 
 @pytest.mark.mpi

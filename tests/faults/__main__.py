@@ -36,7 +36,7 @@ again alone, and with what it printed; ranks then print what they come to.
 
 examples:
   scripts/check-faults                              150 jobs, 20 to 25 minutes on 2 cores
-  scripts/check-faults --short                      a dozen, a minute
+  scripts/check-faults --short                      ten, a minute
   scripts/check-faults --only stopped --jobs 5      one kind, five places and sizes
   scripts/check-faults --only 'late ddp torch' --jobs 1
   scripts/check-faults --list                       all kinds
@@ -57,7 +57,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=150, help="how many (default: 150)")
     parser.add_argument("--skip", type=int, default=0, help="leave out the first SKIP of them")
     parser.add_argument("--only", metavar="KIND", help="of one kind, or 'KIND FRONT WIRE'")
-    parser.add_argument("--short", action="store_true", help="the dozen of CI")
+    parser.add_argument("--short", action="store_true", help="the ten of CI")
     parser.add_argument("--self-test", action="store_true", help="planted faults")
     parser.add_argument("--list", action="store_true", help="print all kinds and how they must end")
     about = "seconds that ranks wait for each other; more where cores are busy (default: 4)"

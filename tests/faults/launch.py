@@ -88,7 +88,7 @@ def shown(job: Job) -> str:
 
 
 def run(job: Job, folder: Path) -> Ended:
-    """Runs it to its end, or for ``job.limit`` seconds from when all ranks have started.
+    """Runs it to its end, or until no rank has said a word for ``job.limit`` seconds.
 
     Ranks write to ``folder``.
     """
@@ -127,13 +127,14 @@ def run(job: Job, folder: Path) -> Ended:
 
 def _wait(process: subprocess.Popen[bytes], job: Job, folder: Path) -> int | None:
     """The launcher's exit status; None if it takes too long."""
-    until, started = time.monotonic() + _START, False
+    until, words = time.monotonic() + _START, -1
     while time.monotonic() < until:
         try:
             return process.wait(0.1)
         except subprocess.TimeoutExpired:
-            if not started and len(list(folder.glob("rank-*"))) == job.ranks:
-                started, until = True, time.monotonic() + job.limit
+            said = [path.stat().st_size for path in folder.glob("rank-*")]
+            if len(said) == job.ranks and sum(said) != words:
+                words, until = sum(said), time.monotonic() + job.limit
     return None
 
 

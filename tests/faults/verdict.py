@@ -68,7 +68,7 @@ def named(text: str) -> set[int]:
 def judge(job: Job, kind: Kind, ended: Ended, records: list[Record]) -> Verdict:
     """The first thing that is wrong."""
     if ended.status is None:
-        return Verdict(HANG, f"killed after {job.limit} s; {_ends(records)}")
+        return Verdict(HANG, f"killed {job.limit} s after the last word; {_ends(records)}")
     if ended.left:
         return Verdict(ORPHAN, f"lived on: {ended.left[0][:120]}")
     for verdict in _wrong(job, kind, records):

@@ -105,7 +105,7 @@ def a_sparse_gradient(fault: Any) -> None:
     fault.front.sparse = True
 
 
-@kind("named", fronts=tuple(f for f in OPTIMIZERS if f != "fsdp"))
+@kind("named", fronts=OPTIMIZERS)
 def another_learning_rate(fault: Any) -> None:
     """Its learning rate parts from the others': a scheduler that looks at its own loss."""
     fault.front.optimizer.param_groups[0]["lr"] /= 2

@@ -76,6 +76,7 @@ def honest():
     return trained()
 
 
+@pytest.mark.many  # tests/test_detox_facts.py trains so
 def test_one_lying_owner_of_15_takes_a_digit_from_all_ranks():
     recall, lied = honest()[0], trained(LIAR)[0]
     assert recall[LABEL] > 0.7
@@ -83,6 +84,7 @@ def test_one_lying_owner_of_15_takes_a_digit_from_all_ranks():
     assert np.mean(np.delete(lied, LABEL)) > np.mean(np.delete(recall, LABEL)) - 0.1
 
 
+@pytest.mark.many  # tests/test_detox_facts.py trains so
 def test_with_byzantine_f_the_same_owner_fails_and_is_named():
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

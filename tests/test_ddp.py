@@ -33,7 +33,7 @@ def test_the_suite_over_torchrun(tmp_path):
 
 
 def test_the_suite_over_mpirun(tmp_path):
-    passed(mpirun(2, sys.executable, SUITE, tmp_path, "ddp_errors", env=ENV).stdout, 2)
+    passed(mpirun(2, sys.executable, SUITE, tmp_path, env=ENV).stdout, 2)
 
 
 def test_nothing_is_imported_before_it_is_asked_for():

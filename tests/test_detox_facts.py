@@ -56,14 +56,17 @@ def under_flips(method, **more):
     return of_study("detox", method, adversaries=6, attack="sign-flip", **more)
 
 
+@pytest.mark.many  # recorded results, tested below, say so too
 def test_six_of_fifteen_fail_against_groups_drawn_at_random():
     assert trained(under_flips("DETOX on signs", placement="random"))["test"] > 0.75
 
 
+@pytest.mark.many  # recorded results, tested below, say so too
 def test_six_of_fifteen_win_in_the_worst_placement():
     assert trained(under_flips("DETOX on signs", placement="worst"))["test"] < 0.30
 
 
+@pytest.mark.many  # recorded results, tested below, say so too
 def test_the_flat_vote_fades_under_six_of_fifteen():
     flat = trained(under_flips("flat vote", placement="random"))["test"]
     grouped = trained(under_flips("DETOX on signs", placement="random"))["test"]

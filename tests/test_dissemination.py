@@ -127,7 +127,7 @@ def test_a_rank_that_does_not_come_is_named_by_all(monkeypatch):
     assert found.pop(5) == "not here" and all(missing == (5,) for missing in found)
 
 
-@pytest.mark.parametrize("n", [2, 3, 5])
+@pytest.mark.parametrize("n", [3, *(pytest.param(n, marks=pytest.mark.many) for n in (2, 5))])
 def test_over_mpi(n):
     pytest.importorskip("mpi4py.MPI", reason="not installed: run scripts/setup")
     assert on_ranks(n, __file__).count("agreed") == n

@@ -12,37 +12,33 @@ pytest.importorskip("torch", reason='pip install "mpisign[train]"')
 pytest.importorskip("sklearn", reason='pip install "mpisign[train]"')
 
 
-def _mpirun(n, name):
-    script = EXAMPLES / name
-    return launchers.mpirun(n, sys.executable, "-m", "mpi4py", script, timeout=240, env=PATH)
+def _one_job(*names):
+    """tests/ranks/several.py and the examples: starting ranks takes longer than they do."""
+    jobs = [word for name in names for word in ("+", EXAMPLES / name)]
+    return [launchers.RANKS / "several.py", *jobs[1:]]
 
 
-def _torchrun(n, name):
-    command = [launchers.find("torchrun"), "--standalone", f"--nproc-per-node={n}"]
-    return launchers.run([*command, EXAMPLES / name], timeout=240, env=PATH)
-
-
-def _accuracy(output):
-    return float(output.split("accuracy ")[1].split("%")[0])
+def _learned(output, said):
+    (line,) = [line for line in output.splitlines() if said in line]
+    assert float(line.split("accuracy ")[1].split("%")[0]) > 80
 
 
 @pytest.mark.mpi
-def test_plain_trains_digits_on_two_ranks():
-    output = _mpirun(2, "plain.py").stdout
-    assert "2 replicas are bit-identical" in output
-    assert _accuracy(output) > 80
+def test_those_over_mpi_train_digits_name_the_hostile_rank_and_resume_at_the_same_bits():
+    program = [sys.executable, "-m", "mpi4py"]
+    job = _one_job("plain.py", "checkpoint_resume.py", "detox.py")
+    output = launchers.mpirun(3, *program, *job, timeout=240, env=PATH).stdout
+    plain, detox = output.split("stopped at step 25 and resumed: bit-identical on 3 ranks")
+    _learned(plain, "3 replicas are bit-identical")
+    _learned(detox, "3 replicas are bit-identical")
 
 
-def test_ddp_trains_digits_on_two_ranks():
-    output = _torchrun(2, "ddp.py").stdout
-    assert "2 replicas are bit-identical" in output
-    assert _accuracy(output) > 80
-
-
-def test_fsdp_trains_digits_on_two_ranks():
-    output = _torchrun(2, "fsdp.py").stdout
-    assert "2 ranks gather bit-identical parameters" in output
-    assert _accuracy(output) > 80
+def test_those_over_gloo_train_digits_on_two_ranks():
+    command = [launchers.find("torchrun"), "--standalone", "--nproc-per-node=2"]
+    job = _one_job("ddp.py", "fsdp.py")
+    output = launchers.run([*command, *job], timeout=240, env=PATH).stdout
+    _learned(output, "2 replicas are bit-identical")
+    _learned(output, "2 ranks gather bit-identical parameters")
 
 
 @pytest.mark.horovod
@@ -51,21 +47,7 @@ def test_horovod_trains_digits_on_two_ranks():
     command = [launchers.find("horovodrun"), "-np", "2", "--gloo", sys.executable]
     script = EXAMPLES / "horovod_optimizer.py"
     output = launchers.run([*command, script], timeout=240, env=PATH).stdout
-    assert "2 replicas are bit-identical" in output
-    assert _accuracy(output) > 80
-
-
-@pytest.mark.mpi
-def test_detox_names_the_hostile_rank_of_three():
-    output = _mpirun(3, "detox.py").stdout
-    assert "3 replicas are bit-identical" in output
-    assert _accuracy(output) > 80
-
-
-@pytest.mark.mpi
-def test_a_resumed_run_ends_at_the_same_bits():
-    output = _mpirun(2, "checkpoint_resume.py").stdout
-    assert "stopped at step 25 and resumed: bit-identical on 2 ranks" in output
+    _learned(output, "2 replicas are bit-identical")
 
 
 def test_examples_are_short_and_say_how_to_start_them():

@@ -26,7 +26,7 @@ SCRIPTS = {"staged": "gpu_staged.py", "by address": "gpu_cuda_mpi.py", "nccl": "
 
 
 @pytest.mark.mpi
-@pytest.mark.parametrize("n", ALL_WELL)
+@pytest.mark.parametrize("n", [1, 2, 3, pytest.param(4, marks=pytest.mark.many)])
 def test_wires_of_a_played_device(n):
     """Staging, MPI on addresses, NCCL: the scripts in one job."""
     jobs = [["+", SCRIPTS[wire], *tests] for wire, tests in ALL_WELL[n].items()]
@@ -195,7 +195,7 @@ def test_on_a_device(wire, test, request, capsys):
         pytest.param("mpi", 5, "staged", marks=pytest.mark.many),
         pytest.param("mpi", 5, "nccl", marks=pytest.mark.many),
         pytest.param("torch", 2, "staged", marks=pytest.mark.slow),
-        pytest.param("horovod-gloo", 2, "staged", marks=pytest.mark.slow),
+        pytest.param("horovod-gloo", 2, "staged", marks=pytest.mark.many),
     ],
 )
 def test_the_suite_of_all_wires(wire, n, on_it, tmp_path, monkeypatch):

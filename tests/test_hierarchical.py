@@ -47,9 +47,7 @@ def name(nodes):
 
 
 @pytest.mark.parametrize("nodes", NODES + LEVELS, ids=name)
-@pytest.mark.parametrize(
-    "zeros, ties", [("abstain", "zero"), ("random", "random"), ("positive", "zero")]
-)
+@pytest.mark.parametrize("zeros, ties", [("abstain", "zero"), ("random", "random")])
 @pytest.mark.parametrize("weighing", ["even", "ranks", "halves", "nodes"])
 def test_hierarchical_is_the_flat_vote_bit_for_bit(nodes, zeros, ties, weighing):
     p = len(nodes[0]) if isinstance(nodes[0], list) else len(nodes)
@@ -59,7 +57,7 @@ def test_hierarchical_is_the_flat_vote_bit_for_bit(nodes, zeros, ties, weighing)
         "halves": [0.5 + r for r in range(p)],
         "nodes": [2 * (r % 3 == 0) for r in range(p)],  # of some groups nobody has a weight
     }
-    for length in (0, 1, 33, 999, 70_001):
+    for length in (0, 33, 40_001):
         args = (zeros, ties, weights[weighing])
         flat = simulation.run(p, vote, length, "alltoall", *args)
         tree = simulation.run(p, vote, length, "hierarchical", *args, nodes=nodes)

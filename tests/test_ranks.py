@@ -14,7 +14,7 @@ VOTES = [
 COMPRESSORS = ["test_every_compressor.py", "test_gathered.py", "test_attacks_in_a_job.py"]
 
 
-@pytest.mark.parametrize("n", [*(pytest.param(n, marks=pytest.mark.many) for n in (2, 3)), 4])
+@pytest.mark.parametrize("n", [*(pytest.param(n, marks=pytest.mark.many) for n in (2, 4)), 3])
 def test_the_collectives_at(n):
     suite(n, *VOTES)
 
@@ -30,10 +30,10 @@ def test_every_compressor_and_attack_on_3_ranks():
 
 @pytest.mark.many
 def test_more_ranks_than_bytes():
-    suite(9, "test_majority_vote.py", "-k", "reference and (1- or 33- or 151-)")
+    suite(9, "test_majority_vote.py", "-k", "reference and (9- or 151-)")
 
 
-@pytest.mark.parametrize("n", [pytest.param(6, marks=pytest.mark.many), 9])
+@pytest.mark.parametrize("n", [6, pytest.param(9, marks=pytest.mark.many)])
 def test_detox(n):
     """More ranks than cores."""
     assert on_ranks(n, RANKS / "detox_ranks.py", timeout=180).count("is well") == n

@@ -91,9 +91,13 @@ def check_both(calls, length, size, rank, how):
 
 
 @pytest.mark.parametrize(
-    "size", [pytest.param(n, marks=pytest.mark.many) if n > 60 else n for n in NODES]
+    "size, algorithm",
+    [
+        pytest.param(n, name, marks=pytest.mark.many if n > 60 and name != "alltoall" else ())
+        for n in NODES
+        for name in ("allgather", "alltoall", "hierarchical", "vote_of_votes")
+    ],
 )
-@pytest.mark.parametrize("algorithm", ["allgather", "alltoall", "hierarchical", "vote_of_votes"])
 @pytest.mark.parametrize("policies", [{}, {"zeros": "abstain", "nan": "raise", "ties": "zero"}])
 def test_every_rank_sends_what_is_said(size, algorithm, policies, monkeypatch):
     small_messages(monkeypatch, 128)
@@ -115,14 +119,15 @@ def racks(nodes):
 
 
 @pytest.mark.slow
+@pytest.mark.many
 @pytest.mark.parametrize(
     "algorithm, nodes, length, policies",
     [
         ("hierarchical", racks(EVEN), 100_001, {"zeros": "abstain", "ties": "zero"}),
         ("hierarchical", racks(UNEVEN), 100_001, {}),
-        pytest.param("hierarchical", EVEN, 100_001, {}, marks=pytest.mark.many),
-        pytest.param("alltoall", EVEN, 100_001, {}, marks=pytest.mark.many),
-        pytest.param("allgather", EVEN, 801, {}, marks=pytest.mark.many),
+        ("hierarchical", EVEN, 100_001, {}),
+        ("alltoall", EVEN, 100_001, {}),
+        ("allgather", EVEN, 801, {}),
     ],
 )
 def test_a_thousand_ranks(algorithm, nodes, length, policies):

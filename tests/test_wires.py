@@ -8,7 +8,7 @@ from wires import WIRES, start
 
 FILES = [RANKS / "test_transports.py", RANKS / "test_any_wire.py"]
 #: Ranks that are tested every time; the others with MPISIGN_TEST_ALL=1.
-USUAL = {"mpi": (1, 5), "torch": (3,), "horovod-mpi": (2,), "horovod-gloo": (1, 3)}
+USUAL = {"mpi": (4,), "torch": (3,), "horovod-mpi": (2,), "horovod-gloo": (2,)}
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,7 @@
-"""Scripts of this folder in turn, in one job: several.py SCRIPT [ARGUMENT ...] [+ SCRIPT ...]."""
+"""Scripts in turn, in one job: several.py SCRIPT [ARGUMENT ...] [+ SCRIPT ...].
+
+A script's name is a path, or one of this folder.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,6 @@ for word in sys.argv[1:]:
     else:
         jobs[-1].append(word)
 for job in jobs:
-    script = str(Path(__file__).with_name(job[0]))
+    script = str(Path(__file__).parent / job[0])
     sys.argv = [script, *job[1:]]
     runpy.run_path(script, run_name="__main__")

@@ -1,0 +1,221 @@
+"""What a step promises: state moves with it, and is saved, found and put back."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+
+import torch
+from front_ends import (
+    FRONTS,
+    HOROVOD,
+    REPLICATED,
+    SHARDED,
+    Expected,
+    Net,
+    digest,
+    loss,
+    make,
+    promise,
+    same_error,
+    same_replicas,
+)
+from promises_votes import at, beta_of
+
+STEPPED = tuple(f for f in REPLICATED if f != "hvd_counters")  # what counts its steps
+
+
+def state_digest(w):
+    return digest([x for _, kept in sorted(w.state().items()) for x in kept.values()])
+
+
+@promise(*FRONTS)
+def discarded_gradients_leave_nothing(world, front):
+    """Gradients that were computed, perhaps exchanged, and thrown away before step()."""
+    w = make(world, front)
+    expected = Expected(world, Net(), beta_of(front))
+    for step in range(6):
+        if step % 3 != 1:
+            at(world, 100 + step)(w.model).backward()
+            w.discard()
+        w.train(at(world, step))
+        expected.train(at(world, step))
+        expected.check(w, f"step {step}")
+    if front in STEPPED:
+        assert w.steps == 6, f"{w.steps} steps were counted"
+
+
+@promise(*FRONTS)
+def two_optimizers_as_in_a_gan(world, front):
+    """The generator's backward fills the discriminator's gradients, which are thrown away."""
+    torch.manual_seed(0)
+    plain = torch.nn.Linear(16, 1), torch.nn.Linear(8, 16)
+    d, g = (
+        make(world, front, torch.nn.Sequential(net), prefix=name)
+        for net, name in zip(map(copy_of, plain), ("d.", "g."), strict=True)
+    )
+    want_d, want_g = (
+        Expected(world, torch.nn.Sequential(copy_of(net)), beta_of(front)) for net in plain
+    )
+    generator = torch.Generator().manual_seed(100 + world.rank)
+    for step in range(4):
+        real = torch.randn(4, 16, generator=generator)
+        noise = torch.randn(4, 8, generator=generator)
+        # One backward for both halves of the loss: two are promises_votes.two_backwards_add_up.
+        weights = torch.tensor([1.0] * 4 + [-5.0] * 4)[:, None]
+        fake = g.model(noise).detach()
+        critic = functools.partial(criticised, torch.cat([real, fake]), weights)
+        d.train(critic)
+        want_d.train(critic)
+        want_d.check(d, f"step {step}: discriminator")
+        g.optimizer.zero_grad()
+        (-d.model(g.model(noise))).mean().backward()
+        g.optimizer.step()
+        want_g.train(lambda net, z=noise: (-want_d.net(net(z))).mean())
+        want_g.check(g, f"step {step}: generator")
+        d.discard()
+    if front in STEPPED:
+        assert d.steps == g.steps == 4, (d.steps, g.steps)
+
+
+def criticised(x, weights, model):
+    return -(model(x) * weights).mean()
+
+
+def copy_of(net):
+    import copy
+
+    return copy.deepcopy(net)
+
+
+@promise(*FRONTS)
+def resumes_bit_for_bit(world, front):
+    """From this rank's own checkpoint, in new objects; with random bits."""
+    kind = "stochastic_sign" if front in SHARDED else "signum"
+    w = make(world, front, compression=kind, lr=0.01)
+    for step in range(3):
+        w.train(at(world, step))
+    saved = w.save()
+    for step in range(3, 6):
+        w.train(at(world, step))
+    again = make(world, front, Net(seed=5), compression=kind, lr=0.01)
+    again.load(saved)
+    for step in range(3, 6):
+        again.train(at(world, step))
+    got, want = again.parameters(), w.parameters()
+    assert all(torch.equal(got[n], want[n]) for n in want), [
+        int((got[n] != want[n]).sum()) for n in want
+    ]
+
+
+INNER = {
+    "SGD": functools.partial(torch.optim.SGD, lr=0.125),
+    "AdamW": functools.partial(torch.optim.AdamW, lr=0.01),
+}
+
+
+@promise(*REPLICATED)
+def hidden_steps_change_nothing(world, front):
+    """torch.distributed.checkpoint and Horovod fill an optimizer's state by steps on zeros."""
+    for name, inner in INNER.items():
+        nets = []
+        for saves in (False, True):
+            w = make(world, front, inner=inner)
+            for step in range(5):
+                w.train(at(world, step))
+                w.optimizer.zero_grad()
+                if saves and step in (1, 2):
+                    hidden_step(w)
+            nets.append(w)
+        a, b = nets
+        assert digest(a.parameters().values()) == digest(b.parameters().values()), name
+        assert state_digest(a) == state_digest(b), f"{name}: state"
+        if front in STEPPED:
+            assert (a.steps, b.steps) == (5, 5), (name, a.steps, b.steps)
+
+
+def hidden_step(w):
+    from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
+
+    get_optimizer_state_dict(w.net, w.optimizer)
+
+
+@promise(*HOROVOD)
+def broadcast_optimizer_state_changes_nothing(world, front):
+    import horovod.torch as hvd
+
+    for name, inner in INNER.items():
+        nets = []
+        for sends in (False, True):
+            w = make(world, front, inner=inner)
+            if sends:
+                hvd.broadcast_optimizer_state(w.optimizer, root_rank=0)
+            for step in range(4):
+                w.train(at(world, step))
+                if sends and step == 1:
+                    hvd.broadcast_optimizer_state(w.optimizer, root_rank=0)
+            nets.append(w)
+        a, b = nets
+        assert digest(a.parameters().values()) == digest(b.parameters().values()), name
+        assert state_digest(a) == state_digest(b), f"{name}: state"
+        assert a.steps == b.steps, (name, a.steps, b.steps)
+
+
+@promise("plain", "overlap", "horovod")
+def distributed_checkpoint_keeps_the_state(world, front):
+    """Where the compressor's state is part of the optimizer's, DCP saves and restores it."""
+    from torch.distributed.checkpoint.state_dict import (
+        get_optimizer_state_dict,
+        set_optimizer_state_dict,
+    )
+
+    for name, inner in INNER.items():
+        w = make(world, front, inner=inner)
+        for step in range(3):
+            w.train(at(world, step))
+        w.optimizer.zero_grad()
+        saved = get_optimizer_state_dict(w.net, w.optimizer)
+        again = make(world, front, Net(seed=5), inner=inner)
+        again.net.load_state_dict(w.net.state_dict())
+        set_optimizer_state_dict(again.net, again.optimizer, saved)
+        assert again.steps == 3, f"{name}: {again.steps} steps restored"
+        assert state_digest(again) == state_digest(w), f"{name}: state"
+        for wrapped in (w, again):
+            wrapped.train(at(world, 3))
+        assert digest(w.parameters().values()) == digest(again.parameters().values()), name
+
+
+@promise(*REPLICATED)
+def rank_0s_checkpoint_is_told(world, front):
+    """Loaded by all ranks it gives them rank 0's momentum: they are told, and stay equal."""
+    w = make(world, front)
+    for step in range(2):
+        w.train(at(world, step))
+    (rank_0s, *_) = world.gather(w.save())
+    again = make(world, front, Net(seed=5))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        again.load(rank_0s)
+        again.train(at(world, 2))
+    told = [str(x.message) for x in caught if "rank 0" in str(x.message)]
+    every = world.gather(bool(told))
+    assert every == [r != 0 for r in range(world.size)], f"{every}, {told}"
+    same_replicas(world, again)
+
+
+@promise(*REPLICATED)
+def loading_on_one_rank_alone_is_told(world, front):
+    """Where the state says how far a rank has come."""
+    w = make(world, front)
+    for step in range(2):
+        w.train(at(world, step))
+    saved = w.save()
+    again = make(world, front)
+    again.net.load_state_dict(w.net.state_dict())
+    if world.rank == 1:
+        again.load(saved)
+    if front in ("horovod", "hvd_named", "hvd_counters"):  # by rule all go on from the largest
+        again.train(at(world, 2))
+        same_replicas(world, again)
+    else:
+        same_error(world, lambda: again.train(at(world, 2)), "rank")

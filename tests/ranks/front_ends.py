@@ -170,6 +170,12 @@ class Wrapped:
             self.optimizer.synchronize()
         self.optimizer.zero_grad()
 
+    def forget(self):
+        """After an error: the gradients of that step go, and what Horovod's own optimizer kept."""
+        if self.front in ("hvd_named", "hvd_counters"):
+            self.optimizer._handles.clear()
+        self.optimizer.zero_grad()
+
     def save(self) -> bytes:
         """This rank's checkpoint."""
         file = io.BytesIO()

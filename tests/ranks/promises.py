@@ -45,7 +45,7 @@ def outcome(world, name, front):
     except BaseException as error:  # noqa: BLE001 - all ranks hear of it
         mine = f"{type(error).__name__}: {error}"
         if not isinstance(error, front_ends.Ended):
-            mine += "\n" + traceback.format_exc(limit=-6)
+            mine += "\n" + traceback.format_exc(limit=-4)
     return world.finish(mine)
 
 

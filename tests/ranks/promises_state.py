@@ -8,6 +8,7 @@ import warnings
 import torch
 from front_ends import (
     FRONTS,
+    HOOKS,
     HOROVOD,
     REPLICATED,
     SHARDED,
@@ -114,9 +115,9 @@ INNER = {
 }
 
 
-@promise(*REPLICATED)
+@promise("plain", "overlap", *HOOKS, "horovod")
 def hidden_steps_change_nothing(world, front):
-    """torch.distributed.checkpoint and Horovod fill an optimizer's state by steps on zeros."""
+    """torch.distributed.checkpoint fills an optimizer's state by a step on zeros."""
     for name, inner in INNER.items():
         nets = []
         for saves in (False, True):
@@ -148,9 +149,9 @@ def broadcast_optimizer_state_changes_nothing(world, front):
         nets = []
         for sends in (False, True):
             w = make(world, front, inner=inner)
-            if sends:
+            if sends and name == "SGD":  # of AdamW that step counts, in Horovod's own optimizer too
                 hvd.broadcast_optimizer_state(w.optimizer, root_rank=0)
-            for step in range(4):
+            for step in range(3):
                 w.train(at(world, step))
                 if sends and step == 1:
                     hvd.broadcast_optimizer_state(w.optimizer, root_rank=0)
@@ -214,7 +215,7 @@ def loading_on_one_rank_alone_is_told(world, front):
     again.net.load_state_dict(w.net.state_dict())
     if world.rank == 1:
         again.load(saved)
-    if front in ("horovod", "hvd_named", "hvd_counters"):  # by rule all go on from the largest
+    if front in HOROVOD:  # by rule all go on from the largest
         again.train(at(world, 2))
         same_replicas(world, again)
     else:

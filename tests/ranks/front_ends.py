@@ -1,4 +1,4 @@
-"""One small interface over every front end, and ranks that check promises together.
+"""One small interface over every front end.
 
 Imports Horovod and MPI only where a job uses them, so that tests/test_promises.py may import this.
 """
@@ -6,13 +6,12 @@ Imports Horovod and MPI only where a job uses them, so that tests/test_promises.
 from __future__ import annotations
 
 import functools
-import hashlib
 import io
-import os
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from expected import Net
 
 #: In this order in tables. "ddp_bare": the hook's state without ``optimizer=``.
 TORCH = ("plain", "overlap", "ddp", "ddp_bare", "fsdp1", "fsdp2")
@@ -27,70 +26,6 @@ JOBS = {"torchrun": TORCH, "mpirun": ("plain", "overlap", *HOROVOD)}
 EXACT = {"zeros": "abstain", "ties": "zero"}
 
 
-class Ended(AssertionError):
-    """Another rank ended a promise while this one still asked for what that rank holds."""
-
-
-@dataclass
-class World:
-    """This rank among all of a job. ``group``: what front ends connect by, None for the default."""
-
-    rank: int
-    size: int
-    allgather: Any
-    end: Any  # called once, by all ranks
-    horovod: bool = False
-    group: Any = None
-
-    def gather(self, x: Any, end: bool = False) -> list[Any]:
-        """Every rank's ``x``. Ranks that have come to the end of a promise end the others'."""
-        rows = self.allgather((end, x))
-        if not end and any(ended for ended, _ in rows):
-            raise Ended(f"other ranks ended: {[r for r, (ended, _) in enumerate(rows) if ended]}")
-        return [x for _, x in rows]
-
-    def finish(self, x: Any) -> list[Any]:
-        """Every rank's ``x`` at the end of a promise, once all ranks have come there."""
-        while True:
-            rows = self.allgather((True, x))
-            if all(ended for ended, _ in rows):
-                return [x for _, x in rows]
-
-    def renew(self) -> None:
-        """Connects the ranks anew, after something broke."""
-        import mpisign
-
-        base = None
-        if "TORCHELASTIC_RUN_ID" not in os.environ:
-            base = "mpi"
-        self.group = mpisign.Communicator(base)
-
-
-def begin(launcher: str) -> World:
-    """Starts what connects this job's ranks."""
-    torch.set_num_threads(1)
-    if launcher == "torchrun":
-        import torch.distributed as dist
-
-        dist.init_process_group("gloo")
-
-        def allgather(x):
-            rows = [None] * dist.get_world_size()
-            dist.all_gather_object(rows, x)
-            return rows
-
-        return World(dist.get_rank(), dist.get_world_size(), allgather, dist.destroy_process_group)
-    from mpi4py import MPI
-
-    comm = MPI.COMM_WORLD.Dup()
-    try:
-        import horovod.torch as hvd
-    except ImportError:
-        return World(comm.rank, comm.size, comm.allgather, comm.Barrier)
-    hvd.init()
-    return World(comm.rank, comm.size, comm.allgather, hvd.shutdown, horovod=True)
-
-
 def promise(*fronts):
     """Marks what a step promises on these front ends: a function of the world and a front end."""
 
@@ -99,34 +34,6 @@ def promise(*fronts):
         return function
 
     return mark
-
-
-class Net(torch.nn.Module):
-    """Odd sizes; ``extra`` is used where ``forward`` is told to, ``never`` never."""
-
-    def __init__(self, seed=0, extra=False):
-        super().__init__()
-        torch.manual_seed(seed)
-        self.last = torch.nn.Linear(13, 3)
-        self.first = torch.nn.Linear(7, 13)
-        self.middle = torch.nn.Linear(13, 13, bias=False)
-        if extra:
-            self.extra = torch.nn.Linear(13, 13, bias=False)
-            self.never = torch.nn.Linear(2, 1, bias=False)
-
-    def forward(self, x, extra=False):
-        x = self.middle(self.first(x).tanh()).tanh()
-        return self.last(self.extra(x) if extra else x)
-
-
-def batch(step, rank):
-    return torch.randn(4, 7, generator=torch.Generator().manual_seed(1000 * step + rank))
-
-
-def loss(model, step, rank, **options):
-    """Another one on every rank and in every step."""
-    x = batch(step, rank)
-    return (model(x, **options) - x[:, :3]).square().mean()
 
 
 @dataclass
@@ -310,80 +217,6 @@ def _sharded(world, front, net, name, settings, inner, options):
     return Wrapped(front, net, net, inner(list(net.parameters())), state)
 
 
-class Expected:
-    """What a model must become: the majority of all ranks' signs, or of their momenta's.
-
-    Plays the ranks by torch alone. ``beta``: of Signum's momentum, 0 for Sign.
-    """
-
-    def __init__(self, world, net, beta=0.0, lr=0.125):
-        import copy
-
-        self.world, self.net, self.beta, self.lr = world, copy.deepcopy(net), beta, lr
-        self.momenta = [{} for _ in range(world.size)]
-
-    def gradients(self, *losses):
-        """Every rank's own gradients of the sum of its losses, by name; zeros where it has none."""
-        self.net.zero_grad()
-        for function in losses:
-            function(self.net).backward()
-        mine = {n: p.grad for n, p in self.net.named_parameters()}
-        return self.world.gather(mine)
-
-    def train(self, *losses, skip=()):
-        every = self.gradients(*losses)
-        with torch.no_grad():
-            for name, p in self.net.named_parameters():
-                if name in skip or all(g[name] is None for g in every):
-                    continue
-                total = torch.zeros_like(p)
-                for g, momenta in zip(every, self.momenta, strict=True):
-                    grad = torch.zeros_like(p) if g[name] is None else g[name]
-                    m = momenta.setdefault(name, torch.zeros_like(p))
-                    m.mul_(self.beta).add_(grad, alpha=1 - self.beta)
-                    total += m.sign()
-                p.sub_(self.lr * total.sign())
-
-    def check(self, wrapped, what=""):
-        """The parameters are these, bit for bit."""
-        got = wrapped.parameters()
-        for name, p in self.net.named_parameters():
-            same = torch.equal(got[name], p.detach())
-            off = int((got[name] != p.detach()).sum())
-            assert same, f"{what}: {off} of {p.numel()} coordinates of {name} are wrong"
-
-
-def digest(tensors) -> str:
-    """All bits of some tensors."""
-    state = hashlib.blake2b(digest_size=8)
-    for t in tensors:
-        x = torch.view_as_real(t.detach()) if t.is_complex() else t.detach()
-        state.update(x.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return state.hexdigest()
-
-
-def same_replicas(world, wrapped, what=""):
-    """All ranks hold the same parameters."""
-    digests = world.gather(digest(wrapped.parameters().values()))
-    assert len(set(digests)) == 1, f"{what}: replicas differ: {digests}"
-
-
-def attempt(world, function) -> str:
-    """The error that all ranks raise, the same; "" if none of them does."""
-    try:
-        function()
-        mine = ""
-    except Exception as error:
-        mine = f"{type(error).__name__}: {error}"
-    every = world.gather(mine)
-    assert len(set(every)) == 1, f"ranks raised {every}"
-    return mine
-
-
-def same_error(world, function, *texts) -> str:
-    """``function`` raises the same error on every rank, which holds every one of ``texts``."""
-    raised = attempt(world, function)
-    assert raised, "nothing was raised"
-    for text in texts:
-        assert text in raised, f"no {text!r} in {raised!r}"
-    return raised
+def beta_of(front: str) -> float:
+    """Of the momentum in a front end's compressor here: the sharded ones take Sign."""
+    return 0.0 if front in SHARDED else 0.9

@@ -1,8 +1,9 @@
 """Every promise over every front end that this launcher's ranks can use, in one job.
 
-    torchrun --nproc-per-node 2 promises.py torchrun FILE [NAME or NAME[FRONT] ...]
+    torchrun --nproc-per-node 2 promises.py torchrun FILE [NAME or NAME-FRONT ...]
 
-Rank 0 appends one line of JSON to FILE for each promise and front end. Run by tests/test_promises.py.
+Rank 0 appends one line of JSON to FILE for each promise and front end.
+Run by tests/test_promises.py.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import traceback
 import warnings
 
 import front_ends
+import job
 import promises_errors
 import promises_models
 import promises_state
@@ -44,16 +46,16 @@ def outcome(world, name, front):
         mine = ""
     except BaseException as error:  # noqa: BLE001 - all ranks hear of it
         mine = f"{type(error).__name__}: {error}"
-        if not isinstance(error, front_ends.Ended):
+        if not isinstance(error, job.Ended):
             mine += "\n" + traceback.format_exc(limit=-4)
     return world.finish(mine)
 
 
 def main(launcher, file, *wanted):
-    world = front_ends.begin(launcher)
+    world = job.begin(launcher)
     fronts = [f for f in JOBS[launcher] if world.horovod or f not in front_ends.HOROVOD]
     for name, front in cells(fronts):
-        if wanted and not {name, front, f"{name}[{front}]"} & set(wanted):
+        if wanted and not {name, front, f"{name}-{front}"} & set(wanted):
             continue
         began = time.perf_counter()
         torch.manual_seed(0)

@@ -6,26 +6,13 @@ import contextlib
 import warnings
 
 import torch
-from front_ends import (
-    EXACT,
-    FRONTS,
-    HOOKS,
-    HOROVOD,
-    REPLICATED,
-    SHARDED,
-    Expected,
-    Net,
-    digest,
-    make,
-    promise,
-    same_error,
-    same_replicas,
-)
-from promises_votes import at, beta_of
+from expected import Expected, Net, at
+from front_ends import EXACT, FRONTS, HOOKS, HOROVOD, REPLICATED, SHARDED, beta_of, make, promise
+from job import digest, same_error, same_replicas
 
 
 @promise(*FRONTS)
-def a_nan_is_told_to_all(world, front):
+def nan(world, front):
     """By its rank; nothing moves, and the next step is as good as any."""
     w = make(world, front)
     expected = Expected(world, Net(), beta_of(front))
@@ -46,7 +33,7 @@ def a_nan_is_told_to_all(world, front):
 
 
 @promise(*FRONTS)
-def settings_that_differ_are_told_to_all(world, front):
+def settings(world, front):
     """Seeds and compressors; before anything moves."""
     for one, others in (({"seed": 1}, {"seed": 2}), ({"zeros": "positive"}, {"zeros": "random"})):
         mine = one if world.rank == 0 else others
@@ -59,7 +46,7 @@ def settings_that_differ_are_told_to_all(world, front):
 
 
 @promise("plain", "overlap", *HOOKS, *HOROVOD)
-def models_that_start_different_are_told(world, front):
+def start(world, front):
     """An error on every rank, or where broadcasts may follow a warning on every rank."""
     w = make(world, front)
     with torch.no_grad():
@@ -76,7 +63,7 @@ def models_that_start_different_are_told(world, front):
 
 
 @promise(*REPLICATED)
-def learning_rates_that_part_are_told_to_all(world, front):
+def rates(world, front):
     """As ReduceLROnPlateau on each rank's own loss parts them."""
     w = make(world, front)
     for step in range(2):
@@ -104,7 +91,7 @@ class WithComplex(torch.nn.Module):
 
 
 @promise(*FRONTS)
-def complex_parameters_are_refused(world, front):
+def complex_numbers(world, front):
     """A vote on complex numbers is not defined; every rank is told, and nothing moves."""
     holder = []
 
@@ -123,7 +110,7 @@ def complex_parameters_are_refused(world, front):
 
 
 @promise(*REPLICATED)
-def sparse_gradients_are_refused(world, front):
+def sparse(world, front):
     if front == "horovod":
         return  # averages them, as Horovod does, with a warning: horovod_optimizer.py
     net = torch.nn.Embedding(10, 3, sparse=True)
@@ -155,7 +142,7 @@ VOTED_BEFORE_STEP = ("overlap", *HOOKS, *SHARDED, *HOROVOD)  # gradients are vot
 
 
 @promise(*VOTED_BEFORE_STEP)
-def votes_changed_before_the_step_are_told_to_all(world, front):
+def clip(world, front):
     """clip_grad_norm_ after backward() under a hook, after synchronize() under Horovod."""
     for how in ("clip", "scale"):
         w = make(world, front)
@@ -168,7 +155,7 @@ def votes_changed_before_the_step_are_told_to_all(world, front):
 
 
 @promise("plain")
-def clipping_before_the_vote_changes_nothing(world, front):
+def clip_first(world, front):
     """The sign of a clipped gradient is the sign of the gradient."""
     w = make(world, front, compression=("sign", EXACT))
     expected = Expected(world, Net())
@@ -194,7 +181,7 @@ def scaled_step(w, scaler, model_loss, unscale):
 
 
 @promise(*FRONTS)
-def grad_scaler_is_told_to_all(world, front):
+def scaler(world, front):
     """In each recipe, also where one rank's loss overflows, and within the timeout."""
     for unscale in (False, True):
         for overflows in (False, True):

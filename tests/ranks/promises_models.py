@@ -3,18 +3,9 @@
 from __future__ import annotations
 
 import torch
-from front_ends import (
-    EXACT,
-    HOROVOD,
-    REPLICATED,
-    Expected,
-    Net,
-    attempt,
-    make,
-    promise,
-    same_replicas,
-)
-from promises_votes import at
+from expected import Expected, Net, at
+from front_ends import EXACT, HOROVOD, REPLICATED, make, promise
+from job import attempt, same_replicas
 
 
 def unwrapped(w):
@@ -25,7 +16,7 @@ def unwrapped(w):
 
 
 @promise("plain", "overlap", "horovod")
-def unwrap_and_wrap_again(world, front):
+def unwrap(world, front):
     """Hooks go, the state stays: the next wrapper goes on as if nothing had been."""
     w = make(world, front)
     expected = Expected(world, Net(), 0.9)
@@ -42,7 +33,7 @@ def unwrap_and_wrap_again(world, front):
 
 
 @promise(*REPLICATED)
-def a_fresh_wrapper_replaces_the_old(world, front):
+def wrapped_again(world, front):
     """Without a word to the old one, as scripts that unfreeze layers do."""
     net = Net()
     w = make(world, front, net, compression=("sign", EXACT))
@@ -56,7 +47,7 @@ def a_fresh_wrapper_replaces_the_old(world, front):
 
 
 @promise(*REPLICATED)
-def unfrozen_parameters_vote(world, front):
+def unfrozen(world, front):
     """A layer that begins to need gradients in mid-run: it votes, or every rank raises."""
     w = frozen(world, front)
     expected = Expected(world, w.net)
@@ -83,7 +74,7 @@ def frozen(world, front):
 
 
 @promise(*REPLICATED)
-def unfrozen_and_wrapped_again_vote(world, front):
+def unfrozen_wrapped_again(world, front):
     """What public scripts do, and what the error tells them to do."""
     w = frozen(world, front)
     expected = Expected(world, w.net)
@@ -98,7 +89,7 @@ def unfrozen_and_wrapped_again_vote(world, front):
 
 
 @promise(*REPLICATED)
-def added_parameters_vote(world, front):
+def added(world, front):
     """A layer that the optimizer is given in mid-run: it votes, or every rank raises."""
     net = Net()
     first = list(net.first.parameters())
@@ -121,7 +112,7 @@ def added_parameters_vote(world, front):
 
 
 @promise(*REPLICATED)
-def stop_is_requested_at_one_step(world, front):
+def stop(world, front):
     """A signal on one rank stops all ranks after the same step."""
     import mpisign
 

@@ -6,22 +6,9 @@ import functools
 import warnings
 
 import torch
-from front_ends import (
-    FRONTS,
-    HOOKS,
-    HOROVOD,
-    REPLICATED,
-    SHARDED,
-    Expected,
-    Net,
-    digest,
-    loss,
-    make,
-    promise,
-    same_error,
-    same_replicas,
-)
-from promises_votes import at, beta_of
+from expected import Expected, Net, at
+from front_ends import FRONTS, HOOKS, HOROVOD, REPLICATED, SHARDED, beta_of, make, promise
+from job import digest, same_error, same_replicas
 
 STEPPED = tuple(f for f in REPLICATED if f != "hvd_counters")  # what counts its steps
 
@@ -31,7 +18,7 @@ def state_digest(w):
 
 
 @promise(*FRONTS)
-def discarded_gradients_leave_nothing(world, front):
+def discarded(world, front):
     """Gradients that were computed, perhaps exchanged, and thrown away before step()."""
     w = make(world, front)
     expected = Expected(world, Net(), beta_of(front))
@@ -47,7 +34,7 @@ def discarded_gradients_leave_nothing(world, front):
 
 
 @promise(*FRONTS)
-def two_optimizers_as_in_a_gan(world, front):
+def gan(world, front):
     """The generator's backward fills the discriminator's gradients, which are thrown away."""
     torch.manual_seed(0)
     plain = torch.nn.Linear(16, 1), torch.nn.Linear(8, 16)
@@ -62,7 +49,7 @@ def two_optimizers_as_in_a_gan(world, front):
     for step in range(4):
         real = torch.randn(4, 16, generator=generator)
         noise = torch.randn(4, 8, generator=generator)
-        # One backward for both halves of the loss: two are promises_votes.two_backwards_add_up.
+        # One backward for both halves of the loss: two are promises_votes.backwards.
         weights = torch.tensor([1.0] * 4 + [-5.0] * 4)[:, None]
         fake = g.model(noise).detach()
         critic = functools.partial(criticised, torch.cat([real, fake]), weights)
@@ -90,7 +77,7 @@ def copy_of(net):
 
 
 @promise(*FRONTS)
-def resumes_bit_for_bit(world, front):
+def resumed(world, front):
     """From this rank's own checkpoint, in new objects; with random bits."""
     kind = "stochastic_sign" if front in SHARDED else "signum"
     w = make(world, front, compression=kind, lr=0.01)
@@ -116,7 +103,7 @@ INNER = {
 
 
 @promise("plain", "overlap", *HOOKS, "horovod")
-def hidden_steps_change_nothing(world, front):
+def hidden_steps(world, front):
     """torch.distributed.checkpoint fills an optimizer's state by a step on zeros."""
     for name, inner in INNER.items():
         nets = []
@@ -142,7 +129,7 @@ def hidden_step(w):
 
 
 @promise(*HOROVOD)
-def broadcast_optimizer_state_changes_nothing(world, front):
+def broadcast(world, front):
     import horovod.torch as hvd
 
     for name, inner in INNER.items():
@@ -163,7 +150,7 @@ def broadcast_optimizer_state_changes_nothing(world, front):
 
 
 @promise("plain", "overlap", "horovod")
-def distributed_checkpoint_keeps_the_state(world, front):
+def dcp(world, front):
     """Where the compressor's state is part of the optimizer's, DCP saves and restores it."""
     from torch.distributed.checkpoint.state_dict import (
         get_optimizer_state_dict,
@@ -187,7 +174,7 @@ def distributed_checkpoint_keeps_the_state(world, front):
 
 
 @promise(*REPLICATED)
-def rank_0s_checkpoint_is_told(world, front):
+def rank_0s_file(world, front):
     """Loaded by all ranks it gives them rank 0's momentum: they are told, and stay equal."""
     w = make(world, front)
     for step in range(2):
@@ -205,7 +192,7 @@ def rank_0s_checkpoint_is_told(world, front):
 
 
 @promise(*REPLICATED)
-def loading_on_one_rank_alone_is_told(world, front):
+def one_loads(world, front):
     """Where the state says how far a rank has come."""
     w = make(world, front)
     for step in range(2):

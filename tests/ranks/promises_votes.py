@@ -5,36 +5,13 @@ from __future__ import annotations
 import functools
 
 import torch
-from front_ends import (
-    EXACT,
-    FRONTS,
-    HOROVOD,
-    REPLICATED,
-    SHARDED,
-    Expected,
-    Net,
-    attempt,
-    digest,
-    loss,
-    make,
-    promise,
-    same_error,
-    same_replicas,
-)
-
-
-def beta_of(front):
-    """Of the momentum in a front end's own compressor: the sharded ones take Sign."""
-    return 0.0 if front in SHARDED else 0.9
-
-
-def at(world, step, **options):
-    """A function of a model: this rank's loss in a step."""
-    return functools.partial(loss, step=step, rank=world.rank, **options)
+from expected import Expected, Net, at
+from front_ends import EXACT, FRONTS, HOROVOD, REPLICATED, beta_of, make, promise
+from job import attempt, digest, same_error, same_replicas
 
 
 @promise(*FRONTS)
-def parameters_move_by_the_vote(world, front):
+def vote(world, front):
     w = make(world, front)
     expected = Expected(world, Net(), beta_of(front))
     for step in range(4):
@@ -44,7 +21,7 @@ def parameters_move_by_the_vote(world, front):
 
 
 @promise(*REPLICATED)
-def replicas_stay_identical(world, front):
+def replicas(world, front):
     """With random zeros and ties, options that change alike, and an optimizer with state."""
     inner = functools.partial(torch.optim.AdamW, lr=0.01)
     for options in ({}, {"inner": inner}):
@@ -58,7 +35,7 @@ def replicas_stay_identical(world, front):
 
 
 @promise(*REPLICATED)
-def gradients_missing_on_some_ranks(world, front):
+def missing(world, front):
     """Count as zeros there; a parameter that no rank used stays where it is."""
     options = {"ddp": {"find_unused_parameters": True}} if front in ("ddp", "ddp_bare") else {}
     w = make(world, front, Net(extra=True), compression=("sign", EXACT), **options)
@@ -71,7 +48,7 @@ def gradients_missing_on_some_ranks(world, front):
 
 
 @promise(*FRONTS)
-def two_backwards_add_up(world, front):
+def backwards(world, front):
     """The vote is on the sum of two losses' gradients, or every rank raises the same error."""
     options = {"backward_passes_per_step": 2} if front in HOROVOD else {}
     w = make(world, front, **options)
@@ -90,7 +67,7 @@ def two_backwards_add_up(world, front):
 
 
 @promise(*HOROVOD)
-def backwards_past_their_number_raise(world, front):
+def passes(world, front):
     """Horovod's own rule, told on every rank."""
     w = make(world, front)
     w.optimizer.zero_grad()
@@ -124,7 +101,7 @@ def words(step, rank):
 
 
 @promise(*REPLICATED)
-def rows_nobody_looked_up_stay(world, front):
+def rows(world, front):
     """Of embeddings of any name, and the padding row; the default compressor."""
     w = make(world, front, Words(), compression="signum")
     before = w.parameters()
@@ -140,10 +117,10 @@ def rows_nobody_looked_up_stay(world, front):
 
 
 @promise(*REPLICATED)
-def warmup_steps_average(world, front):
+def warmup(world, front):
     """Plain averages first, then votes."""
     w = make(world, front, warmup_steps=2)
-    expected = Expected(world, Net(), 0.9)
+    expected, before = Expected(world, Net(), 0.9), {}
     for step in range(5):
         w.train(at(world, step))
         if step < 2:

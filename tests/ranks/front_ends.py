@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from expected import Net
+from job import World
 
 #: In this order in tables. "ddp_bare": the hook's state without ``optimizer=``.
 TORCH = ("plain", "overlap", "ddp", "ddp_bare", "fsdp1", "fsdp2")

@@ -1,4 +1,4 @@
-"""The ranks of one job, which check promises together and stay in step whatever one of them does."""
+"""The ranks of one job: they check promises together, in step whatever one of them does."""
 
 from __future__ import annotations
 

@@ -16,7 +16,8 @@ from job import World
 
 #: In this order in tables. "ddp_bare": the hook's state without ``optimizer=``.
 TORCH = ("plain", "overlap", "ddp", "ddp_bare", "fsdp1", "fsdp2")
-HOROVOD = ("horovod", "hvd_named", "hvd_counters")
+HVD = ("hvd_named", "hvd_counters")  # Horovod's own optimizer
+HOROVOD = ("horovod", *HVD)
 FRONTS = (*TORCH, *HOROVOD)
 HOOKS = ("ddp", "ddp_bare")
 SHARDED = ("fsdp1", "fsdp2")
@@ -49,19 +50,18 @@ class Wrapped:
 
     @property
     def steps(self) -> int:
-        """Steps that the compressor has counted."""
+        """Steps that the compressor has counted; hvd_counters counts gradients instead."""
+        state = self.votes.state_dict()
         if self.front in HOOKS:
-            return self.votes.steps
-        if self.front in ("hvd_named", "hvd_counters"):
-            return self.votes.state_dict()["mpisign"]["step"]
-        return self.votes.state_dict()["mpisign"]["steps"]
+            return state["steps"]
+        return state["mpisign"]["step" if self.front in HVD else "steps"]
 
     def state(self) -> dict[str, dict[str, torch.Tensor]]:
         """The compressor's state on this rank by parameter."""
         state = self.votes.state_dict()
         if self.front in HOOKS:
             return state["state"]
-        if self.front in ("hvd_named", "hvd_counters"):
+        if self.front in HVD:
             return {k: v for k, v in state.items() if k != "mpisign"}
         return state["mpisign"]["state"]
 
@@ -76,12 +76,6 @@ class Wrapped:
         """Throws computed gradients away: under Horovod by its own recipe."""
         if self.front in HOROVOD:
             self.optimizer.synchronize()
-        self.optimizer.zero_grad()
-
-    def forget(self):
-        """After an error: the gradients of that step go, and what Horovod's own optimizer kept."""
-        if self.front in ("hvd_named", "hvd_counters"):
-            self.optimizer._handles.clear()
         self.optimizer.zero_grad()
 
     def save(self) -> bytes:

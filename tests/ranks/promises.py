@@ -8,6 +8,7 @@ Run by tests/test_promises.py.
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import sys
 import time
@@ -30,6 +31,9 @@ PROMISES = {
     for name, f in vars(module).items()
     if hasattr(f, "fronts") and f.__module__ == module.__name__
 }
+
+
+LIMIT = 60  # seconds for one promise, imports included; then the job ends with its stacks
 
 
 def cells(fronts=FRONTS):
@@ -57,6 +61,7 @@ def main(launcher, file, *wanted):
     for name, front in cells(fronts):
         if wanted and not {name, front, f"{name}-{front}"} & set(wanted):
             continue
+        faulthandler.dump_traceback_later(LIMIT, exit=True)
         began = time.perf_counter()
         torch.manual_seed(0)
         found = outcome(world, name, front)
@@ -70,6 +75,7 @@ def main(launcher, file, *wanted):
     if world.rank == 0:
         with open(file, "a") as f:
             f.write(json.dumps({"promise": "the end", "front": "", "ranks": world.size}) + "\n")
+    faulthandler.cancel_dump_traceback_later()
     world.end()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import shutil
 import tempfile
@@ -44,10 +45,10 @@ def gan(world, front):
     plain = torch.nn.Linear(16, 1), torch.nn.Linear(8, 16)
     d, g = (
         make(world, front, torch.nn.Sequential(net), prefix=name)
-        for net, name in zip(map(copy_of, plain), ("d.", "g."), strict=True)
+        for net, name in zip(map(copy.deepcopy, plain), ("d.", "g."), strict=True)
     )
     want_d, want_g = (
-        Expected(world, torch.nn.Sequential(copy_of(net)), beta_of(front)) for net in plain
+        Expected(world, torch.nn.Sequential(copy.deepcopy(net)), beta_of(front)) for net in plain
     )
     generator = torch.Generator().manual_seed(100 + world.rank)
     for step in range(4):
@@ -72,12 +73,6 @@ def gan(world, front):
 
 def criticised(x, weights, model):
     return -(model(x) * weights).mean()
-
-
-def copy_of(net):
-    import copy
-
-    return copy.deepcopy(net)
 
 
 @promise(*FRONTS)
@@ -166,7 +161,7 @@ def dcp(world, front):
         for step in range(3):
             w.train(at(world, step))
         w.optimizer.zero_grad()
-        saved = get_optimizer_state_dict(w.net, w.optimizer)
+        saved = copy.deepcopy(get_optimizer_state_dict(w.net, w.optimizer))  # else shared
         again = make(world, front, Net(seed=5), inner=inner)
         again.net.load_state_dict(w.net.state_dict())
         set_optimizer_state_dict(again.net, again.optimizer, saved)
@@ -177,7 +172,7 @@ def dcp(world, front):
         assert digest(w.parameters().values()) == digest(again.parameters().values()), name
 
 
-@promise("plain", "overlap", *HOOKS, "horovod")
+@promise("plain", "overlap", "horovod")
 def dcp_files(world, front):
     """torch.distributed.checkpoint writes one folder of all ranks: each finds its own in it."""
     import torch.distributed.checkpoint as dcp
@@ -185,7 +180,7 @@ def dcp_files(world, front):
 
     def parts(w):
         net, optimizer = get_state_dict(w.net, w.optimizer)
-        return {"net": net, "optimizer": optimizer, "votes": w.votes if front in HOOKS else {}}
+        return {"net": net, "optimizer": optimizer}
 
     w = make(world, front)
     for step in range(3):

@@ -59,7 +59,7 @@ def backwards(world, front):
         if raised:
             assert "backward" in raised, raised
             expected.check(w, "after the error")
-            w.forget()
+            w.optimizer.zero_grad()
             losses = losses[:1]
             w.train(*losses)
         expected.train(*losses)

@@ -123,10 +123,8 @@ def complex_numbers(world, front):
             w.discard()
 
 
-@promise(*REPLICATED)
+@promise("plain", "overlap", *HOOKS, *HVD)
 def sparse(world, front):
-    if front == "horovod":
-        return  # averages them, as Horovod does, with a warning: horovod_optimizer.py
     net = torch.nn.Embedding(10, 3, sparse=True)
     w = make(world, front, net)
     same_error(world, lambda: w.train(lambda model: model(torch.arange(3)).sum()), "sparse")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from expected import Expected, Net, at
-from front_ends import EXACT, HOROVOD, REPLICATED, make, promise
+from front_ends import EXACT, FRONTS, HOROVOD, REPLICATED, make, promise
 from job import attempt, same_replicas
 
 
@@ -111,20 +111,22 @@ def added(world, front):
     assert moved.any()
 
 
-@promise(*REPLICATED)
+@promise(*FRONTS)
 def stop(world, front):
     """A signal on one rank stops all ranks after the same step."""
     import mpisign
 
     w = make(world, front)
     stopped = -1
-    for step in range(6):
-        if step == 2 and world.rank == world.size - 1:
-            mpisign.request_stop()
-        w.train(at(world, step))
-        if mpisign.stop_requested():
-            stopped = step
-            break
-    every = world.gather(stopped)
-    assert len(set(every)) == 1 and every[0] in (2, 3), every
-    same_replicas(world, w)
+    try:
+        for step in range(6):
+            if step == 2 and world.rank == world.size - 1:
+                mpisign.request_stop()
+            w.train(at(world, step))
+            if mpisign.stop_requested():
+                stopped = step
+                break
+        every = world.gather(stopped)
+        assert len(set(every)) == 1 and every[0] in (2, 3), every
+    finally:
+        mpisign.request_stop(False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,10 +42,12 @@ class World:
         """Connects the ranks anew, after something broke."""
         import mpisign
 
-        base = None
-        if "TORCHELASTIC_RUN_ID" not in os.environ:
-            base = "mpi"
-        self.group = mpisign.Communicator(base)
+        self.group = mpisign.Communicator("mpi" if self.horovod else None)
+        if self.horovod:
+            import horovod.torch as hvd
+
+            hvd.shutdown()
+            hvd.init()
 
 
 def begin(launcher: str) -> World:

@@ -9,7 +9,9 @@ import torch
 from ddp_worlds import (
     ABSTAINING,
     Net,
+    batch,
     everyone,
+    gathered,
     local_gradients,
     loss_of,
     raised,
@@ -19,6 +21,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy, fully_shard
 
 import mpisign.fsdp
+from mpisign.compressors import StochasticSign
+from mpisign.errors import NaNError
 
 
 def each_layer(module, recurse, nonwrapped_numel):
@@ -63,12 +67,17 @@ def check_fsdp1_votes():
     ):
         state = mpisign.fsdp.MajorityVoteState(None, ABSTAINING)
         model = sharded(Net(), state, strategy)
-        for step in range(3):
+        for step in range(4):
             want = expected(Net(), step)
             model.zero_grad()
-            if step == 2:
+            if step == 1:  # raised on all, and the next step is as good as any
+                loss = loss_of(model, step, nan=worlds.RANK == 1)
+                error = raised(NaNError, loss.backward)
+                assert "on rank 1" in error and len(set(gathered(error))) == 1, error
+                continue
+            if step == 3:
                 state = pickle.loads(pickle.dumps(state))
-                assert state.calls == 6
+                assert state.calls == 9
             loss_of(model, step).backward()
             got = whole(model, strategy)
             for name, grad in want.items():
@@ -83,9 +92,14 @@ def check_fsdp2_votes():
             fully_shard(layer)
         fully_shard(model)
         mpisign.fsdp.register_comm_hook(model, state)
-        for step in range(2):
+        for step in range(3):
             want = expected(Net().to(dtype), step)
             model.zero_grad()
+            if step == 1:
+                loss = loss_of(model, step, nan=worlds.RANK == 1)
+                error = raised(NaNError, loss.backward)
+                assert "on rank 1" in error and len(set(gathered(error))) == 1, error
+                continue
             loss_of(model, step).backward()
             for name, p in model.named_parameters():
                 assert torch.equal(p.grad.full_tensor(), want[name]), (dtype, step, name)
@@ -97,3 +111,26 @@ def check_hybrid_sharding_is_refused():
     state = mpisign.fsdp.MajorityVoteState()
     error = raised(ValueError, lambda: mpisign.fsdp.register_comm_hook(model, state))
     assert "got hybrid sharding" in error, error
+
+
+def check_random_bits_go_on_after_a_checkpoint():
+    compressor = StochasticSign(bound=1.0)
+    strategy = ShardingStrategy.FULL_SHARD
+
+    def after(steps, state):
+        model = sharded(Net(), state, strategy)
+        for _ in range(steps):
+            model.zero_grad()
+            (model(batch(7)) ** 2).mean().backward()
+        return whole(model, strategy)
+
+    state = mpisign.fsdp.MajorityVoteState(None, compressor, seed=3)
+    after(2, state)
+    kept = state.state_dict()
+    third = after(1, state)
+    again = mpisign.fsdp.MajorityVoteState(None, compressor, seed=3)
+    again.load_state_dict(kept)
+    same = after(1, again)
+    other = after(1, again)
+    assert all(torch.equal(third[n], same[n]) for n in third)
+    assert not all(torch.equal(third[n], other[n]) for n in third)

@@ -56,6 +56,7 @@ class StepHooks:
             self._computed = True
             if self.exchange.is_ready(m) and m.grad is not p.grad:
                 self.exchange.discard()  # what zero_grad() has thrown away
+                self._spoilt = ""
             if self.exchange.is_ready(m):
                 self._spoilt = (
                     f"the gradient of {m.name!r} was computed twice before step(), but is on its "

@@ -29,7 +29,7 @@ from horovod_checks import (
 
 import mpisign
 from mpisign.compressors import COMPRESSORS, Compression, Sign, Signum
-from mpisign.errors import CollectiveError, NaNError
+from mpisign.errors import CollectiveError
 from mpisign.horovod import Compression as ForHorovod
 from mpisign.horovod import DistributedOptimizer
 
@@ -236,26 +236,17 @@ def errors():
     """What raises does so on every rank, and the optimizer goes on afterwards."""
     net = network()
     optimizer = ours(net, compression=EXACT.__class__(zeros="abstain"), bucket_size=100)
-    if hvd.rank() == N - 1:
-        (loss(net, 0) * float("nan")).backward()
-    else:
-        loss(net, 0).backward()
-    raises("NaN", NaNError, f"on rank {N - 1}", optimizer.step)
-    optimizer.zero_grad()
-    take(net, optimizer, 2)
-    same_everywhere("after NaN: replicas", digest(net.parameters()))
+    take(net, optimizer, 1)
     closure = (lambda: None) if hvd.rank() == 0 else None
     raises("a closure", CollectiveError, "closure", lambda: optimizer.step(closure))
-    more = torch.nn.Parameter(torch.ones(3))
-    optimizer.add_param_group({"params": [more]})
-    more.sum().backward()
-    raises("a new parameter", CollectiveError, "wrap it again", optimizer.step)
+    take(net, optimizer, 2)
+    same_everywhere("after an error: replicas", digest(net.parameters()))
 
 
 def states():
     """13 steps, and from a file after 7 on, the same, with each rank's own momenta."""
     sgd, adam = torch.optim.SGD, torch.optim.Adam
-    ways = {"signum": adam, "ef_sign": adam, "onebit": adam}
+    ways = {"ef_sign": adam, "onebit": adam}
     for compression, inner in {**ways, Compression.ef_sparsign(local_steps=3): sgd}.items():
         net = network()
         optimizer = ours(net, compression=compression, seed=4, inner=inner)
@@ -366,18 +357,16 @@ def sparse():
 
 
 def skips():
-    """Embeddings abstain by default; a rule of one's own."""
+    """A rule of one's own."""
     torch.manual_seed(0)
     net = torch.nn.Sequential()
     net.add_module("embed", torch.nn.Embedding(10, 3))
     net.add_module("out", torch.nn.Linear(3, 2))
     before = net.embed.weight.detach().clone()
     rule = {"skip": lambda name, p: "16bit" if p.dim() == 1 else "abstain"}
-    for options in ({}, rule):
-        optimizer = ours(net, compression="signum", **options)
-        net(torch.tensor([1, 2])).square().sum().backward()
-        optimizer.step()
-        optimizer.zero_grad()
+    optimizer = ours(net, compression="signum", **rule)
+    net(torch.tensor([1, 2])).square().sum().backward()
+    optimizer.step()
     same = torch.equal(net.embed.weight[3:], before[3:])
     check("rows that nobody looked up stay", same and not torch.equal(net.embed.weight, before))
     same_everywhere("skips: replicas", digest(net.parameters()))

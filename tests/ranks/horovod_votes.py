@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 import sys
 
@@ -127,24 +126,6 @@ def replicas(way):
     checks.same_everywhere(f"{way}: 80 steps: replicas", checks.digest(model.parameters()))
 
 
-def resumed(way, kind):
-    """8 steps and 8 more; from the state in between on, the same."""
-    model = network()
-    compression = build(way, kind, list(model.named_parameters()), {"seed": 4})
-    steps = trainer(model, compression)
-    take(steps, 8)
-    saved = copy.deepcopy(model)
-    state = copy.deepcopy(compression.state_dict())
-    known = {"mpisign", *(dict(model.named_parameters()) if kind == "signum" else ())}
-    take(steps, 8)
-    steps.close()
-    again = build(way, kind, list(saved.named_parameters()), {"seed": 4})
-    again.load_state_dict(state)
-    take(trainer(saved, again), 8)
-    same = checks.digest(model.parameters()) == checks.digest(saved.parameters())
-    checks.check(f"{way} {kind}: from a saved state the same", same and set(state) == known)
-
-
 def main():
     pair = hvd.ProcessSet([0, 2]) if int(sys.argv[1]) > 2 else None
     hvd.init(process_sets=[pair] if pair else [])
@@ -175,8 +156,6 @@ def main():
         if pair:
             votes(f"{way}: process set", way, "sign", settings=exact, process_set=pair)
             votes(f"{way}: process set, Sum", way, "sign", op=hvd.Sum, process_set=pair)
-    for way, kind in itertools.product(ways, ("sign", "signum")):
-        resumed(way, kind)
     for way in ways if "long" in sys.argv else []:
         replicas(way)
     checks.finish()

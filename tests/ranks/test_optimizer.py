@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import copy
-import io
-
 import numpy as np
 import pytest
 import torch
-from worlds import RANK, SIZE, WORLD, same_on_all_ranks, several
+from worlds import RANK, SIZE, same_on_all_ranks, several
 
 import mpisign
 from mpisign.compressors import Sign, Signum
@@ -53,14 +50,14 @@ def train(net, optimizer, steps, first=0):
     ],
 )
 @pytest.mark.parametrize("algorithm", ["allgather", "alltoall"])
-def test_replicas_are_bit_identical_after_200_steps(compression, algorithm):
+def test_replicas_are_bit_identical_after_50_steps(compression, algorithm):
     net = model()
     before = [p.copy() for p in parameters(net)]
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01, weight_decay=1e-3)
     mpisign.DistributedOptimizer(
         optimizer, net.named_parameters(), compression=compression, algorithm=algorithm
     )
-    train(net, optimizer, 200)
+    train(net, optimizer, 50)
     assert same_on_all_ranks(*parameters(net))
     assert all(not np.array_equal(a, b) for a, b in zip(before, parameters(net), strict=True))
 
@@ -123,30 +120,6 @@ def test_gradients_that_are_not_contiguous_and_halves():
         assert torch.equal(p.grad.double(), expected)
 
 
-def test_state_is_saved_and_a_resumed_run_continues_bit_for_bit():
-    def start():
-        net = model()
-        optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
-        mpisign.DistributedOptimizer(optimizer, net.named_parameters(), seed=3, comm=WORLD.Dup())
-        return net, optimizer
-
-    net, optimizer = start()
-    train(net, optimizer, 10)
-    file = io.BytesIO()
-    torch.save({"net": net.state_dict(), "optimizer": optimizer.state_dict()}, file)
-    momentum = optimizer.state_dict()["mpisign"]["state"]["0.weight"]["momentum"]
-    assert momentum.shape == (13, 7) and momentum.abs().sum() > 0
-    train(net, optimizer, 10, first=10)
-
-    resumed, other = start()
-    saved = torch.load(io.BytesIO(file.getvalue()), weights_only=True)
-    resumed.load_state_dict(saved["net"])
-    other.load_state_dict(copy.deepcopy(saved["optimizer"]))
-    train(resumed, other, 10, first=10)
-    for a, b in zip(parameters(net), parameters(resumed), strict=True):
-        assert np.array_equal(a, b)
-
-
 def test_a_scheduler_and_a_second_parameter_group_work():
     net = model()
     groups = [{"params": net[0].parameters()}, {"params": net[2].parameters(), "lr": 0.5}]
@@ -170,36 +143,6 @@ def test_models_that_differ_are_found_before_anything_moves():
     with pytest.raises(DisagreementError, match="ranks disagree on names, shapes or dtypes"):
         optimizer.step()
     assert torch.equal(before, net.weight)
-
-
-@several
-def test_replicas_that_could_not_stay_equal_are_found_before_the_update():
-    net = model(seed=RANK == SIZE - 1)
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-    mpisign.DistributedOptimizer(optimizer, net.named_parameters())
-    with pytest.raises(CollectiveError, match=f"replicas differ.* against rank {SIZE - 1}"):
-        train(net, optimizer, 1)
-    net = model()
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-    mpisign.DistributedOptimizer(optimizer, net.named_parameters())
-    train(net, optimizer, 1)
-    optimizer.param_groups[0]["lr"] = 0.1 if RANK else 0.2
-    with pytest.raises(DisagreementError, match="ranks disagree on optimizer settings"):
-        train(net, optimizer, 1)
-
-
-def test_nan_and_sparse_gradients_stop_every_rank_before_the_update():
-    p, optimizer = one_parameter(10)
-    p.grad = torch.ones(10)
-    if RANK == 0:
-        p.grad[3] = float("nan")
-    with pytest.raises(NaNError, match="1 on rank 0"):
-        optimizer.step()
-    q, other = one_parameter(10, compression="sign")
-    q.grad = torch.ones(10).to_sparse() if RANK == SIZE - 1 else torch.ones(10)
-    with pytest.raises(CollectiveError, match=f"rank {SIZE - 1}: .* dense CPU or CUDA tensor"):
-        other.step()
-    assert (p == 0).all() and (q == 0).all()
 
 
 def test_bad_arguments():

@@ -42,6 +42,7 @@ OPERATIONS = (
     "bucket_robust",
     "bucket_detox",
     "plan_majority_vote",
+    "warm_up",
 )
 DEVICES = ("cpu", "cuda")  # where the arrays are, which says the wire
 _AGREED = struct.Struct("<4sH6BHBx5Q")

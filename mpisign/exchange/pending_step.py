@@ -45,6 +45,7 @@ class PendingStep:
         self._mixing: set[int] = set()  # ids of slots, in the exchange to come
         self._mixed: set[int] = set()  # the same, in that whose result was handed out
         self.newcomers = Newcomers()
+        self.refuses_newcomers = True  # False where another hook tells all ranks
         self._turn = 0
         self.averaged = False  # whether the last result is of averages, which may be clipped
         self._steppers: list[weakref.ref[torch.optim.Optimizer]] = []
@@ -103,7 +104,7 @@ class PendingStep:
         self._known = True
         if all(r() is not optimizer for r in self._steppers):
             self._steppers.append(weakref.ref(optimizer))
-        if self.newcomers.come(optimizer):
+        if self.refuses_newcomers and self.newcomers.come(optimizer):
             raise RuntimeError(f"step: {NEWCOMER}")
         if not self._handed_out:
             return

@@ -54,6 +54,7 @@ class StepHooks:
             optimizer.register_state_dict_post_hook(self.save),
             optimizer.register_load_state_dict_pre_hook(self.load),
         ]
+        exchange.pending.refuses_newcomers = False
         take_up(optimizer, exchange)
 
     def take_off(self, optimizer: torch.optim.Optimizer) -> None:

@@ -61,8 +61,8 @@ def DistributedOptimizer(
             see ``mpisign.majority_vote``.
         seed: of the random bits, equal on all ranks.
         skip: parameters that are sent differently: None, or a function of (name, parameter) that
-            returns "16bit", "abstain" or None. With "auto" embeddings, found by name, abstain where
-            their gradient is 0; with compressors whose updates have a gradient's size, vectors and
+            returns "16bit", "abstain" or None. With "auto" embeddings, found by the modules that
+            hold them, abstain where their gradient is 0; with compressors whose updates have a gradient's size, vectors and
             tensors of up to 1,024 coordinates are averaged in 16 bits.
         overlap: exchange gradients while ``backward()`` computes others. Then there is one
             ``backward()`` a step, and gradients and learning rates must not change before

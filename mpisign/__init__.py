@@ -26,7 +26,7 @@ if TYPE_CHECKING:
         tally,
         tally_async,
     )
-    from mpisign.optimizer import DistributedOptimizer
+    from mpisign.optimizer import DistributedOptimizer, unwrap
 
 __version__ = "0.1.0"
 __all__ = [
@@ -47,6 +47,7 @@ __all__ = [
     "tally",
     "tally_async",
     "unpack",
+    "unwrap",
     "vote_traffic",
 ]
 
@@ -64,6 +65,7 @@ _LAZY = {
     "robust_aggregate": "mpisign.functions",
     "tally": "mpisign.functions",
     "tally_async": "mpisign.functions",
+    "unwrap": "mpisign.optimizer",
     "vote_traffic": "mpisign.collectives.traffic",
 }
 

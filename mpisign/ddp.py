@@ -22,7 +22,7 @@ from mpisign.exchange.arguments import named_pairs
 from mpisign.exchange.buckets import BUCKET_SIZE
 from mpisign.exchange.gradient_exchange import GradientExchange
 from mpisign.exchange.optimizer_options import warn_of_momentum
-from mpisign.exchange.optimizer_steps import call_on_every_rank
+from mpisign.exchange.optimizer_steps import NEWCOMER, call_on_every_rank
 from mpisign.exchange.parameter_slot import ParameterSlot
 from mpisign.exchange.pending_step import ChangedVotes
 from mpisign.exchange.process_group import FUNCTION, HookState
@@ -55,6 +55,7 @@ class MajorityVoteState(HookState):
         bucket_size: coordinates in a bucket.
         changed_votes: "raise" if votes are written to between ``backward()`` and the step of an
             optimizer, as ``clip_grad_norm_`` does, or "allow".
+        warmup_steps: as in ``mpisign.DistributedOptimizer``.
 
     What ``backward()`` exchanged counts when an optimizer steps on it: any torch optimizer that
     holds the parameters. Where ``zero_grad()`` throws it away, state and steps are as before.
@@ -69,7 +70,14 @@ class MajorityVoteState(HookState):
         {'steps': 0, 'state': {}}
     """
 
-    pickled: ClassVar = (*HookState.pickled, "skip", "bucket_size", "changed_votes", "_order")
+    pickled: ClassVar = (
+        *HookState.pickled,
+        "skip",
+        "bucket_size",
+        "changed_votes",
+        "_order",
+        "warmup_steps",
+    )
     optimizer: torch.optim.Optimizer | None
     _names: dict[torch.Tensor, str] | None
     _order: list[str] | None  # names in the module's order
@@ -87,6 +95,7 @@ class MajorityVoteState(HookState):
         timeout: float | None = None,
         bucket_size: int | None = BUCKET_SIZE,
         changed_votes: ChangedVotes = "raise",
+        warmup_steps: int = 0,
     ) -> None:
         super().__init__(process_group, compression, algorithm, seed, timeout)
         if self.compressor.local_steps > 1:
@@ -95,7 +104,7 @@ class MajorityVoteState(HookState):
                 "mpisign.DistributedOptimizer takes local steps"
             )
         self.skip, self.bucket_size, self.changed_votes = skip, bucket_size, changed_votes
-        self._order = None
+        self._order, self.warmup_steps = None, warmup_steps
         self._start()
         self.process_group, self.optimizer = process_group, optimizer
         if named_parameters is not None:
@@ -165,6 +174,7 @@ class MajorityVoteState(HookState):
             optimizer=self.optimizer,
             ahead=bool(members),
             changed_votes=self.changed_votes,
+            warmup_steps=self.warmup_steps,
         )
 
     def _take(self, bucket: dist.GradBucket) -> None:
@@ -178,6 +188,9 @@ class MajorityVoteState(HookState):
             return
         exchange = self._exchange
         exchange.optimizer = self.optimizer
+        if self.optimizer is not None and exchange.pending.newcomers.come(self.optimizer):
+            self._reason = NEWCOMER
+            exchange.refuse(NEWCOMER)  # while buckets can tell all ranks
         if self.optimizer is not None:
             call_on_every_rank(self.optimizer)
         for p, grad in pairs:

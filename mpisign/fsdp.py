@@ -19,7 +19,9 @@ except ImportError as error:
 from mpisign import policies
 from mpisign.compressors import Compressor, Detox, NoisySign, Sign, StochasticSign
 from mpisign.engine.engine import Engine
-from mpisign.exchange.after_backward import raise_after_backward
+from mpisign.exchange.after_backward import after_backward, raise_after_backward
+from mpisign.exchange.arguments import check_warmup
+from mpisign.exchange.flat_average import flat_average
 from mpisign.exchange.flat_vote import flat_vote
 from mpisign.exchange.handed_shards import HandedShards
 from mpisign.exchange.pending_step import ChangedVotes
@@ -50,6 +52,8 @@ class MajorityVoteState(HookState):
         changed_votes: "raise" if an optimizer steps on shards that are no longer votes, as after
             ``clip_grad_norm_`` or two passes without ``zero_grad()``, or "allow". A few values of
             each gradient are looked at.
+        warmup_steps: backward passes, from the first one on, after which gradients are the ranks'
+            plain fp32 average, as FSDP's own; then votes.
 
     Raises:
         ValueError: for invalid arguments.
@@ -60,7 +64,7 @@ class MajorityVoteState(HookState):
         {'calls': 0}
     """
 
-    pickled: ClassVar = (*HookState.pickled, "changed_votes")
+    pickled: ClassVar = (*HookState.pickled, "changed_votes", "warmup_steps")
 
     def __init__(
         self,
@@ -71,6 +75,7 @@ class MajorityVoteState(HookState):
         algorithm: policies.Algorithm = "auto",
         timeout: float | None = None,
         changed_votes: ChangedVotes = "raise",
+        warmup_steps: int = 0,
     ) -> None:
         self.changed_votes = changed_votes
         super().__init__(process_group, compression, algorithm, seed, timeout)
@@ -80,20 +85,41 @@ class MajorityVoteState(HookState):
                 f"{FUNCTION}: compression must keep no state: 'sign', 'noisy_sign' or "
                 f"'stochastic_sign', got {compression!r}; mpisign.ddp takes the others"
             )
-        self.calls = 0
+        check_warmup(FUNCTION, warmup_steps)
+        self.warmup_steps = warmup_steps
         self._handed = HandedShards(FUNCTION, changed_votes)
+        self._count_from_zero()
 
     def _start(self) -> None:
         super()._start()
         self._handed = HandedShards(FUNCTION, self.changed_votes)
+        self._count_from_zero()
+
+    def _count_from_zero(self) -> None:
+        self.calls = self._passes = 0
+        self._in_pass = False
 
     def state_dict(self) -> dict[str, int]:
-        """Returns {"calls": n}, the same on every rank."""
-        return {"calls": self.calls}
+        """Returns {"calls": n}, the same on every rank; with warm-up also the backward "passes"."""
+        return {"calls": self.calls} | ({"passes": self._passes} if self.warmup_steps else {})
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Continues from ``state_dict()``."""
         self.calls = int(state_dict["calls"])
+        self._passes = int(state_dict.get("passes", 0))
+
+    def _warming(self) -> bool:
+        """Whether this call is of a backward pass of warm-up, which it counts at its end."""
+        if self._passes >= self.warmup_steps:
+            return False
+        if not self._in_pass:
+            self._in_pass = True
+            after_backward(self._end_pass)
+        return True
+
+    def _end_pass(self) -> None:
+        self._passes += self._in_pass
+        self._in_pass = False
 
 
 def majority_vote_hook(
@@ -199,21 +225,18 @@ def _vote(
     state: MajorityVoteState, engine_now: Any, grad: torch.Tensor, output: torch.Tensor | None
 ) -> None:
     step, state.calls = state.calls, state.calls + 1
+    warming = state._warming()
     try:
         engine: Engine = engine_now()
-        flat_vote(
-            _HOOK,
-            engine,
-            state.compressor,
-            grad,
-            output,
-            algorithm=state.algorithm,
-            seed=state.seed,
-            step=step,
-            optimizers=state._handed.steppers,
-        )
-        state._handed.add(grad if output is None else output)
+        what = _HOOK, engine, state.compressor, grad, output
+        how: Any = {"step": step, "optimizers": state._handed.steppers}
+        if warming:
+            flat_average(*what, warmup_steps=state.warmup_steps, **how)
+        else:
+            flat_vote(*what, algorithm=state.algorithm, seed=state.seed, **how)
+            state._handed.add(grad if output is None else output)
     except Exception as error:
+        state._in_pass = False
         if output is not None:
             output.zero_()
         raise_after_backward(error)

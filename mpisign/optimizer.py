@@ -35,6 +35,7 @@ def DistributedOptimizer(
     skip: str | Rule | None = "auto",
     overlap: bool = False,
     bucket_size: int | None = None,
+    warmup_steps: int = 0,
 ) -> torch.optim.Optimizer:
     """Makes ``optimizer`` step on the aggregate of all ranks' compressed gradients.
 
@@ -60,15 +61,18 @@ def DistributedOptimizer(
             see ``mpisign.majority_vote``.
         seed: of the random bits, equal on all ranks.
         skip: parameters that are sent differently: None, or a function of (name, parameter) that
-            returns "16bit", "abstain" or None. With "auto" embeddings, found by name, abstain where
-            their gradient is 0; with compressors whose updates have a gradient's size, vectors and
-            tensors of up to 1,024 coordinates are averaged in 16 bits.
+            returns "16bit", "abstain" or None. With "auto" embeddings, found by the modules that
+            hold them, abstain where their gradient is 0; with compressors whose updates have a
+            gradient's size, vectors and tensors of up to 1,024 coordinates are averaged in 16 bits.
         overlap: exchange gradients while ``backward()`` computes others. Then there is one
             ``backward()`` a step, and gradients and learning rates must not change before
             ``step()``. The optimizer gets a communicator of its own, unless ``comm`` is a
             ``Communicator``, which no other optimizer with overlap may use.
         bucket_size: coordinates in a bucket, default 2 Mi; without overlap, by default, one bucket
             for all votes or averages.
+        warmup_steps: steps, from the first one on, that take the plain fp32 average of the ranks'
+            gradients; then votes, with momenta that have seen these gradients. The learning rate is
+            yours to change at the switch: a vote is +1 or -1, whatever the gradient's size.
 
     Returns:
         ``optimizer`` itself.
@@ -95,7 +99,10 @@ def DistributedOptimizer(
             f"got {type(optimizer).__name__}"
         )
     if getattr(optimizer, KEY, None) is not None:
-        raise ValueError(f"{_FUNCTION}: the optimizer is a DistributedOptimizer already")
+        raise ValueError(
+            f"{_FUNCTION}: the optimizer is a DistributedOptimizer already: to wrap it again, "
+            "mpisign.unwrap(optimizer) first"
+        )
     compressor = resolve(_FUNCTION, compression)
     members = [ParameterSlot(name, p) for name, p in _named(optimizer, named_parameters)]
     warn_of_momentum(_FUNCTION, compressor, optimizer, stacklevel=2)
@@ -122,10 +129,56 @@ def DistributedOptimizer(
         state=True,
         number=engine.exchanges if overlap else 0,
         ahead=overlap,
+        warmup_steps=warmup_steps,
     )
     engine.exchanges += overlap
     setattr(optimizer, KEY, StepHooks(optimizer, exchange, overlap))
     return optimizer
+
+
+def unwrap(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """Takes back ``DistributedOptimizer``, or Horovod's: ``optimizer`` steps on its own gradients.
+
+    Wrapped again it goes on: parameters that stay keep their momenta and residuals, new ones begin
+    with none, and the count of steps continues. So a model may freeze, unfreeze, add or drop
+    parameters between two steps, the same ones on all ranks:
+
+        optimizer = mpisign.unwrap(optimizer)
+        optimizer.add_param_group({"params": new_layer.parameters()})
+        mpisign.DistributedOptimizer(optimizer, model.named_parameters())
+
+    Until it is wrapped again, ``optimizer.state_dict()`` is without the votes' state. Exchanges
+    that began in a backward pass are discarded: call it between a step and the next backward pass.
+    The state that ``hvd.DistributedOptimizer``'s compression keeps is in its own ``state_dict()``.
+
+    Args:
+        optimizer: what ``mpisign.DistributedOptimizer``, ``mpisign.horovod.DistributedOptimizer``
+            or ``hvd.DistributedOptimizer`` returned.
+
+    Returns:
+        ``optimizer`` itself, again of the class that was wrapped.
+
+    Raises:
+        TypeError: if it is none of these.
+        RuntimeError: in the middle of a round of local steps.
+
+    Example:
+        >>> sgd = torch.optim.SGD([torch.nn.Parameter(torch.zeros(2))], lr=0.5)
+        >>> optimizer = DistributedOptimizer(sgd)
+        >>> optimizer = DistributedOptimizer(unwrap(optimizer), compression="sign")
+    """
+    hooks = optimizer.__dict__.get(KEY) if isinstance(optimizer, torch.optim.Optimizer) else None
+    if isinstance(hooks, StepHooks):
+        hooks.take_off(optimizer)
+        return optimizer
+    if hasattr(optimizer, "skip_synchronize"):
+        from mpisign.horovod.unwrap import unwrap as unwrap_horovods
+
+        return unwrap_horovods(optimizer)
+    raise TypeError(
+        "unwrap: optimizer must be one that DistributedOptimizer returned, "
+        f"got {type(optimizer).__name__}"
+    )
 
 
 def _named(

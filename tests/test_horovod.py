@@ -78,6 +78,12 @@ def test_errors_and_joins(controller):
     show(start(controller, 3, "horovod_errors"))
 
 
+@pytest.mark.slow
+def test_parameters():
+    """Of other kinds, embeddings, later ones, warm-up: every way to use Horovod."""
+    show(start("mpi", 3, "horovod_parameters"))
+
+
 def test_one_process():
     """Horovod calls no compression then; the rank trains on votes all the same."""
     show(run([sys.executable, RANKS / "horovod_alone.py"], env=ENV).stdout)

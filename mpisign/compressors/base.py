@@ -65,6 +65,8 @@ class Compressor:
         shared: Keys of the state that are equal on all ranks; a rank that joins receives them.
         unit: What the optimizer receives: "sign" (magnitude 1) or "gradient".
         whole: Whether all parameters form one bucket, whatever its size.
+        remembers: Whether it sends more than a zero where the gradient is zero, from a momentum, a
+            residual or noise. Front ends silence it there for parameters that ``abstain``.
 
     Raises:
         ValueError: A policy is not one of those listed.
@@ -84,6 +86,7 @@ class Compressor:
     scaled: ClassVar[bool] = False
     shared: ClassVar[tuple[str, ...]] = ()
     unit: ClassVar[str] = "sign"
+    remembers: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         name = type(self).__name__
@@ -229,7 +232,10 @@ class Compressor:
             >>> Sign().compress_missing(torch.ones(2), {})
             tensor([0., 0.])
         """
-        return parameter.new_zeros(()).expand(parameter.shape)
+        import torch
+
+        # Not of the parameter's dtype: a frozen one may have any.
+        return torch.zeros((), device=parameter.device).expand(parameter.shape)
 
     def initial_state(self, parameter: torch.Tensor) -> State:
         """The state before the first step, from which a missing one starts.
@@ -247,6 +253,26 @@ class Compressor:
             {'momentum': tensor([0., 0.])}
         """
         return {}
+
+    def warm_up(self, grad: torch.Tensor | None, mean: torch.Tensor, state: State) -> None:
+        """Sees a step in which the ranks exchange plain averages; see ``warmup_steps``.
+
+        Momenta take the gradients in, as they would by votes. Residuals stay zero: what travels
+        uncompressed leaves no error.
+
+        Args:
+            grad: This rank's gradient, None where only other ranks have one.
+            mean: The ranks' mean, float32, the parameter's shape, in host memory.
+            state: The parameter's state; updated in place.
+
+        Example:
+            >>> import torch
+            >>> from mpisign.compressors import Signum
+            >>> state = {}
+            >>> Signum(momentum=0.5).warm_up(torch.tensor([2.0]), torch.tensor([9.0]), state)
+            >>> state["momentum"]
+            tensor([1.])
+        """
 
     def decompress(self, mean: torch.Tensor, state: State, rate: float) -> torch.Tensor:
         """The gradient for the optimizer, from the ranks' mean; not called for votes.

@@ -100,6 +100,7 @@ class Detox(Compressor):
         return "detox_robust" if aggregate == "robust" else aggregate
 
     unit, shared, whole = map(_of_inner, ("unit", "shared", "whole"))
+    remembers, warm_up = _of_inner("remembers"), _of_inner("warm_up")
     compress, decompress = _of_inner("compress"), _of_inner("decompress")
     compress_missing, initial_state = map(_of_inner, ("compress_missing", "initial_state"))
     pre_sign, pack = _of_inner("pre_sign"), _of_inner("pack")

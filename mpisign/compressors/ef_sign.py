@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from mpisign import planes
 from mpisign.compressors.base import Scaled, State, get_or_init
@@ -45,6 +45,8 @@ class EFSign(Scaled):
     """
 
     block: int | None = None
+
+    remembers: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

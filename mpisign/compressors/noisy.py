@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
 import numpy as np
 
@@ -20,6 +20,8 @@ Noise = Literal["normal", "uniform"]
 class _Noisy(Sign):
     """sign(g + s xi). xi are the rank's own, float32, of NumPy's Philox: key (seed, 0), counter
     from (0, place, step, rank), place the coordinates before the tensor in its bucket."""
+
+    remembers: ClassVar[bool] = True
 
     def _noise(self) -> tuple[float, Noise]:
         """(s, the distribution of xi)."""

@@ -64,6 +64,12 @@ class OneBit(Scaled):
         get_or_init(state, "residual", parameter)
         return state
 
+    def warm_up(self, grad: torch.Tensor | None, mean: torch.Tensor, state: State) -> None:
+        # As 1-bit Adam's first stage: the momentum is that of the mean, and equal on all ranks.
+        m = get_or_init(state, "momentum", mean)
+        new = m.mul(self.momentum).add_(mean.to(m.device), alpha=1.0 - self.momentum)
+        m.copy_(new.where(new.isfinite(), m))
+
     def decompress(self, mean: torch.Tensor, state: State, rate: float) -> torch.Tensor:
         get_or_init(state, "momentum", mean).copy_(mean)
         return mean

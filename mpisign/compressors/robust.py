@@ -109,6 +109,10 @@ class Robust(Compressor):
             get_or_init(state, "center", parameter)
         return state
 
+    def warm_up(self, grad: torch.Tensor | None, mean: torch.Tensor, state: State) -> None:
+        if grad is not None:
+            self.compress(grad.detach(), state)
+
     def compress_missing(self, parameter: torch.Tensor, state: State) -> torch.Tensor:
         m = state.get("momentum") if self.momentum else None
         return super().compress_missing(parameter, state) if m is None else m

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from mpisign import planes
 from mpisign.compressors.base import Compressor, PackContext, State, get_or_init
@@ -19,6 +19,7 @@ class Momentum(Compressor):
     """A compressor of votes with a momentum of its own on each rank, of ``momentum_dtype``."""
 
     momentum_dtype: MomentumDtype
+    remembers: ClassVar[bool] = True
 
     def _check(self, *betas: str) -> None:
         check_fraction(self, *betas)
@@ -40,6 +41,10 @@ class Momentum(Compressor):
         state: State = {}
         self._momentum(state, parameter)
         return state
+
+    def warm_up(self, grad: torch.Tensor | None, mean: torch.Tensor, state: State) -> None:
+        if grad is not None:
+            self.compress(grad.detach(), state)
 
     def compress_missing(self, parameter: torch.Tensor, state: State) -> torch.Tensor:
         m = state.get("momentum")

@@ -106,7 +106,8 @@ def _check(headers: Sequence[Header], function: str) -> None:
     differences = []
     said = {
         "tensor": "names, shapes or dtypes of the parameters",
-        "settings": "optimizer settings: learning rates, groups, what the compressor was given",
+        "settings": "optimizer settings: learning rates, groups, what the compressor was given, "
+        "warmup_steps",
     }
     if headers[0].operation == "compressed_mean":
         said["settings"] = "blocks of the states"

@@ -43,6 +43,7 @@ OPERATIONS = (
     "bucket_detox",
     "plan_majority_vote",
     "mean_of_signs",
+    "warm_up",
 )
 DEVICES = ("cpu", "cuda")  # where the arrays are, which says the wire
 _AGREED = struct.Struct("<4sH6BHBx5Q")

@@ -17,6 +17,14 @@ def check_seed(function: str, seed: object) -> None:
         raise ValueError(f"{function}: seed must be in [0, 2**64), got {seed!r}")
 
 
+def check_warmup(function: str, warmup_steps: object) -> None:
+    """Raises ValueError unless ``warmup_steps`` is a number of steps."""
+    if not isinstance(warmup_steps, int) or not 0 <= warmup_steps < 1 << 48:
+        raise ValueError(
+            f"{function}: warmup_steps must be a number of steps from 0, got {warmup_steps!r}"
+        )
+
+
 def named_pairs(function: str, named_parameters: Iterable[Any]) -> list[tuple[str, torch.Tensor]]:
     """The (name, parameter) pairs as a list; TypeError, ValueError unless names are distinct."""
     pairs = list(named_parameters)

@@ -53,14 +53,24 @@ class GradientBucket:
 
     ``present``: uint8, one byte a slot, 1 = it has a gradient here. ``waiting``: how many slots
     have no gradient yet in this step. ``aggregator``: kept from step to step, with what it is for.
+    ``masked``: this rank sends nothing for a coordinate whose gradient is zero here, whatever the
+    compressor remembers of it.
     """
 
-    def __init__(self, index: int, slots: Sequence[ParameterSlot], compressor: Compressor) -> None:
+    def __init__(
+        self,
+        index: int,
+        slots: Sequence[ParameterSlot],
+        compressor: Compressor,
+        masked: bool = False,
+    ) -> None:
         self.index = index
         self.slots = list(slots)
         self.compressor = compressor
+        self.masked = masked
         self.layout = BucketLayout([s.parameter.numel() for s in slots])
-        self.tensor = self.layout.identity([f"{s.name} {s.parameter.dtype}" for s in slots])
+        kind = " masked" if masked else ""
+        self.tensor = self.layout.identity([f"{s.name} {s.parameter.dtype}{kind}" for s in slots])
         self.present: Any = np.zeros(len(self.slots), dtype=np.uint8)
         self.waiting = 0
         self.aggregator: tuple[Any, Any] = (None, None)
@@ -86,23 +96,25 @@ def cut(
     if compressor.whole:
         bucket_size = None
     lanes: dict[Any, list[list[ParameterSlot]]] = {}
-    order: list[tuple[Compressor, list[ParameterSlot]]] = []
+    order: list[tuple[tuple[Compressor, bool], list[ParameterSlot]]] = []
     for s in slots:
-        c = variant(function, rule(s.name, s.parameter), compressor)
+        how = rule(s.name, s.parameter)
+        c = variant(function, how, compressor)
+        masked = how == "abstain" and c.remembers
         apart = None if c.whole else (s.parameter.device, s.parameter.requires_grad)
-        lane = lanes.setdefault((c, apart), [])
+        lane = lanes.setdefault((c, masked, apart), [])
         full = bool(lane) and bucket_size is not None
         if full:
             held = sum(k.parameter.numel() for k in lane[-1])
             full = held + s.parameter.numel() > (bucket_size or 0)
         if not lane or full:
             lane.append([])
-            order.append((c, lane[-1]))
+            order.append(((c, masked), lane[-1]))
         lane[-1].append(s)
     # In the order of their last slots: with overlap, that in which they fill up.
     place = {id(s): i for i, s in enumerate(slots)}
     order.sort(key=lambda pair: (not pair[1][0].parameter.requires_grad, place[id(pair[1][-1])]))
-    return [GradientBucket(i, part, c) for i, (c, part) in enumerate(order)]
+    return [GradientBucket(i, part, *how) for i, (how, part) in enumerate(order)]
 
 
 def warn_of_bf16_mean(

@@ -18,6 +18,26 @@ from mpisign.transports.tagged import TaggedTransport
 _FLOATS = {getattr(torch, name) for name in arrays.FLOATS}
 
 
+def check_parameters(function: str, slots: Sequence[ParameterSlot]) -> None:
+    """TypeError for parameters whose gradients can never travel, by their kind.
+
+    All front ends check their parameters here, in the first header of the first step: what one of
+    them is given by torch may hide it (DDP shows half of a complex gradient's memory as floats).
+    """
+    for s in slots:
+        p = s.parameter.detach()
+        if not s.parameter.requires_grad and not p.is_meta:
+            continue
+        try:
+            arrays.view_floats(function, f"parameter {s.name!r}", p)
+        except TypeError as error:
+            if not p.is_complex():
+                raise
+            raise TypeError(
+                f"{error} (make it a float parameter, and in forward() take torch.view_as_complex)"
+            ) from None
+
+
 def check_slots(function: str, slots: Sequence[ParameterSlot], lengths: Sequence[int]) -> None:
     """TypeError, ValueError for gradients that cannot travel; ``lengths``: of their places."""
     for s, length in zip(slots, lengths, strict=True):
@@ -37,7 +57,9 @@ def digest_of(members: Sequence[ParameterSlot], optimizer: torch.optim.Optimizer
     for m in sorted(members, key=lambda m: m.name):
         kept = [] if optimizer is None else state_of(optimizer, m.parameter)
         for x in (m.parameter, *kept):
-            if isinstance(x, torch.Tensor):
+            if isinstance(x, torch.Tensor) and (x.is_meta or x.layout is not torch.strided):
+                digest.update(f"{x.dtype} {tuple(x.shape)}".encode())  # a frozen one
+            elif isinstance(x, torch.Tensor):
                 flat = x.detach().cpu().contiguous().view(-1)
                 digest.update(flat.view(torch.uint8).numpy())
             else:

@@ -17,12 +17,19 @@ from mpisign.engine.header import Header
 from mpisign.engine.progress import Handle
 from mpisign.errors import DisagreementError, NaNError
 from mpisign.exchange import checkpoint
-from mpisign.exchange.aggregators import aggregator_for
-from mpisign.exchange.arguments import check_seed
+from mpisign.exchange.aggregators import WarmUpAggregator, aggregator_for
+from mpisign.exchange.aggregators.base import Aggregator
+from mpisign.exchange.arguments import check_seed, check_warmup
 from mpisign.exchange.broadcast_state import broadcast_state
 from mpisign.exchange.buckets import GradientBucket, cut, warn_of_bf16_mean
-from mpisign.exchange.consistency import check_slots, digest_of, present_anywhere
+from mpisign.exchange.consistency import (
+    check_parameters,
+    check_slots,
+    digest_of,
+    present_anywhere,
+)
 from mpisign.exchange.optimizer_options import options_of, rates_of
+from mpisign.exchange.optimizer_steps import unwatch
 from mpisign.exchange.parameter_slot import ParameterSlot
 from mpisign.exchange.pending_step import ChangedVotes, PendingStep
 from mpisign.exchange.skip import Rule, rule_for
@@ -61,6 +68,8 @@ class GradientExchange:
     steps on leaves nothing behind. See ``before_step``. ``changed_votes``: "raise" where votes were
     written to between the exchange and the step, or "allow".
 
+    ``warmup_steps``: steps, from the first one on, in which plain averages are exchanged.
+
     ``newcomers``: called at the beginning of a step; True if ranks may have counted different
     numbers of steps, and all continue from the largest. ``before``: steps that run before each
     bucket's collective, on the same tagged transport.
@@ -86,9 +95,11 @@ class GradientExchange:
         before: Callable[[TaggedTransport], Steps[None]] | None = None,
         ahead: bool = False,
         changed_votes: ChangedVotes = "raise",
+        warmup_steps: int = 0,
     ) -> None:
         policies.code(function, "algorithm", algorithm, policies.ALGORITHMS)
         check_seed(function, seed)
+        check_warmup(function, warmup_steps)
         if policies.whole(byzantine_f, 0, 1 << 16) is None:
             raise ValueError(
                 f"{function}: byzantine_f must be a number from 0, got {byzantine_f!r}"
@@ -125,6 +136,8 @@ class GradientExchange:
         self._engine_of = engine
         self.engine: Engine | None = None
         self.steps = 0  # saved with the state: it keys the random bits
+        self.warmup_steps = warmup_steps
+        self.averaged = False  # whether the last step exchanged averages of warm-up
         self._fresh = True  # nobody has compared this rank's parameters with the others' yet
         self._handles: list[Handle] = []
         self._reason = self._untold = ""
@@ -142,6 +155,11 @@ class GradientExchange:
     def started(self) -> bool:
         """Whether a bucket of this step has started."""
         return bool(self._handles)
+
+    @property
+    def warming(self) -> bool:
+        """Whether the next step exchanges plain averages."""
+        return self.steps < self.warmup_steps
 
     def is_ready(self, slot: ParameterSlot) -> bool:
         """Whether ``ready(slot)`` was called in this step."""
@@ -161,9 +179,9 @@ class GradientExchange:
 
     def flush(self, reason: str = "") -> None:
         """Starts every bucket that has not. ``reason``: why this rank cannot take part, if so."""
-        self._reason = reason
+        told, self._reason = self._reason, self._reason or reason
         # Too late to tell the others where all is on its way: then this rank raises alone.
-        self._untold = reason if len(self._handles) == len(self.buckets) else ""
+        self._untold = reason if not told and len(self._handles) == len(self.buckets) else ""
         while bucket := self._next():
             if crowd := self._crowded(bucket):
                 crowd[0].settle()
@@ -194,6 +212,7 @@ class GradientExchange:
             if self._ahead:
                 self.pending.undo()
             raise errors[0]
+        self.averaged = self.pending.averaged = self.warming
         for s in self.slots:
             if s.grad is not None and s.grad.stride() != s.parameter.stride():
                 s.match_strides()
@@ -231,11 +250,29 @@ class GradientExchange:
         for s in self.slots:
             s.grad = None
 
+    def close(self) -> None:
+        """Ends what is in flight and releases what is kept; the slots keep their states."""
+        self.drop()
+        self.settle()
+        unwatch((s.parameter for s in self.slots), self.pending)
+        for b in self.buckets:
+            if b.aggregator[1] is not None:
+                b.aggregator[1].free()
+            b.aggregator = None, None
+
+    def refuse(self, reason: str) -> None:
+        """What this rank will tell all others in this step, from its next bucket on."""
+        self._reason = self._reason or reason
+
     def agree(self, engine: Engine, wire: TaggedTransport) -> Steps[Agreed]:
         """Headers alone, of the first bucket; raises what ranks disagree on."""
         bucket = self.buckets[0]
-        operation = self._kinds[bucket.index].operation
-        header = self._header(engine, operation, bucket, fresh=False)
+        header = Header(self._kind(bucket).operation)
+        try:
+            check_parameters(self.function, self.slots)
+            header = self._header(engine, header.operation, bucket, fresh=False)
+        except Exception as error:
+            header = header.refusal(str(error).removeprefix(f"{self.function}: "))
         return (yield from engine.headers(wire, header, self.function))
 
     def engine_now(self) -> Engine:
@@ -251,6 +288,9 @@ class GradientExchange:
     def _next(self) -> GradientBucket | None:
         n = len(self._handles)
         return self.buckets[n] if n < len(self.buckets) else None
+
+    def _kind(self, bucket: GradientBucket) -> type[Aggregator]:
+        return WarmUpAggregator if self.warming else self._kinds[bucket.index]
 
     def _crowded(self, bucket: GradientBucket) -> list[Handle]:
         """What must end before ``bucket`` may start: rounds that copy states copy a few at once."""
@@ -298,12 +338,12 @@ class GradientExchange:
             self.steps = yield from self._sync(wire, bucket, fresh)
         if self._ahead:
             self.pending.begin(bucket.slots)
-        kind = self._kinds[bucket.index]
+        kind = self._kind(bucket)
         header, aggregator = Header(kind.operation), None
         try:
             header = self._header(engine, kind.operation, bucket, fresh)
             key = wire.rank, wire.size, bucket.compressor.groups_of(wire.size, engine.nodes)
-            place = engine, *key, bucket.slots[0].parameter.device
+            place = engine, kind, *key, bucket.slots[0].parameter.device
             if bucket.aggregator[0] != place:
                 if bucket.aggregator[1] is not None:
                     bucket.aggregator[1].free()
@@ -347,6 +387,8 @@ class GradientExchange:
         for i, s in enumerate(bucket.slots):
             bucket.present[i] = s.grad is not None
             s.rate = self._rates.get(s.parameter, 1.0)
+        if fresh and bucket.index == 0:
+            check_parameters(self.function, self.slots)
         check_slots(self.function, bucket.slots, bucket.layout.lengths)
         if fresh and bucket.index == 0 and self._replicas:
             engine.digest = digest_of(self.slots, self._state_of)
@@ -358,7 +400,7 @@ class GradientExchange:
             seed=self._seeds[bucket.index],
             algorithm=self.algorithm,
             byzantine_f=self.byzantine_f if bucket.compressor.aggregate == "vote" else 0,
-            settings=options_of(bucket.compressor, *self._compared(fresh)),
+            settings=options_of(bucket.compressor, *self._compared(fresh)) ^ self.warmup_steps,
             presence=hashlib.blake2b(bucket.present.tobytes(), digest_size=16).digest(),
             fresh=fresh,
         )

@@ -67,9 +67,46 @@ def unwatch(parameters: Iterable[torch.Tensor], watcher: Watcher) -> None:
         _WATCHERS[p] = [r for r in _WATCHERS.get(p, ()) if r() not in (None, watcher)]
 
 
-def call_on_every_rank(optimizer: torch.optim.Optimizer) -> None:
+NEWCOMER = (
+    "the optimizer has a parameter that needs a gradient and is not exchanged, since it was added "
+    "or unfrozen after the first step: wrap the model again, in a new DistributedDataParallel with "
+    "a new MajorityVoteState that loads this one's state_dict(), or after mpisign.unwrap(optimizer)"
+)
+
+
+class Newcomers:
+    """Parameters that an optimizer steps on and that began to need gradients later."""
+
+    def __init__(self) -> None:
+        #: Of each optimizer: how many parameters it has, how many need gradients, and which of
+        #: these nobody exchanged when it was first seen.
+        self._seen: weakref.WeakKeyDictionary[torch.optim.Optimizer, tuple[Any, set[int]]] = (
+            weakref.WeakKeyDictionary()
+        )
+
+    def come(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Whether there are some that no rank exchanges."""
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        now = len(parameters), sum([p.requires_grad for p in parameters])
+        seen = self._seen.get(optimizer)
+        if seen is not None and seen[0] == now:
+            return False
+        alone = {id(p) for p in parameters if p.requires_grad and not _is_watched(p)}
+        if seen is not None and not alone <= seen[1]:
+            return True
+        self._seen[optimizer] = now, alone
+        return False
+
+
+def _is_watched(p: torch.Tensor) -> bool:
+    return any(r() is not None for r in _WATCHERS.get(p, ()))
+
+
+def call_on_every_rank(optimizer: torch.optim.Optimizer, so: bool = True) -> None:
     """Makes GradScaler call ``step``, which then raises on every rank alike."""
-    setattr(optimizer, _CALLED_ANYWAY, True)
+    optimizer.__dict__.pop(_CALLED_ANYWAY, None)
+    if so:
+        setattr(optimizer, _CALLED_ANYWAY, True)
 
 
 def is_scaled(optimizer: torch.optim.Optimizer) -> bool:

@@ -11,7 +11,7 @@ import torch
 
 from mpisign.compressors.base import Compressor
 from mpisign.exchange import optimizer_steps
-from mpisign.exchange.optimizer_steps import SCALER, is_held, is_scaled
+from mpisign.exchange.optimizer_steps import NEWCOMER, SCALER, Newcomers, is_held, is_scaled
 from mpisign.exchange.parameter_slot import ParameterSlot
 
 ChangedVotes = Literal["raise", "allow"]
@@ -44,7 +44,10 @@ class PendingStep:
         self._known = self._unknown = False  # whether an optimizer's steps are, or cannot be, seen
         self._mixing: set[int] = set()  # ids of slots, in the exchange to come
         self._mixed: set[int] = set()  # the same, in that whose result was handed out
+        self.newcomers = Newcomers()
+        self.refuses_newcomers = True  # False where another hook tells all ranks
         self._turn = 0
+        self.averaged = False  # whether the last result is of averages, which may be clipped
         self._steppers: list[weakref.ref[torch.optim.Optimizer]] = []
 
     def watch(self, slots: Iterable[ParameterSlot], compressor: Compressor) -> None:
@@ -101,6 +104,8 @@ class PendingStep:
         self._known = True
         if all(r() is not optimizer for r in self._steppers):
             self._steppers.append(weakref.ref(optimizer))
+        if self.refuses_newcomers and self.newcomers.come(optimizer):
+            raise RuntimeError(f"step: {NEWCOMER}")
         if not self._handed_out:
             return
         if is_scaled(optimizer):
@@ -114,7 +119,7 @@ class PendingStep:
                 "to it: call zero_grad() before, and where one step follows several passes, run "
                 "all but the last in the module's no_sync()"
             )
-        if self._changed_votes == "raise":
+        if self._changed_votes == "raise" and not self.averaged:
             self._check([s for s in stepped if id(s) in self._voted])
         for s in stepped:
             s.pending = False

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from mpisign.compressors.base import Compressor
 from mpisign.compressors.uncompressed import BF16Mean
+from mpisign.exchange.embeddings import Embeddings
 
 if TYPE_CHECKING:
     import torch
@@ -15,23 +16,23 @@ How = Literal["16bit", "abstain"]
 Rule = Callable[[str, "torch.Tensor"], How | None]
 HOWS: Final = (None, "16bit", "abstain")
 
-_EMBEDDINGS = ("embed", "wte", "wpe", "emb.")
 _SMALL = 1024  # coordinates, up to which the bytes do not matter
 
 
 def rule_for(function: str, skip: str | Rule | None, compressor: Compressor) -> Rule:
     """The rule that ``skip`` stands for: "auto", None (skip nothing), or itself.
 
-    "auto", for compressors that vote: embeddings, by their names, abstain where their gradient is
-    zero, so that rows that nobody looked up stay as they are. For those that hand over something of
-    a gradient's size: vectors (biases, norms) and tensors of up to 1,024 coordinates travel in 16
-    bits, which costs next to nothing and loses nothing. For averages, and for what is
-    aggregated by a robust rule, which a mean beside it would lay open: nothing.
+    "auto": embeddings (``embeddings.py``) abstain where their gradient is zero, so that rows that
+    nobody looked up, and padding rows, stay as they are. For compressors that hand over something
+    of a gradient's size: vectors (biases, norms) and tensors of up to 1,024 coordinates travel in
+    16 bits, which costs next to nothing and loses nothing. For averages, and for what is aggregated
+    by a robust rule, which a mean beside it would lay open: nothing.
     """
     if skip is None or compressor.aggregate in ("average", "halves") or compressor.whole:
         return lambda name, p: None
     if skip == "auto":
-        return _votes if compressor.unit == "sign" else _gradients
+        embeddings, votes = Embeddings(), compressor.unit == "sign"
+        return lambda name, p: _auto(embeddings, votes, name, p)
     if not callable(skip):
         raise TypeError(
             f"{function}: skip must be 'auto', None or a function of a parameter's name and "
@@ -40,12 +41,10 @@ def rule_for(function: str, skip: str | Rule | None, compressor: Compressor) -> 
     return skip
 
 
-def _votes(name: str, p: torch.Tensor) -> How | None:
-    return "abstain" if p.dim() == 2 and any(e in name.lower() for e in _EMBEDDINGS) else None
-
-
-def _gradients(name: str, p: torch.Tensor) -> How | None:
-    return "16bit" if p.dim() < 2 or p.numel() <= _SMALL else None
+def _auto(embeddings: Embeddings, votes: bool, name: str, p: torch.Tensor) -> How | None:
+    if not votes and (p.dim() < 2 or p.numel() <= _SMALL):
+        return "16bit"
+    return "abstain" if embeddings.has(name, p) else None
 
 
 def variant(function: str, how: object, compressor: Compressor) -> Compressor:
@@ -56,6 +55,4 @@ def variant(function: str, how: object, compressor: Compressor) -> Compressor:
         return compressor
     if how == "16bit":
         return BF16Mean(nan=compressor.nan, signs=compressor.unit == "sign")
-    if compressor.aggregate != "vote":  # those that do not vote abstain by themselves
-        return compressor
     return compressor.abstaining()

@@ -10,6 +10,7 @@ import torch
 from torch.utils.weak import WeakIdKeyDictionary
 
 from mpisign.exchange.gradient_exchange import GradientExchange
+from mpisign.exchange.left_state import UNWRAP, leave, take_up
 from mpisign.exchange.local_steps import LocalSteps
 from mpisign.exchange.optimizer_state import with_votes, without_votes
 from mpisign.exchange.optimizer_steps import SCALER, call_on_every_rank, is_scaled
@@ -46,10 +47,26 @@ class StepHooks:
                 hook = self._starter(m) if overlap else _marker(weakref.ref(self))
                 _HOOKS[p] = p.register_post_accumulate_grad_hook(hook)
         call_on_every_rank(optimizer)
-        optimizer.register_step_pre_hook(self.before_step)
-        optimizer.register_step_post_hook(self.after_step)
-        optimizer.register_state_dict_post_hook(self.save)
-        optimizer.register_load_state_dict_pre_hook(self.load)
+        self._optimizer = weakref.ref(optimizer)
+        self._registered = [
+            optimizer.register_step_pre_hook(self.before_step),
+            optimizer.register_step_post_hook(self.after_step),
+            optimizer.register_state_dict_post_hook(self.save),
+            optimizer.register_load_state_dict_pre_hook(self.load),
+        ]
+        exchange.pending.refuses_newcomers = False
+        take_up(optimizer, exchange)
+
+    def take_off(self, optimizer: torch.optim.Optimizer) -> None:
+        """Removes all hooks; the state stays, for the next who wraps ``optimizer``."""
+        leave(optimizer, self.exchange, self.local)
+        for handle in self._registered:
+            handle.remove()
+        for m in self.exchange.slots:
+            if m.parameter in _HOOKS:
+                _HOOKS.pop(m.parameter).remove()
+        call_on_every_rank(optimizer, False)
+        delattr(optimizer, KEY)
 
     def _starter(self, m: ParameterSlot) -> Any:
         def hook(p: torch.Tensor) -> None:
@@ -63,6 +80,8 @@ class StepHooks:
                     "way already: with overlap=True there is one backward() a step"
                 )
                 raise RuntimeError(f"backward: {self._spoilt}")
+            if not self.exchange.ready_slots and (optimizer := self._optimizer()) is not None:
+                self.exchange.refuse(self._others(optimizer))  # while buckets can tell all ranks
             m.grad = p.grad
             self.exchange.ready(m)
 
@@ -101,7 +120,8 @@ class StepHooks:
                     f"the gradient of {m.name!r} was changed between backward() and step(), while "
                     "on its way: with overlap=True clip or scale before, or take overlap=False"
                 )
-        if self.local is not None and not self.local.take(self.exchange.steps, self._place()[0]):
+        local = None if self.exchange.warming else self.local
+        if local is not None and not local.take(self.exchange.steps, self._place()[0]):
             if reason:
                 raise RuntimeError(f"step: {reason}")
             return
@@ -134,9 +154,12 @@ class StepHooks:
                 "a closure computes gradients after they were voted on; "
                 "call backward() first and step() without arguments"
             )
-        if [id(p) for g in optimizer.param_groups for p in g["params"]] != self._ids:
-            return "the optimizer's parameters are not those it had when it was wrapped"
-        return SCALER if is_scaled(optimizer) else ""
+        return self._others(optimizer) or (SCALER if is_scaled(optimizer) else "")
+
+    def _others(self, optimizer: torch.optim.Optimizer) -> str:
+        if [id(p) for g in optimizer.param_groups for p in g["params"]] == self._ids:
+            return ""
+        return f"the optimizer's parameters are not those it had when it was wrapped: {UNWRAP}"
 
     def save(self, optimizer: Any, state_dict: dict[str, Any]) -> dict[str, Any]:
         """The state_dict post-hook."""

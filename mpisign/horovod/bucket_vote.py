@@ -61,7 +61,7 @@ class BucketVote(VoteCompression):
         named_parameters: all of the optimizer's, as ``model.named_parameters()``.
         seed: of the random bits for zeros and ties, equal on all ranks.
         process_set: the optimizer's.
-        skip: as in ``mpisign.DistributedOptimizer``.
+        skip, warmup_steps: as in ``mpisign.DistributedOptimizer``.
         changed_votes: as in ``mpisign.horovod.DistributedOptimizer``.
 
     Raises:
@@ -91,6 +91,7 @@ class BucketVote(VoteCompression):
         process_set: hvd.ProcessSet = hvd.global_process_set,
         skip: str | Rule | None = "auto",
         changed_votes: ChangedVotes = "raise",
+        warmup_steps: int = 0,
     ) -> None:
         super().__init__(compressor, seed=seed, process_set=process_set)
         if compressor.local_steps > 1:
@@ -114,6 +115,7 @@ class BucketVote(VoteCompression):
             compressor,
             skip=skip,
             seed=seed,
+            warmup_steps=warmup_steps,
             replicas=False,
             ahead=True,
             changed_votes=changed_votes,
@@ -154,7 +156,7 @@ class BucketVote(VoteCompression):
             size,
             clock=self.step,
             config_digest=f"bucket {self._identity} {size} {self.seed} {self.compressor!r} "
-            f"{check_every()} {plan} {again}",
+            f"{check_every()} {plan} {again} {self._exchange.warmup_steps}",
         )
         count_ring(placeholder.numel() * placeholder.element_size(), size, calls=0)
         return placeholder, (now, slot, tensor)

@@ -32,6 +32,7 @@ class _DefaultVote(CounterVote):
         process_set: hvd.ProcessSet = hvd.global_process_set,
         skip: str | Rule | None = "auto",
         changed_votes: ChangedVotes = "raise",
+        warmup_steps: int = 0,
         **settings: Any,
     ) -> VoteCompression:
         """Returns a BucketVote if ``named_parameters`` are given, else a CounterVote.
@@ -40,6 +41,7 @@ class _DefaultVote(CounterVote):
         """
         compressor = self._kind(**settings)
         given: Any = {"seed": seed, "process_set": process_set, "changed_votes": changed_votes}
+        given["warmup_steps"] = warmup_steps
         if named_parameters is None:
             return CounterVote(compressor, **given)
         return BucketVote(compressor, named_parameters, skip=skip, **given)
@@ -61,6 +63,7 @@ class Compression:
         skip: as in ``mpisign.DistributedOptimizer``; only with ``named_parameters``.
         changed_votes: "raise" if votes are written to between ``synchronize()`` and ``step()``, as
             ``clip_grad_norm_`` does, or "allow".
+        warmup_steps: as in ``mpisign.DistributedOptimizer``.
         settings: the compressor's, such as ``ties="zero"``.
 
     Raises:

@@ -9,9 +9,13 @@ import horovod.torch as hvd
 import torch
 
 from mpisign import planes, policies
+from mpisign.backend import arrays
 from mpisign.compressors import COMPRESSORS, Detox, NoisySign, Sign, Sparsign, StochasticSign
 from mpisign.compressors.base import Compressor, PackContext, State
-from mpisign.errors import WireError
+from mpisign.errors import NaNError, WireError
+from mpisign.exchange.aggregators.masked import silence_zeros
+from mpisign.exchange.arguments import check_warmup
+from mpisign.exchange.embeddings import Embeddings
 from mpisign.exchange.optimizer_options import options_of
 from mpisign.exchange.optimizer_steps import call_on_every_rank
 from mpisign.exchange.parameter_slot import ParameterSlot
@@ -25,6 +29,7 @@ from mpisign.planes import counters
 from mpisign.stats import stage
 
 _STATELESS = (Sign, Sparsign, NoisySign, StochasticSign)
+_WARM = "warm_up"  # of a slot's state: steps of warm-up taken
 _COUNTED = ("vote", "gathered_vote")  # aggregates that counts of votes determine
 
 
@@ -32,7 +37,8 @@ _COUNTED = ("vote", "gathered_vote")  # aggregates that counts of votes determin
 class _Sent:
     """One gradient on its way: its shape as a meta tensor, its device, the number of ranks.
 
-    ``again``: the gradient itself, where it is the vote already.
+    ``again``: the gradient itself, where it is the vote already. ``compressor``: what it was voted
+    on with.
     """
 
     like: torch.Tensor
@@ -40,6 +46,16 @@ class _Sent:
     size: int
     slot: ParameterSlot | None
     again: torch.Tensor | None
+    compressor: Compressor
+
+
+@dataclass
+class _Averaging:
+    """One gradient on its way in warm-up. ``own``: None where no backward pass computed it."""
+
+    grad: torch.Tensor
+    own: torch.Tensor | None
+    slot: ParameterSlot
 
 
 class CounterVote(VoteCompression):
@@ -47,16 +63,19 @@ class CounterVote(VoteCompression):
 
     Wire, float64 in one allreduce per gradient: roll call (``roll_call``), counters of negative
     votes, and under zeros="abstain" or nan="abstain" counters of votes cast. Exact under op=Average
-    (with any predivide factor) and op=Sum. Ranks that have called ``hvd.join`` do not vote.
+    (with any predivide factor) and op=Sum. Ranks that have called ``hvd.join`` do not vote. The
+    weights of ``nn.Embedding`` abstain where their gradient is zero.
 
     Args:
         compressor: one that votes; any other is for ``mpisign.horovod.DistributedOptimizer``.
         seed: of the random bits for zeros and ties, equal on all ranks.
         process_set: the optimizer's.
         changed_votes: as in ``mpisign.horovod.DistributedOptimizer``.
+        warmup_steps: of each parameter: steps in which Horovod averages its gradient in float32.
 
     Raises:
         NaNError, DisagreementError: from ``step()``, the same on every rank.
+        CollectiveError: from ``step()``, on every rank, if one has a gradient of another dtype.
         WireError: from ``step()``, if the reduction was neither a sum nor a mean.
         TypeError: from ``backward()``, for a compressor whose aggregate is no count of votes.
 
@@ -75,13 +94,18 @@ class CounterVote(VoteCompression):
         seed: int = 0,
         process_set: hvd.ProcessSet = hvd.global_process_set,
         changed_votes: ChangedVotes = "raise",
+        warmup_steps: int = 0,
     ) -> None:
+        check_warmup("mpisign.horovod.Compression", warmup_steps)
         super().__init__(compressor, seed=seed, process_set=process_set)
         self.pending = PendingStep("mpisign.horovod.Compression", changed_votes)
         self._found = False  # whether optimizers that hold this were looked for
         self._options = 0
+        self._warmup_steps = warmup_steps
+        self._embeddings = Embeddings()
+        self._strangers: set[tuple[int, ...]] = set()  # shapes of tensors of no parameter
 
-    def compress(self, tensor: torch.Tensor) -> tuple[torch.Tensor, _Sent]:
+    def compress(self, tensor: torch.Tensor) -> tuple[torch.Tensor, _Sent | _Averaging]:
         c = self.compressor
         if c.aggregate not in _COUNTED or isinstance(c, Detox):
             names = {kind: name for name, kind in COMPRESSORS.items()}
@@ -94,15 +118,28 @@ class CounterVote(VoteCompression):
         self._check(tensor)
         size, rank, length = self._size(), self.process_set.rank(), tensor.numel()
         head, width = roll_call.n_words(size), counters.n_words(length, size)
-        slot, k = self._slot_of(tensor), policies.planes_up(c.zeros, c.nan)
+        slot, fits = self._slot_of(tensor), _fits(tensor)
         again = slot is not None and slot.is_handed_out()
         self._begin(slot, again)
+        warm = slot is None or slot.state.get(_WARM, 0) >= self._warmup_steps
+        if slot is not None and fits and not (warm or again):
+            self.step += 1
+            own = None if self._is_made_up(tensor) else tensor
+            return tensor.detach().to(torch.float32, copy=True), _Averaging(tensor, own, slot)
+        embedding = self._is_embedding(tensor, slot)
+        if embedding:
+            c = c.abstaining()
+        k = policies.planes_up(c.zeros, c.nan)
         payload = torch.empty(head + k * width, dtype=torch.float64)
         words = payload.numpy()
         with stage("pack"):
-            ballots = torch.empty(k, planes.plane_bytes(length), dtype=torch.uint8)
+            ballots = torch.zeros(k, planes.plane_bytes(length), dtype=torch.uint8)
             rows = ballots if k == 2 else ballots[0]
-            nans = self._pack(tensor, slot, rows, rank, again)
+            nans = 0
+            if fits:  # else the roll call tells all ranks
+                nans = self._pack(c, tensor, slot, rows, rank, again)
+            if fits and embedding and c.remembers:
+                silence_zeros([tensor.detach().cpu()], ballots, [0])
             for i, plane in enumerate(ballots.numpy()):
                 at = head + i * width
                 counters.encode(plane, length, size, out=words[at : at + width])
@@ -113,21 +150,25 @@ class CounterVote(VoteCompression):
             clock=self.step,
             config_digest=f"counters {length} {size} {self.seed} {c!r} {self._options} {again}",
             nan=nans > 0 and c.nan == "raise",
+            unfit=not fits,
         )
         self.step += 1
         count_ring(words.nbytes, size)
         like = torch.empty_like(tensor, device="meta")
-        return payload, _Sent(like, tensor.device, size, slot, tensor if again else None)
+        return payload, _Sent(like, tensor.device, size, slot, tensor if again else None, c)
 
-    def decompress(self, tensor: torch.Tensor, ctx: _Sent | None) -> torch.Tensor:
+    def decompress(self, tensor: torch.Tensor, ctx: _Sent | _Averaging | None) -> torch.Tensor:
         if ctx is None:
             self._refuse_sparse()
-        c, like, device, size = self.compressor, ctx.like, ctx.device, ctx.size
+        if isinstance(ctx, _Averaging):
+            return self._average(tensor, ctx)
+        c, like, device, size = ctx.compressor, ctx.like, ctx.device, ctx.size
         where = f"Compression (a gradient of shape {tuple(like.shape)})"
         words = tensor.detach().cpu().numpy()
         head, width = roll_call.n_words(size), counters.n_words(like.numel(), size)
         roll = roll_call.read(words[:head], size, where)
         roll_call.check(roll, where, ranks_of(self.process_set))
+        self.pending.averaged = self.pending.averaged and ctx.again is not None
         if ctx.slot is not None:
             self.pending.hand_out(WRITES, [ctx.slot])
         if ctx.again is not None:
@@ -156,6 +197,20 @@ class CounterVote(VoteCompression):
                 return vote.to(device)
             return torch.empty_like(like, device=device).copy_(vote)
 
+    def _average(self, mean: torch.Tensor, ctx: _Averaging) -> torch.Tensor:
+        """The end of a step of warm-up."""
+        slot = ctx.slot
+        if self.compressor.nan == "raise" and bool(mean.isnan().any()):
+            raise NaNError(
+                f"Compression: {slot.name!r}: gradients must hold no NaN under nan='raise', but "
+                "their mean does"
+            )
+        self.compressor.warm_up(ctx.own, mean, slot.state)
+        slot.state[_WARM] = slot.state.get(_WARM, 0) + 1
+        self.pending.averaged = True
+        self.pending.hand_out(WRITES, [slot])
+        return mean.to(ctx.grad.dtype)
+
     def _begin(self, slot: ParameterSlot | None, again: bool) -> None:
         """Begins the exchange of one gradient, and with the first one a step."""
         if again:
@@ -169,10 +224,15 @@ class CounterVote(VoteCompression):
             self.pending.begin([slot])
 
     def _pack(
-        self, tensor: torch.Tensor, slot: ParameterSlot | None, out: Any, rank: int, again: bool
+        self,
+        c: Compressor,
+        tensor: torch.Tensor,
+        slot: ParameterSlot | None,
+        out: Any,
+        rank: int,
+        again: bool,
     ) -> int:
         """Packs this rank's vote into ``out``, (B,) or (2, B); returns the number of NaNs."""
-        c = self.compressor
         context = PackContext(self.seed, self.step, rank)
         state: State = {} if slot is None else slot.state
         missing = not again and slot is not None and bool(state) and self._is_made_up(tensor)
@@ -194,17 +254,25 @@ class CounterVote(VoteCompression):
 
     def _slot_of(self, tensor: torch.Tensor) -> ParameterSlot | None:
         slot = self.slots.find(tensor)
-        if slot is None and not self._found:
+        new = tensor.dim() == 2 and tuple(tensor.shape) not in self._strangers
+        if slot is None and (new or not self._found):
             self._find()
             slot = self.slots.find(tensor)
-        if slot is None and not isinstance(self.compressor, _STATELESS):
+            if slot is None and self.slots.sparse_of(tensor.shape) is None:
+                self._strangers.add(tuple(tensor.shape))  # of hvd.allreduce, called directly
+        if slot is None and not (self._found and not self._warmup_steps):
             raise TypeError(
                 f"{type(self.compressor).__name__}: this tensor is no parameter's .grad, so its "
-                "momentum cannot be found (sparse_as_dense=True, or hvd.allreduce called directly)."
-                " Use Compression.sign, or give this the model.named_parameters(), with dense "
-                "gradients"
+                "momentum, or step of warm-up, cannot be found (sparse_as_dense=True, or "
+                "hvd.allreduce called directly). Use Compression.sign, or give this the "
+                "model.named_parameters(), with dense gradients"
             )
         return slot
+
+    def _is_embedding(self, tensor: torch.Tensor, slot: ParameterSlot | None) -> bool:
+        if slot is None and tensor.dim() == 2:  # sparse_as_dense: the gradient is a copy
+            slot = self.slots.sparse_of(tensor.shape)
+        return slot is not None and self._embeddings.has(slot.name, slot.parameter)
 
     def _find(self) -> None:
         """Looks for the optimizers that hold this compression, and for their parameters."""
@@ -213,4 +281,13 @@ class CounterVote(VoteCompression):
         known = {id(s) for s in self.slots.all}
         new = [s for s in self.slots.add(named_by_optimizers(self)) if id(s) not in known]
         self.pending.watch(new, self.compressor)
+        self._embeddings = Embeddings()
         self._found = isinstance(self.compressor, _STATELESS)  # those may go without
+
+
+def _fits(tensor: torch.Tensor) -> bool:
+    try:
+        arrays.view_floats("Compression", "gradient", tensor.detach())
+    except TypeError:
+        return False
+    return True

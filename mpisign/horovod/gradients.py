@@ -14,12 +14,14 @@ from horovod.common.exceptions import HorovodInternalError
 from mpisign.compressors import Compressor
 from mpisign.compressors.uncompressed import BF16Mean
 from mpisign.exchange.gradient_exchange import GradientExchange
+from mpisign.exchange.left_state import UNWRAP, leave, take_up
 from mpisign.exchange.local_steps import LocalSteps
 from mpisign.exchange.optimizer_state import with_votes, without_votes
 from mpisign.exchange.optimizer_steps import SCALER, call_on_every_rank, is_scaled
 from mpisign.exchange.parameter_slot import ParameterSlot
 from mpisign.exchange.step_hooks import are_zeros, is_still
 from mpisign.horovod.process_set_engine import OptimizerEngine, elastic
+from mpisign.horovod.unwrap import take_over
 
 _VOTES = ("vote", "gathered_vote")
 
@@ -50,6 +52,8 @@ class HorovodGradients:
         )
         self._made_up = False  # whether this step's gradients are none that were computed
         call_on_every_rank(optimizer)
+        self.replaced = False
+        take_over(optimizer, parameters)
         self._local: LocalSteps | None = None
         if compressor.local_steps > 1:
             budget = compressor.budget_local  # type: ignore[attr-defined]
@@ -70,6 +74,8 @@ class HorovodGradients:
             handle = self._start_sparse(p)
         slot.grad = None if self._made_up else grad
         if self._local is None:
+            if not self._exchange.ready_slots:
+                self._exchange.refuse(self._unfit())  # while buckets can tell all ranks
             self._engine.begin()
             self._exchange.ready(slot)
         return handle
@@ -109,6 +115,16 @@ class HorovodGradients:
                 optimizer._allreduce_delay[p] = optimizer.backward_passes_per_step
         self._hand_back(exchanged)
 
+    def leave(self) -> None:
+        """Ends the exchange; the state stays with the optimizer. See ``mpisign.unwrap``."""
+        leave(self._optimizer, self._exchange, self._local)
+        self._engine.end(exchanged=False)
+
+    def take_up(self, optimizer: torch.optim.Optimizer) -> None:
+        """Goes on with the state of ``optimizer``, if it was unwrapped, and with all else of it."""
+        if take_up(optimizer, self._exchange):
+            self._optimizer.state.update(optimizer.state)
+
     def state_dict(self, state_dict: dict[str, Any]) -> dict[str, Any]:
         """The optimizer's own ``state_dict`` with this rank's state of votes."""
         more = {} if self._local is None else {"local": self._local.done}
@@ -130,7 +146,7 @@ class HorovodGradients:
     def _exchange_all(self, reason: str) -> bool:
         """Exchanges what is left; False, and no exchange, in a local step."""
         exchange = self._exchange
-        if self._local is not None:
+        if self._local is not None and not exchange.warming:
             rank = self._optimizer.process_set.rank()
             if not self._local.take(exchange.steps, rank):
                 if reason:
@@ -146,7 +162,7 @@ class HorovodGradients:
         if exchanged and self._optimizer.op == hvd.Sum:
             size = self._optimizer.process_set.size()
             for bucket in self._exchange.buckets:
-                if _is_mean(bucket.compressor):
+                if self._exchange.averaged or _is_mean(bucket.compressor):
                     for slot in bucket.slots:
                         if slot.grad is not None:
                             slot.grad.mul_(size)
@@ -182,12 +198,14 @@ class HorovodGradients:
     def _unfit(self) -> str:
         """Why this rank cannot take part; "" if it can."""
         optimizer = self._optimizer
+        if self.replaced:
+            return "another DistributedOptimizer has taken over parameters of this one"
         for group in optimizer.param_groups:
             for p in group["params"]:
-                if p.grad is not None and p.requires_grad and p not in self._slots:
+                if p.requires_grad and p not in self._slots:
                     return (
                         "the optimizer has a parameter that was added, or began to need a "
-                        "gradient, after it was wrapped: wrap it again"
+                        f"gradient, after it was wrapped: {UNWRAP}"
                     )
         return SCALER if is_scaled(optimizer) else ""
 

@@ -1,8 +1,9 @@
-"""Makes a job of one process train on votes as well.
+"""Makes a job of one process train on votes as well, and refuses what Horovod does not exchange.
 
 With one process Horovod registers no gradient hooks and never calls its compression: an optimizer
 that steps on signs with many ranks would step on raw gradients with one. A torch hook on every
-``Optimizer.step`` corrects that without changing Horovod.
+``Optimizer.step`` corrects that without changing Horovod. With more Horovod exchanges the
+parameters that needed gradients when its optimizer was made; others would part the replicas.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import horovod.torch as hvd
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from mpisign.exchange.left_state import UNWRAP
 from mpisign.horovod.vote import VoteCompression
 
 _Mark = tuple["weakref.ref[torch.Tensor]", int]
@@ -26,6 +28,14 @@ def _vote_alone(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Non
     compression = getattr(optimizer, "_compression", None)
     if not isinstance(compression, VoteCompression):
         return
+    held: set[torch.Tensor] = getattr(optimizer, "_requires_update", set())
+    if held and any(
+        p.requires_grad and p not in held for g in optimizer.param_groups for p in g["params"]
+    ):
+        raise RuntimeError(
+            "step: the optimizer has a parameter that was added, or began to need a gradient, "
+            f"after it was wrapped: {UNWRAP}"
+        )
     # Empty only where Horovod has registered no hooks; elastic jobs of one rank have them.
     if getattr(optimizer, "_requires_update", True) or hvd.size() != 1:
         return

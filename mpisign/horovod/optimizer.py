@@ -43,6 +43,7 @@ def DistributedOptimizer(
     seed: int | None = None,
     bucket_size: int | None = BUCKET_SIZE,
     changed_votes: ChangedVotes = "raise",
+    warmup_steps: int = 0,
 ) -> torch.optim.Optimizer:
     """Horovod's ``DistributedOptimizer``, whose gradients are exchanged as votes.
 
@@ -68,6 +69,7 @@ def DistributedOptimizer(
         bucket_size: coordinates in a bucket.
         changed_votes: "raise" if votes are written to between ``synchronize()`` and ``step()``, as
             ``clip_grad_norm_`` does, or "allow".
+        warmup_steps: as in ``mpisign.DistributedOptimizer``. Under hvd.Sum the averages are sums.
 
     Returns:
         A new optimizer of a subclass of ``optimizer``'s class, as Horovod's.
@@ -130,8 +132,10 @@ def DistributedOptimizer(
             "seed": seed,
             "bucket_size": bucket_size,
             "changed_votes": changed_votes,
+            "warmup_steps": warmup_steps,
         }
         made._mpisign = HorovodGradients(made, compressor, **options)
+        made._mpisign.take_up(optimizer)
     return made  # type: ignore[no-any-return]
 
 
@@ -160,7 +164,10 @@ def _check(optimizer: Any, compressor: Compressor, passes: int, op: Any, predivi
             f"got {type(optimizer).__name__}"
         )
     if hasattr(optimizer, "_mpisign") or hasattr(optimizer, "skip_synchronize"):
-        raise ValueError(f"{_FUNCTION}: the optimizer is a DistributedOptimizer already")
+        raise ValueError(
+            f"{_FUNCTION}: the optimizer is a DistributedOptimizer already: to wrap it again, "
+            "optimizer = mpisign.unwrap(optimizer) first"
+        )
     if passes <= 0:
         raise ValueError("backward_passes_per_step must be > 0")
     if op not in (hvd.Average, hvd.Sum):

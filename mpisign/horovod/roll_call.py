@@ -4,9 +4,10 @@ Horovod's compression interface gets neither the reduction's operation nor the r
 called ``hvd.join``. A few words before each payload let every rank compute both.
 
 Wire layout, float64, p ranks in w = ceil(p / 32) words: [1, clock, digest, digest squared, w words
-with bit r of rank r set, w words with minus bit r set unless rank r holds NaN]. The digest is 16
-bits of BLAKE2b over what ranks must agree on. Received: alpha times the sums over the V voters,
-with alpha = 1 under Sum and 1/p under Average; ranks that joined add zeros.
+with bit r of rank r set, w words with minus bit r set unless rank r holds NaN or is unfit]. The
+digest is 16 bits of BLAKE2b over what ranks must agree on. A rank with a gradient that cannot be
+voted on adds 2**40 to its clock. Received: alpha times the sums over the V voters, with alpha = 1
+under Sum and 1/p under Average; ranks that joined add zeros.
 
 Sum and Average are told apart by the first word, alpha V: above 1 it is a Sum, below 1 an Average
 with ranks that joined. If it is 1, it is a Sum of one voter, whose bitmap is a power of two, or an
@@ -21,12 +22,14 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from mpisign.errors import DisagreementError, NaNError, WireError
+from mpisign.backend.arrays import FLOATS
+from mpisign.errors import CollectiveError, DisagreementError, NaNError, WireError
 
 Words = npt.NDArray[np.float64]
 
 _RANKS_PER_WORD = 32
 _FIXED = 4
+_UNFIT = 1 << 40  # clocks are far smaller
 
 
 def n_words(size: int) -> int:
@@ -50,26 +53,39 @@ class Voters:
     agreed: bool
 
     @property
+    def unfit(self) -> bool:
+        """Whether ranks of ``nans`` have gradients that cannot be voted on."""
+        return self.clock >= _UNFIT
+
+    @property
     def joined(self) -> tuple[int, ...]:
         """The ranks that have called ``hvd.join``."""
         return tuple(r for r in range(self.size) if r not in self.voters)
 
 
 def write(
-    out: Words, rank: int, size: int, *, clock: int, config_digest: str, nan: bool = False
+    out: Words,
+    rank: int,
+    size: int,
+    *,
+    clock: int,
+    config_digest: str,
+    nan: bool = False,
+    unfit: bool = False,
 ) -> None:
     """Writes one rank's words into ``out``, float64 (n_words(size),).
 
-    ``config_digest``: the text to digest, of everything that ranks must agree on.
+    ``config_digest``: the text to digest, of everything that ranks must agree on. ``unfit``: this
+    rank's gradient cannot be voted on.
     """
     digest = hashlib.blake2b(config_digest.encode(), digest_size=4).digest()
     number = int.from_bytes(digest, "little") & 0xFFFF
     width = (len(out) - _FIXED) // 2
     word, bit = divmod(rank, _RANKS_PER_WORD)
     out[:] = 0
-    out[:_FIXED] = 1, clock, number, number * number
+    out[:_FIXED] = 1, clock + unfit * _UNFIT, number, number * number
     out[_FIXED + word] = 1 << bit
-    out[_FIXED + width + word] = 0 if nan else -(1 << bit)
+    out[_FIXED + width + word] = 0 if nan or unfit else -(1 << bit)
 
 
 def read(words: Words, size: int, where: str) -> Voters:
@@ -106,9 +122,16 @@ def read(words: Words, size: int, where: str) -> Voters:
 def check(roll: Voters, where: str, ranks: list[int]) -> None:
     """Raises on every rank what forbids the vote.
 
-    ``ranks``: global ranks of the process set. DisagreementError: digests differ. NaNError: a rank
-    holds NaN under nan="raise".
+    ``ranks``: global ranks of the process set. CollectiveError: a gradient that cannot be voted on.
+    DisagreementError: digests differ. NaNError: a rank holds NaN under nan="raise".
     """
+    if roll.unfit:
+        held = ", ".join(str(ranks[r]) for r in roll.nans)
+        raise CollectiveError(
+            f"{where}: cannot go on because of rank{'s' if len(roll.nans) > 1 else ''} {held}: "
+            f"gradients must be dense and of dtype {', '.join(FLOATS)} (make a complex parameter a "
+            "float parameter, and in forward() take torch.view_as_complex)"
+        )
     check_config(roll, where)
     if roll.nans:
         held = ", ".join(str(ranks[r]) for r in roll.nans)

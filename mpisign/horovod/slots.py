@@ -73,6 +73,14 @@ class Slots:
             self._last = guess
         return guess
 
+    def sparse_of(self, shape: torch.Size) -> ParameterSlot | None:
+        """A slot of this shape whose gradient is sparse, if there is one."""
+        for m in self._by_id.values():
+            p = m.parameter
+            if p is not None and p.shape == shape and p.grad is not None and p.grad.is_sparse:
+                return m
+        return None
+
     def state_dict(
         self, step: int, origin: dict[str, Any], committed: bool = False
     ) -> dict[str, State]:

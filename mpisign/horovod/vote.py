@@ -8,7 +8,6 @@ import horovod.torch as hvd
 import torch
 
 from mpisign import forks
-from mpisign.backend import arrays
 from mpisign.compressors.base import Compressor, State
 from mpisign.exchange import checkpoint
 from mpisign.exchange.after_backward import is_running
@@ -86,14 +85,9 @@ class VoteCompression:
             raise ValueError(f"{_FUNCTION}: process_set is not initialized: {self.process_set}")
         return size
 
-    def _check(self, tensor: torch.Tensor) -> None:
+    @staticmethod
+    def _check(tensor: torch.Tensor) -> None:
         """Raises TypeError for what is no gradient, on every rank, before anything is sent."""
-        name = str(tensor.dtype).removeprefix("torch.")
-        if name not in arrays.FLOATS or tensor.layout is not torch.strided:
-            raise TypeError(
-                f"{_FUNCTION}: gradients must be dense and of dtype {', '.join(arrays.FLOATS)}, "
-                f"got {name} of layout {tensor.layout}"
-            )
         if tensor.requires_grad:
             raise TypeError(
                 f"{_FUNCTION}: expected a gradient, got a parameter: op=hvd.Adasum compresses "

@@ -2,7 +2,7 @@
 
     ddp_suite.py FOLDER [MODULE ...]
 
-``MODULE``: ddp_states, ddp_errors, fsdp_suite, whose checks are run besides these.
+``MODULE``: ddp_states, ddp_errors, ddp_parameters, fsdp_suite, whose checks are run besides these.
 """
 
 from __future__ import annotations

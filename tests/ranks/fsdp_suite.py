@@ -22,7 +22,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy, f
 
 import mpisign.fsdp
 from mpisign.compressors import StochasticSign
-from mpisign.errors import NaNError
+from mpisign.errors import CollectiveError, NaNError
 
 
 def each_layer(module, recurse, nonwrapped_numel):
@@ -103,6 +103,54 @@ def check_fsdp2_votes():
             loss_of(model, step).backward()
             for name, p in model.named_parameters():
                 assert torch.equal(p.grad.full_tensor(), want[name]), (dtype, step, name)
+
+
+def check_averages_before_votes():
+    """In as many backward passes as are asked for, whatever the number of units."""
+
+    def mean(net, step):
+        all_ranks = everyone(local_gradients(net, step))
+        return {n: sum(g[n] for g in all_ranks) / len(all_ranks) for n in all_ranks[0]}
+
+    for strategy in (ShardingStrategy.FULL_SHARD, ShardingStrategy.NO_SHARD, None):
+        state = mpisign.fsdp.MajorityVoteState(None, ABSTAINING, warmup_steps=2)
+        net = Net()
+        if strategy is None:
+            for layer in net.children():
+                fully_shard(layer)
+            model = fully_shard(net)
+            mpisign.fsdp.register_comm_hook(model, state)
+        else:
+            model = sharded(net, state, strategy)
+        for step in range(4):
+            want = (mean if step < 2 else expected)(Net(), step)
+            model.zero_grad()
+            if step == 1:
+                state.load_state_dict(state.state_dict())
+            loss_of(model, step).backward()
+            if strategy is None:
+                got = {n: p.grad.full_tensor() for n, p in model.named_parameters()}
+            else:
+                got = whole(model, strategy)
+            for name, grad in want.items():
+                same = torch.allclose(got[name].view_as(grad), grad, rtol=0, atol=1e-6 * (step < 2))
+                assert same, (strategy, step, name)
+        assert state.state_dict()["passes"] == 2
+
+
+def check_complex_parameters():
+    class Phases(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.turn = torch.nn.Parameter(torch.ones(8, dtype=torch.cfloat))
+
+        def forward(self, x):
+            return (x * self.turn).abs().sum()
+
+    model = fully_shard(Phases())  # FSDP1 refuses them itself
+    mpisign.fsdp.register_comm_hook(model, mpisign.fsdp.MajorityVoteState(None, "sign"))
+    error = raised(CollectiveError, lambda: model(torch.ones(8)).backward())
+    assert "must have dtype float32" in error and len(set(gathered(error))) == 1, error
 
 
 def check_hybrid_sharding_is_refused():

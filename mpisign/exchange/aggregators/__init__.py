@@ -12,6 +12,7 @@ from mpisign.exchange.aggregators.gathered import GatheredMean, GatheredVote
 from mpisign.exchange.aggregators.mean_of_signs import MeanOfSignsAggregator
 from mpisign.exchange.aggregators.robust import RobustAggregator
 from mpisign.exchange.aggregators.vote import VoteAggregator
+from mpisign.exchange.aggregators.warm_up import WarmUpAggregator as WarmUpAggregator
 
 _AGGREGATORS: dict[str, type[Aggregator]] = {
     "vote": VoteAggregator,

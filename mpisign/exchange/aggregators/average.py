@@ -10,6 +10,7 @@ import torch
 from mpisign.engine.agreement import Agreed
 from mpisign.engine.engine import Engine
 from mpisign.exchange.aggregators.base import Aggregator
+from mpisign.exchange.parameter_slot import ParameterSlot
 from mpisign.transports.base import Steps
 from mpisign.transports.tagged import TaggedTransport
 
@@ -30,11 +31,18 @@ class AverageAggregator(Aggregator):
         parts = np.split(mean, np.cumsum(lengths)[:-1])
         for m, part in zip(self.slots, parts, strict=True):
             if m.grad is not None:
-                part[:] = m.grad.detach().cpu().float().reshape(-1).numpy()
+                part[:] = self._sent(m).reshape(-1).numpy()
         # An allreduce may block, so that ranks must come to those of a step's buckets in one order.
         yield engine.progress.turn(wire.tag)
         yield wire.allreduce(mean)
         mean /= np.float32(wire.size)
         for i, (m, part) in enumerate(zip(self.slots, parts, strict=True)):
             if anywhere[i]:
-                m.target().copy_(torch.from_numpy(part).view(m.parameter.shape))
+                self._received(m, torch.from_numpy(part).view(m.parameter.shape))
+
+    def _sent(self, m: ParameterSlot) -> torch.Tensor:
+        assert m.grad is not None
+        return m.grad.detach().to("cpu", torch.float32, copy=True)
+
+    def _received(self, m: ParameterSlot, mean: torch.Tensor) -> None:
+        m.target().copy_(mean)

@@ -34,6 +34,7 @@ class Aggregator(ABC):
         self.bucket = bucket.layout
         self.slots = bucket.slots
         self.compressor = bucket.compressor
+        self.masked = bucket.masked
         self.rank, self.size = rank, size
         self.groups = groups
         # Members of a group that compute the same must vote the same where bits are random.

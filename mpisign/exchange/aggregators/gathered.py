@@ -18,6 +18,7 @@ from mpisign.engine.engine import Engine
 from mpisign.engine.header import Header
 from mpisign.errors import WireError
 from mpisign.exchange.aggregators.base import Aggregator
+from mpisign.exchange.aggregators.masked import keep_where_zero, silence_zeros
 from mpisign.exchange.parameter_slot import ParameterSlot
 from mpisign.stats import stage
 from mpisign.transports.base import Steps
@@ -127,13 +128,19 @@ class _Packed:
                 torch.zeros(self._planes.shape, dtype=torch.uint8, device=device),
                 torch.zeros(scales.shape, dtype=torch.float32, device=device),
             )
+        grads = [_gradient(m) for m in self._members]
         nans = of.compressor.pack(
-            [_gradient(m) for m in self._members],
+            grads,
             self._states,
             there[0] if len(self._planes) == 2 else there[0][0],
             offsets,
             replace(of.context, rates=[s.rate for s in self._members], scales=there[1]),
         )
+        if of.masked:
+            silence_zeros(grads, there[0], offsets)
+            for m, g, state in zip(self._members, grads, self._states, strict=True):
+                if "residual" in state:
+                    keep_where_zero(g, m.state.get("residual"), state["residual"])
         if device.type != "cpu":
             self._planes[...], scales[...] = (x.cpu().numpy() for x in there)
         return nans
@@ -218,4 +225,4 @@ def _gradient(m: ParameterSlot) -> torch.Tensor:
     """This rank's gradient, or zeros, which take no memory."""
     if m.grad is not None:
         return m.grad.detach()
-    return m.parameter.detach().new_zeros(()).expand(m.parameter.shape)
+    return torch.zeros((), device=m.parameter.device).expand(m.parameter.shape)

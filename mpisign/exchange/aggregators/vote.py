@@ -15,6 +15,7 @@ from mpisign.engine.agreement import Agreed
 from mpisign.engine.engine import Engine
 from mpisign.engine.header import SHORT_ABOVE, Header
 from mpisign.exchange.aggregators.base import Aggregator, restart_momenta
+from mpisign.exchange.aggregators.masked import silence_zeros
 from mpisign.exchange.buckets import GradientBucket
 from mpisign.partition import Partition
 from mpisign.planes.unpack import unpack_pieces
@@ -204,6 +205,9 @@ def pack_slots(aggregator: Aggregator, first: int, last: int, out: Any) -> int:
         if s.grad is not None:
             there.append(i)
             continue
+        if aggregator.masked:
+            out[:, bucket.span(i)] = 0
+            continue
         _, _, found = planes.pack_census(
             c.compress_missing(s.parameter, s.state),
             zeros=c.zeros,
@@ -216,13 +220,12 @@ def pack_slots(aggregator: Aggregator, first: int, last: int, out: Any) -> int:
         )
         nans += int(found)
     slots = [aggregator.slots[i] for i in there]
-    return nans + c.pack(
-        [s.grad for s in slots],  # type: ignore[misc]  # none is None
-        [s.state for s in slots],
-        _rows(out),
-        [bucket.offsets[i] for i in there],
-        context,
-    )
+    grads: list[Any] = [s.grad for s in slots]
+    offsets = [bucket.offsets[i] for i in there]
+    nans += c.pack(grads, [s.state for s in slots], _rows(out), offsets, context)
+    if aggregator.masked:
+        silence_zeros(grads, out, offsets)
+    return nans
 
 
 def _rows(x: Any) -> Any:

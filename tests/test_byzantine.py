@@ -449,8 +449,8 @@ def test_notices_that_make_no_sense_are_passed_over():
         b"MPSN",
         bytes(512),
         random.Random(0).randbytes(512),
-        head.pack(b"MPSN", 9, 0, 1.0),
-        head.pack(b"MPSN", 1, 0, float("nan")) + b"\xff" * 7,
+        head.pack(b"MPSN", 9, 0, 0, 1.0),
+        head.pack(b"MPSN", 1, 0, 0, float("nan")) + b"\xff" * 7,
     ]
 
     def run(comm, wire):

@@ -53,6 +53,7 @@ class HorovodGradients:
         self._made_up = False  # whether this step's gradients are none that were computed
         call_on_every_rank(optimizer)
         self.replaced = False
+        self._exchange.pending.refuses_newcomers = False  # as _unfit does, which tells all ranks
         take_over(optimizer, parameters)
         self._local: LocalSteps | None = None
         if compressor.local_steps > 1:

@@ -164,3 +164,20 @@ def test_a_pipe_that_is_closed_ends_the_command_quietly():
     program = f"{sys.executable} -m mpisign.cli study list | head -1; echo ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", program], capture_output=True, text=True, timeout=60)
     assert done.stderr == "" and done.stdout.splitlines()[-1] in ("0", "141"), done
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize(
+    ("when", "said"),
+    [
+        ("import mpi4py; mpi4py.rc.initialize = False", "MPI is not initialized"),
+        ("from mpi4py import MPI; MPI.Finalize()", "MPI.Finalize() was called"),
+    ],
+)
+def test_outside_of_mpi(when, said):
+    """MPI would end the process with a text of its own."""
+    program = (
+        f"{when}\nfrom mpi4py import MPI\nimport mpisign\nmpisign.Communicator(MPI.COMM_WORLD)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert f"LauncherError: mpisign: {said}" in done.stderr, done

@@ -46,7 +46,7 @@ def abort_on_error(action: Callable[[], int], rank: Callable[[], int | None]) ->
     except BaseException as error:
         if isinstance(error, SystemExit):
             raise
-        if isinstance(error, BrokenPipeError):  # nobody reads on
+        if isinstance(error, BrokenPipeError):  # the reader has gone
             drop_output()
             _end_all_ranks(PIPE_CLOSED)
         if type(error).__name__ == "HorovodInternalError":

@@ -81,7 +81,7 @@ def _suspects(conflicts: npt.NDArray[np.bool_], own: int, f: int) -> tuple[list[
     """``conflicts[v, r]``: v claims that r sent it something else: v lies, or r sent two things.
 
     Whoever is in conflict with more than ``f`` ranks is hostile, as these cannot all be. Of two in
-    conflict with each other nobody knows which one it is.
+    conflict with each other either may be the one.
     """
     # This rank knows what it said itself; and nobody is told two things by itself.
     certain = conflicts[:, own] | conflicts.diagonal()

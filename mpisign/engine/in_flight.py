@@ -74,5 +74,5 @@ class Ownership:
         return self._pid != 0 and os.getpid() != self._pid
 
     def refusal(self, function: str) -> BrokenError:
-        """What a forked child is told."""
+        """The error of a forked child."""
         return BrokenError(f"{function}: {forks.explanation(self._pid)}")

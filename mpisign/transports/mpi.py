@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mpisign import launcher
-from mpisign.errors import CollectiveTimeout, LauncherError, WireError
+from mpisign.errors import CollectiveTimeout, WireError
 from mpisign.stats import count_bytes, count_ring, stage
 from mpisign.transports.base import (
     FIRST,
@@ -34,7 +34,7 @@ except (ImportError, RuntimeError) as error:  # RuntimeError: mpi4py without an 
     ) from error
 
 from mpisign.transports.mpi_inbox import FirstProbed, Inbox, Probed
-from mpisign.transports.mpi_notices import MPINotices
+from mpisign.transports.mpi_notices import MPINotices, check_runs
 
 
 class _Requests(Polled):
@@ -279,17 +279,6 @@ class MPITransport(Transport):
             self.comm.Free()
 
 
-def check_runs(function: str = "mpisign") -> None:
-    """LauncherError unless MPI runs: a call before MPI_Init or after MPI_Finalize ends the job."""
-    if not MPI.Is_initialized():
-        raise LauncherError(
-            f"{function}: MPI is not initialized: call MPI.Init() first (mpi4py does so when it is "
-            "imported, unless mpi4py.rc.initialize is False)"
-        )
-    if MPI.Is_finalized():
-        raise LauncherError(f"{function}: MPI.Finalize() was called: no rank can be reached")
-
-
 def duplicate(comm: MPI.Intracomm, seconds: float) -> MPI.Intracomm:
     """A clone of ``comm``; CollectiveTimeout unless all its ranks make one within ``seconds``."""
     clone, request = comm.Idup()
@@ -367,7 +356,6 @@ def _on_finalize(comm: MPI.Comm, keyval: int, nothing: Any) -> None:
         transport.ended = transport.ended or "MPI.Finalize() was called"
 
 
-check_runs()  # else the next line ends the job
 #: MPI_Finalize deletes what is attached to COMM_SELF before all else.
 _AT_END: int = MPI.Comm.Create_keyval(delete_fn=_on_finalize)
 _KEYVAL: int = MPI.Comm.Create_keyval(delete_fn=_on_delete)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from mpisign.errors import WireError
+from mpisign.errors import LauncherError, WireError
 from mpisign.transports.base import NOTICE, Bytes
 
 try:
@@ -105,4 +105,18 @@ def _before_the_end(comm: MPI.Comm, keyval: int, value: Any) -> None:
 
 # MPI deletes the attributes of COMM_SELF first when it ends. Horovod ends it in a thread of its
 # own, everywhere, once a rank has left; whoever comes later must still hear which.
+
+
+def check_runs(function: str = "mpisign") -> None:
+    """LauncherError unless MPI runs: a call before MPI_Init or after MPI_Finalize ends the job."""
+    if not MPI.Is_initialized():
+        raise LauncherError(
+            f"{function}: MPI is not initialized: call MPI.Init() first (mpi4py does so when it is "
+            "imported, unless mpi4py.rc.initialize is False)"
+        )
+    if MPI.Is_finalized():
+        raise LauncherError(f"{function}: MPI.Finalize() was called: no rank can be reached")
+
+
+check_runs()  # else the next line ends the job
 MPI.COMM_SELF.Set_attr(MPI.Comm.Create_keyval(delete_fn=_before_the_end), True)

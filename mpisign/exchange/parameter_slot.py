@@ -100,7 +100,9 @@ class ParameterSlot:
         Slices of one tensor, as ``torch.stack`` makes gradients, have one version in common.
         """
         grad = self.grad
-        if grad is None or grad.untyped_storage().nbytes() != grad.numel() * grad.element_size():
+        if grad is None or grad.is_sparse:  # which has no storage, and is refused
+            return False
+        if grad.untyped_storage().nbytes() != grad.numel() * grad.element_size():
             return False
         return grad._version != self.version
 

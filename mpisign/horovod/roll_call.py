@@ -146,8 +146,8 @@ def check_config(roll: Voters, where: str) -> None:
     """Raises DisagreementError, the same on every rank, if digests differ."""
     if not roll.agreed:
         raise DisagreementError(
-            f"{where}: ranks disagree on the vote's length, policies, seed, momentum or process "
-            "set; build the compression with the same arguments on every rank"
+            f"{where}: ranks disagree on the vote's length, policies, seed, momentum, process "
+            "set or learning rates; take the same arguments and options on every rank"
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from expected import Expected, Net, at
-from front_ends import EXACT, FRONTS, HOROVOD, REPLICATED, make, promise
+from front_ends import EXACT, FRONTS, HOROVOD, HVD, REPLICATED, make, promise
 from job import attempt, same_replicas
 
 
@@ -15,18 +15,19 @@ def unwrapped(w):
     return mpisign.unwrap(w.optimizer)
 
 
-@promise("plain", "overlap", "horovod")
+@promise("plain", "overlap", *HOROVOD)
 def unwrap(world, front):
     """Hooks go, the state stays: the next wrapper goes on as if nothing had been."""
     w = make(world, front)
     expected = Expected(world, Net(), 0.9)
     for step in range(4):
         if step == 2:
-            plain = unwrapped(w)
-            kept = plain.state_dict()
+            old, plain = w.votes, unwrapped(w)
             w = make(world, front, w.net, inner=lambda _, plain=plain: plain)
-            assert w.steps == 2, w.steps
-            assert kept is not None
+            if front in HVD:  # whose state is the compression's
+                w.votes.load_state_dict(old.state_dict())
+            else:
+                assert w.steps == 2, w.steps
         w.train(at(world, step))
         expected.train(at(world, step))
         expected.check(w, f"step {step}")
@@ -40,6 +41,8 @@ def wrapped_again(world, front):
     expected = Expected(world, Net())
     for step in range(4):
         if step == 2:
+            if front in HVD:  # Horovod's own trips over its old hooks
+                unwrapped(w)
             w = make(world, front, net, compression=("sign", EXACT))
         w.train(at(world, step))
         expected.train(at(world, step))
@@ -82,6 +85,8 @@ def unfrozen_wrapped_again(world, front):
         if step == 2:
             for net in (w.net, expected.net):
                 net.first.requires_grad_(True)
+            if front in HVD:
+                unwrapped(w)
             w = make(world, front, w.net, compression=("sign", EXACT))
         w.train(at(world, step))
         expected.train(at(world, step))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from mpisign.planes import majority, pack, unpack
 from mpisign.stats import stats
+from mpisign.stopping import request_stop, stop_on_signals, stop_requested
 
 if TYPE_CHECKING:
     from mpisign.collectives.compressed_mean_state import CompressedMeanState
@@ -42,8 +43,11 @@ __all__ = [
     "majority_vote_async",
     "mean_of_signs",
     "pack",
+    "request_stop",
     "robust_aggregate",
     "stats",
+    "stop_on_signals",
+    "stop_requested",
     "tally",
     "tally_async",
     "unpack",

@@ -18,7 +18,8 @@ PACKAGE = ROOT / "mpisign"
 FLOORS: list[tuple[str, list[str]]] = [
     (
         "basics",
-        ["errors", "policies", "stats", "launcher", "forks", "partition", "_kernels", "kernels"],
+        ["errors", "policies", "stats", "launcher", "forks", "partition", "stopping"]
+        + ["_kernels", "kernels"],
     ),
     ("backend", ["backend"]),
     ("planes", ["planes"]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -29,10 +30,10 @@ def test_a_bug_on_one_rank_ends_all(launcher):
 class Job:
     """A training that would never end, found again by its seed among all processes."""
 
-    def __init__(self, launcher, folder):
+    def __init__(self, launcher, folder, *more):
         self.mark = str(int.from_bytes(os.urandom(6), "big"))
         self.path = folder / "output"
-        options = ["--steps", "100000000", "--seed", self.mark]
+        options = ["--steps", "100000000", "--seed", self.mark, *more]
         self.process = subprocess.Popen(
             [*launcher, *TRAIN, *options],
             cwd=ROOT,
@@ -114,8 +115,34 @@ def test_interrupting_the_launcher_leaves_nothing(launcher, tmp_path):
     assert "mpisign, rank" not in output
 
 
+def told(path, name):
+    """What the JSON has of a run that a signal ended: the first way, and where it stopped."""
+    result = json.loads(path.read_text())
+    (way,), stopped = result["ways"], result["stopped"]
+    assert stopped["signal"] == name and stopped["way"] == way["way"] == "mpi-vote"
+    assert stopped["steps"] == 100000000 and stopped["step"] == way["steps"] < 100000000
+    assert way["curve"][-1]["step"] == way["steps"] and way["identical"]
+    return stopped["step"]
+
+
 def test_interrupting_one_process(tmp_path):
-    job = Job([], tmp_path)
+    path = tmp_path / "result.json"
+    job = Job([], tmp_path, "--ways", "mpi-vote", "--json", path)
+    assert "mpirun -n 4 mpisign train" in job.output()  # the hint for one rank alone
     job.process.send_signal(signal.SIGINT)
-    assert job.ends().count("mpisign: interrupted") == 1
+    output = job.ends()
+    step = told(path, "SIGINT")
+    assert output.count(f"mpisign: interrupted: stopped at step {step} of 100000000") == 1, output
     assert job.process.returncode == 130
+
+
+def test_one_rank_of_three_is_asked_to_stop(tmp_path):
+    """As ``scancel --signal=USR1`` may reach ranks between different steps."""
+    path = tmp_path / "result.json"
+    job = Job(mpirun(3), tmp_path, "--ways", "mpi-vote,mpi-fp32", "--json", path)
+    os.kill(next(pid for pid, rank in job.ranks().items() if rank == 1), signal.SIGUSR1)
+    output = job.ends()
+    step = told(path, "SIGUSR1")
+    assert output.count(f"mpisign: SIGUSR1: stopped at step {step} of 100000000") == 1, output
+    assert job.process.returncode == 128 + signal.SIGUSR1
+    assert "of one rank" not in output

@@ -39,7 +39,7 @@ def of_steps(label: str, steps: int, shown: bool) -> Iterator[Callable[..., None
     columns = ("BarColumn", "MofNCompleteColumn", "test accuracy {task.fields[accuracy]}")
     bar = _bar(shown, sys.stdout, "{task.description:<21}", *columns, "TimeElapsedColumn")
     task = bar and bar.add_task(label, total=steps, accuracy="")
-    last, evaluated = time.monotonic(), ""
+    last, evaluated, reached = time.monotonic(), "", 0
 
     def line(done: int) -> None:
         nonlocal last
@@ -48,7 +48,8 @@ def of_steps(label: str, steps: int, shown: bool) -> Iterator[Callable[..., None
             print(f"{label:<21} step {done:>5} of {steps}{evaluated}", flush=True)
 
     def report(done: int, accuracy: float | None = None) -> None:
-        nonlocal evaluated
+        nonlocal evaluated, reached
+        reached = done
         if accuracy is not None:
             evaluated = f"; test accuracy {accuracy:.1%} at step {done}"
         if bar is not None:
@@ -60,7 +61,7 @@ def of_steps(label: str, steps: int, shown: bool) -> Iterator[Callable[..., None
     with bar or nullcontext():
         line(0)
         yield report
-        line(steps)
+        line(reached)
 
 
 @contextmanager

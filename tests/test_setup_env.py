@@ -1,4 +1,4 @@
-"""scripts/setup --env: what a shell must set, and nothing that slows ranks down that have a core."""
+"""scripts/setup --env: what a shell must set; nothing that slows ranks with a core each."""
 
 from __future__ import annotations
 

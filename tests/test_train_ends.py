@@ -142,6 +142,7 @@ def test_one_rank_of_three_is_asked_to_stop(tmp_path):
     job = Job(mpirun(3), tmp_path, "--ways", "mpi-vote,mpi-fp32", "--json", path)
     os.kill(next(pid for pid, rank in job.ranks().items() if rank == 1), signal.SIGUSR1)
     output = job.ends()
+    assert path.exists(), output
     step = told(path, "SIGUSR1")
     assert output.count(f"mpisign: SIGUSR1: stopped at step {step} of 100000000") == 1, output
     assert job.process.returncode == 128 + signal.SIGUSR1

@@ -19,15 +19,15 @@ from mpisign.experiments.progress import on_terminal
 PIPE_CLOSED = 128 + signal.SIGPIPE
 _SHOW_CURSOR = "\x1b[?25h"
 _SOURCE = re.compile(r"^\[[^]]*\] *")  # Gloo's messages start with a path of its build machine
-_ENDING = (signal.SIGINT, signal.SIGTERM)
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 _GRACE = 15.0  # seconds from a request to stop, within which a rank ends; Slurm's are 30
 
 
 class Signals:
-    """Ctrl-C and the launcher's SIGTERM end this process at once, in one line.
+    """Ctrl-C, the launcher's SIGTERM and SIGUSR1 end this process at once, in one line.
 
-    After ``ask_first`` the first of them, and SIGUSR1, ask all ranks to stop. A second one, or 15
-    seconds in which this rank did not end, still end it. ``number``: of what came, 0 if nothing.
+    After ``ask_first`` the first of them asks all ranks to stop. A second one, or 15 seconds in
+    which this rank did not end, still ends it. ``number``: of what came, 0 if nothing.
     """
 
     def __init__(self, speaker: bool) -> None:
@@ -36,14 +36,14 @@ class Signals:
         self._readable, writable = os.pipe()
         os.set_blocking(writable, False)
         signal.set_wakeup_fd(writable, warn_on_full_buffer=False)
-        self._catch(*_ENDING)
+        for number in _ENDING:
+            signal.signal(number, lambda number, frame: None)
         # A thread: the main one may be inside MPI.
         threading.Thread(target=self._wait, name="mpisign-signals", daemon=True).start()
 
     def ask_first(self) -> None:
         """From now on there are steps to stop after."""
         self._asks = True
-        self._catch(signal.SIGUSR1)
 
     def end(self) -> NoReturn:
         """Ends this process for what came."""
@@ -61,11 +61,6 @@ class Signals:
             request_stop()
             select.select([self._readable], [], [], _GRACE)
         self.end()
-
-    @staticmethod
-    def _catch(*numbers: int) -> None:
-        for number in numbers:
-            signal.signal(number, lambda number, frame: None)
 
 
 def end_on_signals(speaker: bool) -> Signals:

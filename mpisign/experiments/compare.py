@@ -95,6 +95,7 @@ def run(
     stopped = None
     if signals is not None:
         signals.ask_first()
+        world.barrier()  # no rank takes a step while another would still end at once
     for variant in variants:
         if variant.via == "horovod":
             try:

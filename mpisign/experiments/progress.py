@@ -64,6 +64,15 @@ def of_steps(label: str, steps: int, shown: bool) -> Iterator[Callable[..., None
         line(reached)
 
 
+def left(seconds: float, done: int, remaining: int) -> str:
+    """How long ``remaining`` cells take where ``done`` took ``seconds``, in words."""
+    estimate = seconds / done * remaining
+    for unit, size in (("h", 3600.0), ("min", 60.0)):
+        if estimate >= 2 * size:
+            return f"about {estimate / size:.0f} {unit} left"
+    return f"about {estimate:.0f} s left"
+
+
 @contextmanager
 def of_cells(done: int, total: int, shown: bool = True) -> Iterator[Callable[..., None]]:
     """Yields ``report(name, outcome=None)`` of a study's cells, of which ``done`` are recorded."""
@@ -71,6 +80,7 @@ def of_cells(done: int, total: int, shown: bool = True) -> Iterator[Callable[...
     bar = _bar(shown, sys.stderr, *columns, "{task.description}")
     task = bar and bar.add_task("", total=total, completed=done)
     running: list[str] = []
+    before, began = done, time.monotonic()
 
     def report(name: str, outcome: str | None = None) -> None:
         nonlocal done
@@ -80,6 +90,8 @@ def of_cells(done: int, total: int, shown: bool = True) -> Iterator[Callable[...
             done += 1
             running.remove(name)
             line = f"{done} of {total}: {name}: {outcome}"
+            if done < total:
+                line += f"; {left(time.monotonic() - began, done - before, total - done)}"
             if bar is not None:
                 bar.console.print(line, highlight=False, markup=False)
             elif shown:

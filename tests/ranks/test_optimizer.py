@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
 from worlds import RANK, SIZE, same_on_all_ranks, several
 
 import mpisign
-import warnings
 from mpisign.compressors import Sign, Signum
 from mpisign.errors import CollectiveError, DisagreementError, NaNError
 

@@ -93,9 +93,6 @@ def run(
         comm = mpisign.Communicator(world.kind)
     results: list[Result] = []
     stopped = None
-    if signals is not None:
-        signals.ask_first()
-        world.barrier()  # no rank takes a step while another would still end at once
     for variant in variants:
         if variant.via == "horovod":
             try:
@@ -106,7 +103,7 @@ def run(
             worlds.start_torch(world)
         steps, label = steps_of(settings, dataset, world.size), variant.label_of(settings)
         with progress.of_steps(label, steps, world.rank == 0) as update:
-            results.append(train(variant, dataset, settings, world, update, comm))
+            results.append(train(variant, dataset, settings, world, update, comm, signals))
         if mpisign.stop_requested():
             numbers = world.gather(np.array([signals.number if signals else 0]))
             stopped = report.Stopped(
@@ -167,6 +164,7 @@ def train(
     world: TrainingWorld,
     update: Callable[..., None],
     comm: mpisign.Communicator | None,
+    signals: Signals | None = None,
 ) -> Result:
     """Trains a new model on ``dataset``, this rank on its share; the same Result on every rank."""
     steps = steps_of(settings, dataset, world.size)
@@ -190,6 +188,8 @@ def train(
     def stepped(step: int) -> None:
         if watch is not None:
             watch.step()
+        if step == 1 and signals is not None:
+            signals.ask_first()  # until then a rank may be importing for seconds
         update(step)
 
     # Closer together at the start, where accuracy still moves.

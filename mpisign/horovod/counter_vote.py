@@ -35,6 +35,7 @@ _COUNTED = ("vote", "gathered_vote")  # aggregates that counts of votes determin
 _CLOCKS = 1 << 16  # gradients after which the clock begins anew
 _STOP = 1 << 31  # added to the clock by a rank that asks to stop; more than all clocks together
 
+
 @dataclass
 class _Sent:
     """One gradient on its way: its shape as a meta tensor, its device, the number of ranks.

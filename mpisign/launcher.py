@@ -61,7 +61,7 @@ def rank() -> int | None:
 
 
 def is_first() -> bool:
-    """Whether this process speaks for all: rank 0, or where nobody knows of others.
+    """Whether this process speaks for all: rank 0, or where no launcher and no group says.
 
     For warnings of what is the same on all ranks, which a job needs once.
     """

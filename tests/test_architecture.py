@@ -31,7 +31,7 @@ FLOORS: list[tuple[str, list[str]]] = [
     ("front ends", ["optimizer", "ddp", "fsdp", "horovod", "attacks"]),
     ("experiments", ["experiments"]),
     ("tools", ["bench", "doctor"]),
-    ("command", ["cli"]),
+    ("command", ["cli", "__main__"]),
 ]
 
 #: Class names that two public modules share, and why.

@@ -59,7 +59,7 @@ class Result:
     curve: list[dict[str, float | None]]
 
 
-class Signals(Protocol):
+class EndingSignals(Protocol):
     """What may end a training early: ``number``, of the signal that came; 0 if none did."""
 
     number: int
@@ -72,7 +72,7 @@ def run(
     settings: Settings,
     note: str = "",
     command: str = "mpisign train",
-    signals: Signals | None = None,
+    signals: EndingSignals | None = None,
 ) -> int:
     """Trains every variant of ``settings``; 0, or 2 if the settings cannot be used.
 
@@ -164,7 +164,7 @@ def train(
     world: TrainingWorld,
     update: Callable[..., None],
     comm: mpisign.Communicator | None,
-    signals: Signals | None = None,
+    signals: EndingSignals | None = None,
 ) -> Result:
     """Trains a new model on ``dataset``, this rank on its share; the same Result on every rank."""
     steps = steps_of(settings, dataset, world.size)

@@ -6,10 +6,21 @@ them when it is first used.
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+try:
+    import_module("mpisign._kernels")
+except ImportError as e:
+    raise ImportError(
+        f"mpisign's C kernels cannot be loaded ({e}). In a checkout they must be built first: "
+        f"scripts/setup, or pip install -e {__file__.removesuffix('/mpisign/__init__.py')}"
+    ) from e
+
+from mpisign.errors import TORCH
 from mpisign.planes import majority, pack, unpack
 from mpisign.stats import stats
+from mpisign.stopping import request_stop, stop_on_signals, stop_requested
 
 if TYPE_CHECKING:
     from mpisign.collectives.compressed_mean_state import CompressedMeanState
@@ -42,8 +53,11 @@ __all__ = [
     "majority_vote_async",
     "mean_of_signs",
     "pack",
+    "request_stop",
     "robust_aggregate",
     "stats",
+    "stop_on_signals",
+    "stop_requested",
     "tally",
     "tally_async",
     "unpack",
@@ -75,18 +89,14 @@ _MODULES = ("attacks", "detox", "robust")
 
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
-        import importlib
-
-        return importlib.import_module(f"mpisign.{name}")
+        return import_module(f"mpisign.{name}")
     if name not in _LAZY:
         raise AttributeError(f"module 'mpisign' has no attribute {name!r}")
-    import importlib
-
     try:
-        value = getattr(importlib.import_module(_LAZY[name]), name)
+        value = getattr(import_module(_LAZY[name]), name)
     except ModuleNotFoundError as e:
         if e.name != "torch":
             raise
-        raise ImportError(f"mpisign.{name} needs PyTorch: pip install torch") from e
+        raise ImportError(f"mpisign.{name} needs torch: {TORCH}") from e
     globals()[name] = value
     return value

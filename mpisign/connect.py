@@ -8,6 +8,7 @@ from datetime import timedelta
 from typing import Any
 
 from mpisign import forks, launcher
+from mpisign.errors import TORCH
 from mpisign.transports.base import Transport
 
 _TORCH = {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}  # all that torch needs
@@ -76,9 +77,7 @@ def _world(kind: str, seconds: float | None) -> Any:
         try:
             import torch.distributed as dist
         except ImportError as error:
-            raise ImportError(
-                "votes over torch.distributed need torch: pip install torch"
-            ) from error
+            raise ImportError(f"votes over torch.distributed need torch: {TORCH}") from error
         if not dist.is_initialized():
             limit = None if seconds is None else timedelta(seconds=seconds)
             dist.init_process_group(timeout=limit)

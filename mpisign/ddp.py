@@ -12,7 +12,9 @@ try:
     import torch
     import torch.distributed as dist
 except ImportError as error:
-    raise ImportError('mpisign.ddp needs torch: pip install "mpisign[torch]"') from error
+    from mpisign.errors import TORCH
+
+    raise ImportError(f"mpisign.ddp needs torch: {TORCH}") from error
 
 from mpisign import policies
 from mpisign.compressors import Compressor

@@ -14,7 +14,9 @@ try:
     import torch.distributed as dist
     import torch.distributed.fsdp
 except ImportError as error:
-    raise ImportError('mpisign.fsdp needs torch: pip install "mpisign[torch]"') from error
+    from mpisign.errors import TORCH
+
+    raise ImportError(f"mpisign.fsdp needs torch: {TORCH}") from error
 
 from mpisign import policies
 from mpisign.compressors import Compressor, Detox, NoisySign, Sign, StochasticSign

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 from mpisign.errors import LauncherError
 
@@ -57,6 +58,17 @@ def local_rank() -> int | None:
 def rank() -> int | None:
     """This process's number among all that the launcher started; None if no launcher says."""
     return (_first(_RANK) or (None, None))[1]
+
+
+def is_first() -> bool:
+    """Whether this process speaks for all: rank 0, or where no launcher and no group says.
+
+    For warnings of what is the same on all ranks, which a job needs once.
+    """
+    dist = sys.modules.get("torch.distributed")
+    if dist is not None and dist.is_available() and dist.is_initialized():
+        return bool(dist.get_rank() == 0)
+    return not rank()
 
 
 def starts_mpi() -> bool:

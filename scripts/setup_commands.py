@@ -156,18 +156,33 @@ def output_of(*command) -> str:
     return subprocess.run([str(c) for c in command], capture_output=True, text=True).stdout
 
 
-def launch_env(mpi: str) -> dict[str, str]:
-    """What mpirun needs on a small machine or as root; every MPI ignores the others' names."""
+def cores() -> int:
+    """The cores that this process may use, as mpirun counts them: without their second threads."""
+    found = set()
+    for cpu in os.sched_getaffinity(0):
+        folder = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology")
+        try:
+            found.add(tuple((folder / n).read_text() for n in ("physical_package_id", "core_id")))
+        except OSError:
+            found.add(cpu)
+    return len(found)
+
+
+def launch_env(mpi: str, ranks: int = 4) -> dict[str, str]:
+    """What mpirun needs for ``ranks`` ranks or as root; every MPI ignores the others' names."""
     env = {
         "PATH": os.pathsep.join([str(VENV / "bin"), clean_path()]),
         "VIRTUAL_ENV": str(VENV),
         "MPISIGN_MPI": mpi,
-        "OMPI_MCA_rmaps_base_oversubscribe": "1",
-        "OMPI_MCA_hwloc_base_binding_policy": "none",
-        "OMPI_MCA_mpi_yield_when_idle": "1",
-        "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
-        "PRTE_MCA_hwloc_default_binding_policy": "none",
     }
+    if cores() < ranks:
+        env |= {
+            "OMPI_MCA_rmaps_base_oversubscribe": "1",
+            "OMPI_MCA_hwloc_base_binding_policy": "none",
+            "OMPI_MCA_mpi_yield_when_idle": "1",
+            "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
+            "PRTE_MCA_hwloc_default_binding_policy": "none",
+        }
     if os.geteuid() == 0:
         env["OMPI_ALLOW_RUN_AS_ROOT"] = env["OMPI_ALLOW_RUN_AS_ROOT_CONFIRM"] = "1"
     return env

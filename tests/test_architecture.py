@@ -18,7 +18,8 @@ PACKAGE = ROOT / "mpisign"
 FLOORS: list[tuple[str, list[str]]] = [
     (
         "basics",
-        ["errors", "policies", "stats", "launcher", "forks", "partition", "_kernels", "kernels"],
+        ["errors", "policies", "stats", "launcher", "forks", "partition", "stopping"]
+        + ["_kernels", "kernels"],
     ),
     ("backend", ["backend"]),
     ("planes", ["planes"]),
@@ -30,7 +31,7 @@ FLOORS: list[tuple[str, list[str]]] = [
     ("front ends", ["optimizer", "ddp", "fsdp", "horovod", "attacks"]),
     ("experiments", ["experiments"]),
     ("tools", ["bench", "doctor"]),
-    ("command", ["cli"]),
+    ("command", ["cli", "__main__"]),
 ]
 
 #: Class names that two public modules share, and why.

@@ -107,5 +107,33 @@ def test_wheel_works_where_numpy_is_all_there_is(wheel, tmp_path):
             run(python, "-c", f"import {name}", cwd=tmp_path)
 
 
+def test_an_unbuilt_checkout_says_what_to_run(tmp_path):
+    """Not: most likely due to a circular import."""
+    python = clean_python(tmp_path / "clean")
+    shutil.copytree(ROOT / "mpisign", tmp_path / "mpisign", ignore=shutil.ignore_patterns("*.so"))
+    done = subprocess.run(
+        [python, "-c", "import mpisign"], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    last = done.stderr.splitlines()[-1]
+    assert "C kernels cannot be loaded" in last and "circular" not in last
+    assert last.endswith(f"must be built first: scripts/setup, or pip install -e {tmp_path}"), last
+
+
+WITHOUT_TORCH = """
+import sys; sys.modules["torch"] = None
+import mpisign
+for name in ("ddp", "fsdp", "transports.torch"):
+    try: __import__(f"mpisign.{name}")
+    except ImportError as error: print(error)
+try: mpisign.DistributedOptimizer
+except ImportError as error: print(error)
+"""
+
+
+def test_without_torch_errors_name_the_small_build(tmp_path):
+    told = run(sys.executable, "-c", WITHOUT_TORCH, cwd=tmp_path).splitlines()
+    assert len(told) == 4 and all("download.pytorch.org/whl/cpu (200 MB" in line for line in told)
+
+
 def test_import_stays_light_where_everything_is_installed(tmp_path):
     assert run(sys.executable, "-c", IMPORT, cwd=tmp_path).split() == []

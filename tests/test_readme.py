@@ -75,6 +75,21 @@ def test_python_blocks_are_python(page):
             ast.parse(code)
 
 
+def test_one_learning_rate_to_start_with():
+    """README, pages, examples and ``mpisign train`` once had four of them."""
+    from mpisign.experiments.settings import VOTE_LR
+
+    code = "\n".join(code for page in PAGES for _, code in _FENCE.findall(page.read_text()))
+    examples = [p.read_text() for p in (ROOT / "docs" / "examples").glob("*.py")]
+    votes = [text for text in examples if "ef_sign" not in text]
+    rates = re.findall(r"optim\.SGD\([\w.]+\(\), lr=([\d.e-]+)", "\n".join([code, *votes]))
+    assert len(rates) >= 9 and {float(rate) for rate in rates} == {VOTE_LR}
+    said = (ROOT / "docs" / "compressors.md").read_text()
+    assert re.findall(r"\*\*Start at ([\d.e-]+)\*\*", said) == [
+        f"{VOTE_LR:.0e}".replace("e-0", "e-")
+    ]
+
+
 def test_readme_is_short_and_installs_first():
     text = (ROOT / "README.md").read_text()
     assert len(text.splitlines()) <= 100

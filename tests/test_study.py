@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import pytest
 from launchers import ROOT, environment, mpirun
 
 from mpisign.cli import main
-from mpisign.experiments import file, plan, results, tables
+from mpisign.experiments import file, plan, progress, results, tables
 from mpisign.experiments.cell import Cell
 from mpisign.experiments.data import dirichlet
 from mpisign.experiments.errors import SettingsError
@@ -355,6 +356,7 @@ def living(group):
 def test_resume(killed_and_resumed):
     own, path, status, told, first, group = killed_and_resumed
     assert status == 130 and "interrupted" in told
+    assert re.search(rf"^2 of {CELLS}: .* s; about \d+ (s|min) left$", told, re.MULTILINE), told
     until = time.monotonic() + 10
     while living(group):
         assert time.monotonic() < until, f"workers are left: {living(group)}"
@@ -398,6 +400,11 @@ def test_tables_and_pictures(killed_and_resumed, tmp_path, capsys):
         with pytest.raises(SystemExit):
             main([*show, *wrong])
         assert "--" in capsys.readouterr().err
+
+
+def test_time_left():
+    found = [progress.left(*a) for a in ((3, 1, 9), (60, 2, 5), (3600, 3, 7), (90, 1, 1))]
+    assert found == ["about 27 s left", "about 2 min left", "about 2 h left", "about 90 s left"]
 
 
 def test_a_file_of_results_is_one_runs(tmp_path):

@@ -19,7 +19,7 @@ for needed in ("torch", "mpi4py", "sklearn", "rich", "matplotlib"):
 pytestmark = pytest.mark.mpi
 
 ENV = {"MPISIGN_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
-TRAIN = [sys.executable, "-m", "mpisign.cli", "train"]
+TRAIN = [sys.executable, "-m", "mpisign", "train"]
 QUICK = ["--steps", "40"]
 
 

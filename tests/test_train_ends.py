@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -29,10 +31,10 @@ def test_a_bug_on_one_rank_ends_all(launcher):
 class Job:
     """A training that would never end, found again by its seed among all processes."""
 
-    def __init__(self, launcher, folder):
+    def __init__(self, launcher, folder, *more):
         self.mark = str(int.from_bytes(os.urandom(6), "big"))
         self.path = folder / "output"
-        options = ["--steps", "100000000", "--seed", self.mark]
+        options = ["--steps", "100000000", "--seed", self.mark, *more]
         self.process = subprocess.Popen(
             [*launcher, *TRAIN, *options],
             cwd=ROOT,
@@ -47,6 +49,11 @@ class Job:
 
     def output(self):
         return self.path.read_text(errors="replace")
+
+    def takes_steps(self):
+        """Past what torch imports in the first one; progress has a line every 5 s."""
+        taken = re.compile(r"step +[1-9]\d* of")
+        self.wait_for(lambda: taken.search(self.output()), 90, "no steps were taken")
 
     def wait_for(self, condition, seconds, story):
         end = time.monotonic() + seconds
@@ -114,8 +121,37 @@ def test_interrupting_the_launcher_leaves_nothing(launcher, tmp_path):
     assert "mpisign, rank" not in output
 
 
+def told(path, name):
+    """What the JSON has of a run that a signal ended: the first way, and where it stopped."""
+    result = json.loads(path.read_text())
+    (way,), stopped = result["ways"], result["stopped"]
+    assert stopped["signal"] == name and stopped["way"] == way["way"] == "mpi-vote"
+    assert stopped["steps"] == 100000000 and 0 < stopped["step"] == way["steps"] < 100000000
+    assert way["curve"][-1]["step"] == way["steps"] and way["identical"]
+    return stopped["step"]
+
+
 def test_interrupting_one_process(tmp_path):
-    job = Job([], tmp_path)
+    path = tmp_path / "result.json"
+    job = Job([], tmp_path, "--ways", "mpi-vote", "--json", path)
+    assert "mpirun -n 4 mpisign train" in job.output()  # the hint for one rank alone
+    job.takes_steps()
     job.process.send_signal(signal.SIGINT)
-    assert job.ends().count("mpisign: interrupted") == 1
+    output = job.ends()
+    step = told(path, "SIGINT")
+    assert output.count(f"mpisign: interrupted: stopped at step {step} of 100000000") == 1, output
     assert job.process.returncode == 130
+
+
+def test_one_rank_of_two_is_asked_to_stop(tmp_path):
+    """As ``scancel --signal=USR1`` may reach ranks between different steps."""
+    path = tmp_path / "result.json"
+    job = Job(mpirun(2), tmp_path, "--ways", "mpi-vote", "--json", path)
+    job.takes_steps()
+    os.kill(next(pid for pid, rank in job.ranks().items() if rank == 1), signal.SIGUSR1)
+    output = job.ends()
+    assert path.exists(), output
+    step = told(path, "SIGUSR1")
+    assert output.count(f"mpisign: SIGUSR1: stopped at step {step} of 100000000") == 1, output
+    assert job.process.returncode == 128 + signal.SIGUSR1
+    assert "of one rank" not in output

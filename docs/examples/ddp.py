@@ -29,7 +29,7 @@ def main() -> None:
     torch.manual_seed(0)
     net = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 10))
     model = DistributedDataParallel(net)
-    optimizer = torch.optim.SGD(model.parameters(), lr=3e-3)  # no momentum: signum has its own
+    optimizer = torch.optim.SGD(model.parameters(), lr=2e-3)  # no momentum: signum has its own
     state = mpisign.ddp.MajorityVoteState(
         compression="signum", named_parameters=net.named_parameters(), optimizer=optimizer
     )

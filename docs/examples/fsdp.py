@@ -13,7 +13,7 @@ from torch.distributed.fsdp import fully_shard
 
 import mpisign.fsdp
 
-STEPS, BATCH = 150, 32
+STEPS, BATCH = 250, 32
 
 
 def main() -> None:
@@ -33,7 +33,7 @@ def main() -> None:
     # Only compressors without state: a momentum would be a whole gradient kept on every rank.
     state = mpisign.fsdp.MajorityVoteState(compression="sign")
     mpisign.fsdp.register_comm_hook(model, state)
-    optimizer = torch.optim.SGD(model.parameters(), lr=5e-3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=2e-3)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.05, total_iters=STEPS)
 
     draw = torch.Generator().manual_seed(1 + rank)

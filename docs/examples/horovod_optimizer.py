@@ -25,7 +25,7 @@ def main() -> None:
     torch.manual_seed(hvd.rank())
     model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 10))
     optimizer = mpisign.horovod.DistributedOptimizer(  # where hvd.DistributedOptimizer was
-        torch.optim.SGD(model.parameters(), lr=3e-3),  # no momentum: signum has its own
+        torch.optim.SGD(model.parameters(), lr=2e-3),  # no momentum: signum has its own
         named_parameters=model.named_parameters(),
         compression="signum",
     )

@@ -24,7 +24,7 @@ def main() -> None:
     torch.manual_seed(0)  # the same start on every rank
     model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 10))
     # Votes are +1 or -1: a small learning rate, and no momentum, which signum has of its own.
-    optimizer = torch.optim.SGD(model.parameters(), lr=3e-3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=2e-3)
     mpisign.DistributedOptimizer(optimizer, model.named_parameters(), compression="signum")
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.05, total_iters=STEPS)
 

@@ -38,7 +38,7 @@ cell that ends is added to the results at once; cells that are there are not run
 the file's settings makes new cells, the old ones stay.
 
 examples:
-  mpisign study run adversaries --only quadratic           one grid, by its label
+  mpisign study run adversaries --only "quadratic by 7 ranks"     one grid, by its label
   mpisign study run batch-sizes --only sign,none --seeds 0,1,2,3,4
   mpisign study run heterogeneous --results docs/studies/heterogeneous.jsonl
   mpirun -n 4 mpisign study run batch-sizes --real         by the ranks of this job, instead of

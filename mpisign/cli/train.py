@@ -83,6 +83,11 @@ rules (--rule; docs/trust.md), also joined, as nnm+krum:
 %s"""
 
 
+_ALONE = """\
+Training of one rank, as no launcher started this: there is nobody to vote with. Several ranks:
+    mpirun -n 4 mpisign train    (or torchrun, horovodrun, srun: see --help)"""
+
+
 def add_parser(commands: Any) -> None:
     """Adds ``train`` to the subparsers ``commands``."""
     parser = commands.add_parser(
@@ -102,7 +107,7 @@ def add_parser(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Trains; the exit status."""
-    guard.end_on_signals(speaker=not launcher.rank())
+    signals = guard.end_on_signals(speaker=not launcher.rank())
 
     def job() -> int:
         try:
@@ -113,9 +118,12 @@ def run(args: argparse.Namespace) -> int:
             return 2
         ways, note = _chosen(args)
         options = {k: v for k, v in vars(args).items() if k not in ("via", "run", "command")}
-        return compare.run(Settings(**{**options, "ways": ways}), note, args.command)
+        if launcher.launched_size() is None:
+            note = "\n".join(filter(None, [note, _ALONE]))
+        settings = Settings(**{**options, "ways": ways})
+        return compare.run(settings, note, args.command, signals)
 
-    return guard.abort_on_error(job, launcher.rank)
+    return guard.abort_on_error(job, launcher.rank, signals)
 
 
 def _chosen(args: argparse.Namespace) -> tuple[tuple[str, ...], str]:

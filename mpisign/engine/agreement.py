@@ -30,7 +30,7 @@ class Agreed:
 
     ``header``: this rank's. ``function``: the caller's name for messages. ``weights``: by rank,
     None if all are 1. ``presences``: by rank, or the one that all have. ``nan_count_pending``,
-    ``fresh``: whether any rank said so.
+    ``fresh``, ``stop``: whether any rank said so.
     """
 
     function: str
@@ -39,6 +39,7 @@ class Agreed:
     weights: list[float] | None
     presences: list[bytes]
     fresh: bool = False
+    stop: bool = False
 
     @property
     def same_presence(self) -> bool:
@@ -59,7 +60,8 @@ def agree(rows: Bytes, own: Header, function: str, alike: bool, size: int) -> Ag
     if alike and not (own.reason or own.nans):
         all_weights = None if own.weight == 1.0 else [own.weight] * size
         presences = [own.presence]
-        return Agreed(function, own, own.nan_count_pending, all_weights, presences, own.fresh)
+        pending = own.nan_count_pending
+        return Agreed(function, own, pending, all_weights, presences, own.fresh, own.stop)
     headers = [Header.decode(row, r) for r, row in enumerate(rows)]
     _check(headers, function)
     weights = [h.weight for h in headers]
@@ -73,6 +75,7 @@ def agree(rows: Bytes, own: Header, function: str, alike: bool, size: int) -> Ag
         None if all(w == 1.0 for w in weights) else weights,
         [h.presence for h in headers],
         any(h.fresh for h in headers),
+        any(h.stop for h in headers),
     )
 
 

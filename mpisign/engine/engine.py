@@ -20,6 +20,7 @@ from mpisign.engine.progress import Handle, ProgressEngine, timeout_of_environme
 from mpisign.engine.replicas import ReplicaRecord, check_every
 from mpisign.engine.result_memory import ResultMemory
 from mpisign.errors import WireError
+from mpisign.stopping import StopChannel
 from mpisign.transports.base import Bytes, Prepared, Steps, Transport
 from mpisign.transports.tagged import TaggedTransport
 
@@ -51,7 +52,8 @@ class Engine:
     ) -> None:
         self.transport = transport
         timeout = timeout_of_environment() if timeout is None else timeout
-        self.progress = ProgressEngine(transport, timeout)
+        self.stop = StopChannel()
+        self.progress = ProgressEngine(transport, timeout, self.stop.carried)
         self.plans = PlanCache()
         self.results = ResultMemory()
         self.votes = 0
@@ -148,7 +150,14 @@ class Engine:
         has byzantine_f, headers are echoed too: WireError, naming ranks, if a rank sent different
         headers to different ranks.
         """
+        agreed = yield from self._agreed(wire, header, function)
+        if agreed.stop:
+            self.progress.carried.add(wire.tag)
+        return agreed
+
+    def _agreed(self, wire: TaggedTransport, header: Header, function: str) -> Steps[Agreed]:
         header.rank, header.replica = wire.rank, self.take_digest(wire)
+        header.stop = self.stop.asking
         try:
             message = header.encode()
         except (struct.error, OverflowError) as error:  # a number that no check has kept out

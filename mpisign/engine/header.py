@@ -3,7 +3,7 @@
 Wire layout, little-endian, 512 bytes a rank. Agreed, 56 bytes that must be the same on all ranks:
 magic "MPSG", version u16, operation u8, dtype u8, algorithm u8, zeros u8, nan u8, ties u8,
 byzantine_f u16, device u8 (0 host, 1 CUDA), a byte 0, step u64, tensor u64, length u64, seed u64,
-settings u64. Own, 72 bytes: rank u32, refused u8, nan_count_pending u8, fresh u8, a byte 0, NaNs
+settings u64. Own, 72 bytes: rank u32, refused u8, nan_count_pending u8, fresh u8, stop u8, NaNs
 u64, weight f64, presence 16 bytes, replica digest 32 bytes. Then 384 bytes, zero-filled: the UTF-8
 reason of a refusal. Fixed size, never unpickled. Among many ranks 16 bytes go
 first (engine/dissemination.py): 0, then 15 of BLAKE2b over all but the rank and the last 384 bytes;
@@ -47,7 +47,7 @@ OPERATIONS = (
 )
 DEVICES = ("cpu", "cuda")  # where the arrays are, which says the wire
 _AGREED = struct.Struct("<4sH6BHBx5Q")
-_OWN = struct.Struct("<I3BxQd16s32s")
+_OWN = struct.Struct("<I4BQd16s32s")
 NBYTES = 512
 #: Where the reason of a refusal lies.
 REASON_AT = _AGREED.size + _OWN.size
@@ -65,7 +65,8 @@ class Header:
     ``settings``: a digest of the optimizer's options. ``presence``: of which slots of a bucket have
     a gradient here. ``replica``: of an earlier vote's result or of the parameters (first byte 1 or
     2, then the number of the vote), zeros if not taken. ``nan_count_pending``: NaNs are not counted
-    yet. ``fresh``: this rank may lack state that all ranks share. ``reason``: why it refuses.
+    yet. ``fresh``: this rank may lack state that all ranks share. ``stop``: it asks all to stop
+    after this exchange. ``reason``: why it refuses.
     """
 
     operation: str
@@ -84,6 +85,7 @@ class Header:
     rank: int = 0
     nan_count_pending: bool = False
     fresh: bool = False
+    stop: bool = False
     nans: int = 0
     weight: float = 1.0
     presence: bytes = bytes(16)
@@ -144,6 +146,7 @@ class Header:
             bool(self.reason),
             self.nan_count_pending,
             self.fresh,
+            self.stop,
             self.nans,
             self.weight,
             self.presence,
@@ -171,7 +174,7 @@ class Header:
         magic, version, operation, dtype, algorithm, zeros, nan, ties, *agreed = (
             _AGREED.unpack_from(data)
         )
-        sender, refused, pending, fresh, nans, weight, presence, replica = _OWN.unpack_from(
+        sender, refused, pending, fresh, stop, nans, weight, presence, replica = _OWN.unpack_from(
             data, _AGREED.size
         )
         if magic != MAGIC or version != VERSION or sender != rank:
@@ -202,6 +205,7 @@ class Header:
                 rank=sender,
                 nan_count_pending=bool(pending),
                 fresh=bool(fresh),
+                stop=bool(stop),
                 nans=nans,
                 weight=weight,
                 presence=presence,

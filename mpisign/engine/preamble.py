@@ -3,9 +3,9 @@
 What never changes between the calls of a plan was agreed by headers when it was made. What may
 change travels in front of the planes that go anyway. Wire layout, little-endian, 64 bytes: magic
 "MPSP", NaNs u32 (2^32 - 1 stands for more), terms 8 bytes (BLAKE2b over the agreed headers but for
-what follows), step u64, settings u64, replica digest 32 bytes (see ``header``). If a preamble
-differs or counts NaNs, ranks exchange headers next: each sent its own to all others, so that all
-see it.
+what follows), step u64, settings u64, replica digest 32 bytes (see ``header``). A rank that asks
+all to stop has the magic "MPSS". If a preamble differs, counts NaNs or asks, ranks exchange headers
+next: each sent its own to all others, so that all see it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from mpisign.engine.agreement import Agreed
 
 _PREAMBLE = struct.Struct("<4sI8sQQ32s")
-_MAGIC = b"MPSP"
+_MAGIC, _STOP = b"MPSP", b"MPSS"
 #: Bytes of a preamble.
 PREAMBLE = _PREAMBLE.size
 _NANS = slice(4, 8)
@@ -52,11 +52,17 @@ class Preambles:
         self._ranks = [rank for rank, _ in recvs]
 
     def fill(
-        self, terms: bytes, step: int, settings: int, nans: int, replica: bytes = bytes(32)
+        self,
+        terms: bytes,
+        step: int,
+        settings: int,
+        nans: int,
+        replica: bytes = bytes(32),
+        magic: bytes = _MAGIC,
     ) -> bytes:
         """Writes this rank's preamble into what it sends, and returns it."""
         nans = min(nans, _MOST_NANS)
-        preamble = _PREAMBLE.pack(_MAGIC, nans, terms, step, settings, replica)
+        preamble = _PREAMBLE.pack(magic, nans, terms, step, settings, replica)
         for memory in self._own:
             memory[:] = preamble
         return preamble
@@ -88,15 +94,24 @@ class FirstMessages(Preambles):
         self._stated, self._good = b"", False
 
     def start(
-        self, tag: int, terms: bytes, step: int, settings: int, nans: int, replica: bytes
+        self,
+        tag: int,
+        terms: bytes,
+        step: int,
+        settings: int,
+        nans: int,
+        replica: bytes,
+        stop: bool = False,
     ) -> FirstRound:
-        """Starts the first round. ``replica``: from ``Engine.take_digest``."""
-        self._stated = self.fill(terms, step, settings, nans, replica)
-        self._good = not nans
+        """Starts the first round. ``replica``: from ``Engine.take_digest``. ``stop``: asks all to
+        stop, in the headers that then follow."""
+        magic = _STOP if stop else _MAGIC
+        self._stated = self.fill(terms, step, settings, nans, replica, magic)
+        self._good = not (nans or stop)
         return self._prepared.start(tag)
 
     def same(self, first: FirstRound) -> bool:
-        """Once it is over: whether all ranks call the same and none has NaNs to report."""
+        """Once it is over: whether all ranks call the same, without NaNs and requests."""
         if first.wrong or not self._good:
             return False
         stated = self._stated

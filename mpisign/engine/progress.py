@@ -96,6 +96,8 @@ class Handle:
         if not self.over:
             self._engine.drive(self)
         self._engine.settle(self)
+        if self._engine.carried:
+            self._engine.take_request(self.number % TAGS)
         if self.error is not None:
             raise self.error
         return self._result
@@ -128,12 +130,23 @@ class ProgressEngine:
     communicator in this thread, so that ranks may wait in any order; on an ``ordered`` transport
     one starts when all before it are over. Any thread may wait for what another one started. If one
     stops half way, by a timeout, an error that this rank alone sees or a keyboard interrupt, the
-    other ranks are notified, all raise, and the communicator can no longer be used. ``pid``: of the
-    process whose rank this is, default this one.
+    other ranks are notified, all raise, and the communicator can no longer be used. ``stop``:
+    called where a collective carried a request. ``pid``: of the process whose rank this is, default
+    this one.
     """
 
-    def __init__(self, transport: Transport, timeout: float, pid: int | None = None) -> None:
+    def __init__(
+        self,
+        transport: Transport,
+        timeout: float,
+        stop: Callable[[], None] = lambda: None,
+        pid: int | None = None,
+    ) -> None:
         self.transport = transport
+        #: Tags of collectives that carry a request to stop: known to a rank that waits for one.
+        #: Before that it depends on what else the rank has waited for.
+        self.carried: set[int] = set()
+        self._stop = stop
         self.timeout = timeout
         self.broken: BaseException | None = None
         #: Ranks have no core each: see ``waiting``.
@@ -262,10 +275,13 @@ class ProgressEngine:
             handle = Handle(self, function, number, step)
         except StopIteration as stop:
             self._moved = time.monotonic()
+            if self.carried:
+                self.take_request(number % TAGS)
             return stop.value
         except BaseException as error:
             handle = Handle(self, function, number, step)
             self._fail(handle, error)
+            self.take_request(number % TAGS)
             raise (error if handle.error is None else handle.error) from None
         handle.steps, handle.pending, handle.wire = running, pending, wire
         self._live.append(handle)
@@ -356,6 +372,12 @@ class ProgressEngine:
                     self._look(handle, now - max(handle.asked, self._moved))
             finally:
                 self.owner.leave()
+
+    def take_request(self, tag: int) -> None:
+        """The collective of ``tag`` was waited for: what it carried is known from now on."""
+        if tag in self.carried:
+            self.carried.remove(tag)
+            self._stop()
 
     def is_first(self, tag: int) -> bool:
         """Whether no earlier collective than that of ``tag`` is in flight."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from mpisign import planes
+from mpisign import launcher, planes
 from mpisign.compressors.base import Compressor
 from mpisign.exchange.parameter_slot import ParameterSlot
 from mpisign.exchange.skip import Rule, variant
@@ -120,9 +120,9 @@ def cut(
 def warn_of_bf16_mean(
     function: str, buckets: Sequence[GradientBucket], compressor: Compressor
 ) -> None:
-    """Warns of a model so small that nothing of it goes through ``compressor``."""
+    """Warns, on rank 0, of a model so small that nothing of it goes through ``compressor``."""
     halves = [b.compressor.aggregate == "halves" for b in buckets]
-    if halves and all(halves) and compressor.aggregate != "halves":
+    if halves and all(halves) and compressor.aggregate != "halves" and launcher.is_first():
         warnings.warn(
             f"{function}: nothing goes through {compressor!r}: all tensors are vectors or of up to "
             "1,024 coordinates and travel in 16 bits; skip=None sends all alike",

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from mpisign import launcher
 from mpisign.compressors.base import Compressor
 
 _NUMBERS = (bool, int, float, type(None))
@@ -34,8 +35,9 @@ def options_of(compressor: Compressor, *optimizers: torch.optim.Optimizer) -> in
 def warn_of_momentum(
     function: str, compressor: Compressor, optimizer: torch.optim.Optimizer, stacklevel: int
 ) -> None:
-    """Warns of SGD's momentum on top of votes. ``stacklevel``: seen from the caller."""
-    if compressor.unit == "sign" and any(g.get("momentum") for g in optimizer.param_groups):
+    """Warns of SGD's momentum on top of votes, on rank 0. ``stacklevel``: seen from the caller."""
+    summed = compressor.unit == "sign" and any(g.get("momentum") for g in optimizer.param_groups)
+    if summed and launcher.is_first():
         warnings.warn(
             f"{function}: the optimizer has a momentum of its own, which sums votes up to steps "
             "many times the learning rate: take momentum=0, signum has its own",

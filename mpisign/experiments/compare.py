@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -59,8 +59,25 @@ class Result:
     curve: list[dict[str, float | None]]
 
 
-def run(settings: Settings, note: str = "", command: str = "mpisign train") -> int:
-    """Trains every variant of ``settings``; 0, or 2 if the settings cannot be used."""
+class EndingSignals(Protocol):
+    """What may end a training early: ``number``, of the signal that came; 0 if none did."""
+
+    number: int
+
+    def ask_first(self) -> None:
+        """From now on a signal asks all ranks to stop after a step, instead of ending this one."""
+
+
+def run(
+    settings: Settings,
+    note: str = "",
+    command: str = "mpisign train",
+    signals: EndingSignals | None = None,
+) -> int:
+    """Trains every variant of ``settings``; 0, or 2 if the settings cannot be used.
+
+    Where a signal came: 128 + its number, with what was measured until then.
+    """
     torch.set_num_threads(1)
     variants = [VARIANTS[name] for name in settings.ways]
     world = None
@@ -74,7 +91,8 @@ def run(settings: Settings, note: str = "", command: str = "mpisign train") -> i
     comm = None
     if settings.detox is not None or settings.adversaries:
         comm = mpisign.Communicator(world.kind)
-    results = []
+    results: list[Result] = []
+    stopped = None
     for variant in variants:
         if variant.via == "horovod":
             try:
@@ -85,14 +103,20 @@ def run(settings: Settings, note: str = "", command: str = "mpisign train") -> i
             worlds.start_torch(world)
         steps, label = steps_of(settings, dataset, world.size), variant.label_of(settings)
         with progress.of_steps(label, steps, world.rank == 0) as update:
-            results.append(train(variant, dataset, settings, world, update, comm))
+            results.append(train(variant, dataset, settings, world, update, comm, signals))
+        if mpisign.stop_requested():
+            numbers = world.gather(np.array([signals.number if signals else 0]))
+            stopped = report.Stopped(
+                variant.name, label, results[-1].steps, steps, int(numbers.max())
+            )
+            break
     if world.rank == 0:
-        report.write(results, settings, world, dataset.name, command)
+        report.write(results, settings, world, dataset.name, command, stopped)
     world.barrier()
     if comm is not None:
         comm.free()
     worlds.stop()
-    return 0
+    return 0 if stopped is None else stopped.status
 
 
 def _prepare(settings: Settings, world: TrainingWorld) -> data.Dataset:
@@ -140,6 +164,7 @@ def train(
     world: TrainingWorld,
     update: Callable[..., None],
     comm: mpisign.Communicator | None,
+    signals: EndingSignals | None = None,
 ) -> Result:
     """Trains a new model on ``dataset``, this rank on its share; the same Result on every rank."""
     steps = steps_of(settings, dataset, world.size)
@@ -163,6 +188,8 @@ def train(
     def stepped(step: int) -> None:
         if watch is not None:
             watch.step()
+        if step == 1 and signals is not None:
+            signals.ask_first()  # until then a rank may be importing for seconds
         update(step)
 
     # Closer together at the start, where accuracy still moves.
@@ -174,7 +201,8 @@ def train(
     totals = [stats["exchange"]["sent"], stats["exchange"]["received"]]
     totals += [done.seconds - hostile.seconds, *(stage["seconds"] for stage in stats.values())]
     gathered = world.gather(np.array([*totals, done.test or 0.0], dtype=np.float64))
-    sent, received, seconds, *stages = map(float, gathered[:, :-1].mean(axis=0) / steps)
+    steps = done.steps
+    sent, received, seconds, *stages = map(float, gathered[:, :-1].mean(axis=0) / max(1, steps))
     counted = worlds.wire_measurable(world) and hostile.adversaries is None
     digests = world.gather_digests(done.digest)
     return Result(
@@ -187,7 +215,7 @@ def train(
         accuracy=float(gathered[0, -1]),
         sent=sent,
         received=received,
-        wire=done.crossed / world.size / steps if counted else None,
+        wire=done.crossed / world.size / max(1, steps) if counted else None,
         seconds=seconds,
         stages=dict(zip(stats, stages, strict=True)),
         stats=stats,

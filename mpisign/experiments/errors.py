@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 
+from mpisign.errors import TORCH
+
 
 class SettingsError(ValueError):
     """An option, or what it points to, cannot be used."""
@@ -15,7 +17,9 @@ class DataError(SettingsError):
 
 def missing(package: str, error: ImportError) -> SettingsError:
     """The error for a package that only ``mpisign train`` needs."""
-    return SettingsError(f'mpisign train needs {package} ({error}): pip install "mpisign[train]"')
+    first = f"{TORCH}, then " if package.startswith("torch") else ""
+    text = f'mpisign train needs {package} ({error}): {first}pip install "mpisign[train]"'
+    return SettingsError(text)
 
 
 def need(package: str) -> None:

@@ -11,9 +11,11 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
 
 import mpisign
+from mpisign import stopping
 from mpisign.compressors import Compressor
 from mpisign.errors import NaNError
 from mpisign.experiments import model
@@ -64,8 +66,11 @@ def train(
     stepped: Callable[[int], None] | None = None,
     evaluated: Callable[[int, float], None] | None = None,
 ) -> Trained:
-    """Trains this rank's replica, and evaluates after each of ``marks`` steps. Collective."""
-    steps, step = marks[-1], 0
+    """Trains this rank's replica, and evaluates after each of ``marks`` steps. Collective.
+
+    Ends early, on all ranks after the same step, where one of them was asked to stop.
+    """
+    steps, step, taken = marks[-1], 0, 0
     done = Trained(sum(p.numel() for _, p in task.named), steps)
     try:
         for begin, end in pairwise([0, *marks]):
@@ -78,18 +83,24 @@ def train(
                     last = hostile.backward(task, step)
                     total = total + last
                     optimizer.step()
+                    taken = step + 1
                     if stepped is not None:
-                        stepped(step + 1)
+                        stepped(taken)
+                    if mpisign.stop_requested():
+                        break
             if world is None and not all(bool(p.isfinite().all()) for _, p in task.named):
                 done.diverged = step  # on all ranks: replicas are equal
                 break
             if rank == 0:
                 done.validation, done.test = map(_finite, task.evaluate())
                 sent = mpisign.stats().as_dict()["exchange"]["sent"]
-                losses = _finite(float(total) / max(1, end - begin)), _finite(float(last))
-                done.curve.append(Evaluation(end, sent, done.test, *losses))
+                losses = _finite(float(total) / max(1, taken - begin)), _finite(float(last))
+                done.curve.append(Evaluation(taken, sent, done.test, *losses))
                 if evaluated is not None and done.test is not None:
-                    evaluated(end, done.test)
+                    evaluated(taken, done.test)
+            if world is not None and _stop_asked(world):
+                done.steps = taken
+                break
     except NaNError:  # the same on all ranks
         if world is not None:
             raise
@@ -98,6 +109,14 @@ def train(
         done.more = task.more()
     done.digest = model.digest(task.named)
     return done
+
+
+def _stop_asked(world: TrainingWorld) -> bool:
+    """Whether any rank was asked to stop: also where no exchange of ours carries it."""
+    request = stopping.current()
+    if world.gather(np.array([request.asked], dtype=np.uint8)).any():
+        request.agree()
+    return request.agreed
 
 
 @contextmanager

@@ -39,7 +39,7 @@ def of_steps(label: str, steps: int, shown: bool) -> Iterator[Callable[..., None
     columns = ("BarColumn", "MofNCompleteColumn", "test accuracy {task.fields[accuracy]}")
     bar = _bar(shown, sys.stdout, "{task.description:<21}", *columns, "TimeElapsedColumn")
     task = bar and bar.add_task(label, total=steps, accuracy="")
-    last, evaluated = time.monotonic(), ""
+    last, evaluated, reached = time.monotonic(), "", 0
 
     def line(done: int) -> None:
         nonlocal last
@@ -48,7 +48,8 @@ def of_steps(label: str, steps: int, shown: bool) -> Iterator[Callable[..., None
             print(f"{label:<21} step {done:>5} of {steps}{evaluated}", flush=True)
 
     def report(done: int, accuracy: float | None = None) -> None:
-        nonlocal evaluated
+        nonlocal evaluated, reached
+        reached = done
         if accuracy is not None:
             evaluated = f"; test accuracy {accuracy:.1%} at step {done}"
         if bar is not None:
@@ -60,7 +61,16 @@ def of_steps(label: str, steps: int, shown: bool) -> Iterator[Callable[..., None
     with bar or nullcontext():
         line(0)
         yield report
-        line(steps)
+        line(reached)
+
+
+def left(seconds: float, done: int, remaining: int) -> str:
+    """How long ``remaining`` cells take where ``done`` took ``seconds``, in words."""
+    estimate = seconds / done * remaining
+    for unit, size in (("h", 3600.0), ("min", 60.0)):
+        if estimate >= 2 * size:
+            return f"about {estimate / size:.0f} {unit} left"
+    return f"about {estimate:.0f} s left"
 
 
 @contextmanager
@@ -70,6 +80,7 @@ def of_cells(done: int, total: int, shown: bool = True) -> Iterator[Callable[...
     bar = _bar(shown, sys.stderr, *columns, "{task.description}")
     task = bar and bar.add_task("", total=total, completed=done)
     running: list[str] = []
+    before, began = done, time.monotonic()
 
     def report(name: str, outcome: str | None = None) -> None:
         nonlocal done
@@ -79,6 +90,8 @@ def of_cells(done: int, total: int, shown: bool = True) -> Iterator[Callable[...
             done += 1
             running.remove(name)
             line = f"{done} of {total}: {name}: {outcome}"
+            if done < total:
+                line += f"; {left(time.monotonic() - began, done - before, total - done)}"
             if bar is not None:
                 bar.console.print(line, highlight=False, markup=False)
             elif shown:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
+import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from mpisign.experiments import files, plot
@@ -26,15 +28,55 @@ _FIXED = """\
 These groups were drawn once: in one with a hostile majority the honest are the odd ones out."""
 
 
+@dataclass(frozen=True)
+class Stopped:
+    """Where a signal ended the run: after ``step`` of ``steps`` steps of a variant."""
+
+    way: str
+    label: str
+    step: int
+    steps: int
+    number: int
+
+    @property
+    def signal(self) -> str:
+        """The signal's name."""
+        return signal.Signals(int(self.number)).name if self.number else "request_stop"
+
+    @property
+    def status(self) -> int:
+        """The exit status, as a shell gives it."""
+        return 128 + int(self.number) if self.number else 0
+
+    def __str__(self) -> str:
+        why = {"SIGINT": "interrupted", "SIGTERM": "ended by the launcher"}
+        what = why.get(self.signal, self.signal)
+        return f"{what}: stopped at step {self.step} of {self.steps} of {self.label}"
+
+
 def write(
-    results: Sequence[Result], settings: Settings, world: TrainingWorld, data: str, command: str
+    results: Sequence[Result],
+    settings: Settings,
+    world: TrainingWorld,
+    data: str,
+    command: str,
+    stopped: Stopped | None = None,
 ) -> None:
     """Prints the tables and writes the files that ``settings`` name."""
+    if stopped is not None:
+        print(f"\nmpisign: {stopped}; what there is so far:", file=sys.stderr, flush=True)
     heading = title(results, settings, world, data)
+    if stopped is not None:
+        heading += f" ({stopped})"
     parts = _tables(results, settings, world, heading)
     show(["", *parts], _WIDTH)
     if settings.json is not None:
         document = _document(results, settings, world, data, command)
+        if stopped is not None:
+            document["stopped"] = {
+                **{k: v for k, v in asdict(stopped).items() if k != "number"},
+                "signal": stopped.signal,
+            }
         files.write(
             settings.json, json.dumps(document, indent=1, allow_nan=False, default=str) + "\n"
         )

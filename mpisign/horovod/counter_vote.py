@@ -32,6 +32,9 @@ _STATELESS = (Sign, Sparsign, NoisySign, StochasticSign)
 _WARM = "warm_up"  # of a slot's state: steps of warm-up taken
 _COUNTED = ("vote", "gathered_vote")  # aggregates that counts of votes determine
 
+_CLOCKS = 1 << 16  # gradients after which the clock begins anew
+_STOP = 1 << 31  # added to the clock by a rank that asks to stop; more than all clocks together
+
 
 @dataclass
 class _Sent:
@@ -61,7 +64,8 @@ class _Averaging:
 class CounterVote(VoteCompression):
     """The compression without named parameters: 64 / digits(p) bits per coordinate, 3.05 at p = 4.
 
-    Wire, float64 in one allreduce per gradient: roll call (``roll_call``), counters of negative
+    Wire, float64 in one allreduce per gradient: roll call (``roll_call``; its clock is the number
+    of the gradient mod 2^16, and 2^31 more of a rank that asks to stop), counters of negative
     votes, and under zeros="abstain" or nan="abstain" counters of votes cast. Exact under op=Average
     (with any predivide factor) and op=Sum. Ranks that have called ``hvd.join`` do not vote. The
     weights of ``nn.Embedding`` abstain where their gradient is zero.
@@ -147,7 +151,7 @@ class CounterVote(VoteCompression):
             words[:head],
             rank,
             size,
-            clock=self.step,
+            clock=self.step % _CLOCKS + self.stop.asking * _STOP,
             config_digest=f"counters {length} {size} {self.seed} {c!r} {self._options} {again}",
             nan=nans > 0 and c.nan == "raise",
             unfit=not fits,
@@ -169,6 +173,9 @@ class CounterVote(VoteCompression):
         roll = roll_call.read(words[:head], size, where)
         roll_call.check(roll, where, ranks_of(self.process_set))
         self.pending.averaged = self.pending.averaged and ctx.again is not None
+        if stops := roll.clock // _STOP:
+            self.stop.carried()
+            words[roll_call.CLOCK] -= stops * _STOP / roll.unscale  # ties fall as without it
         if ctx.slot is not None:
             self.pending.hand_out(WRITES, [ctx.slot])
         if ctx.again is not None:

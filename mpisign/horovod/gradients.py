@@ -11,6 +11,7 @@ import horovod.torch as hvd
 import torch
 from horovod.common.exceptions import HorovodInternalError
 
+from mpisign import launcher
 from mpisign.compressors import Compressor
 from mpisign.compressors.uncompressed import BF16Mean
 from mpisign.exchange.gradient_exchange import GradientExchange
@@ -179,7 +180,7 @@ class HorovodGradients:
             self._exchange.pending.hand_out()
 
     def _start_sparse(self, p: torch.Tensor) -> Callable[[], torch.Tensor]:
-        if not self._sparse:
+        if not self._sparse and launcher.is_first():
             warnings.warn(
                 f"DistributedOptimizer: the gradient of {self._slots[p].name!r} is sparse: Horovod "
                 "averages it, without a vote; sparse_as_dense=True makes it dense and votes on it",

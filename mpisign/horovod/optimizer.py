@@ -10,7 +10,7 @@ import horovod.torch as hvd
 import torch
 from horovod.torch.optimizer import DistributedOptimizer as _horovods
 
-from mpisign import policies
+from mpisign import launcher, policies
 from mpisign.compressors import Compressor, resolve
 from mpisign.compressors.uncompressed import Uncompressed
 from mpisign.exchange.buckets import BUCKET_SIZE
@@ -105,7 +105,7 @@ def DistributedOptimizer(
             process_set,
         )
     _check(optimizer, compressor, backward_passes_per_step, op, gradient_predivide_factor)
-    if num_groups:
+    if num_groups and launcher.is_first():
         warnings.warn(
             f"{_FUNCTION}: num_groups is Horovod's old name of groups",
             DeprecationWarning,

@@ -71,8 +71,8 @@ class ProcessSetEngine:
         assert isinstance(engine.transport, HorovodTransport)
         # The same few names in every step: Horovod remembers 1,024.
         engine.transport.restart(topic)
-        old = engine.progress
-        engine.progress = ProgressEngine(engine.transport, old.timeout, old.owner.pid)
+        old, stop = engine.progress, engine.stop.carried
+        engine.progress = ProgressEngine(engine.transport, old.timeout, stop, old.owner.pid)
         return engine
 
 

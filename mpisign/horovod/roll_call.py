@@ -27,6 +27,9 @@ from mpisign.errors import CollectiveError, DisagreementError, NaNError, WireErr
 
 Words = npt.NDArray[np.float64]
 
+#: Where the clocks are summed.
+CLOCK = 1
+
 _RANKS_PER_WORD = 32
 _FIXED = 4
 _UNFIT = 1 << 40  # clocks are far smaller

@@ -16,6 +16,7 @@ from mpisign.exchange.parameter_slot import ParameterSlot
 from mpisign.exchange.pending_step import PendingStep
 from mpisign.exchange.step_hooks import are_zeros
 from mpisign.horovod.slots import Slots, WeakSlot
+from mpisign.stopping import StopChannel
 
 _FUNCTION = "mpisign.horovod.Compression"
 #: Horovod writes what ``decompress`` returns into the parameter's gradient.
@@ -49,6 +50,7 @@ class VoteCompression:
         self.process_set = process_set
         self.slots = Slots(self._slots_of)
         self.step = self._begun = 0  # and at the beginning of the last exchange
+        self.stop = StopChannel()
 
     def compress(self, tensor: torch.Tensor) -> tuple[torch.Tensor, Any]:
         """Returns what Horovod is to sum for this gradient, and the context for ``decompress``."""

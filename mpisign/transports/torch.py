@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy.typing as npt
 
-from mpisign.errors import CollectiveTimeout
+from mpisign.errors import TORCH, CollectiveTimeout
 from mpisign.stats import count_ring, stage
 from mpisign.transports import leaving
 from mpisign.transports.base import (
@@ -34,9 +34,7 @@ try:
     import torch.distributed as dist
     from torch.distributed import distributed_c10d as c10d
 except ImportError as error:
-    raise ImportError(
-        'votes over torch.distributed need it: pip install "mpisign[torch]"'
-    ) from error
+    raise ImportError(f"votes over torch.distributed need torch: {TORCH}") from error
 
 from mpisign.transports.torch_store import TorchStore
 

@@ -108,11 +108,11 @@ def test_the_report(honest):
     assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_one_of_four_reversed(tmp_path):
+def test_one_of_four_reversed(honest, tmp_path):
     """-100 g from one rank: the average runs away from it, the vote has one vote more to win."""
-    ways, _, _ = train(mpirun(4), "--adversaries", "1", "--epochs", "5", folder=tmp_path)
+    ways, _, _ = train(mpirun(4), "--adversaries", "1", folder=tmp_path)
     assert ways["mpi-fp32"]["accuracy"] < 0.5
-    assert ways["mpi-vote"]["accuracy"] > 0.85
+    assert ways["mpi-vote"]["accuracy"] > honest[0]["mpi-vote"]["accuracy"] - 0.03
 
 
 @pytest.mark.parametrize(

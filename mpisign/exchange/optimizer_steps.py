@@ -115,6 +115,17 @@ def is_scaled(optimizer: torch.optim.Optimizer) -> bool:
     return any(x is not None for x in found)
 
 
+def are_zeros(grads: Iterable[torch.Tensor | None]) -> bool:
+    """Whether there are gradients, and all are exactly zero."""
+    there = [g.detach() for g in grads if g is not None]
+    return bool(there) and not any(g.is_sparse or bool(g.any()) for g in there)
+
+
+def is_still(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether a step moves nothing: all learning rates are 0."""
+    return all("lr" in g and float(g["lr"]) == 0 for g in optimizer.param_groups)
+
+
 def is_held(parameter: torch.Tensor) -> bool:
     """Whether any torch optimizer of this process holds ``parameter``. Walks the heap."""
     for thing in gc.get_objects():

@@ -11,7 +11,14 @@ import torch
 
 from mpisign.compressors.base import Compressor
 from mpisign.exchange import optimizer_steps
-from mpisign.exchange.optimizer_steps import NEWCOMER, SCALER, Newcomers, is_held, is_scaled
+from mpisign.exchange.optimizer_steps import (
+    NEWCOMER,
+    SCALER,
+    Newcomers,
+    are_zeros,
+    is_held,
+    is_scaled,
+)
 from mpisign.exchange.parameter_slot import ParameterSlot
 
 ChangedVotes = Literal["raise", "allow"]
@@ -112,6 +119,8 @@ class PendingStep:
             raise RuntimeError(f"step: {SCALER}")
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}
         stepped = [s for s in self._pending if id(s.parameter) in held]
+        if _are_made_up(stepped):
+            return  # a step that is to fill the optimizer's state
         mixed = next((s for s in stepped if id(s) in self._mixed), None)
         if mixed is not None:
             raise RuntimeError(
@@ -185,6 +194,14 @@ class PendingStep:
                 changed = s
         if changed is not None:
             raise RuntimeError(CHANGED.format(f"the gradient of {changed.name!r}"))
+
+
+def _are_made_up(slots: Sequence[ParameterSlot]) -> bool:
+    """Whether all gradients are zeros that nobody handed out."""
+    there = [s for s in slots if s.parameter.grad is not None]
+    if any(s.is_handed_out() for s in there):
+        return False
+    return are_zeros(s.parameter.grad for s in there)
 
 
 def check_changed_votes(function: str, changed_votes: object) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -13,7 +12,13 @@ from mpisign.exchange.gradient_exchange import GradientExchange
 from mpisign.exchange.left_state import UNWRAP, leave, take_up
 from mpisign.exchange.local_steps import LocalSteps
 from mpisign.exchange.optimizer_state import with_votes, without_votes
-from mpisign.exchange.optimizer_steps import SCALER, call_on_every_rank, is_scaled
+from mpisign.exchange.optimizer_steps import (
+    SCALER,
+    are_zeros,
+    call_on_every_rank,
+    is_scaled,
+    is_still,
+)
 from mpisign.exchange.parameter_slot import ParameterSlot
 
 KEY = "mpisign"  # the attribute of an optimizer that has hooks
@@ -174,17 +179,6 @@ class StepHooks:
         if self.local is not None:
             self.local.done = int(saved.get("local", 0))
         return rest
-
-
-def are_zeros(grads: Iterable[torch.Tensor | None]) -> bool:
-    """Whether there are gradients, and all are exactly zero."""
-    there = [g.detach() for g in grads if g is not None]
-    return bool(there) and not any(g.is_sparse or bool(g.any()) for g in there)
-
-
-def is_still(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether a step moves nothing: all learning rates are 0."""
-    return all("lr" in g and float(g["lr"]) == 0 for g in optimizer.param_groups)
 
 
 def _marker(reference: weakref.ref[StepHooks]) -> Any:

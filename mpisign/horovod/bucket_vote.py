@@ -25,7 +25,7 @@ from mpisign.exchange.pending_step import ChangedVotes
 from mpisign.exchange.skip import Rule
 from mpisign.horovod import roll_call
 from mpisign.horovod.count_bytes import count_ring
-from mpisign.horovod.process_set_engine import ProcessSetEngine, ranks_of
+from mpisign.horovod.process_set_engine import ProcessSetEngine, elastic, ranks_of
 from mpisign.horovod.slots import named_by_optimizers, optimizers_of
 from mpisign.horovod.vote import WRITES, VoteCompression
 
@@ -117,10 +117,12 @@ class BucketVote(VoteCompression):
             seed=seed,
             warmup_steps=warmup_steps,
             replicas=False,
+            newcomers=lambda: self._first and not elastic(),
             ahead=True,
             changed_votes=changed_votes,
         )
         self.pending = self._exchange.pending
+        self._first = True  # of all steps, in which parameters are compared
         self._step_state: _StepState | None = None
         self._optimizer: weakref.ref[torch.optim.Optimizer] | None = None
         self._complete = False
@@ -247,6 +249,7 @@ class BucketVote(VoteCompression):
             if engine.broken:
                 engine.forget()  # elastic training continues, with another
         self.step = exchange.steps
+        self._first = False
         for m in exchange.slots:
             into = now.packed.get(m.name)
             if into is not None and m.grad is not None and m.grad is not into:

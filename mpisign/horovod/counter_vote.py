@@ -176,6 +176,7 @@ class CounterVote(VoteCompression):
         if stops := roll.clock // _STOP:
             self.stop.carried()
             words[roll_call.CLOCK] -= stops * _STOP / roll.unscale  # ties fall as without it
+        words[roll_call.CONFIG] = 0  # nor by what ranks have found out of each other since a start
         if ctx.slot is not None:
             self.pending.hand_out(WRITES, [ctx.slot])
         if ctx.again is not None:

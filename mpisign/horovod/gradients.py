@@ -18,9 +18,14 @@ from mpisign.exchange.gradient_exchange import GradientExchange
 from mpisign.exchange.left_state import UNWRAP, leave, take_up
 from mpisign.exchange.local_steps import LocalSteps
 from mpisign.exchange.optimizer_state import with_votes, without_votes
-from mpisign.exchange.optimizer_steps import SCALER, call_on_every_rank, is_scaled
+from mpisign.exchange.optimizer_steps import (
+    SCALER,
+    are_zeros,
+    call_on_every_rank,
+    is_scaled,
+    is_still,
+)
 from mpisign.exchange.parameter_slot import ParameterSlot
-from mpisign.exchange.step_hooks import are_zeros, is_still
 from mpisign.horovod.process_set_engine import OptimizerEngine, elastic
 from mpisign.horovod.unwrap import take_over
 

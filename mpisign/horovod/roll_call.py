@@ -29,6 +29,8 @@ Words = npt.NDArray[np.float64]
 
 #: Where the clocks are summed.
 CLOCK = 1
+#: Where the digest of what ranks must agree on is.
+CONFIG = slice(2, 4)
 
 _RANKS_PER_WORD = 32
 _FIXED = 4

@@ -12,9 +12,9 @@ from mpisign.compressors.base import Compressor, State
 from mpisign.exchange import checkpoint
 from mpisign.exchange.after_backward import is_running
 from mpisign.exchange.arguments import check_seed
+from mpisign.exchange.optimizer_steps import are_zeros
 from mpisign.exchange.parameter_slot import ParameterSlot
 from mpisign.exchange.pending_step import PendingStep
-from mpisign.exchange.step_hooks import are_zeros
 from mpisign.horovod.slots import Slots, WeakSlot
 from mpisign.stopping import StopChannel
 

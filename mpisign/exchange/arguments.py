@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from mpisign import policies
+from mpisign.compressors.base import Compressor
 
 
 def check_seed(function: str, seed: object) -> None:
@@ -42,3 +43,26 @@ def named_pairs(function: str, named_parameters: Iterable[Any]) -> list[tuple[st
             f"{function}: named_parameters must have distinct names, got {twice} twice"
         )
     return pairs
+
+
+def check_settings(
+    function: str,
+    compressor: Compressor,
+    algorithm: object,
+    byzantine_f: object,
+    bucket_size: object,
+) -> None:
+    """Raises ValueError for settings of an exchange that are none, or do not go together."""
+    policies.code(function, "algorithm", algorithm, policies.ALGORITHMS)
+    if policies.whole(byzantine_f, 0, 1 << 16) is None:
+        raise ValueError(f"{function}: byzantine_f must be a number from 0, got {byzantine_f!r}")
+    if byzantine_f and compressor.aggregate != "vote":
+        raise ValueError(
+            f"{function}: byzantine_f={byzantine_f} goes with compressors that vote, "
+            f"got {compressor!r}"
+        )
+    if bucket_size is not None and policies.whole(bucket_size, 1) is None:
+        raise ValueError(
+            f"{function}: bucket_size must be a positive number of coordinates or None, "
+            f"got {bucket_size!r}"
+        )

@@ -75,6 +75,27 @@ class GradientBucket:
         self.waiting = 0
         self.aggregator: tuple[Any, Any] = (None, None)
 
+    def aggregator_on(self, engine: Any, kind: type[Any], rank: int, size: int) -> Any:
+        """The aggregator of ``kind`` between an engine's ranks; another one where they change."""
+        groups = self.compressor.groups_of(size, engine.nodes)
+        place = engine, kind, rank, size, groups, self.slots[0].parameter.device
+        if self.aggregator[0] != place:
+            self.free()
+            self.aggregator = place, kind(self, rank, size, groups)
+        return self.aggregator[1]
+
+    def update_versions(self) -> None:
+        """Gradients are the aggregate's from now on: see ``ParameterSlot.version``."""
+        for s in self.slots:
+            if s.grad is not None:
+                s.version = s.grad._version
+
+    def free(self) -> None:
+        """Releases what is kept from step to step."""
+        if self.aggregator[1] is not None:
+            self.aggregator[1].free()
+        self.aggregator = None, None
+
     def seed(self, seed: int) -> int:
         """A seed of its own: random bits are keyed by places, which count from 0 in each bucket."""
         return (seed + self.index * _WEYL) % (1 << 64)

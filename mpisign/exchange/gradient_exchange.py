@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 
@@ -16,10 +15,9 @@ from mpisign.engine.engine import Engine
 from mpisign.engine.header import Header
 from mpisign.engine.progress import Handle
 from mpisign.errors import DisagreementError, NaNError
-from mpisign.exchange import checkpoint
 from mpisign.exchange.aggregators import WarmUpAggregator, aggregator_for
 from mpisign.exchange.aggregators.base import Aggregator
-from mpisign.exchange.arguments import check_seed, check_warmup
+from mpisign.exchange.arguments import check_seed, check_settings, check_warmup
 from mpisign.exchange.broadcast_state import broadcast_state
 from mpisign.exchange.buckets import GradientBucket, cut, warn_of_bf16_mean
 from mpisign.exchange.consistency import (
@@ -32,6 +30,7 @@ from mpisign.exchange.optimizer_options import options_of, rates_of
 from mpisign.exchange.optimizer_steps import unwatch
 from mpisign.exchange.parameter_slot import ParameterSlot
 from mpisign.exchange.pending_step import ChangedVotes, PendingStep
+from mpisign.exchange.saved_state import SavedState
 from mpisign.exchange.skip import Rule, rule_for
 from mpisign.exchange.step_count import sync_step_count
 from mpisign.transports.base import Steps
@@ -44,7 +43,7 @@ _MANY = 1 << 20  # coordinates, from which on processors and links are what rank
 _GRACE = 5.0  # seconds for the rest of a step whose first bucket ranks disagree on
 
 
-class GradientExchange:
+class GradientExchange(SavedState):
     """What one front end exchanges, step after step, the same on every rank.
 
     ``slots``: the parameters, in the order in which their gradients are expected. In each step
@@ -97,27 +96,12 @@ class GradientExchange:
         changed_votes: ChangedVotes = "raise",
         warmup_steps: int = 0,
     ) -> None:
-        policies.code(function, "algorithm", algorithm, policies.ALGORITHMS)
+        check_settings(function, compressor, algorithm, byzantine_f, bucket_size)
         check_seed(function, seed)
         check_warmup(function, warmup_steps)
-        if policies.whole(byzantine_f, 0, 1 << 16) is None:
-            raise ValueError(
-                f"{function}: byzantine_f must be a number from 0, got {byzantine_f!r}"
-            )
-        if byzantine_f and compressor.aggregate != "vote":
-            raise ValueError(
-                f"{function}: byzantine_f={byzantine_f} goes with compressors that vote, "
-                f"got {compressor!r}"
-            )
-        if bucket_size is not None and policies.whole(bucket_size, 1) is None:
-            raise ValueError(
-                f"{function}: bucket_size must be a positive number of coordinates or None, "
-                f"got {bucket_size!r}"
-            )
+        super().__init__(slots, compressor, int(seed), PendingStep(function, changed_votes))
         self.function = function
-        self.slots = list(slots)
-        self.compressor = compressor
-        self.algorithm, self.byzantine_f, self.seed = algorithm, int(byzantine_f), int(seed)
+        self.algorithm, self.byzantine_f = algorithm, int(byzantine_f)
         self.optimizer = optimizer
         self._replicas = replicas
         self._number = number
@@ -134,17 +118,12 @@ class GradientExchange:
         self._bucket_of = {id(s): b for b in self.buckets for s in b.slots}
         self.ready_slots: set[int] = set()  # ids, of this step
         self._engine_of = engine
-        self.engine: Engine | None = None
-        self.steps = 0  # saved with the state: it keys the random bits
         self.warmup_steps = warmup_steps
         self.averaged = False  # whether the last step exchanged averages of warm-up
-        self._fresh = True  # nobody has compared this rank's parameters with the others' yet
         self._handles: list[Handle] = []
         self._reason = self._untold = ""
         self._rates: dict[torch.Tensor, float] = {}
-        self._loaded: dict[str, Any] = {}  # whose state was loaded
         self._ahead = ahead
-        self.pending = PendingStep(function, changed_votes)
         self._steppers: list[torch.optim.Optimizer] = []  # since the last exchange
         self._empty = 0  # buckets of this step that have no gradient on any rank
         for b in self.buckets if ahead else ():
@@ -256,9 +235,7 @@ class GradientExchange:
         self.settle()
         unwatch((s.parameter for s in self.slots), self.pending)
         for b in self.buckets:
-            if b.aggregator[1] is not None:
-                b.aggregator[1].free()
-            b.aggregator = None, None
+            b.free()
 
     def refuse(self, reason: str) -> None:
         """What this rank will tell all others in this step, from its next bucket on."""
@@ -342,20 +319,14 @@ class GradientExchange:
         header, aggregator = Header(kind.operation), None
         try:
             header = self._header(engine, kind.operation, bucket, fresh)
-            key = wire.rank, wire.size, bucket.compressor.groups_of(wire.size, engine.nodes)
-            place = engine, kind, *key, bucket.slots[0].parameter.device
-            if bucket.aggregator[0] != place:
-                if bucket.aggregator[1] is not None:
-                    bucket.aggregator[1].free()
-                bucket.aggregator = place, kind(bucket, *key)
-            aggregator = bucket.aggregator[1]
+            aggregator = bucket.aggregator_on(engine, kind, wire.rank, wire.size)
             aggregator.begin(header, wire.transport.message)
         except Exception as error:
             reason = reason or str(error) or type(error).__name__
         if reason:
             header = header.refusal(reason.removeprefix(f"{self.function}: "))
         elif aggregator and (yield from aggregator.planned(engine, wire, header, number)):
-            self._update_versions(bucket)
+            bucket.update_versions()
             return
         agreed = yield from engine.headers(wire, header, self.function)
         assert aggregator is not None  # or all have raised
@@ -372,13 +343,7 @@ class GradientExchange:
         if agreed.fresh and bucket.compressor.shared:
             yield from broadcast_state(wire, bucket.slots, bucket.compressor.shared)
         yield from aggregator.steps(engine, wire, agreed, number, anywhere)
-        self._update_versions(bucket)
-
-    @staticmethod
-    def _update_versions(bucket: GradientBucket) -> None:
-        for s in bucket.slots:
-            if s.grad is not None:
-                s.version = s.grad._version
+        bucket.update_versions()
 
     def _header(
         self, engine: Engine, operation: str, bucket: GradientBucket, fresh: bool
@@ -417,32 +382,3 @@ class GradientExchange:
         options = options_of(bucket.compressor, *([self.optimizer] if self.optimizer else []))
         parameters = int.from_bytes(digest_of(self.slots, self._state_of)[2:10], "little")
         return (yield from sync_step_count(wire, self.steps, options, parameters))
-
-    def state_dict(self, place: tuple[int, int] | None = None) -> dict[str, Any]:
-        """This rank's state: {"steps": n, "state": {name: {key: copy}}}; every rank has its own.
-
-        Under "of" whose it is: {"rank", "size", "seed", "compressor"}, once these are known.
-        ``place``: rank and size; default: those of the last exchange.
-        """
-        is_open = self.pending.open
-        if place is None and self.engine is not None:
-            place = self.engine.transport.rank, self.engine.transport.size
-        origin = {} if place is None else {checkpoint.OF: self._origin(*place)}
-        return checkpoint.state_dict(self.steps - is_open, self.slots, is_open) | origin
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues from ``state_dict``; ValueError, and nothing changed, if it does not fit."""
-        self.steps = checkpoint.load(state, self.slots)
-        self.pending.forget()
-        self._fresh = True
-        self._loaded = dict(state.get(checkpoint.OF, {}))
-
-    def _origin(self, rank: int, size: int) -> dict[str, Any]:
-        return checkpoint.origin(rank, size, self.seed, repr(self.compressor))
-
-    def _tell_origin(self) -> None:
-        loaded, self._loaded = self._loaded, {}
-        if loaded:
-            assert self.engine is not None
-            transport = self.engine.transport
-            checkpoint.warn_of_origin(loaded, self._origin(transport.rank, transport.size))

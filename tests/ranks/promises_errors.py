@@ -13,7 +13,6 @@ from front_ends import (
     HOOKS,
     HOROVOD,
     HVD,
-    REPLICATED,
     SHARDED,
     beta_of,
     make,

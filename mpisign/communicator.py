@@ -14,7 +14,8 @@ from mpisign.collectives.hierarchy import levels_of
 from mpisign.collectives.planned_vote import MajorityVotePlan
 from mpisign.connect import connect
 from mpisign.engine.engine import Engine, print_choice
-from mpisign.engine.progress import Handle, finish_all, timeout_of_environment
+from mpisign.engine.handle import Handle
+from mpisign.engine.progress import finish_all, timeout_of_environment
 from mpisign.engine.replicas import check_every
 from mpisign.robust.base import Rule
 

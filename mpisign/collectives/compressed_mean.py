@@ -13,9 +13,9 @@ from mpisign.collectives.majority_vote import check_options
 from mpisign.collectives.scaled_signs import ScaledSigns
 from mpisign.engine.agreement import Agreed
 from mpisign.engine.engine import Engine
+from mpisign.engine.handle import Handle
 from mpisign.engine.header import Header
 from mpisign.engine.pipeline import pipelined
-from mpisign.engine.progress import Handle
 from mpisign.errors import NaNError
 from mpisign.transports.base import Pending, Steps
 from mpisign.transports.tagged import TaggedTransport

@@ -16,7 +16,7 @@ from mpisign.collectives.majority_vote import ArrayCall, check_options
 from mpisign.collectives.vote_task import ArrayTask, Planes, VoteTask
 from mpisign.engine.agreement import Agreed
 from mpisign.engine.engine import Engine
-from mpisign.engine.progress import Handle
+from mpisign.engine.handle import Handle
 from mpisign.errors import CollectiveError, WireError
 from mpisign.planes.weights import integer_weights
 

@@ -21,9 +21,9 @@ from mpisign.collectives.vote_plan import VotePlan
 from mpisign.collectives.vote_task import ArrayTask, VoteTask
 from mpisign.engine.agreement import Agreed
 from mpisign.engine.engine import Engine
+from mpisign.engine.handle import Handle
 from mpisign.engine.header import SHORT_ABOVE, Header
 from mpisign.engine.preamble import terms_of
-from mpisign.engine.progress import Handle
 from mpisign.errors import CollectiveError
 from mpisign.partition import Partition, partition_of
 from mpisign.transports.base import Steps

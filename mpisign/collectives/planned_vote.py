@@ -10,7 +10,7 @@ from mpisign.collectives import majority_vote
 from mpisign.collectives.majority_vote import ArrayCall, check_options
 from mpisign.collectives.vote_task import ArrayTask
 from mpisign.engine.engine import Engine
-from mpisign.engine.progress import Handle
+from mpisign.engine.handle import Handle
 
 _FUNCTION = "plan_majority_vote"
 

@@ -12,8 +12,8 @@ from mpisign.collectives.majority_vote import check_options
 from mpisign.collectives.robust_shards import Flags, Reduction, Shards
 from mpisign.engine.agreement import refuse_nans
 from mpisign.engine.engine import Engine
+from mpisign.engine.handle import Handle
 from mpisign.engine.header import Header
-from mpisign.engine.progress import Handle
 from mpisign.robust import rows
 from mpisign.robust.base import Mixing, Rule
 from mpisign.stats import stage

@@ -14,9 +14,10 @@ from mpisign.backend import arrays
 from mpisign.engine.agreement import Agreed, agree, all_alike
 from mpisign.engine.dissemination import all_same
 from mpisign.engine.echo import echo
+from mpisign.engine.handle import Handle
 from mpisign.engine.header import BYZANTINE_F, MAGIC, NBYTES, SHORT_ABOVE, Header
 from mpisign.engine.plan_cache import PlanCache
-from mpisign.engine.progress import Handle, ProgressEngine, timeout_of_environment
+from mpisign.engine.progress import ProgressEngine, timeout_of_environment
 from mpisign.engine.replicas import ReplicaRecord, check_every
 from mpisign.engine.result_memory import ResultMemory
 from mpisign.errors import WireError

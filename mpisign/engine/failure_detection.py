@@ -20,7 +20,7 @@ from mpisign.errors import CollectiveError, CollectiveTimeout
 from mpisign.transports.base import LEFT, NOTICE, Transport
 
 if TYPE_CHECKING:
-    from mpisign.engine.progress import Handle
+    from mpisign.engine.handle import Handle
 
 _HEAD = struct.Struct("<4sBB2xQd")
 _MAGIC, _WAITING, _FAILED = b"MPSN", 1, 2

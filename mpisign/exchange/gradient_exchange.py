@@ -12,8 +12,8 @@ from mpisign import policies
 from mpisign.compressors.base import Compressor
 from mpisign.engine.agreement import Agreed
 from mpisign.engine.engine import Engine
+from mpisign.engine.handle import Handle
 from mpisign.engine.header import Header
-from mpisign.engine.progress import Handle
 from mpisign.errors import DisagreementError, NaNError
 from mpisign.exchange.aggregators import WarmUpAggregator, aggregator_for
 from mpisign.exchange.aggregators.base import Aggregator

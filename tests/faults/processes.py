@@ -11,7 +11,7 @@ import threading
 import time
 from typing import Any
 
-from faults.kinds import FRONTS, GLOO, MPI, OURS, kind
+from faults.kinds import FRONTS, GLOO, HOROVOD, MPI, OURS, kind
 
 #: Seconds that ranks wait for each other. Its own variable: one of the faults is another timeout.
 TIMEOUT = float(os.environ.get("FAULTS_TIMEOUT", "4"))
@@ -108,7 +108,8 @@ def too_late(fault: Any) -> None:
     time.sleep(TIMEOUT + GRACE + 1.5)
 
 
-@kind("named", fronts=("functions", "plain"), when="start")
+# MPI itself makes the communicator, and does not say who did not come.
+@kind("named", fronts=("functions", "plain"), wires=(*GLOO, *HOROVOD), when="start")
 def late_at_the_start(fault: Any) -> None:
     """Is away while the others make their communicator."""
     time.sleep(TIMEOUT + GRACE + 1.5)

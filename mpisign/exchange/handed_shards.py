@@ -58,3 +58,6 @@ class HandedShards:
                 self._steppers.clear()
             if all(r() is not optimizer for r in self._steppers):
                 self._steppers.append(weakref.ref(optimizer))
+
+    def after_step(self) -> None:
+        """Called by ``optimizer_steps``."""

@@ -8,7 +8,10 @@ from collections.abc import Iterable
 from typing import Any, Protocol
 
 import torch
-from torch.optim.optimizer import register_optimizer_step_pre_hook
+from torch.optim.optimizer import (
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
 from torch.utils.weak import WeakIdKeyDictionary
 
 #: What GradScaler asks an optimizer for: whether it is to be called on every rank, gradients scaled
@@ -29,6 +32,9 @@ class Watcher(Protocol):
         Twice where a step calls the step of its base class.
         """
 
+    def after_step(self) -> None:
+        """Called at the end of the same."""
+
 
 _WATCHERS: Any = WeakIdKeyDictionary()  # parameter: its watchers, as weak references
 #: Optimizers: (the change of ``_WATCHERS`` and the number of parameters it is for, the watchers).
@@ -44,6 +50,7 @@ def watch(parameters: Iterable[torch.Tensor], watcher: Watcher) -> None:
     global _changes
     if not _changes:
         register_optimizer_step_pre_hook(_before_step)
+        register_optimizer_step_post_hook(_after_step)
     _changes += 1
     reference = weakref.ref(watcher)
     for p in parameters:
@@ -55,6 +62,7 @@ def watch_all(watcher: Watcher) -> None:
     global _changes
     if not _changes:
         register_optimizer_step_pre_hook(_before_step)
+        register_optimizer_step_post_hook(_after_step)
     _changes += 1
     _WATCH_ALL.add(watcher)
 
@@ -142,12 +150,18 @@ def _before_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> No
     if known is None or known[0] != key:
         known = key, _watchers_of(optimizer)
         _KNOWN[optimizer] = known
-    for reference in known[1]:
-        watcher = reference()
-        if watcher is not None:
-            watcher.before_step(optimizer)
-    for watcher in list(_WATCH_ALL):
+    for watcher in _hearers(optimizer):
         watcher.before_step(optimizer)
+
+
+def _after_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    for watcher in _hearers(optimizer):
+        watcher.after_step()
+
+
+def _hearers(optimizer: torch.optim.Optimizer) -> list[Watcher]:
+    known = _KNOWN.get(optimizer, (None, ()))[1]
+    return [w for r in known if (w := r()) is not None] + list(_WATCH_ALL)
 
 
 def _watchers_of(optimizer: torch.optim.Optimizer) -> list[Any]:

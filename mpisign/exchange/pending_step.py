@@ -47,7 +47,7 @@ class PendingStep:
         self._voted: set[int] = set()  # ids of slots whose aggregate has a vote's size
         self._valued: set[int] = set()  # ids of those of them where it is +1, -1 or 0
         self._pending: list[ParameterSlot] = []
-        self._handed_out = self._used = False
+        self._handed_out = self._used = self._over = False
         self._known = self._unknown = False  # whether an optimizer's steps are, or cannot be, seen
         self._mixing: set[int] = set()  # ids of slots, in the exchange to come
         self._mixed: set[int] = set()  # the same, in that whose result was handed out
@@ -77,6 +77,13 @@ class PendingStep:
         """Whether an exchange has ended since ``settle``."""
         return self._handed_out
 
+    def holds(self, slots: Iterable[ParameterSlot]) -> bool:
+        """Whether the gradients of ``slots`` are the result, and no step on it has ended.
+
+        Then an exchange is not to be repeated, as where synchronize() is called twice.
+        """
+        return self._handed_out and not self._over and all(s.is_handed_out() for s in slots)
+
     def begin(self, slots: Sequence[ParameterSlot]) -> None:
         """Keeps the state of ``slots``, which an exchange is about to change."""
         for s in slots:
@@ -90,7 +97,7 @@ class PendingStep:
         """
         for s in self._all if slots is None else slots:
             s.hand_out(later)
-        self._handed_out, self._used = True, False
+        self._handed_out, self._used, self._over = True, False, False
         self._mixed, self._mixing = self._mixing, set()
 
     def is_computing(self, slot: ParameterSlot) -> None:
@@ -134,6 +141,10 @@ class PendingStep:
             s.pending = False
         self._used = self._used or bool(stepped)
         self._pending = [s for s in self._pending if s.pending]
+
+    def after_step(self) -> None:
+        """Called by ``optimizer_steps``: another step needs another exchange."""
+        self._over = self._used
 
     def commit(self) -> None:
         """The optimizer is about to step on all of it."""

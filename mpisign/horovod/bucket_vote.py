@@ -143,10 +143,10 @@ class BucketVote(VoteCompression):
         if now is None or now.done or now.error is not None or slot.name in now.packed:
             now = self._step_state = _StepState()
             # Where synchronize() is called again all of them are votes already.
-            if not slot.is_handed_out() and self._exchange.settle():
+            if not self.pending.holds([slot]) and self._exchange.settle():
                 self.step = self._begun
             self._begun = self.step
-        again = slot.is_handed_out()
+        again = self.pending.holds([slot])
         now.again = now.again and again
         slot.grad = None if self._is_made_up(tensor) else tensor
         now.packed[slot.name] = tensor

@@ -123,7 +123,7 @@ class CounterVote(VoteCompression):
         size, rank, length = self._size(), self.process_set.rank(), tensor.numel()
         head, width = roll_call.n_words(size), counters.n_words(length, size)
         slot, fits = self._slot_of(tensor), _fits(tensor)
-        again = slot is not None and slot.is_handed_out()
+        again = slot is not None and self.pending.holds([slot])
         self._begin(slot, again)
         warm = slot is None or slot.state.get(_WARM, 0) >= self._warmup_steps
         if slot is not None and fits and not (warm or again):

@@ -93,7 +93,7 @@ class HorovodGradients:
         reason = reason or self._unfit()
         if not optimizer._handles and not reason:
             there = [s for p, s in self._slots.items() if p.grad is not None]
-            if there and all(s.is_handed_out() for s in there):
+            if there and exchange.pending.holds(there):
                 return  # they are the aggregates
             self._made_up = are_zeros(s.parameter.grad for s in there)
             if self._made_up and is_still(optimizer):

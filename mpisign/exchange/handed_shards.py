@@ -45,7 +45,9 @@ class HandedShards:
         own = False
         for i, p in enumerate(p for group in optimizer.param_groups for p in group["params"]):
             grad = p.grad.to_local() if isinstance(p.grad, DTensor) else p.grad
-            if grad is None or grad.untyped_storage().data_ptr() not in self._memory:
+            if grad is None or grad.layout is not torch.strided:
+                continue
+            if grad.untyped_storage().data_ptr() not in self._memory:
                 continue
             own = True
             if is_scaled(optimizer):

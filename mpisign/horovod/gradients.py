@@ -95,9 +95,10 @@ class HorovodGradients:
             there = [s for p, s in self._slots.items() if p.grad is not None]
             if there and exchange.pending.holds(there):
                 return  # they are the aggregates
-            self._made_up = are_zeros(s.parameter.grad for s in there)
-            if self._made_up and is_still(optimizer):
+            made_up = are_zeros(s.parameter.grad for s in there)
+            if made_up and is_still(optimizer):
                 return  # a step that is to fill the optimizer's state
+            self._made_up = made_up
         try:
             if reason and self._local is None:  # while buckets remain whose headers can carry it
                 exchange.flush(reason)

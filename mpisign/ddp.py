@@ -194,7 +194,8 @@ class MajorityVoteState(HookState):
             self._reason = NEWCOMER
             exchange.refuse(NEWCOMER)  # while buckets can tell all ranks
         if self.optimizer is not None:
-            call_on_every_rank(self.optimizer)
+            # Averages of all ranks are finite on all ranks or on none: these may be scaled.
+            call_on_every_rank(self.optimizer, self.compressor.aggregate != "average")
         for p, grad in pairs:
             slot = self._slots.get(id(p))
             if slot is None:

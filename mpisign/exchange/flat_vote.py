@@ -18,7 +18,7 @@ from mpisign.compressors.base import PackContext
 from mpisign.engine.engine import Engine
 from mpisign.engine.header import SHORT_ABOVE, Header
 from mpisign.exchange.buckets import BucketLayout
-from mpisign.exchange.optimizer_options import options_of
+from mpisign.exchange.optimizer_options import options_of_steppers
 from mpisign.stats import stage
 from mpisign.transports.base import Steps
 from mpisign.transports.tagged import TaggedTransport
@@ -69,7 +69,7 @@ def flat_vote(
 
     def make(number: int, step: int) -> Any:
         task, header = _pack(function, engine, compressor, grad, output, seed, step, algorithm)
-        header.settings = options_of(compressor, *optimizers)
+        header.settings = options_of_steppers(compressor, optimizers)
 
         def shard(wire: TaggedTransport) -> Steps[None]:
             yield from engine.headers(wire, header, function)

@@ -26,7 +26,7 @@ from mpisign.exchange.consistency import (
     digest_of,
     present_anywhere,
 )
-from mpisign.exchange.optimizer_options import options_of, rates_of
+from mpisign.exchange.optimizer_options import options_of, options_of_steppers, rates_of
 from mpisign.exchange.optimizer_steps import unwatch
 from mpisign.exchange.parameter_slot import ParameterSlot
 from mpisign.exchange.pending_step import ChangedVotes, PendingStep
@@ -365,20 +365,20 @@ class GradientExchange(SavedState):
             seed=self._seeds[bucket.index],
             algorithm=self.algorithm,
             byzantine_f=self.byzantine_f if bucket.compressor.aggregate == "vote" else 0,
-            settings=options_of(bucket.compressor, *self._compared(fresh)) ^ self.warmup_steps,
+            settings=self._options(bucket.compressor, fresh) ^ self.warmup_steps,
             presence=hashlib.blake2b(bucket.present.tobytes(), digest_size=16).digest(),
             fresh=fresh,
         )
 
-    def _compared(self, fresh: bool) -> list[torch.optim.Optimizer]:
-        """The optimizers whose options must be equal on all ranks."""
+    def _options(self, compressor: Compressor, fresh: bool) -> int:
+        """A digest of the options that must be equal on all ranks."""
         if self.optimizer is not None and self._replicas:
-            return [self.optimizer]
-        return [] if fresh else self._steppers
+            return options_of(compressor, self.optimizer)
+        return options_of_steppers(compressor, [] if fresh else self._steppers)
 
     def _sync(self, wire: TaggedTransport, bucket: GradientBucket, fresh: bool) -> Steps[int]:
         if not fresh or bucket.index or self._replicas:
             return (yield from sync_step_count(wire, self.steps))
-        options = options_of(bucket.compressor, *([self.optimizer] if self.optimizer else []))
+        options = options_of(bucket.compressor, self.optimizer)
         parameters = int.from_bytes(digest_of(self.slots, self._state_of)[2:10], "little")
         return (yield from sync_step_count(wire, self.steps, options, parameters))

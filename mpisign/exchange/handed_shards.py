@@ -37,9 +37,9 @@ class HandedShards:
         self._memory[storage.data_ptr()] = StorageWeakRef(storage)
         self._fresh = True
 
-    def before_step(self, optimizer: torch.optim.Optimizer) -> None:
+    def before_step(self, optimizer: torch.optim.Optimizer, closure: bool) -> None:
         """Called by ``optimizer_steps``; RuntimeError as ``PendingStep.before_step``."""
-        if not self._memory:
+        if not self._memory or closure:
             return
         self._memory = {at: ref for at, ref in self._memory.items() if not ref.expired()}
         own = False
@@ -61,5 +61,5 @@ class HandedShards:
             if all(r() is not optimizer for r in self._steppers):
                 self._steppers.append(weakref.ref(optimizer))
 
-    def after_step(self) -> None:
+    def after_step(self, optimizer: torch.optim.Optimizer, closure: bool) -> None:
         """Called by ``optimizer_steps``."""

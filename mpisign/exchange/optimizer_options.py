@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,16 +20,33 @@ def rates_of(optimizer: torch.optim.Optimizer) -> dict[torch.Tensor, float]:
     return {p: float(g.get("lr", 1.0)) for g in optimizer.param_groups for p in g["params"]}
 
 
-def options_of(compressor: Compressor, *optimizers: torch.optim.Optimizer) -> int:
+def options_of(compressor: Compressor, optimizer: torch.optim.Optimizer | None = None) -> int:
     """64 bits of BLAKE2b: another learning rate on one rank would part the replicas."""
-    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
-    options = []
-    for group in groups:
-        # Most values are numbers, whose text is the same on every rank.
-        options += [
-            (k, repr(v) if type(v) in _NUMBERS else _plain(k, v)) for k, v in sorted(group.items())
-        ]
-    text = f"{compressor!r} {options!r}"
+    options: list[Any] = []
+    for group in [] if optimizer is None else optimizer.param_groups:
+        options += _texts(group)
+    return _digest(f"{compressor!r} {options!r}")
+
+
+def options_of_steppers(compressor: Compressor, optimizers: Sequence[torch.optim.Optimizer]) -> int:
+    """The same for those that were seen to step, whatever part of the parameters each holds.
+
+    torch's ZeroRedundancyOptimizer steps through another one, of this rank's share.
+    """
+    groups = {
+        repr([pair for pair in _texts(group) if pair[0] != "params"])
+        for o in optimizers
+        for group in o.param_groups
+    }
+    return _digest(f"{compressor!r} {sorted(groups)!r}")
+
+
+def _texts(group: dict[str, Any]) -> list[tuple[str, str]]:
+    # Most values are numbers, whose text is the same on every rank.
+    return [(k, repr(v) if type(v) in _NUMBERS else _plain(k, v)) for k, v in sorted(group.items())]
+
+
+def _digest(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 

@@ -26,13 +26,14 @@ SCALER = (
 class Watcher(Protocol):
     """Whose gradients optimizers step on."""
 
-    def before_step(self, optimizer: torch.optim.Optimizer) -> None:
+    def before_step(self, optimizer: torch.optim.Optimizer, closure: bool) -> None:
         """Called at the beginning of a step of an optimizer that holds a watched parameter.
 
-        Twice where a step calls the step of its base class.
+        Twice where a step calls the step of its base class. ``closure``: the step has one, which
+        may compute other gradients.
         """
 
-    def after_step(self) -> None:
+    def after_step(self, optimizer: torch.optim.Optimizer, closure: bool) -> None:
         """Called at the end of the same."""
 
 
@@ -134,14 +135,15 @@ def is_still(optimizer: torch.optim.Optimizer) -> bool:
     return all("lr" in g and float(g["lr"]) == 0 for g in optimizer.param_groups)
 
 
-def is_held(parameter: torch.Tensor) -> bool:
-    """Whether any torch optimizer of this process holds ``parameter``. Walks the heap."""
+def held_parameters() -> set[int]:
+    """The ids of the parameters that the torch optimizers of this process hold. Walks the heap."""
+    held: set[int] = set()
     for thing in gc.get_objects():
-        if isinstance(thing, torch.optim.Optimizer) and any(
-            p is parameter for group in thing.param_groups for p in group["params"]
-        ):
-            return True
-    return False
+        # Not isinstance, which asks proxies and lazy modules for a class of their own.
+        if issubclass(type(thing), torch.optim.Optimizer):
+            groups = getattr(thing, "param_groups", ())
+            held.update(id(p) for group in groups for p in group["params"])
+    return held
 
 
 def _before_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
@@ -151,12 +153,16 @@ def _before_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> No
         known = key, _watchers_of(optimizer)
         _KNOWN[optimizer] = known
     for watcher in _hearers(optimizer):
-        watcher.before_step(optimizer)
+        watcher.before_step(optimizer, _closure(args, kwargs))
 
 
 def _after_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
     for watcher in _hearers(optimizer):
-        watcher.after_step()
+        watcher.after_step(optimizer, _closure(args, kwargs))
+
+
+def _closure(args: Any, kwargs: Any) -> bool:
+    return any(a is not None for a in (*args[1:], *kwargs.values()))
 
 
 def _hearers(optimizer: torch.optim.Optimizer) -> list[Watcher]:

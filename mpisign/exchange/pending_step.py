@@ -16,7 +16,7 @@ from mpisign.exchange.optimizer_steps import (
     SCALER,
     Newcomers,
     are_zeros,
-    is_held,
+    held_parameters,
     is_scaled,
 )
 from mpisign.exchange.parameter_slot import ParameterSlot
@@ -48,7 +48,10 @@ class PendingStep:
         self._valued: set[int] = set()  # ids of those of them where it is +1, -1 or 0
         self._pending: list[ParameterSlot] = []
         self._handed_out = self._used = self._over = False
-        self._known = self._unknown = False  # whether an optimizer's steps are, or cannot be, seen
+        self._averages: set[int] = set()  # ids of those that are averaged as they are
+        self._seen: set[int] = set()  # ids of slots whose parameters an optimizer steps on,
+        self._unheld: set[int] = set()  # and of those that none holds
+        self._warned = False
         self._mixing: set[int] = set()  # ids of slots, in the exchange to come
         self._mixed: set[int] = set()  # the same, in that whose result was handed out
         self.newcomers = Newcomers()
@@ -65,12 +68,14 @@ class PendingStep:
             self._voted.update(map(id, slots))
         if compressor.aggregate in ("vote", "gathered_vote"):
             self._valued.update(map(id, slots))
+        if compressor.aggregate == "average":
+            self._averages.update(map(id, slots))
         optimizer_steps.watch([s.parameter for s in slots], self)
 
     @property
     def open(self) -> bool:
         """Whether the last result was handed out and no optimizer has stepped on any of it."""
-        return self._handed_out and not self._used and self._known
+        return self._handed_out and not self._used and not self._unseen()
 
     @property
     def handed_out(self) -> bool:
@@ -110,22 +115,21 @@ class PendingStep:
         else:
             self._mixing.discard(id(slot))
 
-    def before_step(self, optimizer: torch.optim.Optimizer) -> None:
+    def before_step(self, optimizer: torch.optim.Optimizer, closure: bool) -> None:
         """Called by ``optimizer_steps``: takes what the optimizer steps on as done.
 
-        RuntimeError if GradScaler calls the step, or if it is not the votes that are stepped on.
+        RuntimeError if GradScaler calls the step, or if it is not the votes that are stepped on. A
+        ``closure`` computes what is stepped on only now: see ``after_step``.
         """
-        self._known = True
         if all(r() is not optimizer for r in self._steppers):
             self._steppers.append(weakref.ref(optimizer))
         if self.refuses_newcomers and self.newcomers.come(optimizer):
             raise RuntimeError(f"step: {NEWCOMER}")
-        if not self._handed_out:
+        if not self._handed_out or closure:
             return
-        if is_scaled(optimizer):
+        stepped = self._held_by(optimizer)
+        if is_scaled(optimizer) and not all(id(s) in self._averages for s in stepped):
             raise RuntimeError(f"step: {SCALER}")
-        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        stepped = [s for s in self._pending if id(s.parameter) in held]
         if _are_made_up(stepped):
             return  # a step that is to fill the optimizer's state
         mixed = next((s for s in stepped if id(s) in self._mixed), None)
@@ -137,14 +141,24 @@ class PendingStep:
             )
         if self._changed_votes == "raise" and not self.averaged:
             self._check([s for s in stepped if id(s) in self._voted])
+        self._take(stepped)
+
+    def after_step(self, optimizer: torch.optim.Optimizer, closure: bool) -> None:
+        """Called by ``optimizer_steps``: another step needs another exchange."""
+        if closure and self._handed_out:
+            self._take(self._held_by(optimizer))
+        self._over = self._used
+
+    def _held_by(self, optimizer: torch.optim.Optimizer) -> list[ParameterSlot]:
+        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        return [s for s in self._pending if id(s.parameter) in held]
+
+    def _take(self, stepped: Sequence[ParameterSlot]) -> None:
         for s in stepped:
             s.pending = False
+            self._seen.add(id(s))
         self._used = self._used or bool(stepped)
         self._pending = [s for s in self._pending if s.pending]
-
-    def after_step(self) -> None:
-        """Called by ``optimizer_steps``: another step needs another exchange."""
-        self._over = self._used
 
     def commit(self) -> None:
         """The optimizer is about to step on all of it."""
@@ -164,10 +178,18 @@ class PendingStep:
         """Undoes what no optimizer has stepped on; whether that is all of the last step."""
         if not self._handed_out:
             return False
+        if unseen := self._unseen():
+            if not self._warned:
+                warnings.warn(
+                    f"no torch optimizer holds {unseen[0].name!r}, whose gradient is exchanged: "
+                    "each exchange counts as a step for it, and one whose result is thrown away "
+                    "enters the compressor's state too",
+                    stacklevel=2,
+                )
+            self._warned = True
+            self._take(unseen)
+            self._seen.difference_update(map(id, unseen))  # nothing was seen
         unused = bool(self._pending) and not self._used
-        if self._pending and not self._is_known():
-            unused = False
-            self.commit()
         self.undo()
         return unused
 
@@ -182,29 +204,28 @@ class PendingStep:
         self._steppers.clear()
         return found
 
-    def _is_known(self) -> bool:
-        if not self._known and not self._unknown:
-            self._known = any(is_held(s.parameter) for s in self._pending[:1])
-            self._unknown = not self._known
-            if self._unknown:
-                warnings.warn(
-                    "gradients were exchanged twice, and no torch optimizer holds their "
-                    "parameters: each exchange counts as a step, and those whose result is thrown "
-                    "away enter the compressors' state too",
-                    stacklevel=2,
-                )
-        return self._known
+    def _unseen(self) -> list[ParameterSlot]:
+        """Pending slots whose steps cannot be seen: no torch optimizer holds their parameters."""
+        new = [s for s in self._pending if id(s) not in self._seen and id(s) not in self._unheld]
+        if new:
+            held = held_parameters()
+            self._seen.update(id(s) for s in new if id(s.parameter) in held)
+            self._unheld.update(id(s) for s in new if id(s.parameter) not in held)
+        return [s for s in self._pending if id(s) not in self._seen]
 
     def _check(self, slots: Sequence[ParameterSlot]) -> None:
-        changed = next((s for s in slots if s.was_rewritten()), None)
-        if changed is None and slots:
-            # Writes through ``.data`` leave no trace but the values.
-            self._turn += 1
-            s = slots[self._turn % len(slots)]
-            if id(s) in self._valued and not is_vote(s.parameter.grad):
-                changed = s
-        if changed is not None:
-            raise RuntimeError(CHANGED.format(f"the gradient of {changed.name!r}"))
+        # What is written over but still is votes does no harm: clip_grad_norm_(p, inf) logs norms.
+        # Writes through ``.data`` leave no trace but the values: a few are looked at.
+        self._turn += 1
+        for i, s in enumerate(slots):
+            if s.was_rewritten():
+                harmless = id(s) in self._valued and is_vote(s.parameter.grad, few=False)
+            elif i == self._turn % len(slots) and id(s) in self._valued:
+                harmless = is_vote(s.parameter.grad)
+            else:
+                continue
+            if not harmless:
+                raise RuntimeError(CHANGED.format(f"the gradient of {s.name!r}"))
 
 
 def _are_made_up(slots: Sequence[ParameterSlot]) -> bool:
@@ -223,9 +244,14 @@ def check_changed_votes(function: str, changed_votes: object) -> None:
         )
 
 
-def is_vote(grad: torch.Tensor | None) -> bool:
-    """Whether a few values are votes; those on a GPU are not waited for."""
-    if grad is None or grad.device.type != "cpu" or grad.layout is not torch.strided:
+def is_vote(grad: torch.Tensor | None, few: bool = True) -> bool:
+    """Whether all values, or a ``few`` without waiting for a GPU, are votes."""
+    if grad is None or grad.layout is not torch.strided:
         return True
-    flat = grad.detach().reshape(-1) if grad.is_contiguous() else grad.detach()[:1].reshape(-1)
+    grad = grad.detach()
+    if not few:
+        return bool(((grad == 0) | (grad.abs() == 1)).all())
+    if grad.device.type != "cpu":
+        return True
+    flat = grad.reshape(-1) if grad.is_contiguous() else grad[:1].reshape(-1)
     return all(x in _VOTES for x in flat[:: max(1, len(flat) // _FEW)].tolist())

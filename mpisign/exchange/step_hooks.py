@@ -44,12 +44,12 @@ class StepHooks:
         self._voted: list[tuple[weakref.ref[torch.Tensor], int]] = []
         self._spoilt = ""
         self._computed = False  # whether autograd has computed a gradient since the last step
-        for m in exchange.slots:
+        for i, m in enumerate(exchange.slots):
             p = m.parameter
             if p in _HOOKS:  # of an optimizer that this one replaces
                 _HOOKS[p].remove()
             if p.requires_grad:
-                hook = self._starter(m) if overlap else _marker(weakref.ref(self))
+                hook = _starter(weakref.ref(self), i) if overlap else _marker(weakref.ref(self))
                 _HOOKS[p] = p.register_post_accumulate_grad_hook(hook)
         call_on_every_rank(optimizer)
         self._optimizer = weakref.ref(optimizer)
@@ -73,24 +73,23 @@ class StepHooks:
         call_on_every_rank(optimizer, False)
         delattr(optimizer, KEY)
 
-    def _starter(self, m: ParameterSlot) -> Any:
-        def hook(p: torch.Tensor) -> None:
-            self._computed = True
-            if self.exchange.is_ready(m) and m.grad is not p.grad:
-                self.exchange.discard()  # what zero_grad() has thrown away
-                self._spoilt = ""
-            if self.exchange.is_ready(m):
-                self._spoilt = (
-                    f"the gradient of {m.name!r} was computed twice before step(), but is on its "
-                    "way already: with overlap=True there is one backward() a step"
-                )
-                raise RuntimeError(f"backward: {self._spoilt}")
-            if not self.exchange.ready_slots and (optimizer := self._optimizer()) is not None:
-                self.exchange.refuse(self._others(optimizer))  # while buckets can tell all ranks
-            m.grad = p.grad
-            self.exchange.ready(m)
-
-        return hook
+    def computed(self, m: ParameterSlot) -> None:
+        """With overlap, once a backward pass has computed the slot's gradient."""
+        p = m.parameter
+        self._computed = True
+        if self.exchange.is_ready(m) and m.grad is not p.grad:
+            self.exchange.discard()  # what zero_grad() has thrown away
+            self._spoilt = ""
+        if self.exchange.is_ready(m):
+            self._spoilt = (
+                f"the gradient of {m.name!r} was computed twice before step(), but is on its "
+                "way already: with overlap=True there is one backward() a step"
+            )
+            raise RuntimeError(f"backward: {self._spoilt}")
+        if not self.exchange.ready_slots and (optimizer := self._optimizer()) is not None:
+            self.exchange.refuse(self._others(optimizer))  # while buckets can tell all ranks
+        m.grad = p.grad
+        self.exchange.ready(m)
 
     def before_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         """The step pre-hook."""
@@ -186,5 +185,15 @@ def _marker(reference: weakref.ref[StepHooks]) -> Any:
         hooks = reference()
         if hooks is not None:
             hooks._computed = True
+
+    return hook
+
+
+def _starter(reference: weakref.ref[StepHooks], i: int) -> Any:
+    # Not the slot itself: torch keeps the hook with the parameter, which would keep itself alive.
+    def hook(p: torch.Tensor) -> None:
+        hooks = reference()
+        if hooks is not None:
+            hooks.computed(hooks.exchange.slots[i])
 
     return hook

@@ -16,7 +16,7 @@ from mpisign.errors import NaNError, WireError
 from mpisign.exchange.aggregators.masked import silence_zeros
 from mpisign.exchange.arguments import check_warmup
 from mpisign.exchange.embeddings import Embeddings
-from mpisign.exchange.optimizer_options import options_of
+from mpisign.exchange.optimizer_options import options_of_steppers
 from mpisign.exchange.optimizer_steps import call_on_every_rank
 from mpisign.exchange.parameter_slot import ParameterSlot
 from mpisign.exchange.pending_step import ChangedVotes, PendingStep
@@ -227,7 +227,7 @@ class CounterVote(VoteCompression):
             if self.pending.settle():
                 self.step = self._begun
             self._begun = self.step
-            self._options = options_of(self.compressor, *self.pending.take_steppers())
+            self._options = options_of_steppers(self.compressor, self.pending.take_steppers())
         if slot is not None:
             self.pending.begin([slot])
 

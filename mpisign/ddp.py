@@ -137,7 +137,9 @@ class MajorityVoteState(HookState):
     @property
     def steps(self) -> int:
         """Steps taken, including those before a checkpoint."""
-        return self._exchange.steps if self._slots else int(self._saved["steps"])
+        if not self._slots:
+            return int(self._saved["steps"])
+        return self._exchange.steps - self._exchange.pending.open
 
     def state_dict(self) -> dict[str, Any]:
         """Returns this rank's {"steps": n, "state": {name: {key: tensor}}}.

@@ -147,11 +147,6 @@ def held_parameters() -> set[int]:
 
 
 def _before_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-    key = _changes, sum(len(group["params"]) for group in optimizer.param_groups)
-    known = _KNOWN.get(optimizer)
-    if known is None or known[0] != key:
-        known = key, _watchers_of(optimizer)
-        _KNOWN[optimizer] = known
     for watcher in _hearers(optimizer):
         watcher.before_step(optimizer, _closure(args, kwargs))
 
@@ -166,8 +161,13 @@ def _closure(args: Any, kwargs: Any) -> bool:
 
 
 def _hearers(optimizer: torch.optim.Optimizer) -> list[Watcher]:
-    known = _KNOWN.get(optimizer, (None, ()))[1]
-    return [w for r in known if (w := r()) is not None] + list(_WATCH_ALL)
+    # Anew after every change: the first backward pass, where watching begins, may be a closure's.
+    key = _changes, sum(len(group["params"]) for group in optimizer.param_groups)
+    known = _KNOWN.get(optimizer)
+    if known is None or known[0] != key:
+        known = key, _watchers_of(optimizer)
+        _KNOWN[optimizer] = known
+    return [w for r in known[1] if (w := r()) is not None] + list(_WATCH_ALL)
 
 
 def _watchers_of(optimizer: torch.optim.Optimizer) -> list[Any]:

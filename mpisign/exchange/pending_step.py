@@ -9,6 +9,7 @@ from typing import Literal
 
 import torch
 
+from mpisign import launcher
 from mpisign.compressors.base import Compressor
 from mpisign.exchange import optimizer_steps
 from mpisign.exchange.optimizer_steps import (
@@ -179,7 +180,7 @@ class PendingStep:
         if not self._handed_out:
             return False
         if unseen := self._unseen():
-            if not self._warned:
+            if not self._warned and launcher.is_first():
                 warnings.warn(
                     f"no torch optimizer holds {unseen[0].name!r}, whose gradient is exchanged: "
                     "each exchange counts as a step for it, and one whose result is thrown away "

@@ -22,7 +22,7 @@ from mpisign.exchange.parameter_slot import ParameterSlot
 from mpisign.exchange.pending_step import ChangedVotes, PendingStep
 from mpisign.horovod import roll_call
 from mpisign.horovod.count_bytes import count_ring
-from mpisign.horovod.process_set_engine import ranks_of
+from mpisign.horovod.process_set_engine import elastic, ranks_of
 from mpisign.horovod.slots import named_by_optimizers, optimizers_of
 from mpisign.horovod.vote import WRITES, VoteCompression
 from mpisign.planes import counters
@@ -104,7 +104,7 @@ class CounterVote(VoteCompression):
         super().__init__(compressor, seed=seed, process_set=process_set)
         self.pending = PendingStep("mpisign.horovod.Compression", changed_votes)
         self._found = False  # whether optimizers that hold this were looked for
-        self._options = 0
+        self._options = options_of_steppers(compressor, [])
         self._warmup_steps = warmup_steps
         self._embeddings = Embeddings()
         self._strangers: set[tuple[int, ...]] = set()  # shapes of tensors of no parameter
@@ -227,7 +227,9 @@ class CounterVote(VoteCompression):
             if self.pending.settle():
                 self.step = self._begun
             self._begun = self.step
-            self._options = options_of_steppers(self.compressor, self.pending.take_steppers())
+            # A rank that has just joined an elastic job has seen no optimizer step.
+            steppers = [] if elastic() else self.pending.take_steppers()
+            self._options = options_of_steppers(self.compressor, steppers)
         if slot is not None:
             self.pending.begin([slot])
 

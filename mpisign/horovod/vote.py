@@ -76,6 +76,8 @@ class VoteCompression:
         checkpoint.warn_of_origin(origin, self._origin())
 
     def _origin(self) -> dict[str, Any]:
+        if not hvd.is_initialized():
+            return {}
         return checkpoint.origin(
             self.process_set.rank(), self._size(), self.seed, repr(self.compressor)
         )

@@ -192,10 +192,10 @@ class MajorityVoteState(HookState):
             return
         exchange = self._exchange
         exchange.optimizer = self.optimizer
-        if self.optimizer is not None and exchange.pending.newcomers.come(self.optimizer):
-            self._reason = NEWCOMER
-            exchange.refuse(NEWCOMER)  # while buckets can tell all ranks
-        if self.optimizer is not None:
+        if self.optimizer is not None and bucket.index() == 0:
+            if exchange.pending.newcomers.come(self.optimizer):
+                self._reason = NEWCOMER
+                exchange.refuse(NEWCOMER)  # while buckets can tell all ranks
             # Averages of all ranks are finite on all ranks or on none: these may be scaled.
             call_on_every_rank(self.optimizer, self.compressor.aggregate != "average")
         for p, grad in pairs:

@@ -87,8 +87,7 @@ class MajorityVoteState(HookState):
                 f"{FUNCTION}: compression must keep no state: 'sign', 'noisy_sign' or "
                 f"'stochastic_sign', got {compression!r}; mpisign.ddp takes the others"
             )
-        check_warmup(FUNCTION, warmup_steps)
-        self.warmup_steps = warmup_steps
+        self.warmup_steps = check_warmup(FUNCTION, warmup_steps)
         self._handed = HandedShards(FUNCTION, changed_votes)
         self._count_from_zero()
 
@@ -236,7 +235,7 @@ def _vote(
             flat_average(*what, warmup_steps=state.warmup_steps, **how)
         else:
             flat_vote(*what, algorithm=state.algorithm, seed=state.seed, **how)
-            state._handed.add(grad if output is None else output)
+        state._handed.add(grad if output is None else output, votes=not warming)
     except Exception as error:
         state._in_pass = False
         if output is not None:

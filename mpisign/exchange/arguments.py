@@ -18,12 +18,14 @@ def check_seed(function: str, seed: object) -> None:
         raise ValueError(f"{function}: seed must be in [0, 2**64), got {seed!r}")
 
 
-def check_warmup(function: str, warmup_steps: object) -> None:
-    """Raises ValueError unless ``warmup_steps`` is a number of steps."""
-    if not isinstance(warmup_steps, int) or not 0 <= warmup_steps < 1 << 48:
+def check_warmup(function: str, warmup_steps: object) -> int:
+    """``warmup_steps`` as an int; ValueError unless it is a number of steps."""
+    steps = policies.whole(warmup_steps, 0, 1 << 48)
+    if steps is None:
         raise ValueError(
             f"{function}: warmup_steps must be a number of steps from 0, got {warmup_steps!r}"
         )
+    return steps
 
 
 def named_pairs(function: str, named_parameters: Iterable[Any]) -> list[tuple[str, torch.Tensor]]:

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from mpisign.backend import arrays
 from mpisign.compressors import Compressor
 from mpisign.engine.engine import Engine
 from mpisign.engine.header import Header
-from mpisign.exchange.optimizer_options import options_of
+from mpisign.exchange.flat_vote import target_of
+from mpisign.exchange.optimizer_options import options_of_steppers
 from mpisign.stats import stage
 from mpisign.transports.base import Steps
 from mpisign.transports.tagged import TaggedTransport
@@ -38,15 +38,7 @@ def flat_average(
     """
 
     def make(number: int, step: int) -> Any:
-        target = grad if output is None else output
-        g = arrays.view_floats(function, "grad", grad)
-        t = arrays.view_floats(function, "output", target, writable=True)
-        p = engine.transport.size
-        if not t.contiguous or (1 if output is None else p) * t.length != g.length:
-            raise ValueError(
-                f"{function}: output must be contiguous and one of {p} equal parts of "
-                f"grad, got {t.shape} for {g.shape}: is the state's process group the model's?"
-            )
+        target, g, *_ = target_of(function, grad, output, engine.transport.size)
         flat = grad.detach().to("cpu", torch.float32).contiguous().view(-1).numpy()
         nans = int(np.isnan(flat).sum())
         header = Header(
@@ -55,7 +47,7 @@ def flat_average(
             nan=compressor.nan,
             step=step,
             length=g.length,
-            settings=options_of(compressor, *optimizers) ^ warmup_steps,
+            settings=options_of_steppers(compressor, optimizers) ^ warmup_steps,
             nans=nans,
         )
 

@@ -95,6 +95,25 @@ def flat_vote(
     engine.start(function, operation, step, make).wait()
 
 
+def target_of(
+    function: str, grad: torch.Tensor, output: torch.Tensor | None, size: int
+) -> tuple[torch.Tensor, arrays.View, arrays.View, int]:
+    """What is written to, the views of ``grad`` and of that, and how many such parts ``grad`` has.
+
+    ValueError where they do not fit among ``size`` ranks.
+    """
+    target = grad if output is None else output
+    g = arrays.view_floats(function, "grad", grad)
+    t = arrays.view_floats(function, "output", target, writable=True)
+    parts = 1 if output is None else size
+    if not (g.contiguous and t.contiguous) or parts * t.length != g.length:
+        raise ValueError(
+            f"{function}: output must be contiguous and one of {parts} equal parts of "
+            f"grad, got {t.shape} for {g.shape}: is the state's process group the model's?"
+        )
+    return target, g, t, parts
+
+
 def _pack(
     function: str,
     engine: Engine,
@@ -106,15 +125,7 @@ def _pack(
     algorithm: policies.Algorithm,
 ) -> tuple[_FlatTask, Header]:
     rank, size = engine.transport.rank, engine.transport.size
-    target = grad if output is None else output
-    g = arrays.view_floats(function, "grad", grad)
-    t = arrays.view_floats(function, "output", target, writable=True)
-    parts = 1 if output is None else size
-    if not (g.contiguous and t.contiguous) or parts * t.length != g.length:
-        raise ValueError(
-            f"{function}: output must be contiguous and one of {parts} equal parts of "
-            f"grad, got {t.shape} for {g.shape}: is the state's process group the model's?"
-        )
+    target, g, t, parts = target_of(function, grad, output, size)
     layout = BucketLayout([t.length] * parts)
     groups, stream = c.groups_of(size, engine.nodes), rank
     if groups is not None:  # members that compute the same vote the same

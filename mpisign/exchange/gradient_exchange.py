@@ -64,7 +64,7 @@ class GradientExchange(SavedState):
     options of the optimizer that steps on the parameters must be equal from its first step on.
 
     ``ahead``: buckets travel before the optimizer steps, which it need not do: what no optimizer
-    steps on leaves nothing behind. See ``before_step``. ``changed_votes``: "raise" where votes were
+    steps on leaves nothing behind, see ``PendingStep``. ``changed_votes``: "raise" where votes were
     written to between the exchange and the step, or "allow".
 
     ``warmup_steps``: steps, from the first one on, in which plain averages are exchanged.
@@ -98,7 +98,6 @@ class GradientExchange(SavedState):
     ) -> None:
         check_settings(function, compressor, algorithm, byzantine_f, bucket_size)
         check_seed(function, seed)
-        check_warmup(function, warmup_steps)
         super().__init__(slots, compressor, int(seed), PendingStep(function, changed_votes))
         self.function = function
         self.algorithm, self.byzantine_f = algorithm, int(byzantine_f)
@@ -118,8 +117,7 @@ class GradientExchange(SavedState):
         self._bucket_of = {id(s): b for b in self.buckets for s in b.slots}
         self.ready_slots: set[int] = set()  # ids, of this step
         self._engine_of = engine
-        self.warmup_steps = warmup_steps
-        self.averaged = False  # whether the last step exchanged averages of warm-up
+        self.warmup_steps = check_warmup(function, warmup_steps)
         self._handles: list[Handle] = []
         self._reason = self._untold = ""
         self._rates: dict[torch.Tensor, float] = {}
@@ -191,7 +189,7 @@ class GradientExchange(SavedState):
             if self._ahead:
                 self.pending.undo()
             raise errors[0]
-        self.averaged = self.pending.averaged = self.warming
+        self.pending.averaged = self.warming
         for s in self.slots:
             if s.grad is not None and s.grad.stride() != s.parameter.stride():
                 s.match_strides()

@@ -48,11 +48,7 @@ _changes = 0
 
 def watch(parameters: Iterable[torch.Tensor], watcher: Watcher) -> None:
     """Has ``watcher`` hear of all steps on ``parameters``, for as long as both live."""
-    global _changes
-    if not _changes:
-        register_optimizer_step_pre_hook(_before_step)
-        register_optimizer_step_post_hook(_after_step)
-    _changes += 1
+    _change()
     reference = weakref.ref(watcher)
     for p in parameters:
         _WATCHERS.setdefault(p, []).append(reference)
@@ -60,20 +56,24 @@ def watch(parameters: Iterable[torch.Tensor], watcher: Watcher) -> None:
 
 def watch_all(watcher: Watcher) -> None:
     """Has ``watcher`` hear of all steps of all optimizers, for as long as it lives."""
-    global _changes
-    if not _changes:
-        register_optimizer_step_pre_hook(_before_step)
-        register_optimizer_step_post_hook(_after_step)
-    _changes += 1
+    _change()
     _WATCH_ALL.add(watcher)
 
 
 def unwatch(parameters: Iterable[torch.Tensor], watcher: Watcher) -> None:
     """Undoes ``watch``."""
-    global _changes
-    _changes += 1
+    _change()
     for p in parameters:
         _WATCHERS[p] = [r for r in _WATCHERS.get(p, ()) if r() not in (None, watcher)]
+
+
+def _change() -> None:
+    """Who hears of what changes; the first time torch's hooks are registered."""
+    global _changes
+    if not _changes:
+        register_optimizer_step_pre_hook(_before_step)
+        register_optimizer_step_post_hook(_after_step)
+    _changes += 1
 
 
 NEWCOMER = (

@@ -77,14 +77,19 @@ class ParameterSlot:
         grad, version = self._handed[0](), self._handed[1]
         return grad is not None and grad is self.parameter.grad and grad._version == version
 
+    def is_as_handed_out(self) -> bool:
+        """The same, or there was no aggregate and is no gradient."""
+        if self.parameter.grad is None:
+            return self._handed is None
+        return self.is_handed_out()
+
     def was_rewritten(self) -> bool:
         """Whether the parameter's gradient is no longer the aggregate that was handed out.
 
         A gradient that was taken away is none.
         """
-        if self._handed is None or self.parameter.grad is None:
-            return False
-        return not self.is_handed_out()
+        taken_away = self._handed is None or self.parameter.grad is None
+        return not (taken_away or self.is_handed_out())
 
     def target(self) -> torch.Tensor:
         """Where the aggregate goes: ``grad``, made if there is none."""

@@ -41,7 +41,6 @@ class StepHooks:
         parameters = [p for g in optimizer.param_groups for p in g["params"]]
         self._ids = [id(p) for p in parameters]
         self._stepping = False
-        self._voted: list[tuple[weakref.ref[torch.Tensor], int]] = []
         self._spoilt = ""
         self._computed = False  # whether autograd has computed a gradient since the last step
         for i, m in enumerate(exchange.slots):
@@ -94,7 +93,7 @@ class StepHooks:
     def before_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         """The step pre-hook."""
         # torch hooks the step of every class: a step that calls its base class's comes here twice.
-        if self._stepping and self._is_voted():
+        if self._stepping and all(m.is_as_handed_out() for m in self.exchange.slots):
             return
         self._stepping = False
         reason = self._spoilt or self._unfit(optimizer, (*args[1:], *kwargs.values()))
@@ -108,12 +107,15 @@ class StepHooks:
                 for m in self.exchange.slots:
                     m.grad = None
             self.exchange.pending.commit()
-        grads = [m.parameter.grad for m in self.exchange.slots]
-        self._voted = [(weakref.ref(g), g._version) for g in grads if g is not None]
+        for m in self.exchange.slots:
+            m.hand_out()
         self._stepping = True
 
     def _exchange(self, reason: str, made_up: bool) -> None:
-        """All gradients become their aggregates. ``made_up``: this rank has none; see below."""
+        """All gradients become their aggregates.
+
+        ``made_up``: this rank's are zeros that no backward pass computed, as if it had none.
+        """
         slots = self.exchange.slots
         ready = self.exchange.ready_slots
         for m in slots:
@@ -142,14 +144,6 @@ class StepHooks:
     def _place(self) -> tuple[int, int]:
         transport = self.exchange.engine_now().transport
         return transport.rank, transport.size
-
-    def _is_voted(self) -> bool:
-        """Whether the gradients are still what the last exchange made of them."""
-        grads = [g for m in self.exchange.slots if (g := m.parameter.grad) is not None]
-        return len(grads) == len(self._voted) and all(
-            ref() is g and version == g._version
-            for g, (ref, version) in zip(grads, self._voted, strict=True)
-        )
 
     def _unfit(self, optimizer: Any, arguments: tuple[Any, ...]) -> str:
         """Why this rank cannot take part; it must say so where the others wait for it."""

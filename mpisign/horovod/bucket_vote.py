@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from mpisign.compressors.base import Compressor, State
+from mpisign.engine.agreement import name_ranks
 from mpisign.engine.replicas import check_every
 from mpisign.errors import CollectiveError, DisagreementError
 from mpisign.exchange.arguments import named_pairs
@@ -221,9 +222,9 @@ class BucketVote(VoteCompression):
         roll = roll_call.read(words, size, _FUNCTION)
         if roll.joined:
             ranks = ranks_of(self.process_set)
-            held = ", ".join(str(ranks[r]) for r in roll.joined)
+            held = name_ranks([ranks[r] for r in roll.joined])
             raise CollectiveError(
-                f"{_FUNCTION}: rank{'s' if len(roll.joined) > 1 else ''} {held} called hvd.join, "
+                f"{_FUNCTION}: {held} called hvd.join, "
                 "which Horovod's alltoall cannot do without. Use the compression without "
                 "named_parameters (Compression.sign), whose votes allow for joined ranks"
             )

@@ -100,12 +100,11 @@ class CounterVote(VoteCompression):
         changed_votes: ChangedVotes = "raise",
         warmup_steps: int = 0,
     ) -> None:
-        check_warmup("mpisign.horovod.Compression", warmup_steps)
         super().__init__(compressor, seed=seed, process_set=process_set)
         self.pending = PendingStep("mpisign.horovod.Compression", changed_votes)
         self._found = False  # whether optimizers that hold this were looked for
         self._options = options_of_steppers(compressor, [])
-        self._warmup_steps = warmup_steps
+        self._warmup_steps = check_warmup("mpisign.horovod.Compression", warmup_steps)
         self._embeddings = Embeddings()
         self._strangers: set[tuple[int, ...]] = set()  # shapes of tensors of no parameter
 

@@ -170,7 +170,7 @@ class HorovodGradients:
         if exchanged and self._optimizer.op == hvd.Sum:
             size = self._optimizer.process_set.size()
             for bucket in self._exchange.buckets:
-                if self._exchange.averaged or _is_mean(bucket.compressor):
+                if self._exchange.pending.averaged or _is_mean(bucket.compressor):
                     for slot in bucket.slots:
                         if slot.grad is not None:
                             slot.grad.mul_(size)

@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mpisign.backend.arrays import FLOATS
+from mpisign.engine.agreement import name_ranks
 from mpisign.errors import CollectiveError, DisagreementError, NaNError, WireError
 
 Words = npt.NDArray[np.float64]
@@ -131,18 +132,17 @@ def check(roll: Voters, where: str, ranks: list[int]) -> None:
     DisagreementError: digests differ. NaNError: a rank holds NaN under nan="raise".
     """
     if roll.unfit:
-        held = ", ".join(str(ranks[r]) for r in roll.nans)
+        held = name_ranks([ranks[r] for r in roll.nans])
         raise CollectiveError(
-            f"{where}: cannot go on because of rank{'s' if len(roll.nans) > 1 else ''} {held}: "
+            f"{where}: cannot go on because of {held}: "
             f"gradients must be dense and of dtype {', '.join(FLOATS)} (make a complex parameter a "
             "float parameter, and in forward() take torch.view_as_complex)"
         )
     check_config(roll, where)
     if roll.nans:
-        held = ", ".join(str(ranks[r]) for r in roll.nans)
+        held = name_ranks([ranks[r] for r in roll.nans])
         raise NaNError(
-            f"{where}: the gradient must hold no NaN under nan='raise', but does on "
-            f"rank{'s' if len(roll.nans) > 1 else ''} {held} "
+            f"{where}: the gradient must hold no NaN under nan='raise', but does on {held} "
             "(nan='abstain' leaves them out of the vote)"
         )
 

@@ -138,6 +138,27 @@ def check_averages_before_votes():
         assert state.state_dict()["passes"] == 2
 
 
+def check_two_optimizers_and_rates_that_part_in_warm_up():
+    """What averages are stepped on with is compared as for votes, of all optimizers."""
+    net = Net()
+    state = mpisign.fsdp.MajorityVoteState(compression="sign", warmup_steps=9)
+    model = sharded(net, state, ShardingStrategy.FULL_SHARD)
+    held = list(model.parameters())
+    optimizers = [torch.optim.SGD(held[:2], lr=0.1), torch.optim.SGD(held[2:], lr=0.2)]
+
+    def step(i):
+        model.zero_grad()
+        loss_of(model, i).backward()
+        for optimizer in optimizers:
+            optimizer.step()
+
+    for i in range(3):
+        step(i)
+    optimizers[1].param_groups[0]["lr"] += 0.1 * (worlds.RANK == 1)
+    error = raised(CollectiveError, lambda: step(3))
+    assert "learning rates" in error, error
+
+
 def check_complex_parameters():
     class Phases(torch.nn.Module):
         def __init__(self):

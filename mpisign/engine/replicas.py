@@ -1,7 +1,7 @@
 """Digests of all results, compared every so many calls: replicas that part are noticed.
 
 Of results in host memory each is hashed: by BLAKE2b every ``every``-th one, by XXH64 the others,
-which costs small votes 10 us (docs/trust.md). XXH64 shows whatever happens by accident, and every
+which docs/results/checks.md measures. XXH64 shows whatever happens by accident, and every
 equivocation that does not look for collisions; ``every`` = 1 leaves BLAKE2b alone. Of results on a
 GPU, which would have to be copied, every ``every``-th one is hashed.
 """

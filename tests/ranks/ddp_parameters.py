@@ -28,31 +28,6 @@ from mpisign.errors import CollectiveError
 EXACT = Signum(momentum=0.5, zeros="abstain", ties="zero")
 
 
-def check_a_complex_parameter():
-    """DDP shows half of its gradient's memory as floats: nothing may move."""
-
-    class Phases(torch.nn.Module):
-        def __init__(self, dtype):
-            super().__init__()
-            torch.manual_seed(0)
-            self.first = torch.nn.Linear(4, 4)
-            self.last = torch.nn.Parameter(torch.ones(4, 4, dtype=dtype))
-
-        def forward(self, x):
-            return (self.first(x).to(self.last.dtype) @ self.last).abs().sum()
-
-    net = Phases(torch.cfloat)
-    before = [p.detach().clone() for p in net.parameters()]
-    model, _, state = wrapped(net, "signum")
-    for _ in range(2):  # it stays wrong
-        error = raised(CollectiveError, model(torch.ones(3, 4)).backward)
-        assert "parameter 'last' must have dtype float32" in error, error
-        assert len(set(gathered(error))) == 1
-    assert all(map(torch.equal, before, net.parameters()))
-    kept = state.state_dict()
-    assert (kept["steps"], kept["state"]) == (0, {})
-
-
 def check_embeddings_without_names():
     """README's way: no names are given, and rows that no rank looks up stay, as does padding."""
     for tied in (False, True):

@@ -94,6 +94,7 @@ class TorchTransport(Transport):
         # A process that ends would wait for exchanges in flight. Not earlier, in ``abort``: the
         # notice explains the failure better to a rank that is late.
         weakref.finalize(self, _give_up, self._group, self.backend, self._works)
+        self._store = store
         self._mail = Mailbox(store, self.rank, self.size) if store else None
         leaving.at_exit(self)
 
@@ -167,6 +168,8 @@ class TorchTransport(Transport):
     def leave(self) -> None:
         """At the end of the program."""
         self.post(LEFT)
+        if self._store is not None:
+            self._store.part(self.rank, self.size)
 
 
 class _Work(Polled):

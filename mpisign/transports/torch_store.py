@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 import weakref
 
@@ -18,6 +19,9 @@ class TorchStore:
         self._group = group
         count = _MADE[group] = _MADE.get(group, 0) + 1
         self.store = dist.PrefixStore(f"mpisign/{count}", c10d._get_process_group_store(group))
+        #: Rank 0's process serves the store, unless torchrun's agent does.
+        agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+        self._served_here = dist.get_rank() == 0 and not agent
 
     def put(self, key: str, value: bytes) -> None:
         self.store.set(key, value)  # type: ignore[arg-type]  # bytes are taken as they are
@@ -42,6 +46,22 @@ class TorchStore:
                 )
             time.sleep(pause)
             pause = min(2 * pause, 0.05)
+
+    def part(self, rank: int, size: int, seconds: float = 1.0) -> None:
+        """Says that this rank ends, and has the process that serves the store end last.
+
+        Without it torch prints a trace on every rank that writes to a store that has gone. A rank
+        that does not end within ``seconds`` is not waited for.
+        """
+        try:
+            self.put(f"gone.{rank}", b"1")
+            until = time.monotonic() + seconds
+            while self._served_here and time.monotonic() < until:
+                if self.store.check([f"gone.{r}" for r in range(size)]):
+                    break
+                time.sleep(0.01)
+        except RuntimeError:
+            pass  # it has gone already
 
 
 def _ranks(ranks: list[int]) -> str:

@@ -47,7 +47,7 @@ class TorchStore:
             time.sleep(pause)
             pause = min(2 * pause, 0.05)
 
-    def part(self, rank: int, size: int, seconds: float = 1.0) -> None:
+    def part(self, rank: int, size: int, seconds: float = 3.0) -> None:
         """Says that this rank ends, and has the process that serves the store end last.
 
         Without it torch prints a trace on every rank that writes to a store that has gone. A rank

@@ -64,6 +64,22 @@ class Completed:
         return []
 
 
+class Failed:
+    """An exchange that the wire would not start: whoever waits for it meets the error."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def done(self) -> bool:
+        raise self.error
+
+    def wait(self, seconds: float | None = None) -> bool:
+        raise self.error
+
+    def missing(self) -> list[int] | None:
+        return None
+
+
 class FirstRound:
     """The first exchange of a call: ``wrong`` says why what arrived is not what was due.
 

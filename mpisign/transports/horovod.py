@@ -16,6 +16,7 @@ from mpisign.transports.base import (
     LEFT,
     Bytes,
     Completed,
+    Failed,
     FirstRound,
     Part,
     Pending,
@@ -173,10 +174,10 @@ class HorovodTransport(Transport):
 
     def leave(self) -> None:
         """At the end of the program, before Horovod's."""
-        if not hvd.is_initialized():
-            return
-        self.post(LEFT)
-        if self._broke_off:
+        up = hvd.is_initialized()
+        if up or isinstance(self._mail, Mailbox):  # the launcher's store outlives hvd.shutdown()
+            self.post(LEFT)
+        if up and self._broke_off:
             horovod_exit.shut_down(hvd, hvd.rank())
 
     def _start(
@@ -186,13 +187,16 @@ class HorovodTransport(Transport):
         operation: Callable[..., int],
         tensor: torch.Tensor,
         **options: Any,
-    ) -> _Handle:
+    ) -> _Handle | Failed:
         name = f"{self._prefix}.{self._topic}.{tag}.{self._started[tag] % WINDOW}"
         earlier = self._in_flight.get(name)
         if earlier is not None and not earlier.arrived():
             raise CollectiveError(f"more than {WINDOW} exchanges with tag {tag} are under way")
         self._started[tag] += 1
-        handle = operation(tensor, name=name, process_set=self._process_set, **options)
+        try:
+            handle = operation(tensor, name=name, process_set=self._process_set, **options)
+        except HorovodInternalError as error:  # a rank has ended: who waits can say which
+            return Failed(error)
         exchange = self._in_flight[name] = _Handle(handle, finish)
         return exchange
 

@@ -75,7 +75,7 @@ def another_size_of_a_parameter(fault: Any) -> None:
 @kind("named", fronts=("plain", "overlap", "mpisign.horovod"), when="start", told=True)
 def another_bucket_size(fault: Any) -> None:
     """Other buckets than the others have, from the start."""
-    fault.front.options["bucket_size"] = 700
+    fault.front.options["bucket_size"] = 1  # every parameter alone
 
 
 # mpisign.horovod warns: Horovod's broadcast may follow.

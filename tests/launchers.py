@@ -14,6 +14,7 @@ import pytest
 TESTS = Path(__file__).resolve().parent
 ROOT = TESTS.parent
 RANKS = TESTS / "ranks"  # scripts and test files that run on several ranks
+QUICK = TESTS / "quick"  # makes the start of a rank quick: see there
 BIN = Path(sys.executable).parent
 TCP = ["--mca", "pml", "ob1", "--mca", "btl", "tcp,self", "--mca", "btl_tcp_if_include", "lo"]
 #: For ranks that share cores.
@@ -35,15 +36,20 @@ def environment(**extra):
     env["OMPI_ALLOW_RUN_AS_ROOT"] = env["OMPI_ALLOW_RUN_AS_ROOT_CONFIRM"] = "1"
     env["PYTHONUNBUFFERED"] = "1"
     # Scripts in tests/ranks import from tests/.
-    env["PYTHONPATH"] = os.pathsep.join(filter(None, [env.get("PYTHONPATH"), str(TESTS)]))
-    return {**env, **extra}
+    env["PYTHONPATH"] = paths(env.get("PYTHONPATH"), TESTS)
+    env.update(extra)
+    env["PYTHONPATH"] = paths(QUICK, env["PYTHONPATH"])
+    return env
+
+
+def paths(*folders):
+    return os.pathsep.join(str(folder) for folder in folders if folder)
 
 
 def with_tests(**extra):
-    """An environment for scripts that import what lies in tests/; ``quick``: see there."""
-    path = [*map(str, (ROOT, TESTS / "quick", TESTS, RANKS))]
-    path += filter(None, [os.environ.get("PYTHONPATH")])
-    return {**ONE_THREAD, "PYTHONPATH": os.pathsep.join(path), **extra}
+    """An environment for scripts that import what lies in tests/."""
+    path = paths(ROOT, TESTS, RANKS, os.environ.get("PYTHONPATH"))
+    return {**ONE_THREAD, "PYTHONPATH": path, **extra}
 
 
 def mpirun(n, *command, mca=(), **kwargs):

@@ -93,7 +93,7 @@ def run(job: Job, folder: Path) -> Ended:
     Ranks write to ``folder``.
     """
     mark = f"{os.getpid()}-{folder.name}"
-    path = os.pathsep.join([str(launchers.ROOT), str(launchers.TESTS)])
+    path = launchers.paths(launchers.QUICK, launchers.ROOT, launchers.TESTS)
     more = {
         **SETTINGS,
         "FAULTS_TIMEOUT": SETTINGS["MPISIGN_TIMEOUT"],

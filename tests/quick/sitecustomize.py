@@ -4,56 +4,76 @@ torch.optim, process groups and DDP import torch._dynamo, and half of SymPy, for
 nothing unless torch.compile runs; torch itself imports torch.export, and registers in Python what
 every operator does to tensors without memory. That is more than half of what the start of a rank
 costs, four seconds of a processor. Whoever asks for more of them gets the modules themselves, and
-DTensor, which FSDP is made of, finds them there.
+so does DTensor, which FSDP is made of. For the torch that scripts/setup installs.
 """
 
 import importlib
+import importlib.machinery
 import sys
 import types
 
-#: In the order in which they can be imported.
-UNUSED = ("torch._meta_registrations", "torch.export", "torch._dynamo")
-
 
 class Deferred(types.ModuleType):
-    """A module of torch that has ``known`` until something else of it is asked for."""
+    """A module that has ``known`` until something else of it is asked for."""
 
     def __init__(self, name, **known):
         super().__init__(name)
         vars(self).update(known)
 
     def __getattr__(self, name):
-        if name.startswith("__") and name != "__path__":
+        if name.startswith("__") and not (name == "__path__" and vars(self).get("loaded")):
             raise AttributeError(name)
-        bring(*UNUSED)
+        Finder.bring(*UNUSED)
         return getattr(importlib.import_module(self.__name__), name)
 
 
-def bring(*names):
-    if BeforeDTensor in sys.meta_path:
-        sys.meta_path.remove(BeforeDTensor)
-    for name in names:
-        if isinstance(sys.modules[name], Deferred):
-            del sys.modules[name]
-    for name in names:
-        importlib.import_module(name)
+#: What is known of each without importing it, in the order in which they can be imported.
+UNUSED = {
+    "torch._meta_registrations": {},
+    "torch.export": {},
+    "torch._dynamo": {
+        "disable": lambda fn=None, *_, **__: fn,
+        "graph_break": lambda *_, **__: None,
+        "trace_rules": Deferred("torch._dynamo.trace_rules", clear_lru_cache=lambda: None),
+        "utils": Deferred("torch._dynamo.utils", get_optimize_ddp_mode=lambda: "ddp_optimizer"),
+    },
+}
 
 
-class BeforeDTensor:
-    """Finds nothing."""
+class Finder:
+    """Finds deferred modules, each until it is asked for."""
+
+    waiting = set(UNUSED)
+
+    @classmethod
+    def bring(cls, *names):
+        cls.waiting -= set(names)
+        for name in names:
+            if isinstance(sys.modules.get(name), Deferred):
+                del sys.modules[name]
+        for name in names:
+            importlib.import_module(name)
 
     @classmethod
     def find_spec(cls, name, *_):
         if name == "torch.distributed.tensor":
-            bring(*UNUSED[:2])  # torch._dynamo imports it itself
+            cls.bring("torch._meta_registrations", "torch.export")  # torch._dynamo imports it
+        # What is there already came when its parent was asked for its path.
+        elif name in cls.waiting or name in sys.modules:
+            return importlib.machinery.ModuleSpec(name, cls)
+
+    @classmethod
+    def create_module(cls, spec):
+        return sys.modules.get(spec.name) or Deferred(spec.name, **UNUSED[spec.name])
+
+    @classmethod
+    def exec_module(cls, module):
+        if isinstance(module, Deferred):
+            module.loaded = True
+        if module.__name__ == "torch._meta_registrations":
+            from torch import _C, _opaque_base
+
+            _C._set_generator_metaclass(_opaque_base.OpaqueBaseMeta)  # or there is no Generator
 
 
-sys.modules.update((name, Deferred(name)) for name in UNUSED)
-sys.modules["torch._dynamo"] = Deferred(
-    "torch._dynamo",
-    disable=lambda fn=None, *_, **__: fn,
-    graph_break=lambda *_, **__: None,
-    trace_rules=Deferred("torch._dynamo.trace_rules", clear_lru_cache=lambda: None),
-    utils=Deferred("torch._dynamo.utils", get_optimize_ddp_mode=lambda: "ddp_optimizer"),
-)
-sys.meta_path.insert(0, BeforeDTensor)
+sys.meta_path.insert(0, Finder)

@@ -6,13 +6,24 @@ import os
 import shutil
 
 import pytest
+from alone import Alone
 from cuda_device import DeviceLauncher, missing
 from cuda_on_cpu.fibres import FibreLauncher, build
 from cuda_on_cpu.gpu import Gpu
 
+#: Files of minutes. Under pytest-xdist, which deals files out in this order, they go first.
+LONG = ("test_promises", "test_horovod", "test_ranks", "test_train", "test_bench_collectives")
 
-def pytest_collection_modifyitems(items):
+
+def pytest_configure(config):
+    if hasattr(config, "workerinput"):
+        config.pluginmanager.register(Alone(config.workerinput["testrunuid"]))
+
+
+def pytest_collection_modifyitems(config, items):
     """Leaves out what is marked many, unless MPISIGN_TEST_ALL=1 asks for everything."""
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: LONG.index(s) if (s := item.path.stem) in LONG else len(LONG))
     if os.environ.get("MPISIGN_TEST_ALL") == "1":
         return
     for item in items:

@@ -19,7 +19,7 @@ BIN = Path(sys.executable).parent
 TCP = ["--mca", "pml", "ob1", "--mca", "btl", "tcp,self", "--mca", "btl_tcp_if_include", "lo"]
 #: For ranks that share cores.
 ONE_THREAD = {"MPISIGN_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
-PYTEST = ["-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
+PYTEST = ["-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist"]
 
 
 def find(program):

@@ -118,6 +118,7 @@ def own_network():
 
 
 @pytest.mark.slow
+@pytest.mark.alone  # ranks that come late to a cycle cost bytes
 @pytest.mark.parametrize("controller", ["mpi", pytest.param("gloo", marks=pytest.mark.many)])
 def test_bytes_on_the_wire(controller):
     """Four ranks, a million parameters, TCP over lo: the kernel's count, headers and all."""

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from launchers import ROOT, environment, find, run
+from launchers import RANKS, ROOT, environment, find, run, with_tests
 
 NETLAB = [sys.executable, ROOT / "scripts" / "netlab"]
 LINK = ["--nodes", "2", "--rate", "1gbit", "--delay", "0.1ms"]
@@ -266,6 +266,20 @@ def test_interrupted(end):
         assert "down" in netlab("down").stdout
     assert traces() == []
     assert not alive(mark)
+
+
+@pytest.mark.mpi
+@pytest.mark.slow
+def test_bytes_at_the_links():
+    """Of 8 nodes of 2 ranks, against those that vote_traffic says."""
+    pytest.importorskip("mpi4py.MPI", reason="not installed: run scripts/setup")
+    netlab("down")
+    lab = ["--nodes", "8", "--ranks-per-node", "2", "--rate", "100mbit", "--wait", "60"]
+    program = [sys.executable, "-m", "mpi4py", RANKS / "netlab_traffic.py"]
+    ranks = [find("mpirun"), "--oversubscribe", "--bind-to", "none", *program]
+    output = run([*NETLAB, "run", *lab, "--", *ranks], env=with_tests(), timeout=170).stdout
+    print(output)
+    assert output.count(" agrees") == 16, output
 
 
 def alive(mark):

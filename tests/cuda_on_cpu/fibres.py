@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import hashlib
 import mmap
 import os
@@ -25,6 +26,12 @@ CHECKS += ("--param", "asan-stack=0", "--param", "asan-globals=0")
 
 def build(folder: Path, files: list[Path] | None = None) -> ctypes.CDLL:
     """All kernels (or ``files``) in one library; objects stay in ``folder`` for next time."""
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # of several processes that test, one builds
+        return _build(folder, files)
+
+
+def _build(folder: Path, files: list[Path] | None) -> ctypes.CDLL:
     header = (HERE / "cuda_on_cpu.h").read_text()
     runtime = (HERE / "runtime.cpp").read_text()
     flags = (*FLAGS, *CHECKS, "-include", str(HERE / "cuda_on_cpu.h"))

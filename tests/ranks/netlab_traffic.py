@@ -1,6 +1,6 @@
 """In scripts/netlab: bytes that cross each node's link, beside those that vote_traffic says.
 
-Started by tests/test_netlab_traffic.py, or by hand:
+Started by tests/test_netlab.py, or by hand:
 
     scripts/netlab run --nodes 16 --ranks-per-node 2 --rate 100mbit -- \
         mpirun python -m mpi4py tests/ranks/netlab_traffic.py

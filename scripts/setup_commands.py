@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -36,6 +37,7 @@ REMEDIES = [
     (r"Could not find a version", "the package index lacks this: look at `pip config list`"),
 ]
 
+stopping = threading.Event()  # ends what runs beside the main thread
 state: dict = {}  # the contents of STATE
 switches: dict = {}  # of this run, those of earlier ones included
 
@@ -105,7 +107,10 @@ def run(command, env=None, timeout: float = 3600, check: bool = True) -> tuple[i
     with open(LOG, "ab") as log:
         log.write(f"\n$ {shlex.join(command)}\n".encode())
         log.flush()
-        console.mark = start = log.tell()
+        start = log.tell()
+        ahead = threading.current_thread() is threading.main_thread()  # whose progress is shown
+        if ahead:
+            console.mark = start
         child = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -117,21 +122,52 @@ def run(command, env=None, timeout: float = 3600, check: bool = True) -> tuple[i
         )
         deadline = time.monotonic() + timeout
         try:
-            while child.poll() is None and time.monotonic() < deadline:
+            while child.poll() is None and time.monotonic() < deadline and not stopping.is_set():
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     child.wait(0.5)
-                console.tick()
+                if ahead:
+                    console.tick()
         finally:
             if child.poll() is None:
                 stop(child)
                 log.write(b"stopped\n")
-            console.tick()
+            if ahead:
+                console.tick()
     output = log_tail(sys.maxsize, start)
     if check and child.returncode:
         advice = [f": {advice}" for pattern, advice in REMEDIES if re.search(pattern, output)]
         start = f"{Path(command[0]).name} {' '.join(command[1:4])}"
         raise Failed(f"`{start} ...` failed{''.join(advice[:1])}")
     return child.returncode, output
+
+
+class Beside(threading.Thread):
+    """``function()`` on a thread of its own; ``wait`` shows progress, and raises what it raised."""
+
+    def __init__(self, function) -> None:
+        super().__init__(daemon=True)
+        self._function, self._error = function, None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self._function()
+        except BaseException as error:  # noqa: BLE001 - raised by wait
+            self._error = error
+
+    def wait(self) -> None:
+        while self.is_alive():
+            self.join(0.5)
+            console.tick()
+        if self._error:
+            raise self._error
+
+
+def end_what_runs_beside() -> None:
+    stopping.set()
+    for thread in threading.enumerate():
+        if isinstance(thread, Beside):
+            thread.join(20)
 
 
 def stop(child: subprocess.Popen) -> None:
@@ -148,6 +184,8 @@ def works(command, env=None, timeout: float = 180) -> bool:
 
 def pip(*args, **kwargs) -> tuple[int, str]:
     command = [PYTHON, "-m", "pip", args[0], "--disable-pip-version-check", "--no-input"]
+    if args[0] == "install":
+        command.append("--no-compile")  # to .pyc: the first import of a module does it in time
     return run([*command, *args[1:]], **kwargs)
 
 

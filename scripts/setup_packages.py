@@ -194,4 +194,3 @@ def install_mpisign(gpu: bool, only_itself: bool) -> None:
     else:
         cupy = ",gpu13" if gpu and (commands.torch_cuda() or "").startswith("13") else ",gpu" * gpu
         constrained("install", *editable, f"{ROOT}[train,test,dev{cupy}]")
-    console.end()

@@ -74,6 +74,7 @@ def test_calls_in_flight_at_once_end_in_any_order(comm):
             assert np.array_equal(results[i], majority(xs, i))
 
 
+LONG = np.ones(1_600_001, np.float32)  # of several chunks
 ELSE = {
     "another length, kept": lambda comm: comm.majority_vote(np.ones(2000, np.float32)),
     "another length, new": lambda comm: comm.majority_vote(np.ones(64_123, np.float32)),
@@ -83,7 +84,7 @@ ELSE = {
     "a compressed mean": lambda comm: comm.compressed_mean(
         np.ones(1000, np.float32), mpisign.CompressedMeanState(1000, SIZE, RANK)
     ),
-    "a long vote": lambda comm: comm.majority_vote(np.ones(5_000_000, np.float32)),
+    "a long vote": lambda comm: comm.majority_vote(LONG),
 }
 
 
@@ -95,7 +96,7 @@ def test_a_rank_that_calls_something_else_is_named_by_all(comm, other, odd):
     for _ in range(2):
         comm.majority_vote(x)
         comm.majority_vote(np.ones(2000, np.float32))
-        comm.majority_vote(np.ones(5_000_000, np.float32))
+        comm.majority_vote(LONG)
     with pytest.raises(DisagreementError, match="ranks disagree on") as raised:
         if odd == RANK:
             ELSE[other](comm)

@@ -194,7 +194,7 @@ def test_on_a_device(wire, test, request, capsys):
         *(pytest.param("mpi", 1, on_it, marks=pytest.mark.many) for on_it in ("staged", "nccl")),
         pytest.param("mpi", 5, "staged", marks=pytest.mark.many),
         pytest.param("mpi", 5, "nccl", marks=pytest.mark.many),
-        pytest.param("torch", 2, "staged", marks=pytest.mark.slow),
+        pytest.param("torch", 2, "staged", marks=pytest.mark.many),
         pytest.param("horovod-gloo", 2, "staged", marks=pytest.mark.many),
     ],
 )

@@ -72,7 +72,7 @@ def test_what_users_rely_on(controller, n, checks):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("controller", ["mpi", "gloo"])
+@pytest.mark.parametrize("controller", [pytest.param("mpi", marks=pytest.mark.many), "gloo"])
 def test_errors_and_joins(controller):
     """What raises does so on every rank, with the same text, and no rank is left waiting."""
     show(start(controller, 3, "horovod_errors"))

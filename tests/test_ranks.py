@@ -14,18 +14,20 @@ VOTES = [
 COMPRESSORS = ["test_every_compressor.py", "test_gathered.py", "test_attacks_in_a_job.py"]
 
 
-@pytest.mark.parametrize("n", [*(pytest.param(n, marks=pytest.mark.many) for n in (2, 4)), 3])
+def test_all_of_them_on_3_ranks():
+    """In one job: starting ranks takes as long as some of these files."""
+    suite(3, *VOTES, "test_plans.py", *COMPRESSORS, timeout=290)
+
+
+@pytest.mark.many
+@pytest.mark.parametrize("n", [2, 4])
 def test_the_collectives_at(n):
     suite(n, *VOTES)
 
 
-@pytest.mark.parametrize("n", [pytest.param(2, marks=pytest.mark.many), 3])
-def test_plans(n):
-    suite(n, "test_plans.py")
-
-
-def test_every_compressor_and_attack_on_3_ranks():
-    suite(3, *COMPRESSORS)
+@pytest.mark.many
+def test_plans_of_2_ranks():
+    suite(2, "test_plans.py")
 
 
 @pytest.mark.many

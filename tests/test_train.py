@@ -191,9 +191,11 @@ def test_alone_and_on_fashion_mnist_files(tmp_path):
     ("options", "message"),
     [
         (["--adversaries", "2"], "--adversaries must be below the number of ranks, got 2 of 2"),
-        (["--data", "/no/such"], "--data /no/such: no such directory"),
         (["--json", "/no/such/file"], "--json /no/such/file: not a file in an existing directory"),
-        (["--lr", "fast"], "'fast' is not a learning rate"),
+        pytest.param(
+            ["--data", "/no/such"], "--data /no/such: no such directory", marks=pytest.mark.many
+        ),
+        pytest.param(["--lr", "fast"], "'fast' is not a learning rate", marks=pytest.mark.many),
     ],
 )
 def test_what_the_person_can_put_right(options, message):

@@ -248,9 +248,8 @@ def test_by_name_in_many_buckets(monkeypatch):
         assert samples.same_lists(*runs)
         return runs[0]
 
-    for name in c.COMPRESSORS:
-        if name == "detox" and SIZE == 2:
-            continue
+    # Threads go through them all.
+    for name in c.COMPRESSORS if SIZE == 1 else ("signum", "onebit", "qsgd", "robust"):
         world = "mpi" if SIZE > 1 else 3
         replicas = on_ranks(world, lambda comm, name=name: train(comm, name))
         for rest in WORLD.allgather(replicas) if SIZE > 1 else replicas:

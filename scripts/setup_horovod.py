@@ -16,6 +16,7 @@ from setup_commands import LOG, PYTHON, VENV, Failed, console, installed, pip, s
 
 HOROVOD = "0.28.1"
 RECIPE = "1"  # part of the cached wheel's key: raise it when the recipe below changes
+OPTIMIZE = os.environ.get("MPISIGN_HOROVOD_OPTIMIZE", "-O2")  # .ci/run: -O1, which compiles sooner
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mpisign"
 
 
@@ -66,6 +67,7 @@ def wheel_key(mpi: str, gpu: bool) -> str:
     cuda = [commands.torch_cuda(), str(commands.cuda_home())] if gpu else None
     parts = [commands.python_tag(PYTHON), installed("torch"), mpi, where, platform.machine(), simd]
     parts += [platform.libc_ver(), HOROVOD, RECIPE, cuda]
+    parts += [OPTIMIZE] * (OPTIMIZE != "-O2")
     name = f"{installed('torch')}-{mpi}-{platform.machine()}-{commands.digest(parts)}"
     return re.sub(r"[^\w.+-]+", "-", name)
 
@@ -154,7 +156,7 @@ def build_env(folder: Path, gpu: bool) -> dict[str, str]:
     include = [
         'set(CMAKE_CXX14_STANDARD_COMPILE_OPTION "-std=c++17")',
         'set(CMAKE_CXX14_EXTENSION_COMPILE_OPTION "-std=gnu++17")',
-        'set(CMAKE_CXX_FLAGS_RELWITHDEBINFO "-O2 -DNDEBUG")',
+        f'set(CMAKE_CXX_FLAGS_RELWITHDEBINFO "{OPTIMIZE} -DNDEBUG")',
         "set(CMAKE_BUILD_WITH_INSTALL_RPATH TRUE)",
     ]
     if nccl := nccl_env(folder) if gpu else None:

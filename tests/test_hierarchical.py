@@ -46,10 +46,15 @@ def name(nodes):
     return " ".join("".join(map(str, level)) for level in (nodes if several else [nodes]))
 
 
+WEIGHINGS = ["even", "ranks", "halves", "nodes"]
+
+
 @pytest.mark.parametrize("nodes", NODES + LEVELS, ids=name)
-@pytest.mark.parametrize("zeros, ties", [("abstain", "zero"), ("random", "random")])
-@pytest.mark.parametrize("weighing", ["even", "ranks", "halves", "nodes"])
-def test_hierarchical_is_the_flat_vote_bit_for_bit(nodes, zeros, ties, weighing):
+@pytest.mark.parametrize("weighing", WEIGHINGS)
+def test_hierarchical_is_the_flat_vote_bit_for_bit(nodes, weighing):
+    # Every weighing and all nodes meet both policies.
+    odd = ((NODES + LEVELS).index(nodes) + WEIGHINGS.index(weighing)) % 2
+    zeros, ties = ("random", "random") if odd else ("abstain", "zero")
     p = len(nodes[0]) if isinstance(nodes[0], list) else len(nodes)
     weights = {
         "even": [1] * p,

@@ -35,7 +35,7 @@ def outcomes(launcher, ranks, folder):
     if (launcher, ranks) not in _RUNS:
         file = folder / "outcomes"
         script = [RANKS / "promises.py", launcher, file]
-        patient = {"check": False, "timeout": 280}
+        patient = {"check": False, "timeout": 580}
         _RUNS[launcher, ranks] = {}, "it hung"  # what all cells say if it does: it runs once
         if launcher == "torchrun":
             many = [find("torchrun"), "--standalone", "--nproc-per-node", ranks]
@@ -71,6 +71,7 @@ CASES = [
 ]
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("launcher, ranks, cell", CASES)
 def test_promise(launcher, ranks, cell, tmp_path):
     if cell.endswith(HOROVOD):

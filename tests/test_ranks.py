@@ -14,9 +14,10 @@ VOTES = [
 COMPRESSORS = ["test_every_compressor.py", "test_gathered.py", "test_attacks_in_a_job.py"]
 
 
+@pytest.mark.timeout(600)
 def test_all_of_them_on_3_ranks():
     """In one job: starting ranks takes as long as some of these files."""
-    suite(3, *VOTES, "test_plans.py", *COMPRESSORS, timeout=290)
+    suite(3, *VOTES, "test_plans.py", *COMPRESSORS, timeout=580)
 
 
 @pytest.mark.many

@@ -71,7 +71,7 @@ def suite(n, *files, timeout=240):
     assert output.count(" passed") == n, output
 
 
-def run(command, timeout=120, check=True, env=None):
+def run(command, timeout=240, check=True, env=None):
     """Runs a command in a session of its own; on a timeout the whole session is killed."""
     process = subprocess.Popen(
         [str(c) for c in command],

@@ -53,11 +53,10 @@ def gone(pid):
     ],
 )
 def test_the_job_ends_where_a_rank(what, expected):
-    began = time.monotonic()
-    job = mpirun(3, sys.executable, RANKS / "timeouts_ends.py", what, timeout=40, check=False)
+    # Most of it for a busy machine to start ranks; less than the 60 s that rank 2 sleeps.
+    job = mpirun(3, sys.executable, RANKS / "timeouts_ends.py", what, timeout=55, check=False)
     assert job.returncode != 0, job.stdout
     assert re.search(expected, job.stdout), job.stdout
-    assert time.monotonic() - began < 20
     processes = re.findall(r"rank \d is process (\d+)", job.stdout)
     assert len(processes) == 3 and all(gone(pid) for pid in processes), job.stdout
     if what in ("never comes", "votes less often"):  # both others raise; their lines may mix

@@ -45,7 +45,7 @@ def own_network():
     return [unshare, "-n", sys.executable, "tests/ranks/own_network.py"]
 
 
-def train(launcher, *options, folder, timeout=120):
+def train(launcher, *options, folder, timeout=240):
     """Runs to the end; (the JSON's ways by name, the whole JSON, the output)."""
     path = folder / "result.json"
     done = run([*launcher, *TRAIN, *options, "--json", path], timeout=timeout, env=ENV)
@@ -199,13 +199,13 @@ def test_alone_and_on_fashion_mnist_files(tmp_path):
     ],
 )
 def test_what_the_person_can_put_right(options, message):
-    done = run([*mpirun(2), *TRAIN, *options], timeout=60, env=ENV, check=False)
+    done = run([*mpirun(2), *TRAIN, *options], timeout=120, env=ENV, check=False)
     assert done.returncode == 2 and done.stdout.count(message) == 1, done.stdout
     assert "Traceback" not in done.stdout
 
 
 def test_mpi_ways_under_gloo_are_refused():
-    done = run([*gloo(2), *TRAIN, "--via", "mpi"], timeout=60, env=ENV, check=False)
+    done = run([*gloo(2), *TRAIN, "--via", "mpi"], timeout=120, env=ENV, check=False)
     assert done.returncode != 0
     assert done.stdout.count("mpisign train: error: HOROVOD_SIZE says 2") == 1, done.stdout
 

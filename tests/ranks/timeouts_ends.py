@@ -28,6 +28,7 @@ print(f"rank {RANK} is process {os.getpid()}", flush=True)
 what = sys.argv[1]
 LAST = RANK == 2
 
+MPI.COMM_WORLD.Barrier()  # on a busy machine ranks start seconds apart
 if what == "makes no communicator" and LAST:
     time.sleep(60)
 comm = mpisign.Communicator(*sys.argv[2:], timeout=1.0)

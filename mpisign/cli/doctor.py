@@ -146,9 +146,9 @@ def _table(rows: list[Any], hosts: dict[str, list[int]]) -> str:
     lines.append(f"does not work: {broken}" if broken else "what is installed works")
     if doubtful := ", ".join(row.name for row in rows if row.state == "doubtful"):
         lines.append(f"could be better: {doubtful}")
-    text = "\n".join(lines)
+    whole = "\n".join(lines)
     encoding = sys.stdout.encoding or "ascii"  # a path may have what the terminal cannot show
-    return text.encode(encoding, "backslashreplace").decode(encoding)
+    return whole.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def _seconds(text: str) -> Any:

@@ -148,5 +148,8 @@ def _find(program: str) -> str | None:
 def _compare(rows: list[Finding]) -> None:
     """Adds the advice that follows from two rows together."""
     found = {row.name: row for row in rows}
-    if found["GPUs"].state == "ok" and found["CuPy"].state == "missing":
-        found["CuPy"].advice += ": the GPU's kernels need it"
+    for row in (found["CuPy"], found["NCCL"]):
+        if row.state == "missing" and found["GPUs"].state == "missing":
+            row.found, row.advice = f"{row.found}; needed for GPUs alone", ""
+        elif row.state == "missing" and found["GPUs"].state == "ok":
+            row.advice += ": votes on the GPU need it"

@@ -85,8 +85,8 @@ def _cores(ranks: Ranks) -> Finding:
         here = [ranks[n] for n in numbers]
         cores = len({core for rank in here for core in rank["affinity"]}) or here[0]["cores"]
         threads = sum(rank["threads"] for rank in here)
-        text = f"{len(here)} rank{'s' * (len(here) > 1)} with {threads} threads in all on {cores}"
-        text += f" core{'s' * (cores > 1)}"
+        counts = ((len(here), "rank"), (threads, "thread"), (cores, "core"))
+        text = ", ".join(f"{n} {what}{'s' * (n != 1)}" for n, what in counts)
         shown.append(text)
         if threads > cores or len(here) > cores:
             crowded.append(host)
@@ -95,7 +95,7 @@ def _cores(ranks: Ranks) -> Finding:
         return Finding("cores", "ok", text)
     advice = "fewer ranks a node, or MPISIGN_NUM_THREADS=1 and OMP_NUM_THREADS=1; "
     advice += "where mpirun gives all ranks the same core: --bind-to none"
-    return Finding("cores", "doubtful", f"{text}: they wait for each other", advice)
+    return Finding("cores", "doubtful", f"{text}: ranks wait for each other", advice)
 
 
 def _cache(ranks: Ranks) -> Finding:

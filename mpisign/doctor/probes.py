@@ -75,7 +75,9 @@ def mpi() -> Found:
 
 
 def horovod() -> Found:
-    version = _installed("horovod", "scripts/setup (Horovod needs C++17 with torch 2.1 and later)")
+    version = _installed(
+        "horovod", "scripts/setup of a checkout: plain pip fails with torch 2.1 and later"
+    )
     import horovod.torch as hvd
 
     shown = {"mpi": "MPI", "gloo": "Gloo", "nccl": "NCCL", "cuda": "CUDA"}

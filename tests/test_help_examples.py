@@ -119,7 +119,7 @@ def check_bench(args):
 
 def test_there_are_examples():
     told = {words.split()[0] for words, _ in EXAMPLES}
-    assert told == {"train", "bench", "study", "doctor"} and len(EXAMPLES) > 40
+    assert told == {"train", "bench", "study", "doctor", "completion"} and len(EXAMPLES) > 40
     kinds = {words.split()[1] for words, _ in EXAMPLES if words.startswith("bench")}
     assert kinds == {kind.NAME for kind in bench._BENCHES}
 

@@ -1,10 +1,13 @@
 """What a user gets: one abi3 wheel, the same from the sdist, that needs NumPy and nothing else."""
 
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tarfile
+import tomllib
 import venv
 import zipfile
 from pathlib import Path
@@ -48,7 +51,7 @@ def build(kind: str, source: Path, out: Path) -> Path:
     compiler.write_text('#!/bin/sh\nexec cc "$@" -O0\n')
     compiler.chmod(0o755)
     command = [sys.executable, "-m", "build", "--no-isolation", kind, "-o", out, source]
-    run(*command, cwd=out.parent, CC=str(compiler))
+    run(*command, cwd=out.parent, timeout=280, CC=str(compiler))
     (built,) = out.iterdir()
     return built
 
@@ -105,6 +108,16 @@ def test_wheel_works_where_numpy_is_all_there_is(wheel, tmp_path):
     for name in HEAVY:
         with pytest.raises(AssertionError, match="ModuleNotFoundError"):
             run(python, "-c", f"import {name}", cwd=tmp_path)
+    path = {"PATH": "/usr/bin:/bin", "PYTHONPATH": ""}
+    line = run(python, "-m", "mpisign", "--version", cwd=tmp_path, **path)
+    assert "no torch, no mpi4py, no Horovod, no CuPy" in line
+    errors = run(python, "-c", FRONT_ENDS, cwd=tmp_path, **path).split("\n\n")
+    assert len(errors) == 14 and all("pip install" in error for error in errors), errors
+    found = json.loads(run(python, "-m", "mpisign", "doctor", "--json", cwd=tmp_path, **path))
+    rows = {row["name"]: row for row in found["rows"]}
+    assert found["broken"] == found["doubtful"] == []
+    assert {"torch", "MPI", "Horovod", "CuPy"} <= set(found["missing"])
+    assert all(rows[name]["advice"] for name in ("torch", "MPI", "Horovod"))
 
 
 def test_an_unbuilt_checkout_says_what_to_run(tmp_path):
@@ -117,6 +130,28 @@ def test_an_unbuilt_checkout_says_what_to_run(tmp_path):
     last = done.stderr.splitlines()[-1]
     assert "C kernels cannot be loaded" in last and "circular" not in last
     assert last.endswith(f"must be built first: scripts/setup, or pip install -e {tmp_path}"), last
+
+
+# Whatever is missing, its error names what to install.
+FRONT_ENDS = """
+import contextlib, io, os, mpisign
+from mpisign.cli import main
+def refused(action):
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said): print(action())
+    except (ImportError, SystemExit) as error: said.write(str(error))
+    return " ".join(said.getvalue().split())
+def imported(name): return lambda: __import__("mpisign." + name)
+found = [refused(imported(name)) for name in ("ddp", "fsdp", "horovod", "transports.torch")]
+found += [refused(lambda: mpisign.DistributedOptimizer), refused(lambda: mpisign.unwrap)]
+found += [refused(lambda: mpisign.Communicator(kind)) for kind in ("mpi", "torch", "horovod")]
+found += [refused(lambda: main(["completion", "bash"]))]
+found += [refused(lambda: main(["study", action, "batch-sizes"])) for action in ("run", "show")]
+os.environ.update(OMPI_COMM_WORLD_SIZE="2", OMPI_COMM_WORLD_RANK="0")
+found += [refused(mpisign.Communicator), refused(lambda: main(["bench", "training"]))]
+print(*found, sep="\\n\\n")
+"""
 
 
 WITHOUT_TORCH = """
@@ -137,3 +172,28 @@ def test_without_torch_errors_name_the_small_build(tmp_path):
 
 def test_import_stays_light_where_everything_is_installed(tmp_path):
     assert run(sys.executable, "-c", IMPORT, cwd=tmp_path).split() == []
+
+
+def test_images_and_the_conda_recipe_fit_the_project():
+    yaml = pytest.importorskip("yaml", reason="PyYAML is not installed")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    recipe = yaml.safe_load((ROOT / "scripts/packaging/conda/recipe.yaml").read_text())
+    assert recipe["context"]["version"] == project["project"]["version"]
+    needs = [need.replace(" ", "") for need in recipe["requirements"]["run"]]
+    assert needs == [
+        f"python{project['project']['requires-python']}",
+        *project["project"]["dependencies"],
+    ]
+    host = [need.replace(" ", "") for need in recipe["requirements"]["host"]]
+    assert set(project["build-system"]["requires"]) <= set(host)
+    script = ROOT / "scripts" / "packaging" / "install-in-image"
+    for name in ("Containerfile", "Apptainer.def", script):
+        text = (ROOT / name).read_text()
+        extras = {
+            e for given in re.findall(r"EXTRAS[:=-]+\"?([\w,]+)", text) for e in given.split(",")
+        }
+        assert extras <= set(project["project"]["optional-dependencies"]), name
+        assert "/install-in-image" in text or name == script
+    assert set(project["tool"]["cibuildwheel"]["archs"]) == {"x86_64", "aarch64"}
+    if shutil.which("shellcheck"):
+        run("shellcheck", script, cwd=ROOT)

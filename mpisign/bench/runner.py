@@ -15,7 +15,7 @@ from mpisign.bench.record import Record
 from mpisign.bench.report import Shown, check, report
 from mpisign.bench.settings import ALL_VIAS, VIAS, Job
 from mpisign.errors import LauncherError
-from mpisign.experiments.errors import SettingsError
+from mpisign.experiments.errors import SettingsError, missing
 
 _NEEDED = {"torch": "torch.distributed", "horovod": "horovod.torch"}
 _HEAD_START = 1.0  # seconds that rank 0 has for its message before a launcher ends all ranks
@@ -35,7 +35,10 @@ def run(
         control.agreed(lambda: None if control.rank else report(record, shown))
         return 0
     except (SettingsError, LauncherError, ImportError) as error:
-        last_words(settings.rank, f"mpisign bench {settings.NAME}: error: {one_line(error)}")
+        known: Exception = error
+        if isinstance(error, ModuleNotFoundError):
+            known = missing(error.name or "a package", error)
+        last_words(settings.rank, f"mpisign bench {settings.NAME}: error: {one_line(known)}")
         return 2
     finally:
         for via in reversed(opened):

@@ -6,8 +6,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 
-import mpisign
-from mpisign.cli import bench, doctor, guard, study, train
+from mpisign.cli import bench, completion, doctor, guard, study, train, version
 from mpisign.cli.parser import RankParser
 
 
@@ -29,10 +28,12 @@ def _run(argv: Sequence[str] | None) -> int:
         description="One-bit gradient collectives for Horovod, MPI and torch.distributed.",
         epilog="mpisign COMMAND --help tells more about each.",
     )
-    parser.add_argument("--version", action="version", version=f"mpisign {mpisign.__version__}")
+    about = "what is installed, in one line, for a report of a bug; more: mpisign doctor"
+    parser.add_argument("--version", action=version.Version, help=about)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for command in (train, bench, study, doctor):
         command.add_parser(commands)
+    completion.add_parser(commands, parser)
     argv = sys.argv[1:] if argv is None else [str(a) for a in argv]
     args = parser.parse_args(argv)
     args.command = shlex.join(["mpisign", *argv])

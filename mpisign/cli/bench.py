@@ -14,6 +14,7 @@ from mpisign import launcher
 from mpisign.bench import settings as s
 from mpisign.bench.training import names
 from mpisign.cli import bench_help, guard, numbers
+from mpisign.experiments.errors import missing
 
 _BENCHES = (
     s.KernelsSettings,
@@ -178,7 +179,11 @@ def _job(args: argparse.Namespace, resolve: Any, given: dict[str, Any]) -> int:
 
     def job() -> int:
         settings = args.kind(**given, started=started, rank=_rank() or 0)
-        return int(_module(args.kind).run(settings, args.command))
+        try:
+            bench = _module(args.kind)
+        except ModuleNotFoundError as error:
+            args.parser.error(str(missing(error.name or "a package", error)))
+        return int(bench.run(settings, args.command))
 
     return guard.abort_on_error(job, _rank)
 

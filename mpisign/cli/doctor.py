@@ -5,54 +5,59 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import platform
+import shutil
+import signal
 import sys
 import textwrap
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from mpisign import launcher
 from mpisign.cli.numbers import bounded
 
 _DESCRIPTION = """\
-Look at everything that mpisign can use here, try it, and say what is missing.
+Look at everything that mpisign can use here, try it, and say what is missing and what to do.
 
 Each question is asked in a process of its own with a time limit, so that a library that crashes or
-hangs is a line in the table. Started by mpirun, it also lists each rank's host."""
+hangs is a line in the table. Under a launcher (mpirun, torchrun, horovodrun, srun) every rank is
+asked: rank 0 prints the table, and of the others that in which they differ."""
 
 _EPILOG = """\
-the table:
+the table ({ticks} where the terminal can show these):
   ok        there, and it worked
-  missing   not there; the line to install it, where there is one
+  -         not there; the line to install it, where there is one
+  !         works; what follows the arrow makes it better
   BROKEN    installed, and it does not work
 
 "MPI CUDA-aware, asked" is what the library says of itself, "probed" what became of device memory
-that a process sent to itself. "Communicator()" is what mpisign.Communicator() picks when two ranks
-are started that way, after a vote between them.
+that a process sent to itself. "NCCL" is every libnccl in one process with torch and CuPy.
+"Communicator()" is what mpisign.Communicator() picks when two ranks are started that way, after a
+vote between them.
 
 examples:
   mpisign doctor
-  mpisign doctor --json -           for programs
-  mpirun -n 4 mpisign doctor        from inside a job
+  mpisign doctor --json             for programs; --json FILE writes a file beside the table
+  mpirun -n 4 mpisign doctor        from inside a job, as it will run
+  torchrun --nproc-per-node 4 --no-python mpisign doctor
 
-exit status: 0; 1 if something that is installed does not work"""
+exit status: 0; 1 if something that is installed does not work; 130 after Ctrl-C"""
 
-_MARKS = {"ok": "ok", "missing": "missing", "broken": "BROKEN"}
+_ASCII = {"ok": "ok", "missing": "-", "doubtful": "!", "broken": "BROKEN"}
+_TICKS = {"ok": "\N{CHECK MARK}", "missing": "-", "doubtful": "!", "broken": "\N{BALLOT X}"}
 
 
 def add_parser(commands: Any) -> None:
     """Adds ``doctor`` to the subparsers ``commands``."""
+    ticks = ", ".join(_TICKS.values()) if _marks() is _TICKS else "ticks and crosses"
     parser = commands.add_parser(
         "doctor",
         help="what this machine has, what works, what is missing",
         description=_DESCRIPTION,
-        epilog=_EPILOG,
+        epilog=_EPILOG.format(ticks=ticks),
     )
-    about = "write all that was found to FILE, - for stdout"
-    parser.add_argument("--json", metavar="FILE", type=Path, help=about)
+    about = "write all that was found to FILE; to stdout without one, or as -"
+    parser.add_argument("--json", metavar="FILE", nargs="?", const=Path("-"), type=Path, help=about)
     about = "for each question (default: %(default)g)"
     parser.add_argument("--seconds", metavar="S", type=_seconds, default=60.0, help=about)
     parser.set_defaults(run=run, parser=parser)
@@ -60,29 +65,37 @@ def add_parser(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the probes and prints the table; the exit status."""
-    from mpisign.doctor.examine import Finding, document, examine
+    from mpisign.doctor import children
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # launchers end ranks by it
+    try:
+        return _run(args)
+    except KeyboardInterrupt:
+        children.kill_all()
+        if not launcher.rank():
+            print("\nmpisign: interrupted", file=sys.stderr)
+        return 130
+
+
+def _run(args: argparse.Namespace) -> int:
+    from mpisign.doctor import job
+    from mpisign.doctor.examine import document, examine
+    from mpisign.doctor.ranks import differences
 
     rank = launcher.rank()
-    # Without MPI, under horovodrun --gloo or torchrun, ranks are not listed.
-    other = os.environ.get("HOROVOD_CONTROLLER") == "gloo" or "TORCHELASTIC_RUN_ID" in os.environ
-    ranks, problem = ([], "") if rank is None or other else _ranks()
-    if rank:  # rank 0 examines and prints
+    ranks, started = job.ask_ranks(args.seconds)
+    if rank:  # rank 0 examines and prints; of a child that died it knows only that it is silent
+        if started.state == "broken" and not started.found.startswith("no answer"):
+            print(f"mpisign doctor, rank {rank}: {started.found}", file=sys.stderr)
         return 0
-
-    def progress(text: str) -> None:
-        if sys.stderr.isatty():
-            print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
-
     try:
-        rows = examine(args.seconds, rank is not None, lambda name: progress(f"{name} ..."))
-    except KeyboardInterrupt:
-        print("\nmpisign: interrupted", file=sys.stderr)
-        return 130
+        rows = examine(args.seconds, rank is not None, lambda name: _progress(f"{name} ..."))
     finally:
-        progress("")
-    if problem:
-        rows.append(Finding("this job", "broken", problem))
-    report = document(rows, ranks)
+        _progress("")
+    own = job.rows_of_ranks(ranks) if ranks else []
+    place = next(i for i, row in enumerate(rows) if row.name.startswith("Communicator"))
+    rows[place:place] = [started, *own]
+    report = document(rows, ranks, differences(ranks))
     text = json.dumps(report, indent=1)
     if args.json == Path("-"):
         print(text)
@@ -92,44 +105,50 @@ def run(args: argparse.Namespace) -> int:
                 args.json.write_text(text + "\n")
             except OSError as error:
                 args.parser.error(f"--json: {error}")
-        print(_table(rows, report))
+        print(_table(rows, job.by_host(ranks)))
     return bool(report["broken"])
 
 
-def _ranks() -> tuple[list[dict[str, Any]], str]:
-    """Each rank's host, or what is wrong with the job. Collective."""
-    local = launcher.local_rank()
-    mine = np.zeros((), dtype=[("host", "S256"), ("local_rank", "<i8")])
-    mine["host"] = platform.node().encode()[:256]
-    mine["local_rank"] = -1 if local is None else local
+def _progress(text: str) -> None:
+    if sys.stderr.isatty():
+        print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+
+
+def _marks() -> dict[str, str]:
+    """Ticks and crosses where standard output can show them."""
     try:
-        from mpi4py import MPI
-
-        launcher.check_world(MPI.COMM_WORLD.Get_size())
-    except Exception as error:
-        return [], f"{type(error).__name__}: {error}"
-    every = np.empty(MPI.COMM_WORLD.Get_size(), dtype=mine.dtype)
-    MPI.COMM_WORLD.Allgather([mine, MPI.BYTE], [every, MPI.BYTE])
-    MPI.Finalize()  # the others end now, instead of waiting for the first
-    ranks = [
-        {"host": host.decode(errors="replace"), "local_rank": None if n < 0 else n}
-        for host, n in every.tolist()
-    ]
-    return ranks, ""
+        "".join(_TICKS.values()).encode(sys.stdout.encoding or "ascii")
+    except (UnicodeEncodeError, LookupError):
+        return _ASCII
+    return _TICKS
 
 
-def _table(rows: list[Any], report: dict[str, Any]) -> str:
+def _table(rows: list[Any], hosts: dict[str, list[int]]) -> str:
+    from mpisign.doctor.ranks import spans
+
+    marks = _marks()
+    wide, mark = max(len(row.name) for row in rows), max(map(len, marks.values()))
+    room = max(40, shutil.get_terminal_size((100, 24)).columns - wide - mark - 6)
     lines = [f"mpisign doctor on {platform.node()}"]
-    wide = max(len(row.name) for row in rows)
+    if sum(map(len, hosts.values())) > 1:
+        lines += [f"  ranks {spans(of)} on {host}" for host, of in hosts.items()]
     for row in rows:
-        text = textwrap.wrap(row.found, 100 - wide - 13, break_on_hyphens=False) or [""]
-        lines.append(f"  {row.name:<{wide}}  {_MARKS[row.state]:<7}  {text[0]}")
-        more = [*text[1:], *([f"-> {row.advice}"] if row.advice else [])]
-        lines += [f"  {'':<{wide}}  {'':<7}  {line}" for line in more]
-    for number, rank in enumerate(report["ranks"]):
-        lines.append(f"  rank {number}: {rank['host']}, local rank {rank['local_rank']}")
-    broken = ", ".join(report["broken"])
-    return "\n".join([*lines, f"does not work: {broken}" if broken else "what is installed works"])
+        text = [
+            line
+            for part in row.found.split(" | ")
+            for line in textwrap.wrap(part, room, break_on_hyphens=False, break_long_words=False)
+        ]
+        more = textwrap.wrap(f"-> {row.advice}", room, break_on_hyphens=False) if row.advice else []
+        first, *others = [*text, *more] or [""]
+        lines.append(f"  {marks[row.state]:<{mark}}  {row.name:<{wide}}  {first}")
+        lines += [f"  {'':<{mark}}  {'':<{wide}}  {line}" for line in others]
+    broken = ", ".join(row.name for row in rows if row.state == "broken")
+    lines.append(f"does not work: {broken}" if broken else "what is installed works")
+    if doubtful := ", ".join(row.name for row in rows if row.state == "doubtful"):
+        lines.append(f"could be better: {doubtful}")
+    whole = "\n".join(lines)
+    encoding = sys.stdout.encoding or "ascii"  # a path may have what the terminal cannot show
+    return whole.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def _seconds(text: str) -> Any:

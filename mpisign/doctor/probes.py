@@ -2,35 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import os
 import platform
-import re
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from mpisign.doctor import devices, ranks, versions
+from mpisign.doctor.found import Doubtful, Found, Missing
+from mpisign.doctor.nccl import nccl
+from mpisign.doctor.versions import MPI_FILE
 from mpisign.errors import TORCH
 
 
-class Missing(Exception):
-    """Not installed, which is no error. ``advice``: the line that installs it."""
-
-    def __init__(self, what: str, advice: str = "") -> None:
-        super().__init__(what)
-        self.advice = advice
-
-
-Found = tuple[str, dict[str, Any]]
-
-
-def python() -> Found:
+def mpisign() -> Found:
     """This package; uses its kernels once."""
     import numpy as np
 
-    import mpisign
     from mpisign import _kernels, planes
     from mpisign.backend import threads
 
@@ -38,11 +31,11 @@ def python() -> Found:
     plane = planes.pack(x)
     if bytes(plane) != b"\x26\x01":
         raise RuntimeError(f"the kernels packed {x} as {bytes(plane)!r}, not as 26 01")
-    isa, count = _kernels.isa(), threads.count()
-    cores, version = len(os.sched_getaffinity(0)), mpisign.__version__
-    details: dict[str, Any] = {"version": version, "path": str(Path(mpisign.__file__).parent)}
-    details |= {"isa": isa, "isas": list(_kernels.isas()), "threads": count, "cores": cores}
-    return f"{version}, kernels for {isa}, {count} of {cores} cores", details
+    version, folder = versions.with_commit(), str(Path(versions.mpisign.__file__).parent)
+    details: dict[str, Any] = {"version": version, "path": folder, "threads": threads.count()}
+    details |= {"isa": _kernels.isa(), "isas": list(_kernels.isas())}
+    kernels = versions.ISAS.get(details["isa"], details["isa"])
+    return f"{version}, kernels for {kernels}, {folder}", details
 
 
 def numpy() -> Found:
@@ -74,17 +67,17 @@ def mpi() -> Found:
         if "cannot load MPI library" in str(error):
             raise Missing(f"mpi4py {version} finds no MPI library", advice) from error
         raise
-    from mpisign.transports import cuda_mpi
-
-    library = MPI.Get_library_version().splitlines()[0].split(",")[0].strip("\0 ")
-    library = re.sub(r"\s+", " ", library)
-    paths = cuda_mpi.libraries()
+    library, paths = versions.short_name(MPI.Get_library_version()), versions.loaded(MPI_FILE)
+    level = ranks.thread_level(MPI)
     details = {"mpi4py": version, "library": library, "vendor": list(MPI.get_vendor())}
-    return f"mpi4py {version}, {library}, {' '.join(paths)}", {**details, "paths": paths}
+    details |= {"paths": paths, "thread_level": level}
+    return f"mpi4py {version}, {library}, {level}, {' '.join(paths)}", details
 
 
 def horovod() -> Found:
-    version = _installed("horovod", "scripts/setup (Horovod needs C++17 with torch 2.1 and later)")
+    version = _installed(
+        "horovod", "scripts/setup of a checkout: plain pip fails with torch 2.1 and later"
+    )
     import horovod.torch as hvd
 
     shown = {"mpi": "MPI", "gloo": "Gloo", "nccl": "NCCL", "cuda": "CUDA"}
@@ -105,34 +98,18 @@ def cupy() -> Found:
     compiler = ".".join(map(str, nvrtc.getVersion()))
     details = {"version": version, "cuda": cuda, "nvrtc": compiler}
     details["path"] = str(Path(cupy.__file__).parent)
-    return f"{version}, CUDA {_cuda(cuda)}, NVRTC {compiler}", details
+    return f"{version}, CUDA {devices.cuda_version(cuda)}, NVRTC {compiler}", details
 
 
 def gpus() -> Found:
     """Asks the driver, which needs no package."""
-    import ctypes
-
-    try:
-        cuda = ctypes.CDLL("libcuda.so.1")
-    except OSError as error:
-        raise Missing("none: no CUDA driver (libcuda.so.1)") from error
-    count, version, status = ctypes.c_int(0), ctypes.c_int(0), cuda.cuInit(0)
-    if status == 100:
-        raise Missing("none: the CUDA driver sees no device")
-    if status:
-        raise RuntimeError(f"cuInit failed with {status}")
-    cuda.cuDriverGetVersion(ctypes.byref(version))
-    cuda.cuDeviceGetCount(ctypes.byref(count))
-    devices: list[dict[str, Any]] = []
-    for i in range(count.value):
-        name, device, memory = ctypes.create_string_buffer(100), ctypes.c_int(), ctypes.c_size_t()
-        cuda.cuDeviceGet(ctypes.byref(device), i)
-        cuda.cuDeviceGetName(name, 100, device)
-        cuda.cuDeviceTotalMem_v2(ctypes.byref(memory), device)
-        devices.append({"name": name.value.decode(), "memory": memory.value})
-    named = ", ".join(f"{d['name']} ({d['memory'] >> 30} GiB)" for d in devices) or "none"
-    details = {"devices": devices, "driver": version.value}
-    return f"{named}, driver for CUDA {_cuda(version.value)}", details
+    seen = devices.seen()
+    if seen.why:
+        raise Missing(seen.why)
+    named = [f"{d['name']} ({d['memory'] >> 30} GiB, {d['target']})" for d in seen.devices]
+    details = {"devices": seen.devices, "driver": seen.driver}
+    driver = devices.cuda_version(seen.driver)
+    return f"{', '.join(named) or 'none'}, driver for CUDA {driver}", details
 
 
 def kernels_on_gpu() -> Found:
@@ -146,31 +123,8 @@ def kernels_on_gpu() -> Found:
     rows = np.random.default_rng(0).integers(0, 256, (3, 1000), dtype=np.uint8)
     if not np.array_equal(planes.majority(cupy.asarray(rows)).get(), planes.majority(rows)):
         raise RuntimeError("GPU and CPU do not agree on a majority")
-    return "compiled, same bits as on the CPU", {}
-
-
-def nccl_of_torch() -> Found:
-    _installed("torch", TORCH)
-    import torch
-
-    if not torch.distributed.is_available() or not torch.distributed.is_nccl_available():
-        raise Missing("torch is built without NCCL")
-    version = ".".join(map(str, torch.cuda.nccl.version()))
-    paths = _mapped("nccl")
-    return f"{version}, {' '.join(paths) or 'inside torch'}", {"version": version, "paths": paths}
-
-
-def nccl_of_cupy() -> Found:
-    from mpisign.transports import nccl_start
-
-    try:
-        nccl = nccl_start.load()
-    except ImportError as error:
-        what, _, advice = str(error).partition(": ")
-        raise Missing(what, advice) from error
-    number, paths = nccl.get_version(), _mapped("nccl")
-    version = f"{number // 10000}.{number // 100 % 100}.{number % 100}"
-    return f"{version}, {' '.join(paths)}", {"version": version, "paths": paths}
+    target = devices.seen().devices[0]["target"]
+    return f"compiled for {target}, same bits as on the CPU", {"target": target}
 
 
 def cuda_mpi_asked() -> Found:
@@ -202,14 +156,20 @@ def cuda_mpi_probed() -> Found:
     return "device memory arrived, 1 B to 1 MiB", {}
 
 
+def job() -> Found:
+    """What all ranks of the job say of themselves. Collective, unlike the other probes."""
+    found = ranks.gather()
+    return f"{len(found)} ranks", {"ranks": found}
+
+
 def communicator() -> Found:
     """What ``Communicator()`` picks under the launcher of this process, after a vote over it."""
     import numpy as np
 
-    import mpisign
+    from mpisign.communicator import Communicator
 
-    comm = mpisign.Communicator(timeout=30)
-    vote = mpisign.majority_vote(np.array([1.0, -1.0], dtype=np.float32), comm)
+    comm = Communicator(timeout=30)
+    vote = comm.majority_vote(np.array([1.0, -1.0], dtype=np.float32))
     if vote.tolist() != [1.0, -1.0]:
         raise RuntimeError(f"a vote of equals came out as {vote.tolist()}")
     name, size = comm.engine.transport.name, comm.size
@@ -234,39 +194,42 @@ def _need_device(what: str = "no device") -> None:
     cupy()
 
 
-def _mapped(name: str) -> list[str]:
-    """The files of a library that this process has loaded."""
-    maps = Path("/proc/self/maps").read_text()
-    return sorted(set(re.findall(rf"(/\S*lib{name}[^/\s]*\.so[^/\s]*)$", maps, re.MULTILINE)))
-
-
-def _cuda(version: int) -> str:
-    return f"{version // 1000}.{version % 1000 // 10}"
-
-
 PROBES: dict[str, Callable[[], Found]] = {
     probe.__name__: probe
     for probe in (
-        *(python, numpy, torch, mpi, horovod, cupy, gpus, kernels_on_gpu),
-        *(nccl_of_torch, nccl_of_cupy, cuda_mpi_asked, cuda_mpi_probed, communicator),
+        *(mpisign, numpy, torch, mpi, horovod, cupy, gpus, kernels_on_gpu, nccl),
+        *(cuda_mpi_asked, cuda_mpi_probed, communicator, job),
     )
 }
 
 
 def answer(name: str) -> dict[str, Any]:
-    """A probe's result: {"state": "ok" | "missing" | "broken", "found", "advice", "details"}."""
+    """A probe's result: {"state": "ok" | "missing" | "doubtful" | "broken", "found", "advice",
+    "details"}."""
     state, advice, details = "ok", "", dict[str, Any]()
     try:
         found, details = PROBES[name]()
         details = {"host": platform.node(), **details}
     except Missing as missing:
         state, found, advice = "missing", str(missing), missing.advice
+    except Doubtful as doubtful:
+        state, found, advice = "doubtful", str(doubtful), doubtful.advice
+        details = doubtful.details
     except Exception as error:
         state, found = "broken", f"{type(error).__name__}: {str(error).strip()}"
     return {"state": state, "found": found, "advice": advice, "details": details}
 
 
+def _end_with_parent() -> None:
+    """Where the doctor is killed, its probes do not stay behind."""
+    import ctypes
+
+    with contextlib.suppress(OSError, AttributeError):  # not Linux
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
 if __name__ == "__main__":
+    _end_with_parent()
     text = json.dumps(answer(sys.argv[1]))
     # Several ranks may answer at once: each file that arrives is whole.
     scratch = Path(f"{sys.argv[2]}.{os.getpid()}")

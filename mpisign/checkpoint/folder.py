@@ -64,11 +64,16 @@ def write(path: Path, content: Any) -> dict[str, Any]:
     with open(path, "wb") as f:
         torch.save(content, f)
         _to_disk(f)
+    return entry(path)
+
+
+def entry(path: Path) -> dict[str, Any]:
+    """What the manifest says of a file."""
     return {"bytes": path.stat().st_size, "blake2b": _digest(path)}
 
 
-def read(path: Path, entry: dict[str, Any], check: bool = True) -> Any:
-    """What ``write`` wrote. ``entry``: what it returned; ``check``: whether the digest is compared.
+def read(path: Path, known: dict[str, Any], check: bool = True) -> Any:
+    """What ``write`` wrote. ``known``: what it returned; ``check``: whether the digest is compared.
 
     ValueError for a file that is missing, cut off or changed.
     """
@@ -78,9 +83,9 @@ def read(path: Path, entry: dict[str, Any], check: bool = True) -> Any:
         size = path.stat().st_size
     except OSError as error:
         raise ValueError(f"{where} cannot be read ({error.strerror}): {remedy}") from error
-    if size != entry["bytes"]:
-        raise ValueError(f"{where} has {size} bytes instead of {entry['bytes']}: {remedy}")
-    if check and _digest(path) != entry["blake2b"]:
+    if size != known["bytes"]:
+        raise ValueError(f"{where} has {size} bytes instead of {known['bytes']}: {remedy}")
+    if check and _digest(path) != known["blake2b"]:
         raise ValueError(f"{where} is damaged, its digest is another: {remedy}")
     return torch.load(path, map_location="cpu", weights_only=True)
 

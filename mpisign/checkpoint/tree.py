@@ -1,4 +1,4 @@
-"""A state as tensors by path, and the tree of all else, in which each path stands for its tensor."""
+"""A state as tensors by path, and the tree of all else, in which paths stand for tensors."""
 
 from __future__ import annotations
 
@@ -90,5 +90,5 @@ def _digest(x: torch.Tensor) -> str:
     if x.is_conj() or x.is_neg():
         x = x.resolve_conj().resolve_neg()
     flat = torch.view_as_real(x) if x.is_complex() else x
-    state.update(flat.contiguous().reshape(-1).view(torch.uint8).numpy())
+    state.update(memoryview(flat.contiguous().reshape(-1).view(torch.uint8).numpy()))
     return state.hexdigest()

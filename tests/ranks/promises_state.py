@@ -118,11 +118,8 @@ def checkpoint(world, front):
             if step == 3:
                 if front in (*HOOKS, *HVD):  # whose state is not the optimizer's
                     less = {k: v for k, v in state.items() if k != "votes"}
-                    same_error(
-                        world,
-                        lambda: mpisign.checkpoint.save(folder, 3, less, comm=world.group),
-                        "add it to state",
-                    )
+                    save = functools.partial(mpisign.checkpoint.save, comm=world.group)
+                    same_error(world, functools.partial(save, folder, 3, less), "add it to state")
                 mpisign.checkpoint.save(folder, 3, state, comm=world.group)
             w.train(noisy(step))
         again, state = made(5)

@@ -1,6 +1,6 @@
-"""mpisign.checkpoint: whole or not at all, agreed by all ranks. Front ends: ranks/promises_state.py.
+"""mpisign.checkpoint: whole or not at all, agreed by all ranks.
 
-Ranks are threads here, but where one is killed.
+Ranks are threads here, but where one is killed. All front ends: ranks/promises_state.py.
 """
 
 from __future__ import annotations

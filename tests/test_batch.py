@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from launchers import BIN, RANKS, ROOT, environment, find, mpirun, with_tests
@@ -101,25 +102,33 @@ def test_slurm_signals_before_the_limit_queues_again_and_the_job_resumes(slurm):
     cluster, jobs, folder = slurm
 
     def logs():
-        return "\n".join(
-            f"{k} {cluster.state(i)}\n{log.read_text()}" for k, (i, log) in jobs.items()
-        )
+        return "\n".join(f"{k} {cluster.state(i)}\n{read(log)}" for k, (i, log) in jobs.items())
 
-    def every(text):
-        return lambda: all(log.exists() and text in log.read_text() for _, log in jobs.values())
+    def read(log):
+        return log.read_text() if log.exists() else ""
 
-    wait_for(every("starts at step 0 of 200, 2 ranks"), 200, logs)
-    for job, _ in jobs.values():  # from now on: 3 minutes, and the signal comes 5 before
-        cluster("scontrol", "update", f"jobid={job}", "timelimit=3")
-    done = whole(folder / "whole")  # meanwhile
-    wait_for(every("stopped after step"), 100, logs)
-    wait_for(
-        lambda: all(
-            cluster.state(i).split()[0] in ("COMPLETED", "FAILED") for i, _ in jobs.values()
-        ),
-        200,
-        logs,
-    )
+    def limit(minutes, text):
+        """Sets the time limit of each job once its log says ``text``."""
+        left = {**jobs}
+
+        def step():
+            assert "FAILED" not in logs(), logs()
+            for kind in [k for k, (_, log) in left.items() if text in read(log)]:
+                cluster("scontrol", "update", f"jobid={left.pop(kind)[0]}", f"timelimit={minutes}")
+            return not left
+
+        return step
+
+    def over():
+        return all(cluster.state(i).split()[0] in ("COMPLETED", "FAILED") for i, _ in jobs.values())
+
+    with ThreadPoolExecutor() as pool:
+        # The scripts ask for a signal 5 minutes before the end.
+        wait_for(limit(3, "starts at step 0 of 200, 2 ranks"), 200, logs)
+        done = pool.submit(whole, folder / "whole")
+        wait_for(limit(20, "stopped after step"), 200, logs)
+        wait_for(over, 200, logs)
+        done = done.result()
     for kind, (job, log) in jobs.items():
         assert cluster.state(job) == "COMPLETED 1", logs()
         text = log.read_text()

@@ -28,7 +28,7 @@ export OMP_NUM_THREADS=$SLURM_CPUS_PER_TASK
 HOSTS=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed "s/\$/:$SLURM_NTASKS_PER_NODE/" | paste -sd,)
 horovodrun --mpi -np "$SLURM_NTASKS" -H "$HOSTS" python -m mpi4py "$TRAIN" "$RUN" &
 # horovodrun has become a shell by now, whose mpirun passes the signal on to all ranks.
-trap 'pkill -USR1 -P $! -x mpirun || kill -USR1 $!' USR1
+trap 'pkill -USR1 -P $! -f "^mpirun" || kill -USR1 $!' USR1
 wait $! || wait $!                   # the signal ends the first wait
 
 # Not done, and no error: stopped by the signal. The same job once more, from its checkpoint.

@@ -90,5 +90,6 @@ def _digest(x: torch.Tensor) -> str:
     if x.is_conj() or x.is_neg():
         x = x.resolve_conj().resolve_neg()
     flat = torch.view_as_real(x) if x.is_complex() else x
-    state.update(memoryview(flat.contiguous().reshape(-1).view(torch.uint8).numpy()))
+    flat = flat.contiguous().reshape(-1)
+    state.update(flat.view(torch.uint8).numpy().data)
     return state.hexdigest()

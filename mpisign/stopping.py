@@ -7,6 +7,8 @@ import threading
 from types import FrameType
 from typing import Any
 
+_OFTEN = (signal.SIGUSR1, signal.SIGUSR2)  # may reach a rank twice, and mean no harm
+
 
 class StopRequest:
     """What this rank was asked, and what its ranks agreed on.
@@ -116,7 +118,8 @@ def stop_on_signals(*numbers: int) -> None:
     """Has signals of this process call ``request_stop()``, from the main thread.
 
     A second signal of the same number does what it did before, so that a job that waits for a lost
-    rank can still be ended.
+    rank can still be ended. SIGUSR1 and SIGUSR2, where they would only have killed the process, may
+    come as often as they like: a batch system signals all processes, and a launcher passes it on.
 
     Args:
         numbers: of the signals, default SIGTERM (``scancel``, launchers) and SIGUSR1
@@ -137,7 +140,8 @@ def stop_on_signals(*numbers: int) -> None:
     before: dict[int, Any] = {}
 
     def ask(number: int, frame: FrameType | None) -> None:
-        signal.signal(number, before[number])
+        if before[number] is not signal.SIG_DFL or number not in _OFTEN:
+            signal.signal(number, before[number])
         request_stop()
 
     for number in numbers or (signal.SIGTERM, signal.SIGUSR1):

@@ -24,6 +24,7 @@ PUBLIC = [
     "mpisign.robust",
     "mpisign.detox",
     "mpisign.attacks",
+    "mpisign.checkpoint",
     "mpisign.ddp",
     "mpisign.fsdp",
     "mpisign.horovod",

@@ -44,6 +44,7 @@ OPERATIONS = (
     "plan_majority_vote",
     "mean_of_signs",
     "warm_up",
+    "checkpoint",
 )
 DEVICES = ("cpu", "cuda")  # where the arrays are, which says the wire
 _AGREED = struct.Struct("<4sH6BHBx5Q")

@@ -9,9 +9,11 @@ import tempfile
 import warnings
 
 import torch
-from expected import Expected, Net, at
-from front_ends import FRONTS, HOOKS, HOROVOD, REPLICATED, SHARDED, beta_of, make, promise
+from expected import Expected, Net, at, batch
+from front_ends import FRONTS, HOOKS, HOROVOD, HVD, REPLICATED, SHARDED, beta_of, make, promise
 from job import digest, same_error, same_replicas
+
+import mpisign
 
 STEPPED = tuple(f for f in REPLICATED if f != "hvd_counters")  # what counts its steps
 
@@ -93,6 +95,46 @@ def resumed(world, front):
     assert all(torch.equal(got[n], want[n]) for n in want), [
         int((got[n] != want[n]).sum()) for n in want
     ]
+
+
+@promise(*FRONTS)
+def checkpoint(world, front):
+    """By mpisign.checkpoint: in new objects, with random bits and another rank's dropout."""
+    kind = "stochastic_sign" if front in SHARDED else "signum"
+    (folder, *_) = world.gather(tempfile.mkdtemp() if world.rank == 0 else "")
+
+    def made(seed):
+        w = make(world, front, Net(seed=seed), kind, lr=0.01, inner=INNER["AdamW"])
+        state = {"model": w.model, "optimizer": w.optimizer, "more": {"rank": world.rank}}
+        return w, state if w.votes is w.optimizer else {**state, "votes": w.votes}
+
+    def noisy(step):
+        return lambda model: (model(batch(step, world.rank)) * torch.randn(3)).square().mean()
+
+    try:
+        w, state = made(0)
+        torch.manual_seed(world.rank)
+        for step in range(6):
+            if step == 3:
+                if front in (*HOOKS, *HVD):  # whose state is not the optimizer's
+                    less = {k: v for k, v in state.items() if k != "votes"}
+                    save = functools.partial(mpisign.checkpoint.save, comm=world.group)
+                    same_error(world, functools.partial(save, folder, 3, less), "add it to state")
+                mpisign.checkpoint.save(folder, 3, state, comm=world.group)
+            w.train(noisy(step))
+        again, state = made(5)
+        assert mpisign.checkpoint.load(folder, state, comm=world.group) == 3
+        for step in range(3, 6):
+            again.train(noisy(step))
+        assert state["more"] == {"rank": world.rank}
+        got, want = again.parameters(), w.parameters()
+        wrong = {n: int((got[n] != want[n]).sum()) for n in want}
+        assert not any(wrong.values()), wrong
+        if front not in SHARDED:
+            assert state_digest(again) == state_digest(w), "state"
+    finally:
+        world.gather("all are done")
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 INNER = {

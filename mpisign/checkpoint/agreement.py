@@ -1,0 +1,41 @@
+"""Ranks go through a save or a load together: all go on, or all raise the same error."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from mpisign.engine.engine import Engine
+from mpisign.engine.header import Header
+from mpisign.transports.base import Bytes, Steps
+from mpisign.transports.tagged import TaggedTransport
+
+
+def share(engine: Engine, function: str, action: Callable[[], bytes], step: int = 0) -> list[bytes]:
+    """What ``action()`` returned on each rank. Collective.
+
+    Wire: headers; then to all 8 bytes, the length of what this rank has, and that.
+
+    Raises CollectiveError on every rank, with each error's text, if ``action`` raised on some, or
+    if ranks differ in ``step``.
+    """
+    header, own = Header("checkpoint", step=step), b""
+    try:
+        own = action()
+    except Exception as error:
+        header = header.refusal(str(error) or type(error).__name__)
+
+    def steps(wire: TaggedTransport) -> Steps[list[bytes]]:
+        yield from engine.headers(wire, header, function)
+        lengths = np.zeros((wire.size, 8), dtype=np.uint8)
+        yield wire.allgather(_bytes(len(own).to_bytes(8, "little")), list(lengths))
+        rows = [np.empty(int(n), dtype=np.uint8) for n in lengths.view("<u8")[:, 0]]
+        yield wire.allgather(_bytes(own), rows)
+        return [row.tobytes() for row in rows]
+
+    return engine.submit(function, steps).wait()  # type: ignore[no-any-return]
+
+
+def _bytes(data: bytes) -> Bytes:
+    return np.frombuffer(data, dtype=np.uint8)

@@ -1,0 +1,35 @@
+#!/bin/bash
+# Slurm; horovodrun starts the ranks through mpirun. Edit a copy, then: sbatch slurm-horovodrun.sh
+#SBATCH --job-name=mpisign
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=4          # ranks of a node; with GPUs as many as it has
+#SBATCH --cpus-per-task=8
+##SBATCH --gpus-per-node=4           # GPU: remove one #
+#SBATCH --time=04:00:00
+#SBATCH --signal=B:USR1@300          # to this shell 300 s before the end
+#SBATCH --requeue
+#SBATCH --open-mode=append --output=%x-%j.log
+set -euo pipefail
+
+RUN=${RUN:-$PWD/run}                              # checkpoints, where all nodes see them
+TRAIN=${TRAIN:-docs/examples/batch_training.py}   # what is trained; more arguments: below
+# source .venv/bin/activate
+
+export OMP_NUM_THREADS=$SLURM_CPUS_PER_TASK
+# Settings of the network. Without them the libraries choose; --- GPU lines are for nodes with GPUs.
+# export UCX_NET_DEVICES=mlx5_0:1    # UCX (under Open MPI, MPICH): the network card
+# export OMPI_MCA_pml=ucx            # Open MPI: UCX or an error, instead of TCP without a word
+# export NCCL_SOCKET_IFNAME=ib0      # GPU: the interface by which the ranks of NCCL find each other
+# export NCCL_IB_HCA=mlx5            # GPU: the InfiniBand cards that NCCL takes
+# export NCCL_DEBUG=WARN             # GPU: NCCL says why it fails
+# export UCX_TLS=rc,sm,cuda          # GPU, CUDA-aware UCX: InfiniBand, shared memory, GPU memory
+# export MPISIGN_CUDA_MPI=1          # GPU, CUDA-aware MPI that mpisign doctor does not recognise
+
+HOSTS=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed "s/\$/:$SLURM_NTASKS_PER_NODE/" | paste -sd,)
+horovodrun --mpi -np "$SLURM_NTASKS" -H "$HOSTS" python -m mpi4py "$TRAIN" "$RUN" &
+# horovodrun has become a shell by now, whose mpirun passes the signal on to all ranks.
+trap 'pkill -USR1 -P $! -f "^mpirun" || kill -USR1 $!' USR1
+wait $! || wait $!                   # the signal ends the first wait
+
+# Not done, and no error: stopped by the signal. The same job once more, from its checkpoint.
+[ -e "$RUN/done" ] || scontrol requeue "$SLURM_JOB_ID"

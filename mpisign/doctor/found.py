@@ -13,6 +13,14 @@ class Missing(Exception):
         self.advice = advice
 
 
+class Broken(Exception):
+    """Installed, does not work. ``advice``: what mends it."""
+
+    def __init__(self, what: str, advice: str) -> None:
+        super().__init__(what)
+        self.advice = advice
+
+
 class Doubtful(Exception):
     """It works, and ``advice`` says what is better done about it."""
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mpisign.doctor import devices, ranks, versions
-from mpisign.doctor.found import Doubtful, Found, Missing
+from mpisign.doctor.found import Broken, Doubtful, Found, Missing
 from mpisign.doctor.nccl import nccl
 from mpisign.doctor.versions import MPI_FILE
 from mpisign.errors import TORCH
@@ -95,7 +95,13 @@ def cupy() -> Found:
     from cupy.cuda import nvrtc, runtime
 
     version, cuda = cupy.__version__, runtime.runtimeGetVersion()
-    compiler = ".".join(map(str, nvrtc.getVersion()))
+    try:
+        compiler = ".".join(map(str, nvrtc.getVersion()))
+    except Exception as error:  # of CuPy's loader: it depends on the version which
+        what = f"{version} finds no NVRTC, which compiles the kernels: {str(error).strip()}"
+        major = cuda // 1000
+        advice = f'pip install "cupy-cuda{major}x[ctk]", or a CUDA toolkit {major}'
+        raise Broken(what, advice) from error
     details = {"version": version, "cuda": cuda, "nvrtc": compiler}
     details["path"] = str(Path(cupy.__file__).parent)
     return f"{version}, CUDA {devices.cuda_version(cuda)}, NVRTC {compiler}", details
@@ -215,6 +221,8 @@ def answer(name: str) -> dict[str, Any]:
     except Doubtful as doubtful:
         state, found, advice = "doubtful", str(doubtful), doubtful.advice
         details = doubtful.details
+    except Broken as broken:
+        state, found, advice = "broken", str(broken), broken.advice
     except Exception as error:
         state, found = "broken", f"{type(error).__name__}: {str(error).strip()}"
     return {"state": state, "found": found, "advice": advice, "details": details}

@@ -44,7 +44,7 @@ def main() -> None:
     teacher = torch.randn(INPUTS, CLASSES)
     layers = [torch.nn.Linear(INPUTS, 128), torch.nn.ReLU(), torch.nn.Dropout(0.1)]
     model = torch.nn.Sequential(*layers, torch.nn.Linear(128, CLASSES)).to(device)
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=2e-3)
     mpisign.DistributedOptimizer(optimizer, model.named_parameters(), comm=comm)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, args.steps)
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import numpy as np
 
-from mpisign import _kernels, policies
+from mpisign import _kernels, census, policies
 from mpisign.collectives.plan import Plan
 from mpisign.collectives.vote_layout import VoteLayout
 from mpisign.collectives.vote_task import Pieces, VoteTask, signs_and_mask
@@ -16,7 +15,7 @@ from mpisign.engine.engine import Engine
 from mpisign.engine.pipeline import DEPTH
 from mpisign.engine.preamble import PREAMBLE, FirstMessages, Preambles
 from mpisign.planes.vote import majority_rows
-from mpisign.stats import count_stage
+from mpisign.stats import begin_vote, count_stage
 from mpisign.transports.base import Bytes, FirstRound, Part, Steps, Transport
 from mpisign.transports.tagged import TaggedTransport
 
@@ -209,11 +208,13 @@ class VotePlan(Plan):
             task.check_padding(chunk.stack, chunk.first)
         if self._plain and task.lie is None:
             if chunk.majority is not None:
-                start = time.perf_counter()
+                start = begin_vote()
                 stack, out = chunk.majority
                 key = task.seed, task.step, policies.TIE_STREAM, chunk.first
                 majority_rows(_kernels, stack, out, task.ties_code, key)
                 count_stage("vote", start)
+                if census.every and task.step % census.every == 0:
+                    task.sample(chunk.stack, chunk.first)
         else:
             task.tally(chunk.stack, chunk.first, chunk.out)
 

@@ -25,6 +25,15 @@ def check_path(option: str, path: Path | None) -> None:
         raise SettingsError(f"{option} {path}: cannot be written")
 
 
+def check_folder(option: str, path: Path) -> None:
+    """Raises SettingsError if ``path`` is no folder that can be written to, nor can be made."""
+    there = path.absolute()
+    while not there.exists():
+        there = there.parent
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise SettingsError(f"{option} {path}: no folder can be written there")
+
+
 def write(path: Path, text: str) -> None:
     """Writes ``text`` to ``path``, whole or not at all; directly where it must."""
     path = path.resolve()

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mpisign.errors import WireError
-from mpisign.stats import count_bytes, count_stage
+from mpisign.stats import begin_exchange, count_bytes, count_stage
 
 Bytes = npt.NDArray[np.uint8]
 #: What goes to, or comes from, one rank: its number, and contiguous uint8 memory (n,).
@@ -170,7 +170,7 @@ class Polled(ABC):
         return self.over
 
     def wait(self, seconds: float | None = None) -> bool:
-        start = time.perf_counter()
+        start = begin_exchange()
         try:
             return poll(self, seconds)
         finally:

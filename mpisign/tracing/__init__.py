@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import functools
 import os
-import threading
 import time
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any
+
+from mpisign.tracing.of_thread import OF_THREAD
 
 if TYPE_CHECKING:
     from mpisign.tracing.chrome import ChromeTrace
@@ -83,14 +84,6 @@ def _leave(outer: tuple[Any, int]) -> None:
     OF_THREAD.row, depth = outer
     if ranges is not None:
         ranges.pop_to(depth)  # also what an error has left open
-
-
-class _OfThread(threading.local):
-    row: Any = None  # of the collective that this thread moves on now
-    lane: Any = None  # of the rank that this thread is, in simulations
-
-
-OF_THREAD = _OfThread()
 
 
 def thread_is_a_rank() -> None:

@@ -16,7 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mpisign import launcher, tracing
+from mpisign import launcher
+from mpisign.tracing.of_thread import OF_THREAD
 
 _STEPS = (3, 6)  # before these ranks agree, allocate, and touch memory for the first time
 _MOST = 200_000  # events of a process: some 25 MB
@@ -119,14 +120,14 @@ class ChromeTrace:
 
     def lane(self) -> Lane:
         """This thread's."""
-        return tracing.OF_THREAD.lane or self._process
+        return OF_THREAD.lane or self._process
 
     def stage(self, name: str, start: float, end: float) -> None:
         """A stage, of the collective that this thread moves on now if it is in one."""
         lane = self.lane()
         if not lane.recording:
             return
-        row = tracing.OF_THREAD.row
+        row = OF_THREAD.row
         if name == "exchange":
             lane.add_wait(lane.row_of_thread(), start, end)
         else:

@@ -133,7 +133,7 @@ class VotePlan(Plan):
         self._begin(engine, number)
         first = self._chunk(0)
         self.first.fill(self.terms, step, settings, self.task.nans)
-        up = wire.exchange(first.sends, first.recvs)
+        up = wire.exchange(first.sends, first.recvs, "ballots")
         if len(self.chunks) > 1:
             yield from self._rest(wire, up, step, settings)
             self._refuse_nans()
@@ -151,7 +151,7 @@ class VotePlan(Plan):
             first = self._chunk(0)
             self._tally(first)
             if self.parts > 1:
-                yield wire.exchange(first.down_sends, first.down_recvs)
+                yield wire.exchange(first.down_sends, first.down_recvs, "results")
             self.task.unpack_pieces(first.results)
 
     def start(
@@ -183,7 +183,7 @@ class VotePlan(Plan):
                 chunk = self._chunk(i)
                 self._tally(chunk)
                 if self.parts > 1:
-                    downs[i] = wire.exchange(chunk.down_sends, chunk.down_recvs)
+                    downs[i] = wire.exchange(chunk.down_sends, chunk.down_recvs, "results")
                 else:
                     self.task.unpack_pieces(chunk.results)
             i -= DEPTH
@@ -200,7 +200,7 @@ class VotePlan(Plan):
             self.task.pack_pieces(chunk.ballots)
         if chunk.headed:
             self._last.fill(self.terms, step, settings, self.task.nans)
-        return wire.exchange(chunk.sends, chunk.recvs)
+        return wire.exchange(chunk.sends, chunk.recvs, "ballots")
 
     def _tally(self, chunk: _Chunk) -> None:
         task = self.task

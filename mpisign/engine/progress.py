@@ -99,7 +99,7 @@ class ProgressEngine:
             self.disown(handle)
             return handle
         if tracing.on:
-            steps = tracing.traced(label or function, steps, **about)
+            steps = tracing.traced(label or function, steps, vote is not None, **about)
         self.owner.take()
         try:
             handle = Handle(self, function, self._calls, step, vote)
@@ -193,7 +193,7 @@ class ProgressEngine:
         settled = vote if not self._unsettled else self._settled(vote)
         wire = TaggedTransport(self.transport, number % TAGS, settled=settled)
         if tracing.on:
-            steps = tracing.traced(function, steps)
+            steps = tracing.traced(function, steps, True)
         running = steps(wire)
         handle = None
         try:

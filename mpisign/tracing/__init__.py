@@ -41,10 +41,13 @@ def end_stage(stage: str, start: float, end: float) -> None:
         trace.stage(SHOWN.get(stage, stage), start, end)
 
 
-def traced(label: str, steps: Callable[[Any], Any], **about: Any) -> Callable[[Any], Any]:
+def traced(
+    label: str, steps: Callable[[Any], Any], is_call: bool, **about: Any
+) -> Callable[[Any], Any]:
     """``steps``, the generator function of a collective, with its spans. Where ``on``.
 
-    ``label``: of its row. ``about``: what the trace says of it.
+    ``label``: of its row. ``is_call``: it counts as a step where no optimizer takes steps.
+    ``about``: what the trace says of it.
     """
 
     def run(wire: Any) -> Generator[Any, None, Any]:
@@ -66,7 +69,7 @@ def traced(label: str, steps: Callable[[Any], Any], **about: Any) -> Callable[[A
         finally:
             running.close()
             if row is not None and trace is not None:
-                trace.end(row)
+                trace.end(row, is_call)
 
     return run
 

@@ -148,13 +148,13 @@ class ChromeTrace:
         if row.lane.recording:
             row.lane.add("exchange", row.tid, start, time.perf_counter())
 
-    def end(self, row: Row) -> None:
-        """The collective is over."""
+    def end(self, row: Row, is_call: bool) -> None:
+        """The collective is over. ``is_call``: see ``traced``."""
         lane = row.lane
         lane.busy.discard(row.tid)
         if lane.recording:
             lane.add(row.label, row.tid, row.start, time.perf_counter(), **row.about)
-        if not self.by_optimizer:
+        if is_call and not self.by_optimizer:
             self.step_is_over(lane)
 
     def exchanged(self, label: str, start: float, **about: Any) -> None:

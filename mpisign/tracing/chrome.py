@@ -21,7 +21,7 @@ from mpisign.tracing.of_thread import OF_THREAD
 
 _STEPS = (3, 6)  # before these ranks agree, allocate, and touch memory for the first time
 _MOST = 200_000  # events of a process: some 25 MB
-_GAP = 1e-4  # seconds between two looks at an exchange that count as one wait
+_GAP = 1e-3  # seconds between two looks at an exchange that count as one wait
 _END = b"\n]\n"
 _TRAINING, _OTHERS, _FIRST_ROW = 0, 1, 10  # rows ("threads") of a rank
 

@@ -192,8 +192,8 @@ class Transport(ABC):
     round; ``framed``: all of these have as many, where a wire cannot bear another size than is due;
     ``room``: bytes of memory that each of them needs where it arrives, however few are due.
     ``gathers``: a rank sends the same one to all. ``threaded``: threads of the wire move exchanges
-    on, and need a core while this one waits. ``ended``: why it cannot be used any more, if so. ``what``: the
-    next exchange sends, for transports whose exchanges have names that people see.
+    on, and need a core while this one waits. ``ended``: why it cannot be used any more, if so.
+    ``what``: the next exchange sends, for transports whose exchanges have names that people see.
 
     All ranks call the methods that start something; ``post`` and ``notices`` are not collective.
     """

@@ -51,11 +51,11 @@ class HorovodTransport(Transport):
     """Host buffers over Horovod's alltoall, allgather and allreduce of a process set.
 
     Horovod matches operations by name and caches 1,024 names, the application's included
-    (HOROVOD_CACHE_CAPACITY; others take longer): names are ``prefix.set.topic.bucket.what.n``, as in
-    ``mpisign.0.0.bucket3.ballots.1``, used again and again: the bucket is the tag ("call3" where a
+    (HOROVOD_CACHE_CAPACITY; others take longer): names are ``prefix.set.topic.bucket.what.n``, say
+    ``mpisign.0.0.bucket3.ballots.1``, used again and again. The bucket is the tag ("call3" where a
     program's own calls are counted), n counts a tag's exchanges modulo ``WINDOW``, and what is
-    "first" (preambles or headers), "ballots", "results", "counts", "sum" or "exchange". Two transports of one process set need different prefixes, the
-    same on all ranks.
+    "first" (preambles or headers), "ballots", "results", "counts", "gather", "sum" or "exchange".
+    Two transports of one process set need different prefixes, the same on all ranks.
 
     Copies parts both ways. A message of another length than its part is a WireError that names the
     rank: an alltoall returns received lengths, rows of an allgather carry theirs in 8 bytes.

@@ -10,7 +10,7 @@ from collections import defaultdict
 
 import numpy as np
 import pytest
-from launchers import RANKS, TESTS, environment, find, run, with_tests
+from launchers import RANKS, ROOT, TESTS, environment, find, run, with_tests
 
 import mpisign
 import mpisign.log
@@ -94,6 +94,15 @@ def test_every_front_end_under_one_trace(tmp_path):
     timeline = (tmp_path / "timeline.json").read_text()
     for name in ("bucket0.first.0", "bucket0.ballots.1", "ranks.sum.0"):
         assert f"mpisign.0.0.{name}" in timeline, name
+    files = [tmp_path / "t.rank0.json", tmp_path / "t.rank1.json", tmp_path / "t.png"]
+    run([sys.executable, ROOT / "scripts" / "draw-trace", "--step", "3", *files])
+    assert files[-1].read_bytes().startswith(b"\x89PNG")
+    assert (
+        run(
+            [sys.executable, ROOT / "scripts" / "draw-trace", "--step", "77", *files], check=False
+        ).returncode
+        == 2
+    )
 
 
 def check_step(front_end, found):

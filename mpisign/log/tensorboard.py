@@ -94,7 +94,8 @@ class TensorBoard:
         """
         if self._writer is not None:
             for name, value in scalars.items():
-                self._writer.add_scalar(name.replace("_", " "), float(value), step)
+                number = value.detach() if hasattr(value, "detach") else value
+                self._writer.add_scalar(name.replace("_", " "), float(number), step)
 
     def close(self) -> None:
         """Writes what is left, closes the file, and ends the sampling. A second time is nothing."""

@@ -131,8 +131,8 @@ def _prepare(settings: Settings, world: TrainingWorld) -> data.Dataset:
         if settings.plot is not None:
             need("matplotlib")
         if settings.tensorboard is not None:
-            files.check_folder("--tensorboard", settings.tensorboard)
             need("tensorboard", "tensorboard")
+            files.make_folder("--tensorboard", settings.tensorboard)
         if settings.markdown is not None:
             files.around(settings.markdown, report.MARK)
     dataset = data.load(settings.data)

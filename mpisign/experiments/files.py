@@ -25,13 +25,14 @@ def check_path(option: str, path: Path | None) -> None:
         raise SettingsError(f"{option} {path}: cannot be written")
 
 
-def check_folder(option: str, path: Path) -> None:
-    """Raises SettingsError if ``path`` is no folder that can be written to, nor can be made."""
-    there = path.absolute()
-    while not there.exists():
-        there = there.parent
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        raise SettingsError(f"{option} {path}: no folder can be written there")
+def make_folder(option: str, path: Path) -> None:
+    """Makes ``path`` unless it is there; SettingsError if no files can be written in it."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingsError(f"{option} {path}: {error.strerror}") from error
+    if not os.access(path, os.W_OK):
+        raise SettingsError(f"{option} {path}: cannot be written")
 
 
 def write(path: Path, text: str) -> None:

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from mpisign import stopping
+from mpisign import stopping, tracing
 from mpisign.communicator import Communicator
 from mpisign.transports.base import LEFT
 from mpisign.transports.threads import TURN, ThreadTransport, World
@@ -44,6 +44,7 @@ def run(size: int, function: Callable[..., Any], *args: Any, **options: Any) -> 
     def work(rank: int) -> None:
         transport = ThreadTransport(world, rank)
         stopping.thread_is_a_rank()
+        tracing.thread_is_a_rank()
         TURN.take()
         try:
             results[rank] = function(Communicator(transport, **options), *args)

@@ -5,8 +5,12 @@ from __future__ import annotations
 import threading
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from mpisign import launcher, prometheus, tracing
+from mpisign.census import VoteCounts
 
 _LOCK = threading.Lock()
 STAGES = ("pack", "exchange", "vote", "unpack")
@@ -60,10 +64,12 @@ class Stats:
         suspects: ``Distance`` by rank of the communicator, where ranks vote in groups (DETOX). A
             process sees the shards that it tallies: its own with alltoall-vote, all with
             allgather-vote.
+        votes: ``VoteCounts``: margins, ties and abstentions of a sample, where one is taken.
     """
 
     stages: dict[str, Stage] = field(default_factory=lambda: {s: Stage() for s in STAGES})
     suspects: dict[int, Distance] = field(default_factory=dict)
+    votes: VoteCounts = field(default_factory=VoteCounts)
     _recent: dict[int, Distance] = field(default_factory=dict)  # since the last look
     _doubted: bool = False
 
@@ -134,8 +140,9 @@ class Stats:
             self.suspects.clear()
             self._recent.clear()
             self._doubted = False
-        for name in self.stages:
-            self.stages[name] = Stage()
+            for name in self.stages:
+                self.stages[name] = Stage()
+            self.votes = VoteCounts()
 
     def as_dict(self) -> dict[str, dict[str, float]]:
         """``{stage: {"calls", "seconds", "sent", "received"}}``."""
@@ -149,6 +156,26 @@ class Stats:
         return "\n".join(lines)
 
     __str__ = table
+
+    def prometheus(self, labels: Mapping[str, Any] | None = None) -> str:
+        """The totals in Prometheus' text format, for a scrape or a textfile collector.
+
+        Args:
+            labels: of every sample, default ``{"rank": ...}`` where a launcher says which.
+
+        Returns:
+            Lines of metrics that begin with ``mpisign_``. A ``reset`` is what Prometheus calls a
+            counter reset: its ``rate()`` allows for it.
+
+        Example:
+            >>> import mpisign
+            >>> print(mpisign.stats().prometheus({"rank": 0}).splitlines()[2][:45])
+            mpisign_stage_calls_total{rank="0",stage="pac
+        """
+        if labels is None:
+            rank = launcher.rank()
+            labels = {} if rank is None else {"rank": rank}
+        return prometheus.text(self, labels)
 
 
 _STATS = Stats()
@@ -180,13 +207,20 @@ def count_ring(nbytes: int, size: int) -> None:
     count_bytes(ring, ring)
 
 
+_CLOCKS = {name: tracing.clock(name) for name in STAGES}
+#: What ``count_stage`` takes as ``start``: the time, and with MPISIGN_NVTX a range is open.
+begin_pack, begin_exchange, begin_vote, begin_unpack = _CLOCKS.values()
+
+
 def count_stage(name: str, start: float) -> None:
-    """Adds one call of a stage that began at ``start``, of ``time.perf_counter``."""
-    seconds = time.perf_counter() - start
+    """Adds one call of a stage that began at ``start``, of ``begin_pack`` and so on."""
+    end = time.perf_counter()
     with _LOCK:
         s = _STATS.stages[name]
         s.calls += 1
-        s.seconds += seconds
+        s.seconds += end - start
+    if tracing.on:
+        tracing.end_stage(name, start, end)
 
 
 class stage:
@@ -198,7 +232,7 @@ class stage:
         self._name = name
 
     def __enter__(self) -> None:
-        self._start = time.perf_counter()
+        self._start = _CLOCKS[self._name]()
 
     def __exit__(self, *error: object) -> None:
         count_stage(self._name, self._start)

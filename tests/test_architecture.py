@@ -19,7 +19,7 @@ FLOORS: list[tuple[str, list[str]]] = [
     (
         "basics",
         ["errors", "policies", "stats", "launcher", "forks", "partition", "stopping"]
-        + ["_kernels", "kernels"],
+        + ["tracing", "census", "prometheus", "_kernels", "kernels"],
     ),
     ("backend", ["backend"]),
     ("planes", ["planes"]),
@@ -28,7 +28,7 @@ FLOORS: list[tuple[str, list[str]]] = [
     ("collectives", ["collectives", "robust"]),
     ("communicator", ["connect", "communicator", "functions", "simulation"]),
     ("exchange", ["compressors", "detox", "exchange"]),
-    ("front ends", ["optimizer", "ddp", "fsdp", "horovod", "attacks", "checkpoint"]),
+    ("front ends", ["optimizer", "ddp", "fsdp", "horovod", "attacks", "checkpoint", "log"]),
     ("experiments", ["experiments"]),
     ("tools", ["bench", "doctor"]),
     ("command", ["cli", "__main__"]),

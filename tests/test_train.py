@@ -7,6 +7,7 @@ import math
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -60,8 +61,28 @@ def honest(tmp_path_factory):
     folder = tmp_path_factory.mktemp("honest")
     launcher = [*own_network(), *mpirun(4, *TCP)]
     files = ["--plot", folder / "curves.png", "--markdown", folder / "page.md"]
+    if find_spec("tensorboard"):
+        files += ["--tensorboard", folder / "runs"]
     ways, result, output = train(launcher, *files, folder=folder)
     return ways, result, output, folder
+
+
+def test_curves_in_tensorboard(honest):
+    """A folder for each way, with the accuracy and the bytes of the table."""
+    pytest.importorskip("tensorboard", reason='pip install "mpisign[tensorboard]"')
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    ways, _, _, folder = honest
+    assert {path.name for path in (folder / "runs").iterdir()} == set(ways)
+    for name, way in ways.items():
+        events = EventAccumulator(str(folder / "runs" / name))
+        events.Reload()
+        last = {tag: events.Scalars(tag)[-1].value for tag in events.Tags()["scalars"]}
+        assert last["test accuracy"] == pytest.approx(way["accuracy"])
+        assert last["bytes per step/sent"] == pytest.approx(way["sent"], rel=0.1)
+        assert last["train/loss"] < 0.5
+        assert ("votes/ties" in last) == (name == "mpi-vote")
+        assert ("votes/margin" in events.Tags()["histograms"]) == (name == "mpi-vote")
 
 
 def test_the_vote_learns_as_well_as_the_average(honest):

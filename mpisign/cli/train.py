@@ -42,6 +42,7 @@ examples:
   mpirun -n 4 mpisign train                                the digits, 4 ranks
   mpirun -n 4 mpisign train --compression ef_sign          another compressor
   mpirun -n 4 mpisign train --via all --plot curves.png    every way, and a picture
+  mpirun -n 4 mpisign train --tensorboard runs             curves for tensorboard --logdir runs
   mpirun -n 4 mpisign train --adversaries 1                one rank of four sends -100 g
   mpirun -n 7 mpisign train --adversaries 3 --attack sign-flip
   mpirun -n 9 mpisign train --adversaries 2 --attack alie --detox 3

@@ -30,7 +30,8 @@ def allgather_vote(wire: TaggedTransport, task: VoteTask) -> Steps[None]:
         own = stack[rows[wire.rank]]
         task.pack(a, b, own)
         sends = [(r, plane) for r in others for plane in own]
-        return wire.exchange(sends, [(r, plane) for r in others for plane in stack[rows[r]]])
+        recvs = [(r, plane) for r in others for plane in stack[rows[r]]]
+        return wire.exchange(sends, recvs, "ballots")
 
     def tally(i: int) -> None:
         a, b = chunks[i]

@@ -44,7 +44,8 @@ def alltoall_vote(wire: TaggedTransport, task: VoteTask) -> Steps[None]:
         stack = stacks[i % n][..., : mine.stop - mine.start]
         stack[rows[rank]] = planes[:, mine]
         sends = [(r, plane[shards[i][r]]) for r in others for plane in planes]
-        return wire.exchange(sends, [(r, plane) for r in others for plane in stack[rows[r]]])
+        recvs = [(r, plane) for r in others for plane in stack[rows[r]]]
+        return wire.exchange(sends, recvs, "ballots")
 
     def down(i: int) -> Pending:
         (a, b), mine = chunks[i], shards[i][rank]
@@ -54,7 +55,7 @@ def alltoall_vote(wire: TaggedTransport, task: VoteTask) -> Steps[None]:
         own = result[:, mine]
         task.tally(stack, a + mine.start, own)
         recvs = [(r, plane[shards[i][r]]) for r in others for plane in result]
-        return wire.exchange([(r, plane) for r in others for plane in own], recvs)
+        return wire.exchange([(r, plane) for r in others for plane in own], recvs, "results")
 
     def unpack(i: int) -> None:
         a, b = chunks[i]

@@ -124,7 +124,9 @@ class _DryTask(VoteTask):
     def unpack(self, a: int, b: int, result: Planes) -> None:
         pass
 
-    def tally(self, stack: Any, first: int, out: Any, weights: Any = None) -> None:
+    def tally(
+        self, stack: Any, first: int, out: Any, weights: Any = None, voters: Any = None
+    ) -> None:
         pass
 
     def add_up(self, stack: Any, first: int, weights: Sequence[int], out: Any) -> None:

@@ -123,7 +123,7 @@ class Counts(Told):
             # A 0 bit voted + with its weight, and counts can hold more than there are voters: a row
             # of - takes away the surplus. W - 2 N - (W - total) = total - 2 N.
             weights.append(sum(weights) - sum(self.weights))
-        self.task.tally(stack, at, out, weights)
+        self.task.tally(stack, at, out, weights, self.weights)
 
     def _halves(self, rows: Any) -> list[Any]:
         """Rows of negative votes, and of positive ones where masks tell."""

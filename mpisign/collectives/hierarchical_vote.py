@@ -107,14 +107,14 @@ def _vote(
         return found
 
     def up(at: int, i: int) -> Pending:
-        level, (a, b) = levels[at], chunks[i]
+        level, (a, b), what = levels[at], chunks[i], "counts" if at else "ballots"
         if at == 0:
             planes = list(ballots[i % n][:, : b - a])
             task.pack(a, b, ballots[i % n][:, : b - a])
         elif level.peers:
             planes = told(at - 1, i)
         else:
-            return wire.exchange([], [])
+            return wire.exchange([], [], what)
         held = ranges(i)
         cuts = _cut(held[at][1] - held[at][0], level.parts)
         sends = [
@@ -124,12 +124,13 @@ def _vote(
             for plane in planes
         ]
         if not level.owns:
-            return wire.exchange(sends, [])
+            return wire.exchange(sends, [], what)
         mine = cuts[level.place]
         into = groups[at].received(stacks[at][i % n][..., : mine.stop - mine.start])
         for plane, own in zip(planes, into[level.place], strict=True):
             own[...] = plane[mine]
-        return wire.exchange(sends, [(level.peers[c], p) for c in level.others for p in into[c]])
+        recvs = [(level.peers[c], p) for c in level.others for p in into[c]]
+        return wire.exchange(sends, recvs, what)
 
     def told(at: int, i: int) -> list[Any]:
         """What this rank's group of a level tells the others of the part that this rank owns."""
@@ -145,7 +146,7 @@ def _vote(
     def down(at: int, i: int) -> Pending:
         level = levels[at]
         if not level.peers:
-            return wire.exchange([], [])
+            return wire.exchange([], [], "results")
         held = ranges(i)
         low, high = held[at]
         cuts = [slice(low + c.start, low + c.stop) for c in _cut(high - low, level.parts)]
@@ -163,7 +164,7 @@ def _vote(
             if c < level.parts
             for plane in result
         ]
-        return wire.exchange(sends, recvs)
+        return wire.exchange(sends, recvs, "results")
 
     def unpack(i: int) -> None:
         a, b = chunks[i]

@@ -38,7 +38,8 @@ def shard_vote(wire: TaggedTransport, task: VoteTask) -> Steps[None]:
         stack = stacks[i % n][..., : b - a]
         stack[rows[rank]] = own[rank]
         sends = [(r, plane) for r in others for plane in own[r]]
-        return wire.exchange(sends, [(r, plane) for r in others for plane in stack[rows[r]]])
+        recvs = [(r, plane) for r in others for plane in stack[rows[r]]]
+        return wire.exchange(sends, recvs, "ballots")
 
     def down(i: int) -> None:
         a, b = pieces[i]

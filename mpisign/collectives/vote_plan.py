@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import numpy as np
 
-from mpisign import _kernels, policies
+from mpisign import _kernels, census, policies
 from mpisign.collectives.plan import Plan
 from mpisign.collectives.vote_layout import VoteLayout
 from mpisign.collectives.vote_task import Pieces, VoteTask, signs_and_mask
@@ -16,7 +15,7 @@ from mpisign.engine.engine import Engine
 from mpisign.engine.pipeline import DEPTH
 from mpisign.engine.preamble import PREAMBLE, FirstMessages, Preambles
 from mpisign.planes.vote import majority_rows
-from mpisign.stats import count_stage
+from mpisign.stats import begin_vote, count_stage
 from mpisign.transports.base import Bytes, FirstRound, Part, Steps, Transport
 from mpisign.transports.tagged import TaggedTransport
 
@@ -134,7 +133,7 @@ class VotePlan(Plan):
         self._begin(engine, number)
         first = self._chunk(0)
         self.first.fill(self.terms, step, settings, self.task.nans)
-        up = wire.exchange(first.sends, first.recvs)
+        up = wire.exchange(first.sends, first.recvs, "ballots")
         if len(self.chunks) > 1:
             yield from self._rest(wire, up, step, settings)
             self._refuse_nans()
@@ -152,7 +151,7 @@ class VotePlan(Plan):
             first = self._chunk(0)
             self._tally(first)
             if self.parts > 1:
-                yield wire.exchange(first.down_sends, first.down_recvs)
+                yield wire.exchange(first.down_sends, first.down_recvs, "results")
             self.task.unpack_pieces(first.results)
 
     def start(
@@ -184,7 +183,7 @@ class VotePlan(Plan):
                 chunk = self._chunk(i)
                 self._tally(chunk)
                 if self.parts > 1:
-                    downs[i] = wire.exchange(chunk.down_sends, chunk.down_recvs)
+                    downs[i] = wire.exchange(chunk.down_sends, chunk.down_recvs, "results")
                 else:
                     self.task.unpack_pieces(chunk.results)
             i -= DEPTH
@@ -201,7 +200,7 @@ class VotePlan(Plan):
             self.task.pack_pieces(chunk.ballots)
         if chunk.headed:
             self._last.fill(self.terms, step, settings, self.task.nans)
-        return wire.exchange(chunk.sends, chunk.recvs)
+        return wire.exchange(chunk.sends, chunk.recvs, "ballots")
 
     def _tally(self, chunk: _Chunk) -> None:
         task = self.task
@@ -209,11 +208,13 @@ class VotePlan(Plan):
             task.check_padding(chunk.stack, chunk.first)
         if self._plain and task.lie is None:
             if chunk.majority is not None:
-                start = time.perf_counter()
+                start = begin_vote()
                 stack, out = chunk.majority
                 key = task.seed, task.step, policies.TIE_STREAM, chunk.first
                 majority_rows(_kernels, stack, out, task.ties_code, key)
                 count_stage("vote", start)
+                if census.every and task.step % census.every == 0:
+                    task.sample(chunk.stack, chunk.first)
         else:
             task.tally(chunk.stack, chunk.first, chunk.out)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any, ClassVar
@@ -10,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from mpisign import _kernels, planes, policies
+from mpisign import _kernels, census, planes, policies
 from mpisign.backend import arrays, threads
 from mpisign.engine.replicas import ResultHash
 from mpisign.errors import WireError
@@ -18,7 +17,7 @@ from mpisign.partition import Partition
 from mpisign.planes.pack import pack_view
 from mpisign.planes.unpack import unpack_view
 from mpisign.planes.vote import majority_rows
-from mpisign.stats import count_stage, stage, stats
+from mpisign.stats import begin_pack, begin_unpack, begin_vote, count_stage, stage, stats
 
 Planes = npt.NDArray[np.uint8]
 
@@ -125,7 +124,7 @@ class VoteTask:
         if self._room is None:
             self._room = arrays.empty((self.k, self.nbytes), "uint8", like=self.like)
         self.planes = self._room
-        start = time.perf_counter()
+        start = begin_pack()
         self.read(0, self.nbytes, self.planes)
         count_stage("pack", start)
 
@@ -134,7 +133,7 @@ class VoteTask:
         if self.planes is not None:
             out[...] = self.planes[:, a:b]
         else:
-            start = time.perf_counter()
+            start = begin_pack()
             self.read(a, b, out)
             count_stage("pack", start)
 
@@ -146,7 +145,7 @@ class VoteTask:
         self._unpack(a, b, result)
 
     def _unpack(self, a: int, b: int, result: Planes) -> None:
-        start = time.perf_counter()
+        start = begin_unpack()
         self.write(a, b, result)
         count_stage("unpack", start)
 
@@ -205,22 +204,51 @@ class VoteTask:
         """A stack in the ranks' order as ``tally`` takes it."""
         return stack if self.order is None else stack[self.order]
 
-    def tally(self, stack: Any, first: int, out: Any, weights: Any = None) -> None:
+    def tally(
+        self,
+        stack: Any,
+        first: int,
+        out: Any,
+        weights: Sequence[float] | None = None,
+        voters: Sequence[float] | None = None,
+    ) -> None:
         """The majority of ``stack`` (n, k, b), bytes [first, first + b) of the planes: (kd, b).
 
         The random bits of ties depend on the coordinate's place in the whole task alone, so that
-        every owner of a shard decides alike. ``weights``: of the rows, default the ranks'. With
-        ``groups``, each rank's distance from its group's vote is added to ``mpisign.stats``.
+        every owner of a shard decides alike. ``weights``: of the rows, default the ranks'; rows are
+        no ranks then, and ``voters`` are the ranks' weights. With ``groups``, each rank's distance
+        from its group's vote is added to ``mpisign.stats``.
         """
         b = stack.shape[2]
         if b == 0:
             return
         length = min(self.length - 8 * first, 8 * b)
-        start = time.perf_counter()
+        start = begin_vote()
         self.count(stack, length, first, out, self.weights if weights is None else weights)
         count_stage("vote", start)
+        if census.every and self.step % census.every == 0:
+            self.sample(stack, first, weights, voters)
         if self.lie is not None:
             self.lie(stack, first, out)
+
+    def sample(
+        self,
+        stack: Any,
+        first: int,
+        weights: Sequence[float] | None = None,
+        voters: Sequence[float] | None = None,
+    ) -> None:
+        """Adds a sample of what ``tally`` takes to ``mpisign.stats().votes``."""
+        places, ranks = census.places(stack.shape[2], len(stack), self.step), None
+        if weights is None:
+            weights, ranks = self.weights or [1] * len(stack), self.order or range(len(stack))
+        valid = self.valid_bits(first + np.arange(stack.shape[2])[places])
+        rows = arrays.host(stack[..., places])
+        stats().votes.add_votes(rows, valid, weights, voters or weights, ranks)
+
+    def valid_bits(self, at: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """How many bits of each byte of the planes, of those at ``at``, are coordinates."""
+        return np.clip(self.length - 8 * at, 0, 8)
 
     def count(self, stack: Any, length: int, first: int, out: Any, weights: Any) -> None:
         """``tally``'s arithmetic on ``length`` coordinates from byte ``first`` on."""
@@ -385,7 +413,7 @@ class ArrayTask(VoteTask):
         if self.planes is not None:
             super().pack_pieces(pieces)
             return
-        start = time.perf_counter()
+        start = begin_pack()
         self.nans += _kernels.pack_planes(
             self._address,
             self._dtype_code,
@@ -403,7 +431,7 @@ class ArrayTask(VoteTask):
             return
         if self.hash is not None:
             pieces.update(self.hash)
-        start, n_threads = time.perf_counter(), threads.for_work(self.length)
+        start, n_threads = begin_unpack(), threads.for_work(self.length)
         _kernels.unpack_planes(
             *pieces.table, self._dtype_code, self._out_address, self.length, n_threads
         )

@@ -8,11 +8,12 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from mpisign import tracing
 from mpisign.engine.failure_detection import FailureDetector, post_failure
 from mpisign.engine.handle import Handle
 from mpisign.engine.in_flight import IN_FLIGHT, Ownership
 from mpisign.errors import BrokenError, CollectiveError, WireError
-from mpisign.stats import count_stage, stage
+from mpisign.stats import begin_exchange, count_stage, stage
 from mpisign.transports.base import TAGS, Pending, Steps, Transport, poll
 from mpisign.transports.tagged import TaggedTransport
 
@@ -85,15 +86,20 @@ class ProgressEngine:
         steps: Callable[[TaggedTransport], Steps[Any]],
         step: int | None = None,
         vote: int | None = None,
+        label: str = "",
+        **about: Any,
     ) -> Handle:
         """Starts a collective: ``steps`` makes its generator. ``step`` is for messages.
 
-        ``vote``: its number among the calls whose results are compared, if it is one.
+        ``vote``: its number among the calls whose results are compared, if it is one. ``label``,
+        ``about``: for traces, see ``tracing.traced``.
         """
         if self.owner.is_foreign():
             handle = Handle(self, function, self._calls, step)
             self.disown(handle)
             return handle
+        if tracing.on:
+            steps = tracing.traced(label or function, steps, vote is not None, **about)
         self.owner.take()
         try:
             handle = Handle(self, function, self._calls, step, vote)
@@ -186,6 +192,8 @@ class ProgressEngine:
         self._calls = number + 1
         settled = vote if not self._unsettled else self._settled(vote)
         wire = TaggedTransport(self.transport, number % TAGS, settled=settled)
+        if tracing.on:
+            steps = tracing.traced(function, steps, True)
         running = steps(wire)
         handle = None
         try:
@@ -209,7 +217,7 @@ class ProgressEngine:
 
     def _spin(self, pending: Pending) -> bool:
         """Whether the exchange ends within ``_SPIN`` seconds of polling."""
-        start = time.perf_counter()
+        start = begin_exchange()
         until = start + _SPIN
         over, shares = pending.done(), self.shares_cores or self.transport.threaded
         while not over and time.perf_counter() < until:

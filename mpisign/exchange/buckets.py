@@ -71,6 +71,8 @@ class GradientBucket:
         self.layout = BucketLayout([s.parameter.numel() for s in slots])
         kind = " masked" if masked else ""
         self.tensor = self.layout.identity([f"{s.name} {s.parameter.dtype}{kind}" for s in slots])
+        #: What traces say of it.
+        self.about = {"coordinates": self.layout.length, "first": slots[0].name}
         self.present: Any = np.zeros(len(self.slots), dtype=np.uint8)
         self.waiting = 0
         self.aggregator: tuple[Any, Any] = (None, None)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from mpisign import planes, policies
+from mpisign import census, planes, policies
 from mpisign.backend import arrays
 from mpisign.collectives.majority_vote import vote
 from mpisign.collectives.plan import Plan
@@ -19,7 +19,7 @@ from mpisign.engine.engine import Engine
 from mpisign.engine.header import SHORT_ABOVE, Header
 from mpisign.exchange.buckets import BucketLayout
 from mpisign.exchange.optimizer_options import options_of_steppers
-from mpisign.stats import stage
+from mpisign.stats import stage, stats
 from mpisign.transports.base import Steps
 from mpisign.transports.tagged import TaggedTransport
 
@@ -140,6 +140,8 @@ def _pack(
             layout.offsets,
             PackContext(seed, step, stream),
         )
+    if census.every and step % census.every == 0:
+        stats().votes.add_gradient(grad)
     task = _FlatTask(layout.length, k, c.ties, seed, step, groups)
     task.planes = rows.cpu().numpy()
     task.nans = nans

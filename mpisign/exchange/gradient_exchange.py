@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from mpisign import policies
+from mpisign import census, policies
 from mpisign.compressors.base import Compressor
 from mpisign.engine.agreement import Agreed
 from mpisign.engine.engine import Engine
@@ -33,6 +33,8 @@ from mpisign.exchange.pending_step import ChangedVotes, PendingStep
 from mpisign.exchange.saved_state import SavedState
 from mpisign.exchange.skip import Rule, rule_for
 from mpisign.exchange.step_count import sync_step_count
+from mpisign.exchange.trace_steps import trace_steps
+from mpisign.stats import stats
 from mpisign.transports.base import Steps
 from mpisign.transports.tagged import TaggedTransport
 
@@ -126,6 +128,7 @@ class GradientExchange(SavedState):
         self._empty = 0  # buckets of this step that have no gradient on any rank
         for b in self.buckets if ahead else ():
             self.pending.watch(b.slots, b.compressor)
+        trace_steps()
         self.restart()
 
     @property
@@ -295,8 +298,19 @@ class GradientExchange(SavedState):
         engine = self.engine
         number, reason, fresh = engine.votes, self._reason, self._fresh
         engine.votes += 1
+        if census.every and self.steps % census.every == 0:
+            self._sample(bucket)
         steps = functools.partial(self._collective, engine, bucket, number, reason, fresh)
-        self._handles.append(engine.progress.submit(self.function, steps, self.steps, number))
+        self._handles.append(
+            engine.progress.submit(
+                self.function, steps, self.steps, number, f"bucket {bucket.index}", **bucket.about
+            )
+        )
+
+    def _sample(self, bucket: GradientBucket) -> None:
+        for s in bucket.slots:
+            if s.grad is not None and s.grad.layout is torch.strided:
+                stats().votes.add_gradient(s.grad)
 
     def _collective(
         self,

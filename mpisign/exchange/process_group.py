@@ -11,6 +11,7 @@ from mpisign.communicator import Communicator
 from mpisign.compressors import Compressor, resolve
 from mpisign.engine.engine import Engine
 from mpisign.exchange.arguments import check_seed
+from mpisign.exchange.trace_steps import trace_steps
 from mpisign.functions import engine_of
 
 FUNCTION = "MajorityVoteState"
@@ -40,6 +41,7 @@ class HookState:
         self.process_group = process_group
         self.algorithm, self.seed, self.timeout = algorithm, seed, timeout
         self._own: Communicator | None = None  # made where ``timeout`` is given
+        trace_steps()
 
     def engine(self) -> Engine:
         """The engine between the ranks of ``process_group``."""
@@ -70,4 +72,5 @@ class HookState:
         saved = state.pop("saved")
         self.__dict__.update(state)
         self._start()
+        trace_steps()
         self.load_state_dict(saved)

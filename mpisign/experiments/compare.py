@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -31,7 +32,9 @@ from mpisign.experiments.settings import Settings, check
 from mpisign.experiments.tasks.images import Images
 from mpisign.experiments.variants import VARIANTS, Variant
 from mpisign.experiments.world import TrainingWorld
+from mpisign.log import TensorBoard
 
+_POINTS = 100  # of TensorBoard's curves
 _HEAD_START = 1.0  # seconds that rank 0 has for its message before a launcher ends all ranks
 
 
@@ -127,6 +130,9 @@ def _prepare(settings: Settings, world: TrainingWorld) -> data.Dataset:
             files.check_path(f"--{option}", getattr(settings, option))
         if settings.plot is not None:
             need("matplotlib")
+        if settings.tensorboard is not None:
+            need("tensorboard", "tensorboard")
+            files.make_folder("--tensorboard", settings.tensorboard)
         if settings.markdown is not None:
             files.around(settings.markdown, report.MARK)
     dataset = data.load(settings.data)
@@ -184,6 +190,10 @@ def train(
     hostile = Hostile(cell, comm, task, compressor, voters, eager=variant.via == "horovod")
     mpisign.stats().reset()
     watch = None if groups is None else suspects.Watch(groups)
+    board = None
+    if settings.tensorboard is not None and world.rank == 0:
+        every = max(1, steps // _POINTS)
+        board = TensorBoard(settings.tensorboard / variant.name, every=every, rank=0)
 
     def stepped(step: int) -> None:
         if watch is not None:
@@ -191,11 +201,25 @@ def train(
         if step == 1 and signals is not None:
             signals.ask_first()  # until then a rank may be importing for seconds
         update(step)
+        if board is not None:
+            board.step(step)
+
+    def evaluated(found: loop.Evaluation) -> None:
+        if found.test is not None:
+            update(found.step, found.test)
+        if board is not None:
+            curves = {"test accuracy": found.test}
+            if found.step:
+                curves["train/loss"] = found.mean
+            board.scalars(found.step, {k: v for k, v in curves.items() if v is not None})
 
     # Closer together at the start, where accuracy still moves.
     parts = cell.evaluations
     marks = sorted({round(steps * (i / parts) ** 2) for i in range(parts + 1)})
-    done = loop.train(cell, task, optimizer, hostile, marks, world.rank, world, stepped, update)
+    with board or nullcontext():
+        done = loop.train(
+            cell, task, optimizer, hostile, marks, world.rank, world, stepped, evaluated
+        )
     suspected = None if watch is None else watch.gather(world)
     stats = mpisign.stats().as_dict()
     totals = [stats["exchange"]["sent"], stats["exchange"]["received"]]

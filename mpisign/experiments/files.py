@@ -25,6 +25,16 @@ def check_path(option: str, path: Path | None) -> None:
         raise SettingsError(f"{option} {path}: cannot be written")
 
 
+def make_folder(option: str, path: Path) -> None:
+    """Makes ``path`` unless it is there; SettingsError if no files can be written in it."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingsError(f"{option} {path}: {error.strerror}") from error
+    if not os.access(path, os.W_OK):
+        raise SettingsError(f"{option} {path}: cannot be written")
+
+
 def write(path: Path, text: str) -> None:
     """Writes ``text`` to ``path``, whole or not at all; directly where it must."""
     path = path.resolve()

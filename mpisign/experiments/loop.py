@@ -64,7 +64,7 @@ def train(
     rank: int,
     world: TrainingWorld | None = None,
     stepped: Callable[[int], None] | None = None,
-    evaluated: Callable[[int, float], None] | None = None,
+    evaluated: Callable[[Evaluation], None] | None = None,
 ) -> Trained:
     """Trains this rank's replica, and evaluates after each of ``marks`` steps. Collective.
 
@@ -96,8 +96,8 @@ def train(
                 sent = mpisign.stats().as_dict()["exchange"]["sent"]
                 losses = _finite(float(total) / max(1, taken - begin)), _finite(float(last))
                 done.curve.append(Evaluation(taken, sent, done.test, *losses))
-                if evaluated is not None and done.test is not None:
-                    evaluated(taken, done.test)
+                if evaluated is not None:
+                    evaluated(done.curve[-1])
             if world is not None and _stop_asked(world):
                 done.steps = taken
                 break

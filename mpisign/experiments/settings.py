@@ -129,6 +129,12 @@ class Settings:
     )
     json: Path | None = option(None, "write everything measured to FILE", metavar="FILE")
     plot: Path | None = option(None, "draw the training curves into FILE", metavar="FILE.png")
+    tensorboard: Path | None = option(
+        None,
+        "write curves of loss, accuracy, bytes, seconds, margins of votes and suspects for "
+        "TensorBoard to DIR, a folder for each way: tensorboard --logdir DIR",
+        metavar="DIR",
+    )
     markdown: Path | None = option(
         None,
         "write the table in Markdown, with the command, the date and the machine, to a new FILE, "

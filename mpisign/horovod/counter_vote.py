@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import Any
 
 import horovod.torch as hvd
+import numpy as np
 import torch
 
-from mpisign import planes, policies
+from mpisign import census, planes, policies, tracing
 from mpisign.backend import arrays
 from mpisign.compressors import COMPRESSORS, Detox, NoisySign, Sign, Sparsign, StochasticSign
 from mpisign.compressors.base import Compressor, PackContext, State
@@ -20,13 +22,14 @@ from mpisign.exchange.optimizer_options import options_of_steppers
 from mpisign.exchange.optimizer_steps import call_on_every_rank
 from mpisign.exchange.parameter_slot import ParameterSlot
 from mpisign.exchange.pending_step import ChangedVotes, PendingStep
+from mpisign.exchange.trace_steps import trace_steps
 from mpisign.horovod import roll_call
 from mpisign.horovod.count_bytes import count_ring
 from mpisign.horovod.process_set_engine import elastic, ranks_of
 from mpisign.horovod.slots import named_by_optimizers, optimizers_of
 from mpisign.horovod.vote import WRITES, VoteCompression
 from mpisign.planes import counters
-from mpisign.stats import stage
+from mpisign.stats import stage, stats
 
 _STATELESS = (Sign, Sparsign, NoisySign, StochasticSign)
 _WARM = "warm_up"  # of a slot's state: steps of warm-up taken
@@ -50,6 +53,8 @@ class _Sent:
     slot: ParameterSlot | None
     again: torch.Tensor | None
     compressor: Compressor
+    step: int
+    start: float  # of the exchange
 
 
 @dataclass
@@ -107,6 +112,7 @@ class CounterVote(VoteCompression):
         self._warmup_steps = check_warmup("mpisign.horovod.Compression", warmup_steps)
         self._embeddings = Embeddings()
         self._strangers: set[tuple[int, ...]] = set()  # shapes of tensors of no parameter
+        trace_steps()
 
     def compress(self, tensor: torch.Tensor) -> tuple[torch.Tensor, _Sent | _Averaging]:
         c = self.compressor
@@ -155,10 +161,13 @@ class CounterVote(VoteCompression):
             nan=nans > 0 and c.nan == "raise",
             unfit=not fits,
         )
-        self.step += 1
+        step, self.step = self.step, self.step + 1
+        if fits and census.every and step % census.every == 0:
+            stats().votes.add_gradient(tensor)
         count_ring(words.nbytes, size)
         like = torch.empty_like(tensor, device="meta")
-        return payload, _Sent(like, tensor.device, size, slot, tensor if again else None, c)
+        own = tensor if again else None
+        return payload, _Sent(like, tensor.device, size, slot, own, c, step, time.perf_counter())
 
     def decompress(self, tensor: torch.Tensor, ctx: _Sent | _Averaging | None) -> torch.Tensor:
         if ctx is None:
@@ -166,6 +175,9 @@ class CounterVote(VoteCompression):
         if isinstance(ctx, _Averaging):
             return self._average(tensor, ctx)
         c, like, device, size = ctx.compressor, ctx.like, ctx.device, ctx.size
+        if tracing.trace is not None:
+            name = "a gradient" if ctx.slot is None else ctx.slot.name
+            tracing.trace.exchanged(name, ctx.start, coordinates=like.numel())
         where = f"Compression (a gradient of shape {tuple(like.shape)})"
         words = tensor.detach().cpu().numpy()
         head, width = roll_call.n_words(size), counters.n_words(like.numel(), size)
@@ -194,6 +206,13 @@ class CounterVote(VoteCompression):
                 # Ranks share no name and no count of calls here, only the reduced words.
                 seed=counters.seed_of(words, roll.unscale, self.seed) if tied else 0,
             )
+        if census.every and ctx.step % census.every == 0:
+            of = like.numel(), size, roll.unscale, census.COORDINATES
+            minus = counters.sampled(words[head : head + width], *of)
+            cast = np.full_like(minus, len(roll.voters))
+            if abstentions:
+                cast = counters.sampled(words[head + width :], *of)
+            stats().votes.add_counts(cast - 2 * minus, cast, [1] * size)
         if bad:
             raise WireError(f"{where}: {bad} reduced words are no sum of votes")
         with stage("unpack"):

@@ -90,6 +90,14 @@ def decode(
     return out, _kernels.decode_counts(*counts, *base, *result, rule, key, threads.count())
 
 
+def sampled(words: Words, length: int, size: int, unscale: float, most: int) -> Any:
+    """About ``most`` of the ``length`` counters in summed words, spread evenly: float64 (n,)."""
+    k = digits(size)
+    at = np.arange(0, len(words), max(1, len(words) * k // most))
+    counts = np.rint(words[at] * unscale)[:, None] // float(size + 1) ** np.arange(k) % (size + 1)
+    return counts[at[:, None] * k + np.arange(k) < length]
+
+
 def seed_of(words: Words, unscale: float, seed: int) -> int:
     """64 bits that all ranks share: BLAKE2b of the integers behind received words, keyed by seed.
 

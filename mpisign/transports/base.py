@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mpisign.errors import WireError
-from mpisign.stats import count_bytes, count_stage
+from mpisign.stats import begin_exchange, count_bytes, count_stage
 
 Bytes = npt.NDArray[np.uint8]
 #: What goes to, or comes from, one rank: its number, and contiguous uint8 memory (n,).
@@ -170,7 +170,7 @@ class Polled(ABC):
         return self.over
 
     def wait(self, seconds: float | None = None) -> bool:
-        start = time.perf_counter()
+        start = begin_exchange()
         try:
             return poll(self, seconds)
         finally:
@@ -193,6 +193,7 @@ class Transport(ABC):
     ``room``: bytes of memory that each of them needs where it arrives, however few are due.
     ``gathers``: a rank sends the same one to all. ``threaded``: threads of the wire move exchanges
     on, and need a core while this one waits. ``ended``: why it cannot be used any more, if so.
+    ``what``: the next exchange sends, for transports whose exchanges have names that people see.
 
     All ranks call the methods that start something; ``post`` and ``notices`` are not collective.
     """
@@ -209,6 +210,7 @@ class Transport(ABC):
     gathers: bool = False
     threaded: bool = False
     ended: str = ""
+    what: str = ""
     rank: int
     size: int
 

@@ -14,6 +14,7 @@ from mpisign.stats import count_bytes, count_ring
 from mpisign.transports import framed, horovod_exit, leaving
 from mpisign.transports.base import (
     LEFT,
+    TAGS,
     Bytes,
     Completed,
     Failed,
@@ -50,9 +51,11 @@ class HorovodTransport(Transport):
     """Host buffers over Horovod's alltoall, allgather and allreduce of a process set.
 
     Horovod matches operations by name and caches 1,024 names, the application's included
-    (HOROVOD_CACHE_CAPACITY; others take longer): names are ``prefix.set.topic.tag.n`` with n modulo
-    ``WINDOW``, used again and again. Two transports of one process set need different prefixes, the
-    same on all ranks.
+    (HOROVOD_CACHE_CAPACITY; others take longer): names are ``prefix.set.topic.bucket.what.n``, say
+    ``mpisign.0.0.bucket3.ballots.1``, used again and again. The bucket is the tag ("call3" where a
+    program's own calls are counted), n counts a tag's exchanges modulo ``WINDOW``, and what is
+    "first" (preambles or headers), "ballots", "results", "counts", "gather", "sum" or "exchange".
+    Two transports of one process set need different prefixes, the same on all ranks.
 
     Copies parts both ways. A message of another length than its part is a WireError that names the
     rank: an alltoall returns received lengths, rows of an allgather carry theirs in 8 bytes.
@@ -73,7 +76,7 @@ class HorovodTransport(Transport):
         self._process_set = process_set
         self._prefix = f"{prefix}.{process_set.process_set_id}"
         self._pool = framed.host_pool()
-        self._topic = ""
+        self._topic, self._kind = "", "call"
         self._started: dict[int, int] = defaultdict(int)
         self._in_flight: dict[str, _Handle] = {}
         self.rank: int = process_set.rank()
@@ -85,7 +88,7 @@ class HorovodTransport(Transport):
 
     def restart(self, topic: str) -> None:
         """Numbers exchanges on ``topic`` from 0. Collective; none may be in flight, but failed."""
-        self._topic = topic
+        self._topic, self._kind = f"{topic}." if topic else "", "bucket"
         self._started.clear()
         self._in_flight.clear()
 
@@ -104,8 +107,11 @@ class HorovodTransport(Transport):
             framed.check_lengths(splits.tolist(), due)
             framed.scatter(received.numpy(), starts(due), incoming)
 
+        # Taken once: a stale one would differ from rank to rank.
+        what, self.what = self.what or "exchange", ""
         return self._start(
             tag,
+            what,
             finish,
             hvd.alltoall_async,
             torch.from_numpy(memory),
@@ -119,7 +125,7 @@ class HorovodTransport(Transport):
         if self.size == 1:
             rows[0][...] = send
             return Completed()
-        return self._gather(send, rows, tag)
+        return self._gather(send, rows, tag, "gather")
 
     def _first_round(
         self, sends: Sequence[Part], recvs: Sequence[Part], rooms: Sequence[Bytes], tag: int
@@ -131,9 +137,9 @@ class HorovodTransport(Transport):
         rows = [send] * self.size
         for rank, part in recvs:
             rows[rank] = part
-        return FirstRound(self._gather(send, rows, tag))
+        return FirstRound(self._gather(send, rows, tag, "first"))
 
-    def _gather(self, send: Bytes, rows: Sequence[Bytes], tag: int) -> Pending:
+    def _gather(self, send: Bytes, rows: Sequence[Bytes], tag: int, what: str) -> Pending:
         every = [row.nbytes for row in rows]
         row = Framed([send.nbytes], self._pool)
         row.pack([[send]])
@@ -146,14 +152,14 @@ class HorovodTransport(Transport):
             ]
             framed.unpack(received.numpy(), every, parts)
 
-        return self._start(tag, finish, hvd.allgather_async, torch.from_numpy(row.memory))
+        return self._start(tag, what, finish, hvd.allgather_async, torch.from_numpy(row.memory))
 
     def start_allreduce(self, values: npt.NDArray[Any], tag: int) -> Pending:
         count_ring(values.nbytes, self.size)
         if self.size == 1:
             return Completed()
         return self._start(
-            tag, lambda _: None, hvd.allreduce_async_, torch.from_numpy(values), op=hvd.Sum
+            tag, "sum", lambda _: None, hvd.allreduce_async_, torch.from_numpy(values), op=hvd.Sum
         )
 
     def post(self, notice: bytes) -> None:
@@ -183,12 +189,14 @@ class HorovodTransport(Transport):
     def _start(
         self,
         tag: int,
+        what: str,
         finish: Callable[[Any], None],
         operation: Callable[..., int],
         tensor: torch.Tensor,
         **options: Any,
     ) -> _Handle | Failed:
-        name = f"{self._prefix}.{self._topic}.{tag}.{self._started[tag] % WINDOW}"
+        of = "ranks" if tag == TAGS else f"{self._kind}{tag}"
+        name = f"{self._prefix}.{self._topic}{of}.{what}.{self._started[tag] % WINDOW}"
         earlier = self._in_flight.get(name)
         if earlier is not None and not earlier.arrived():
             raise CollectiveError(f"more than {WINDOW} exchanges with tag {tag} are under way")

@@ -85,9 +85,10 @@ class TaggedTransport:
         self._begun = self.first_done = True
         return tag
 
-    def exchange(self, sends: Sequence[Part], recvs: Sequence[Part]) -> Pending:
-        """``Transport.start_exchange``."""
+    def exchange(self, sends: Sequence[Part], recvs: Sequence[Part], what: str = "") -> Pending:
+        """``Transport.start_exchange``. ``what``: is sent, the same word on all ranks."""
         self._begun = True
+        self.transport.what = what
         return self.transport.start_exchange(sends, recvs, self.tag)
 
     def allgather(self, send: Bytes, rows: Any) -> Pending:
@@ -111,7 +112,7 @@ class UncountedTransport(TaggedTransport):
 
     __slots__ = ()
 
-    def exchange(self, sends: Sequence[Part], recvs: Sequence[Part]) -> Pending:
+    def exchange(self, sends: Sequence[Part], recvs: Sequence[Part], what: str = "") -> Pending:
         return self.transport._exchange(sends, recvs, self.tag)
 
     def allgather(self, send: Bytes, rows: Any) -> Pending:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from mpisign import planes, policies
@@ -99,6 +101,12 @@ class BucketTask(VoteTask):
         if pieces:
             unpack_pieces(pieces)
         self._unpacked = i
+
+    def valid_bits(self, at: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        starts = np.array(self.aggregator.bucket.offsets)
+        lengths = np.array(self.aggregator.bucket.lengths)
+        slot = np.searchsorted(starts, at, side="right") - 1  # behind tensors without coordinates
+        return np.clip(lengths[slot] - 8 * (at - starts[slot]), 0, 8)
 
     def put(self, i: int, first: int, votes: Planes) -> None:
         """Votes (kd, n) from byte ``first`` on as the gradient of slot ``i``."""

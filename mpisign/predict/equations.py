@@ -71,6 +71,10 @@ class Compute:
     gamma: float = 1.0
 
 
+#: Nothing is computed: a step is its exchange.
+ALONE = Compute()
+
+
 @dataclass(frozen=True)
 class Exchange:
     """One bucket's exchange: seconds that a rank computes for it, and that the wire takes.

@@ -25,6 +25,8 @@ _MATRICES = 1 << 25  # coordinates that PowerSGD is measured on, at most
 _RUNS, _BUDGET = 5, 0.5  # samples; seconds after which there are no more
 _PLAIN_STEPS = 2  # the fewest of torch's hook before it compresses
 
+_kept: list[Any] = []
+
 #: Called with what is measured next.
 Begin = Callable[[str], None]
 
@@ -110,9 +112,7 @@ def measure_rates(
     stack = _stacked(one, rows)
     vote = planes.majority(stack, length=short)
     tally = each("tally", lambda: planes.majority(stack, length=short, out=vote), short * rows)
-    with_error = each(
-        "error feedback", lambda: planes.pack_error_feedback(g, state, out=plane)
-    )
+    with_error = each("error feedback", lambda: planes.pack_error_feedback(g, state, out=plane))
     weights = np.full((rows, 1), 1 / rows, dtype=np.float32)
     given = weights if device.name == "cpu" else g.new_tensor(weights)
     mean = out[:short]
@@ -210,7 +210,9 @@ def _alone(dist: Any, group: Any) -> Iterator[Any]:
         yield group
         return
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    # A thread of Gloo's may hold the last reference, and would wait for its own end.
+    _kept.append(dist.group.WORLD)
     try:
-        yield dist.group.WORLD
+        yield _kept[-1]
     finally:
         dist.destroy_process_group()

@@ -14,7 +14,15 @@ from mpisign.collectives.traffic import vote_traffic
 from mpisign.engine.header import SHORT_ABOVE
 from mpisign.predict import buckets
 from mpisign.predict.buckets import Bucket, length
-from mpisign.predict.equations import Compute, Exchange, Network, StepTime, ring_seconds, step_time
+from mpisign.predict.equations import (
+    ALONE,
+    Compute,
+    Exchange,
+    Network,
+    StepTime,
+    ring_seconds,
+    step_time,
+)
 from mpisign.predict.models import ModelShapes
 from mpisign.transports.base import Transport
 
@@ -225,7 +233,7 @@ METHODS: tuple[PredictedMethod, ...] = (
 def predict(
     model: ModelShapes,
     cluster: Cluster,
-    compute: Compute = Compute(),
+    compute: Compute = ALONE,
     overlap: bool = False,
     methods: Sequence[PredictedMethod] = METHODS,
 ) -> dict[str, StepTime]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from mpisign.bench.settings import Output, option
+from mpisign.bench.settings import Job, option
 
 #: Of mpisign.predict.models.
 NAMES = ("resnet50", "bert-large", "gpt2-xl", "llama-8b")
@@ -81,10 +81,11 @@ def _at_least_one(n: Any, text: str) -> float:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictSettings(Output):
+class PredictSettings(Job):
     """``mpisign predict``. ``started``: the library that the launcher started ranks for, if any."""
 
     NAME: ClassVar[str] = "predict"
+    JSON = "write every figure to FILE"
     PLOT = "draw seconds per step over bandwidths into FILE (or .svg, .pdf)"
     MARK = "<!-- mpisign predict -->"
 
@@ -141,5 +142,3 @@ class PredictSettings(Output):
         "bench collectives, or --cost of the latter; may be given again", (), repeated=True,
         flag="--from",
     )  # fmt: skip
-    started: str = ""
-    rank: int = 0

@@ -25,8 +25,8 @@ _CALLS, _ROUNDS = 25, 3
 class Wire:
     """What was measured: ``latency`` of an exchange, ``per_message`` of each further message of it.
 
-    ``bandwidth``: bytes per second into each rank while all send. 0.0 and infinity where there is
-    no other rank. ``where``: between whom.
+    ``bandwidth``: bytes per second into each node while all send; within a node, into each rank.
+    ``where``: between whom.
     """
 
     latency: float
@@ -35,33 +35,43 @@ class Wire:
     where: str
 
 
-def measure_wire(engine: Engine, far: bool, where: str) -> Wire:
+def measure_wire(engine: Engine, far: bool, library: str) -> Wire | None:
     """Between the ranks of a job that are on other nodes (``far``), or on one. Collective.
 
-    All ranks exchange at once; medians, of the slowest rank.
+    All ranks exchange at once; medians, of the slowest rank. Nodes have equally many ranks.
+
+    Args:
+        engine: a communicator's.
+        far: between nodes, else within each.
+        library: what connects the ranks, for the report.
+
+    Returns:
+        Wire, or None if there are no two such ranks.
+
+    Raises:
+        CollectiveError: ranks were lost meanwhile.
     """
-    transport, nodes = engine.transport, engine.nodes or [list(range(engine.transport.size))]
-    number = {rank: i for i, node in enumerate(nodes) for rank in node}
-    mine, own = number[transport.rank], transport.rank
-    peers = [r for r in range(transport.size) if r != own and (number[r] != mine) == far]
+    size, own = engine.transport.size, engine.transport.rank
+    nodes = engine.nodes or [list(range(size))]
+    mine = next(i for i, node in enumerate(nodes) if own in node)
+    node = list(nodes[mine])
+    place = node.index(own)
     if far:  # the rank at the same place of the next node, so that links are shared evenly
-        place = list(nodes[mine]).index(own)
-        up, down = nodes[(mine + 1) % len(nodes)], nodes[mine - 1]
-        shift = [(up[place % len(up)], down[place % len(down)])] if len(nodes) > 1 else []
+        next_one, before = nodes[(mine + 1) % len(nodes)][place], nodes[mine - 1][place]
+        peers = [r for r in range(size) if r not in node]
     else:
-        node = list(nodes[mine])
-        place = node.index(own)
-        shift = [(node[(place + 1) % len(node)], node[place - 1])] if len(node) > 1 else []
-    even = len({len(node) for node in nodes}) == 1
+        next_one, before = node[(place + 1) % len(node)], node[place - 1]
+        peers = [r for r in node if r != own]
+    if not peers:
+        return None
 
     def steps(wire: TaggedTransport) -> Steps[list[float]]:
         wire = UncountedTransport(wire.transport, wire.tag)
         found = []
-        pairs = shift if even else []
         plans: list[tuple[Sequence[int], Sequence[int], int]] = [
-            ([to for to, _ in pairs], [source for _, source in pairs], _SMALL),
+            ([next_one], [before], _SMALL),
             (peers, peers, _SMALL),
-            ([to for to, _ in pairs], [source for _, source in pairs], _LARGE),
+            ([next_one], [before], _LARGE),
         ]
         for to, source, nbytes in plans:
             out = wire.empty(nbytes)
@@ -71,9 +81,7 @@ def measure_wire(engine: Engine, far: bool, where: str) -> Wire:
             for _ in range(calls + 1):
                 yield from all_same(wire, np.zeros(1, dtype=np.uint8))  # all start together
                 start = time.perf_counter()
-                yield wire.exchange(
-                    [(r, out) for r in to], list(zip(source, into, strict=True))
-                )
+                yield wire.exchange([(r, out) for r in to], list(zip(source, into, strict=True)))
                 samples.append(time.perf_counter() - start)
             found.append(median(samples[1:]))  # the first makes connections
         row = np.array(found, dtype="<f8").view(np.uint8)
@@ -82,11 +90,11 @@ def measure_wire(engine: Engine, far: bool, where: str) -> Wire:
         return rows.view("<f8").max(axis=0).tolist()  # type: ignore[no-any-return]
 
     one, many, large = engine.submit("predict", steps).wait()
-    most = max(len(peers), 1)
-    if not peers or not shift:
-        return Wire(0.0, 0.0, float("inf"), where)
-    further = max(0.0, many - one) / (most - 1) if most > 1 else 0.0
-    return Wire(one, further, _LARGE / max(large - one, 1e-9), where)
+    further = max(0.0, many - one) / (len(peers) - 1) if len(peers) > 1 else 0.0
+    each = len(node) if far else 1
+    nodes_ = f"{len(nodes)} nodes" if far else "one node"
+    where = f"{size} ranks on {nodes_}, {library}"
+    return Wire(one, further, each * _LARGE / max(large - one, 1e-9), where)
 
 
 _CHILD = """\

@@ -23,6 +23,7 @@ _BENCHES = (
     s.DetoxSettings,
     s.ScaleSettings,
     s.TrainingSettings,
+    s.PredictCheckSettings,
 )
 
 
@@ -30,7 +31,7 @@ def add_parser(commands: Any) -> None:
     """Adds ``bench`` to the subparsers ``commands``."""
     bench = commands.add_parser(
         "bench",
-        help="measure: kernels, collectives, robust rules, DETOX, scale, training",
+        help="measure: kernels, collectives, robust rules, DETOX, scale, training, predictions",
         description="Measure what mpisign does on this machine.",
         epilog="mpisign bench WHAT --help tells more about each.",
     )
@@ -111,7 +112,9 @@ def run(args: argparse.Namespace) -> int:
 
 def _module(kind: type[s.Output]) -> Any:
     """Where a bench's ``run(settings, command)`` is: imported late, as it imports torch or MPI."""
-    inner = kind.NAME if kind.NAME in ("robust", "detox", "scale") else f"{kind.NAME}.run"
+    inner = (
+        kind.NAME if kind.NAME in ("robust", "detox", "scale", "predict") else f"{kind.NAME}.run"
+    )
     return importlib.import_module(f"mpisign.bench.{inner}")
 
 

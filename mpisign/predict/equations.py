@@ -32,6 +32,8 @@ class Network:
         ranks_per_node: ranks that share a link.
         per_message: seconds of each further message of an exchange.
         local_latency, local_bandwidth: between ranks of a node, of each rank.
+        share: of bandwidths, what ranks reach that exchange with all others at once, as votes do;
+            rings reach the whole.
 
     Example:
         >>> Network(1e-4, 1e9, ranks_per_node=4).costs.remote_per_byte
@@ -44,13 +46,14 @@ class Network:
     per_message: float = 0.0
     local_latency: float = 0.0
     local_bandwidth: float = float("inf")
+    share: float = 1.0
 
     @property
     def costs(self) -> Costs:
         """The same as collectives reckon with it: every rank of a node sends at once."""
         return Costs(
             self.local_latency, 1 / self.local_bandwidth, self.latency,
-            self.ranks_per_node / self.bandwidth, self.per_message, self.per_message,
+            self.ranks_per_node / (self.share * self.bandwidth), self.per_message, self.per_message,
         )  # fmt: skip
 
     def nodes(self, ranks: int) -> int:

@@ -85,7 +85,7 @@ class PredictRecord(Record):
         assert self.rates is not None and self.remote is not None and self.local is not None
         network = Network(
             self.remote.latency, bandwidth, self.settings.ranks_per_node, self.remote.per_message,
-            self.local.latency, self.local.bandwidth,
+            self.local.latency, self.local.bandwidth, self.remote.share,
         )  # fmt: skip
         return Cluster(ranks, network, self.rates, self.settings.powersgd_rank)
 
@@ -171,8 +171,8 @@ def _measure_network(
     if via is not None and (remote is None or local is None):
         comm = Communicator(via.argument())
         sizes = {len(node) for node in comm.engine.nodes or [[]]}
-        far = measure_wire(comm.engine, True, via.library) if len(sizes) == 1 else None
-        near = measure_wire(comm.engine, False, via.library) if len(sizes) == 1 else None
+        far = measure_wire(comm.engine, via, True) if len(sizes) == 1 else None
+        near = measure_wire(comm.engine, via, False) if len(sizes) == 1 else None
         remote, local = remote or far, local or near
         comm.free()
     if local is None and (remote is None or s.ranks_per_node > 1):
@@ -182,10 +182,11 @@ def _measure_network(
     if remote is None:
         assert local is not None
         remote = replace(local, bandwidth=0.0)
-        record.notes.append(
-            f"The latency between nodes is that of {local.where}: a real network adds its own. "
-            "Give --latency, or start this between nodes with your launcher."
-        )
+        if s.latency is None:
+            record.notes.append(
+                f"The latency between nodes is that of {local.where}: a real network adds its own. "
+                "Give --latency, or start this between nodes with your launcher."
+            )
     record.sources["latency"] = remote.where
     record.sources["bandwidth"] = remote.where
     if s.latency is not None:

@@ -101,6 +101,9 @@ def _measured(record: Any) -> Table:
         )
     if record.remote.bandwidth:
         rows.append(("into a node", rate(record.remote.bandwidth), sources["bandwidth"]))
+    if record.remote.share < 1:
+        what = "of a bandwidth, where each exchanges with all"
+        rows.append((what, f"{record.remote.share:.0%}", sources["bandwidth"]))
     if record.settings.ranks_per_node > 1:
         local = record.local
         rows.append(("an exchange within a node", seconds(local.latency), local.where))

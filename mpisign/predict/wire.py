@@ -8,10 +8,12 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 
 import numpy as np
 
+from mpisign.bench.collectives.via import Via
 from mpisign.engine.dissemination import all_same
 from mpisign.engine.engine import Engine
 from mpisign.transports.base import Steps
@@ -25,25 +27,28 @@ _CALLS, _ROUNDS = 25, 3
 class Wire:
     """What was measured: ``latency`` of an exchange, ``per_message`` of each further message of it.
 
-    ``bandwidth``: bytes per second into each node while all send; within a node, into each rank.
-    ``where``: between whom.
+    ``bandwidth``: bytes per second into each node while every rank sends to one other; within a
+    node, into each rank. ``share``: of it that all reach when each exchanges with all others, as
+    votes do. ``where``: between whom.
     """
 
     latency: float
     per_message: float
     bandwidth: float
     where: str
+    share: float = 1.0
 
 
-def measure_wire(engine: Engine, far: bool, library: str) -> Wire | None:
+def measure_wire(engine: Engine, via: Via, far: bool) -> Wire | None:
     """Between the ranks of a job that are on other nodes (``far``), or on one. Collective.
 
-    All ranks exchange at once; medians, of the slowest rank. Nodes have equally many ranks.
+    All ranks exchange at once; medians, of the slowest rank. Latency and the exchange of all with
+    all are the transport's, as votes use it; the bandwidth is the library's own, as rings have it.
 
     Args:
-        engine: a communicator's.
+        engine: a communicator's, over ``via``. Its nodes have equally many ranks.
+        via: the library that connects the ranks.
         far: between nodes, else within each.
-        library: what connects the ranks, for the report.
 
     Returns:
         Wire, or None if there are no two such ranks.
@@ -53,48 +58,57 @@ def measure_wire(engine: Engine, far: bool, library: str) -> Wire | None:
     """
     size, own = engine.transport.size, engine.transport.rank
     nodes = engine.nodes or [list(range(size))]
-    mine = next(i for i, node in enumerate(nodes) if own in node)
-    node = list(nodes[mine])
-    place = node.index(own)
-    if far:  # the rank at the same place of the next node, so that links are shared evenly
-        next_one, before = nodes[(mine + 1) % len(nodes)][place], nodes[mine - 1][place]
-        peers = [r for r in range(size) if r not in node]
-    else:
-        next_one, before = node[(place + 1) % len(node)], node[place - 1]
-        peers = [r for r in node if r != own]
+    node = next(list(node) for node in nodes if own in node)
+    peers = [r for r in range(size) if r != own and (r not in node) == far]
     if not peers:
         return None
-
-    def steps(wire: TaggedTransport) -> Steps[list[float]]:
-        wire = UncountedTransport(wire.transport, wire.tag)
-        found = []
-        plans: list[tuple[Sequence[int], Sequence[int], int]] = [
-            ([next_one], [before], _SMALL),
-            (peers, peers, _SMALL),
-            ([next_one], [before], _LARGE),
-        ]
-        for to, source, nbytes in plans:
-            out = wire.empty(nbytes)
-            into = [wire.empty(nbytes) for _ in source]
-            samples = []
-            calls = _CALLS if nbytes == _SMALL else _ROUNDS
-            for _ in range(calls + 1):
-                yield from all_same(wire, np.zeros(1, dtype=np.uint8))  # all start together
-                start = time.perf_counter()
-                yield wire.exchange([(r, out) for r in to], list(zip(source, into, strict=True)))
-                samples.append(time.perf_counter() - start)
-            found.append(median(samples[1:]))  # the first makes connections
-        row = np.array(found, dtype="<f8").view(np.uint8)
-        rows = np.empty((wire.size, row.size), dtype=np.uint8)
-        yield wire.allgather(row, rows)
-        return rows.view("<f8").max(axis=0).tolist()  # type: ignore[no-any-return]
-
-    one, many, large = engine.submit("predict", steps).wait()
+    one, many, large = engine.submit("predict", partial(_exchanges, peers, len(peers))).wait()
     further = max(0.0, many - one) / (len(peers) - 1) if len(peers) > 1 else 0.0
-    each = len(node) if far else 1
     nodes_ = f"{len(nodes)} nodes" if far else "one node"
-    where = f"{size} ranks on {nodes_}, {library}"
-    return Wire(one, further, each * _LARGE / max(large - one, 1e-9), where)
+    bandwidth = _shifts(via, len(node) if far else 1)
+    all_with_all = _LARGE * (len(node) if far else 1) / max(large - many, 1e-9)
+    where = f"{size} ranks on {nodes_}, {via.library}"
+    return Wire(one, further, bandwidth, where, min(1.0, all_with_all / bandwidth))
+
+
+def _exchanges(peers: Sequence[int], count: int, wire: TaggedTransport) -> Steps[list[float]]:
+    """Seconds of a small message to one rank, to all of ``peers``, and of ``_LARGE`` to all."""
+    wire = UncountedTransport(wire.transport, wire.tag)
+    size, own = wire.size, wire.rank
+    place = sorted([*peers, own]).index(own)
+    circle = sorted([*peers, own])
+    pair = [circle[(place + 1) % len(circle)]], [circle[place - 1]]
+    found = []
+    for (to, source), nbytes, calls in (
+        (pair, _SMALL, _CALLS),
+        ((peers, peers), _SMALL, _CALLS),
+        ((peers, peers), _LARGE // count, _ROUNDS),
+    ):
+        out, samples = wire.empty(nbytes), []
+        into = [wire.empty(nbytes) for _ in source]
+        for _ in range(calls + 1):
+            yield from all_same(wire, np.zeros(1, dtype=np.uint8))  # all start together
+            start = time.perf_counter()
+            yield wire.exchange([(r, out) for r in to], list(zip(source, into, strict=True)))
+            samples.append(time.perf_counter() - start)
+        found.append(median(samples[1:]))  # the first makes connections
+    row = np.array(found, dtype="<f8").view(np.uint8)
+    rows = np.empty((size, row.size), dtype=np.uint8)
+    yield wire.allgather(row, rows)
+    return rows.view("<f8").max(axis=0).tolist()  # type: ignore[no-any-return]
+
+
+def _shifts(via: Via, each: int) -> float:
+    """Bytes per second into each node, while every rank sends to the one ``each`` places on."""
+    send, received = (np.zeros(_LARGE, np.uint8) for _ in range(2))
+    samples = []
+    for _ in range(_ROUNDS + 1):
+        via.barrier()
+        start = time.perf_counter()
+        via.shift(each, send, received)
+        own = np.array([time.perf_counter() - start])
+        samples.append(float(via.gather(own).max()))
+    return each * _LARGE / median(samples[1:])
 
 
 _CHILD = """\

@@ -176,6 +176,7 @@ class _Check:
 
     def _alone(self, net: nn.Module, sgd: torch.optim.Optimizer, what: str) -> Compute:
         """The step without communication; backward from the first gradient to the last."""
+        rate, sgd.param_groups[0]["lr"] = sgd.param_groups[0]["lr"], 0.0  # replicas stay equal
         times: list[float] = []
         hooks = [
             p.register_post_accumulate_grad_hook(lambda p: times.append(time.perf_counter()))
@@ -191,6 +192,7 @@ class _Check:
         seconds = self._seconds(step, _ALONE, what)
         for hook in hooks:
             hook.remove()
+        sgd.param_groups[0]["lr"] = rate
         slowest = self.via.gather(np.array([median(backward[_WARM:])])).max()
         return Compute(seconds, float(slowest))
 

@@ -1,4 +1,4 @@
-"""Sums up runs of ``mpisign bench predict``: ``python -m mpisign.bench.predict_summary FILE ...``."""
+"""Sums up several runs of ``mpisign bench predict``, whose --json are the arguments."""
 
 from __future__ import annotations
 

@@ -33,6 +33,7 @@ what is measured:
 
 the tables:
   x fp16       times less time than the 16-bit ring, the baseline
+  gain         of the best vote, than the faster of the two rings
   computes     packing, counting, unpacking; casts and sums
   wire         the network's time; hidden: what --overlap covers by backward
   sent         by a rank, in a step

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from mpisign.bench.table import amount, seconds, times
 from mpisign.predict.equations import Compute, StepTime
-from mpisign.predict.methods import FP16, METHODS
+from mpisign.predict.methods import FP16, FP32, METHODS
 
 _EQUAL = 0.03  # of a step: a smaller difference is none
 _SLOWEST, _FASTEST = 1e5, 1e13  # bytes per second between which the break-even is sought
@@ -18,14 +18,16 @@ _VOTES = tuple(method.name for method in METHODS if method.votes)
 
 @dataclass(frozen=True)
 class Verdict:
-    """Of one cluster: the best vote beside the 16-bit ring.
+    """Of one cluster: the best vote beside the faster ring.
 
-    ``gain``: how many times less time the vote takes. ``pays``: "yes", "no" or "no difference".
+    That is ``ring``: fp16, or fp32 where casts take longer than the bytes that they save. ``gain``:
+    how many times less time the vote takes. ``pays``: "yes", "no" or "no difference".
     """
 
     ranks: int
     bandwidth: float
     vote: str
+    ring: str
     gain: float
     pays: str
     why: str
@@ -36,10 +38,15 @@ def best_vote(steps: Mapping[str, StepTime]) -> str:
     return min((name for name in _VOTES if name in steps), key=lambda name: steps[name].seconds)
 
 
+def best_ring(steps: Mapping[str, StepTime]) -> str:
+    """The ring that takes the least time."""
+    return min((FP16, FP32), key=lambda name: steps[name].seconds)
+
+
 def verdict(
     ranks: int, bandwidth: float, steps: Mapping[str, StepTime], compute: Compute, overlap: bool
 ) -> Verdict:
-    """Compares the best vote with fp16.
+    """Compares the best vote with the faster ring.
 
     Args:
         ranks, bandwidth: of the cluster.
@@ -51,79 +58,84 @@ def verdict(
         Verdict.
 
     Raises:
-        KeyError: fp16 is not among the steps.
+        KeyError: fp16 or fp32 is not among the steps.
     """
-    name = best_vote(steps)
-    vote, ring = steps[name], steps[FP16]
-    gain = ring.seconds / vote.seconds
-    saved = ring.seconds - vote.seconds
-    if abs(saved) <= _EQUAL * ring.seconds:
-        pays = "no difference"
+    vote, ring = _Named(steps, best_vote(steps)), _Named(steps, best_ring(steps))
+    saved = ring.step.seconds - vote.step.seconds
+    hides = overlap and compute.backward > 0
+    if abs(saved) <= _EQUAL * ring.step.seconds:
+        pays, why = "no difference", _equal(vote, ring, compute, hides)
+    elif saved > 0:
+        pays, why = "yes", _pays(vote, ring)
     else:
-        pays = "yes" if saved > 0 else "no"
-    why = {"yes": _pays, "no": _does_not, "no difference": _equal}[pays](
-        name, vote, ring, compute, overlap
-    )
-    return Verdict(ranks, bandwidth, name, gain, pays, why)
+        pays, why = "no", _does_not(vote, ring, hides)
+    gain = ring.step.seconds / vote.step.seconds
+    return Verdict(ranks, bandwidth, vote.name, ring.name, gain, pays, why)
 
 
-def _exposed(step: StepTime) -> float:
-    return step.wire - step.hidden
+class _Named:
+    """A method's step; ``waits``: of its wire, what nothing hides."""
+
+    def __init__(self, steps: Mapping[str, StepTime], name: str) -> None:
+        self.name, self.step = name, steps[name]
+        self.waits = self.step.wire - self.step.hidden
 
 
-def _pays(name: str, vote: StepTime, ring: StepTime, compute: Compute, overlap: bool) -> str:
-    if ring.hidden >= 0.5 * ring.wire:
+def _pays(vote: _Named, ring: _Named) -> str:
+    if ring.step.hidden >= 0.5 * ring.step.wire:
         return (
-            f"even behind backward fp16 leaves {seconds(_exposed(ring))} of the wire's "
-            f"{seconds(ring.wire)} to wait for, {name} {seconds(_exposed(vote))}"
+            f"even behind backward {ring.name} waits {seconds(ring.waits)} of the "
+            f"{seconds(ring.step.wire)} that it needs the wire for, {vote.name} "
+            f"{seconds(vote.waits)}"
         )
     return (
-        f"fp16 needs the wire for {seconds(ring.wire)} ({amount(ring.sent)} a rank), {name} for "
-        f"{seconds(vote.wire)} ({amount(vote.sent)})"
+        f"{ring.name} needs the wire for {seconds(ring.step.wire)} ({amount(ring.step.sent)} a "
+        f"rank), {vote.name} for {seconds(vote.step.wire)} ({amount(vote.step.sent)})"
     )
 
 
-def _does_not(name: str, vote: StepTime, ring: StepTime, compute: Compute, overlap: bool) -> str:
-    saved, added = _exposed(ring) - _exposed(vote), vote.computes - ring.computes
+def _does_not(vote: _Named, ring: _Named, hides: bool) -> str:
+    saved, added = ring.waits - vote.waits, vote.step.computes - ring.step.computes
     if saved <= 0:
         return (
-            f"latencies, not bytes, take the time: {name} waits {seconds(_exposed(vote))} for its "
-            f"messages, fp16 {seconds(_exposed(ring))}"
+            f"latencies, not bytes, take the time: {vote.name} waits {seconds(vote.waits)} for its "
+            f"messages, {ring.name} {seconds(ring.waits)}"
         )
-    hides = " that backward leaves" if overlap and compute.backward else ""
+    left = " that backward leaves" if hides else ""
     return (
-        f"packing, counting and unpacking take {seconds(added)} more than fp16's casts and sums, "
-        f"the wire{hides} gives back {seconds(saved)}"
+        f"packing, counting and unpacking take {seconds(added)} more than {ring.name}'s own work; "
+        f"on the wire{left} the vote saves {seconds(saved)}"
     )
 
 
-def _equal(name: str, vote: StepTime, ring: StepTime, compute: Compute, overlap: bool) -> str:
-    if overlap and compute.backward and _exposed(ring) <= 0.1 * ring.seconds:
+def _equal(vote: _Named, ring: _Named, compute: Compute, hides: bool) -> str:
+    step = ring.step
+    if hides and ring.waits <= 0.1 * step.seconds:
         return (
-            f"backward hides {seconds(ring.hidden)} of the {seconds(ring.wire)} that fp16 needs "
-            f"the wire for: {seconds(_exposed(ring))} are left to save"
+            f"backward hides {seconds(step.hidden)} of the {seconds(step.wire)} that {ring.name} "
+            f"needs the wire for: {seconds(ring.waits)} are left to save"
         )
-    if compute.step >= 0.8 * ring.seconds:
-        return f"computing takes {compute.step / ring.seconds:.0%} of fp16's step"
-    return f"what {name} saves on the wire it spends on packing, counting and unpacking"
+    if compute.step >= 0.8 * step.seconds:
+        return f"computing takes {compute.step / step.seconds:.0%} of {ring.name}'s step"
+    return f"what {vote.name} saves on the wire it spends on packing, counting and unpacking"
 
 
 def break_even(steps_at: Callable[[float], Mapping[str, StepTime]]) -> float | None:
-    """The bandwidth from which on no vote is faster than fp16, in bytes per second.
+    """The bandwidth from which on no vote is faster than both rings, in bytes per second.
 
     Args:
-        steps_at: the steps of fp16 and of votes at a bandwidth.
+        steps_at: the steps of rings and votes at a bandwidth.
 
     Returns:
         The bandwidth to a few percent; None if a vote is faster at any; 0.0 if at none.
 
     Raises:
-        KeyError: fp16 is not among the steps.
+        KeyError: fp16 or fp32 is not among the steps.
     """
 
     def pays(bandwidth: float) -> bool:
         steps = steps_at(bandwidth)
-        return steps[best_vote(steps)].seconds < steps[FP16].seconds
+        return steps[best_vote(steps)].seconds < steps[best_ring(steps)].seconds
 
     low, high = _SLOWEST, _FASTEST
     if pays(high):
@@ -141,9 +153,9 @@ def break_even(steps_at: Callable[[float], Mapping[str, StepTime]]) -> float | N
 def in_words(verdict: Verdict) -> str:
     """The verdict as a sentence begins: by how much, then why."""
     if verdict.pays == "yes":
-        return f"{verdict.vote} pays, {times(verdict.gain)} less time: {verdict.why}"
+        less = f"{times(verdict.gain)} less time than {verdict.ring}"
+        return f"{verdict.vote} pays, {less}: {verdict.why}"
     if verdict.pays == "no":
-        return (
-            f"no vote pays, {verdict.vote} takes {times(1 / verdict.gain)} the time: {verdict.why}"
-        )
+        longer = times(1 / verdict.gain)
+        return f"no vote pays, {verdict.vote} takes {longer} {verdict.ring}'s time: {verdict.why}"
     return f"no difference: {verdict.why}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -17,7 +18,7 @@ from mpisign.experiments.errors import SettingsError
 from mpisign.predict import kernels
 from mpisign.predict.bench_files import Found, read_results
 from mpisign.predict.equations import Compute, Network, StepTime
-from mpisign.predict.methods import FP16, METHODS, Cluster, PredictedMethod, Rates, predict
+from mpisign.predict.methods import FP16, FP32, METHODS, Cluster, PredictedMethod, Rates, predict
 from mpisign.predict.models import ModelShapes, model_of
 from mpisign.predict.reasons import Verdict, break_even, verdict
 from mpisign.predict.script import measure_script
@@ -29,7 +30,7 @@ _BANDWIDTHS = (125e6, 1.25e9, 12.5e9)  # where none is given: a range to look at
 _TIMEOUT = 120.0
 _BACKWARD = 2 / 3  # of a step: two products for each one of the forward pass
 _POINTS, _MARGIN = 33, 3.0  # of a curve; how far it goes beyond the bandwidths asked for
-_COMPARED = tuple(m for m in METHODS if m.votes or m.name == FP16)
+_COMPARED = tuple(m for m in METHODS if m.votes or m.name in (FP16, FP32))
 
 
 @dataclass(frozen=True)
@@ -82,11 +83,10 @@ class PredictRecord(Record):
 
     def cluster(self, ranks: int, bandwidth: float) -> Cluster:
         """The cluster of so many ranks and such links."""
-        assert self.rates is not None and self.remote is not None and self.local is not None
-        network = Network(
-            self.remote.latency, bandwidth, self.settings.ranks_per_node, self.remote.per_message,
-            self.local.latency, self.local.bandwidth, self.remote.share,
-        )  # fmt: skip
+        assert self.rates is not None and self.remote is not None
+        near = (self.local.latency, self.local.bandwidth) if self.local else (0.0, math.inf)
+        far = self.remote.latency, bandwidth, self.settings.ranks_per_node, self.remote.per_message
+        network = Network(*far, *near, self.remote.share)
         return Cluster(ranks, network, self.rates, self.settings.powersgd_rank)
 
     def steps(
@@ -177,10 +177,8 @@ def _measure_network(
         comm.free()
     if local is None and (remote is None or s.ranks_per_node > 1):
         local = measure_loopback()
-    if local is None:
-        local = Wire(0.0, 0.0, float("inf"), "one rank a node")
     if remote is None:
-        assert local is not None
+        assert local is not None  # measured above
         remote = replace(local, bandwidth=0.0)
         if s.latency is None:
             record.notes.append(

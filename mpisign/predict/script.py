@@ -10,6 +10,7 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mpisign.experiments.errors import SettingsError
 from mpisign.predict.models import ModelShapes
@@ -56,10 +57,26 @@ def measure_script(text: str) -> ScriptSteps:
         done = subprocess.run(child, stdout=sys.stderr, env=env)
         if not result.exists():
             raise SettingsError(f"--script {text}: failed, exit status {done.returncode}")
-        found = json.loads(result.read_text())
+        return steps_of(json.loads(result.read_text()), text)
+
+
+def steps_of(found: dict[str, Any], text: str) -> ScriptSteps:
+    """What ``script_steps`` wrote of the script ``text``.
+
+    Args:
+        found: its document.
+        text: for errors, and the name.
+
+    Returns:
+        ScriptSteps.
+
+    Raises:
+        SettingsError: there were fewer than four steps.
+    """
     if found["steps"] < STEPS + 1:
         raise SettingsError(
             f"--script {text}: needs {STEPS + 1} steps of a torch optimizer, made {found['steps']}"
         )
     shapes = tuple(tuple(shape) for shape in found["shapes"])
-    return ScriptSteps(ModelShapes(Path(words[0]).name, shapes), found["step"], found["backward"])
+    name = Path(shlex.split(text)[0]).name
+    return ScriptSteps(ModelShapes(name, shapes), found["step"], found["backward"])

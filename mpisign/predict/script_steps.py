@@ -32,7 +32,7 @@ class StepTimer:
         self.shapes: list[list[int]] = []
         self._first: Any = None
         self._times: list[Any] = []
-        torch_optimizer.register_optimizer_step_post_hook(self._after)
+        self._hook = torch_optimizer.register_optimizer_step_post_hook(self._after)
 
     def _after(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         if self._first is None:
@@ -57,7 +57,8 @@ class StepTimer:
                 p.register_post_accumulate_grad_hook(lambda p: self._times.append(_now(p)))
 
     def write(self, path: Path) -> None:
-        """What was measured, as JSON."""
+        """What was measured, as JSON; from now on nothing is."""
+        self._hook.remove()
         steps = [b - a for a, b in zip(self.ends, self.ends[1:], strict=False)]
         found = {
             "steps": len(self.ends),

@@ -12,15 +12,14 @@ from mpisign.bench.settings import Job, option
 
 #: Of mpisign.predict.models.
 NAMES = ("resnet50", "bert-large", "gpt2-xl", "llama-8b")
-_BITS = {"bit": 1.0, "kbit": 1e3, "mbit": 1e6, "gbit": 1e9, "tbit": 1e12}
-_BYTES = {"b": 8.0, "kb": 8e3, "mb": 8e6, "gb": 8e9}
+_THOUSANDS = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
 _TIMES = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0}
 _MOST_RANKS = 1 << 16
 _HOUR = 3.6e6  # ms
 
 
 def bandwidth(text: str) -> float:
-    """``10gbit``, ``10Gbit/s`` or ``1.25GB/s`` in bytes per second.
+    """``10gbit``, ``10Gb/s`` or ``1.25GB/s`` in bytes per second: b is a bit, B a byte.
 
     Raises:
         argparse.ArgumentTypeError: it is none of these.
@@ -29,11 +28,11 @@ def bandwidth(text: str) -> float:
         >>> bandwidth("10gbit"), bandwidth("2 GB/s")
         (1250000000.0, 2000000000.0)
     """
-    found = re.fullmatch(r"(\d+\.?\d*) ?([kmgt]?b(?:it)?)(?:/s|ps)?", text.strip().lower())
-    bits = {**_BITS, **_BYTES}.get(found[2], 0.0) * float(found[1]) if found else 0.0
-    if not bits:
+    found = re.fullmatch(r"(\d+\.?\d*) ?([kmgtKMGT]?)([bB]it|b|B)(/s|ps)?", text.strip())
+    value = float(found[1]) * _THOUSANDS[found[2].lower()] if found else 0.0
+    if not found or not value:
         raise argparse.ArgumentTypeError(f"{text!r} is not a bandwidth, such as 10gbit or 2GB/s")
-    return bits / 8
+    return value if found[3] == "B" else value / 8
 
 
 def latency(text: str) -> float:

@@ -44,7 +44,7 @@ def _tables(record: Any) -> Iterator[Table]:
         (f"{v.ranks:,}", rate(v.bandwidth), f"{times(v.gain)}", in_words(v))
         for v in record.verdicts
     ]
-    yield Table("where a vote pays", ("ranks", "bandwidth", "x fp16", "note"), words)
+    yield Table("where a vote pays", ("ranks", "bandwidth", "gain", "note"), words)
     yield _measured(record)
 
 
@@ -104,7 +104,7 @@ def _measured(record: Any) -> Table:
     if record.remote.share < 1:
         what = "of a bandwidth, where each exchanges with all"
         rows.append((what, f"{record.remote.share:.0%}", sources["bandwidth"]))
-    if record.settings.ranks_per_node > 1:
+    if record.settings.ranks_per_node > 1 and record.local is not None:
         local = record.local
         rows.append(("an exchange within a node", seconds(local.latency), local.where))
         rows.append(("into a rank within a node", rate(local.bandwidth), local.where))
@@ -114,14 +114,15 @@ def _measured(record: Any) -> Table:
 def _notes(record: Any) -> Iterator[str]:
     for even in record.break_evens:
         if even.bandwidth is None:
-            where = "faster than fp16 at any bandwidth"
+            where = "faster than the rings at any bandwidth"
         elif not even.bandwidth:
-            where = "not faster than fp16 at any bandwidth"
+            where = "not faster than the rings at any bandwidth"
         else:
-            where = f"faster than fp16 up to {rate(even.bandwidth)}"
+            where = f"faster than the rings up to {rate(even.bandwidth)}"
         yield f"{even.ranks:,} ranks: the best vote is {where}."
     yield (
-        "x fp16: times less time than the 16-bit ring. computes: packing, counting, casts, sums, "
+        "x fp16: times less time than the 16-bit ring; gain: of the best vote, than the faster of "
+        "the two rings. computes: packing, counting, casts, sums, "
         "on the device of the gradients; wire: the network's time; hidden: of it behind backward; "
         "sent: by a rank. The model and its limits: docs/performance.md."
     )

@@ -32,7 +32,7 @@ Begin = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Device:
+class TimedDevice:
     """Where gradients are: "cpu" or "cuda". ``sync``: waits for what was started."""
 
     name: str
@@ -60,25 +60,25 @@ class Device:
         return median(samples)
 
 
-def device_of(name: str) -> Device:
+def device_of(name: str) -> TimedDevice:
     """The device of a name; SettingsError if it is not here."""
     if name == "cpu":
-        return Device(name, lambda: None)
+        return TimedDevice(name, lambda: None)
     try:
         import torch
     except ImportError as error:
         raise SettingsError(f"--device {name} needs torch: {error}") from error
     if not torch.cuda.is_available():
         raise SettingsError(f"--device {name}: torch sees no CUDA device here")
-    return Device(name, torch.cuda.synchronize)
+    return TimedDevice(name, torch.cuda.synchronize)
 
 
 #: What ``measure_rates`` announces.
-STEPS = 8
+STEPS = 10
 
 
 def measure_rates(
-    model: ModelShapes, ranks: int, device: Device, powersgd_rank: int, begin: Begin,
+    model: ModelShapes, ranks: int, device: TimedDevice, powersgd_rank: int, begin: Begin,
     group: Any = None,
 ) -> Rates:  # fmt: skip
     """Measures on up to 8 Mi coordinates; takes some seconds.
@@ -120,9 +120,10 @@ def measure_rates(
         "mean of signs",
         lambda: planes.weighted_sum(stack, given, length=short, out=mean), short * rows,
     )  # fmt: skip
+    copy = each("copies", lambda: g.copy() if device.name == "cpu" else g.clone())
     cast, sum_fp32, sum_fp16 = _plain(g, out, device, each)
     powersgd = _powersgd(model, device, powersgd_rank, begin, group)
-    return Rates(pack, tally, unpack, with_error, sums, cast, sum_fp32, sum_fp16, powersgd)
+    return Rates(pack, tally, unpack, with_error, sums, copy, cast, sum_fp32, sum_fp16, powersgd)
 
 
 def _stacked(row: Any, rows: int) -> Any:
@@ -131,7 +132,7 @@ def _stacked(row: Any, rows: int) -> Any:
     return row[None].repeat(rows, 1)
 
 
-def _plain(g: Any, out: Any, device: Device, each: Any) -> Iterator[float]:
+def _plain(g: Any, out: Any, device: TimedDevice, each: Any) -> Iterator[float]:
     """Casts and sums: torch's, as its users' allreduces have them, else NumPy's."""
     try:
         import torch
@@ -154,7 +155,7 @@ def _plain(g: Any, out: Any, device: Device, each: Any) -> Iterator[float]:
 
 
 def _powersgd(
-    model: ModelShapes, device: Device, rank: int, begin: Begin, group: Any
+    model: ModelShapes, device: TimedDevice, rank: int, begin: Begin, group: Any
 ) -> float | None:
     """torch's own hook on a group of one rank: all but the wire."""
     begin("PowerSGD")

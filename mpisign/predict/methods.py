@@ -11,6 +11,7 @@ from mpisign.collectives import auto
 from mpisign.collectives.dry_run import DryRun, dry_run
 from mpisign.collectives.hierarchy import Hierarchy, grouped, hierarchy_of
 from mpisign.collectives.traffic import vote_traffic
+from mpisign.engine.header import NBYTES as HEADER
 from mpisign.engine.header import SHORT_ABOVE
 from mpisign.predict import buckets
 from mpisign.predict.buckets import Bucket, length
@@ -41,12 +42,13 @@ class Rates:
         unpack: a result to +1 and -1.
         pack_error_feedback: ef_sign's plane, scale and residual.
         sum_signs: of one plane of ef_sign's mean.
+        copy: of float32 to new memory: ef_sign copies residuals, and divides by the learning rate.
         cast: to 16 bits and back.
         sum_fp32, sum_fp16: one addition of a ring.
         powersgd: projections, orthogonalisation, error feedback; None: not measured.
 
     Example:
-        >>> Rates(1e-10, 1e-11, 1e-10, 1e-10, 1e-11, 1e-10, 1e-10, 1e-10).powersgd is None
+        >>> Rates(1e-10, 1e-11, 1e-10, 1e-10, 1e-11, 1e-10, 1e-10, 1e-10, 1e-10).powersgd is None
         True
     """
 
@@ -55,6 +57,7 @@ class Rates:
     unpack: float
     pack_error_feedback: float
     sum_signs: float
+    copy: float
     cast: float
     sum_fp32: float
     sum_fp16: float
@@ -179,17 +182,17 @@ def vote_run(algorithm: str, n: int, ranks: int, each: int, message: int) -> Dry
 
 
 def _ef_sign(bucket: Bucket, c: Cluster) -> Exchange:
-    """One plane and a scale a parameter to all; every rank adds all up."""
+    """Headers, then one plane and a scale a parameter to all; every rank adds all up."""
     n, p, each = length(bucket), c.ranks, min(c.ranks, c.network.ranks_per_node)
     nbytes = -(-n // 8) + _HEAD * len(bucket)
     pieces = max(1, nbytes // c.message)
     rates = c.rates
-    computes = n * (rates.pack_error_feedback + p * rates.sum_signs)
-    run = DryRun(rounds=[(each > 1, p > each)])
+    computes = n * (rates.pack_error_feedback + p * rates.sum_signs + 2 * rates.copy)
+    run = DryRun(rounds=[(each > 1, p > each)] * 2)
     for load, ranks in ((run.near, each - 1), (run.far, p - each)):
-        load.sends = load.receives = ranks * pieces
-        load.sent = load.received = ranks * nbytes
-    return Exchange(computes, c.network.costs.seconds(run), (p - 1) * nbytes)
+        load.sends = load.receives = ranks * (1 + pieces)
+        load.sent = load.received = ranks * (HEADER + nbytes)
+    return Exchange(computes, c.network.costs.seconds(run), (p - 1) * (HEADER + nbytes))
 
 
 def _powersgd(bucket: Bucket, c: Cluster) -> Exchange:
@@ -256,7 +259,7 @@ def predict(
 
     Example:
         >>> from mpisign.predict.models import model_of
-        >>> rates = Rates(1e-10, 1e-11, 1e-10, 1e-10, 1e-11, 1e-10, 1e-10, 1e-10)
+        >>> rates = Rates(1e-10, 1e-11, 1e-10, 1e-10, 1e-11, 1e-10, 1e-10, 1e-10, 1e-10)
         >>> found = predict(model_of("resnet50"), Cluster(8, Network(1e-4, 125e6), rates))
         >>> round(found["fp16"].seconds, 2), round(found["alltoall-vote"].seconds, 3)
         (0.72, 0.05)

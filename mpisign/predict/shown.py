@@ -28,6 +28,7 @@ _RATES = {
     "unpack": "unpack",
     "pack_error_feedback": "pack with error feedback (ef_sign)",
     "sum_signs": "mean of scaled signs, of one plane",
+    "copy": "copy of float32",
     "cast": "cast to fp16 and back",
     "sum_fp32": "add in fp32",
     "sum_fp16": "add in fp16",

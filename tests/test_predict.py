@@ -113,6 +113,7 @@ def test_models():
     assert tuple(MODELS) == settings.NAMES
     assert model_of("resnet50").sizes == list(resnet50())
     assert len(model_of("resnet50").matrices) == 54
+    assert model_of(2 * 2**20 + 13).shapes == ((1024, 1024), (1024, 1024), (3, 4), (1,))
 
 
 @pytest.mark.skipif(not TORCH, reason="needs torch")

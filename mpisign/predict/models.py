@@ -12,6 +12,7 @@ from mpisign.bench.table import coordinates
 Shape = tuple[int, ...]
 
 _RESNET50 = "resnet50"
+_SIDE = 1024  # of the matrices of a model that is only a number
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,9 @@ class ModelShapes:
 
 
 def model_of(text: str | int) -> ModelShapes:
-    """A model by its name, or by its number of parameters: one matrix as square as can be.
+    """A model by its name, or by its number of parameters: matrices of 1,024 by 1,024.
+
+    What is left over is one matrix as square as can be, and a vector.
 
     Args:
         text: a name of ``MODELS``, or a number of parameters.
@@ -55,9 +58,11 @@ def model_of(text: str | int) -> ModelShapes:
     """
     if isinstance(text, str):
         return ModelShapes(text, tuple(MODELS[text]()))
-    rows = math.isqrt(text)
-    rest = text - rows * (text // rows)
-    shapes: list[Shape] = [(rows, text // rows), *([(rest,)] if rest else [])]
+    shapes: list[Shape] = [(_SIDE, _SIDE)] * (text // _SIDE**2)
+    if left := text % _SIDE**2:
+        rows = math.isqrt(left)
+        rest = left - rows * (left // rows)
+        shapes += [(rows, left // rows), *([(rest,)] if rest else [])]
     return ModelShapes(f"{coordinates(text)} parameters", tuple(shapes))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from statistics import median
 from typing import Any
@@ -33,7 +33,7 @@ from mpisign.predict.methods import METHODS, Cluster, Rates, predict
 from mpisign.predict.models import ModelShapes
 from mpisign.predict.wire import Wire, measure_wire
 
-_WARM, _ALONE = 1, 3
+_WARM = 1  # steps that do not count
 _ONE_BUCKET = 1 << 20  # MB
 _PLAIN_STEPS = 2  # that torch's hook would send uncompressed
 _POWERSGD_RANK = 1
@@ -159,63 +159,54 @@ class _Check:
     def _row(
         self, model: ModelShapes, cluster: Cluster, name: str, overlap: bool, size: int
     ) -> PredictedStep:
-        """Steps of a model alone, the prediction from these, then steps of the method."""
-        net = self._net(size)
-        sgd = torch.optim.SGD(net.parameters(), lr=1e-4)
+        """Steps of a model alone and with the method, in turns; the prediction from the former."""
+        nets = self._net(size), self._net(size)
+        alone, sgd = (torch.optim.SGD(net.parameters(), lr=1e-4) for net in nets)
+        row = PredictedStep(size, name, overlap, 0.0, 0.0)
         what = f"{name}, {coordinates(size)} parameters"
-        compute = self._alone(net, sgd, what)
-        method = next(m for m in METHODS if m.name == name)
-        step = predict(model, cluster, compute, overlap, [method])[name]
-        row = PredictedStep(size, name, overlap, compute.step, step.seconds)
-        try:
-            module = self.via.agreed(lambda: self._built(row, net, sgd))
-            seconds = self._seconds(lambda: self._step(module, sgd), self.settings.repeat, what)
-        except SettingsError as error:
-            return replace(row, error=str(error))
-        return replace(row, measured=seconds)
-
-    def _alone(self, net: nn.Module, sgd: torch.optim.Optimizer, what: str) -> Compute:
-        """The step without communication; backward from the first gradient to the last."""
-        rate, sgd.param_groups[0]["lr"] = sgd.param_groups[0]["lr"], 0.0  # replicas stay equal
         times: list[float] = []
-        hooks = [
-            p.register_post_accumulate_grad_hook(lambda p: times.append(time.perf_counter()))
-            for p in net.parameters()
-        ]
         backward: list[float] = []
+        for p in nets[0].parameters():
+            p.register_post_accumulate_grad_hook(lambda p: times.append(time.perf_counter()))
 
-        def step() -> None:
+        def plain_step() -> None:
             times.clear()
-            self._step(net, sgd)
+            self._step(nets[0], alone)
             backward.append(times[-1] - times[0])
 
-        seconds = self._seconds(step, _ALONE, what)
-        for hook in hooks:
-            hook.remove()
-        sgd.param_groups[0]["lr"] = rate
+        try:
+            module = self.via.agreed(lambda: self._built(row, nets[1], sgd))
+            steps = plain_step, lambda: self._step(module, sgd)
+            none, measured = self._seconds(steps, what)
+        except SettingsError as error:
+            return replace(row, error=str(error))
         slowest = self.via.gather(np.array([median(backward[_WARM:])])).max()
-        return Compute(seconds, float(slowest))
+        compute = Compute(none, float(slowest))
+        method = next(m for m in METHODS if m.name == name)
+        step = predict(model, cluster, compute, overlap, [method])[name]
+        return replace(row, none=none, predicted=step.seconds, measured=measured)
 
     def _step(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         optimizer.zero_grad()
         nn.functional.cross_entropy(module(self.batch[0]), self.batch[1]).backward()
         optimizer.step()
 
-    def _seconds(self, step: Callable[[], object], count: int, what: str) -> float:
-        """Median over steps of the slowest rank's seconds."""
-        samples: list[float] = []
-        for number in range(_WARM + count):
-            self.via.barrier()
-            start = time.perf_counter()
-            with self.watchdog.over(what):
-                step()
-            own = np.array([time.perf_counter() - start])
-            slowest = float(self.via.gather(own).max())
-            if number >= _WARM:
-                samples.append(slowest)
-                if sum(samples) > self.settings.time_limit:
-                    break
-        return median(samples)
+    def _seconds(self, steps: Sequence[Callable[[], object]], what: str) -> list[float]:
+        """Median seconds of each of ``steps``, of the slowest rank, in turns."""
+        samples: list[list[float]] = [[] for _ in steps]
+        for number in range(_WARM + self.settings.repeat):
+            for step, own in zip(steps, samples, strict=True):
+                self.via.barrier()
+                start = time.perf_counter()
+                with self.watchdog.over(what):
+                    step()
+                seconds = np.array([time.perf_counter() - start])
+                slowest = float(self.via.gather(seconds).max())
+                if number >= _WARM:
+                    own.append(slowest)
+            if sum(map(sum, samples)) > self.settings.time_limit:
+                break
+        return [median(own) for own in samples]
 
     def _built(self, row: PredictedStep, net: nn.Module, sgd: torch.optim.Optimizer) -> nn.Module:
         named = list(net.named_parameters())

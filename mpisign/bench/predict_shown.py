@@ -10,6 +10,7 @@ from mpisign.bench import plot
 from mpisign.bench.collectives.nodes import rate
 from mpisign.bench.report import Shown
 from mpisign.bench.table import Table, coordinates, seconds, verdict
+from mpisign.predict.shown import LOOKS
 
 _HEADS = ("parameters", "method", "with", "alone", "predicted", "measured", "off", "")
 
@@ -56,7 +57,7 @@ def _notes(record: Any) -> Iterator[str]:
             f"each exchanges with all others ({remote.where})."
         )
     yield (
-        "alone: the measured step without communication, just before the method's own steps; "
+        "alone: the measured step without communication, in turns with the method's; "
         "predictions start from it; off: of the "
         "measured step, negative: the prediction is too short; met: within 15%."
     )
@@ -68,11 +69,8 @@ def _draw(record: Any) -> Any:
     plot.measured(rows)
     figure = plot.figure(5.6, 5.2, f"Steps, predicted and measured\n{record.nodes}")
     axis = figure.subplots()
-    names = list(dict.fromkeys(row.method for row in rows))
-    colours = (
-        plot.AMBER, plot.ORANGE, plot.GREY, plot.SKY, plot.BLUE, plot.GREEN, plot.PURPLE
-    )  # fmt: skip
-    for name, colour in zip(names, colours, strict=False):
+    for name in dict.fromkeys(row.method for row in rows):
+        colour, _ = LOOKS[name]
         mine = [row for row in rows if row.method == name]
         x, y = [row.measured for row in mine], [row.predicted for row in mine]
         axis.plot(x, y, "o", color=colour, label=name, markersize=5)

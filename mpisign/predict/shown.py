@@ -13,7 +13,8 @@ from mpisign.bench.table import Table, amount, grouped, seconds, times
 from mpisign.predict.methods import FP16, METHODS
 from mpisign.predict.reasons import in_words
 
-_LOOKS = {
+#: Colours and lines of the methods.
+LOOKS = {
     "fp32": (plot.AMBER, "--"),
     FP16: (plot.ORANGE, "-"),
     "allgather-vote": (plot.SKY, "-"),
@@ -138,7 +139,7 @@ def _draw(record: Any) -> Any:
     evens = {even.ranks: even.bandwidth for even in record.break_evens}
     for axis, ((ranks,), curves) in zip(axes, panels.items(), strict=True):
         for curve in curves:
-            colour, line = _LOOKS[curve.method]
+            colour, line = LOOKS[curve.method]
             bits = [8 * b for b in curve.bandwidths]
             axis.plot(bits, curve.seconds, line, color=colour, linewidth=1.6, label=curve.method)
         axis.set(xscale="log", yscale="log")

@@ -6,7 +6,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from statistics import median
@@ -62,7 +61,12 @@ def measure_wire(engine: Engine, via: Via, far: bool) -> Wire | None:
     peers = [r for r in range(size) if r != own and (r not in node) == far]
     if not peers:
         return None
-    one, many, large = engine.submit("predict", partial(_exchanges, peers, len(peers))).wait()
+    at, place = next((i, list(node).index(own)) for i, node in enumerate(nodes) if own in node)
+    if far:  # with the rank at the same place of the next node and of the one before
+        pair = [nodes[(at + 1) % len(nodes)][place]], [nodes[at - 1][place]]
+    else:
+        pair = [node[(place + 1) % len(node)]], [node[place - 1]]
+    one, many, large = engine.submit("predict", partial(_exchanges, pair, peers)).wait()
     further = max(0.0, many - one) / (len(peers) - 1) if len(peers) > 1 else 0.0
     nodes_ = f"{len(nodes)} nodes" if far else "one node"
     bandwidth = _shifts(via, len(node) if far else 1)
@@ -71,18 +75,19 @@ def measure_wire(engine: Engine, via: Via, far: bool) -> Wire | None:
     return Wire(one, further, bandwidth, where, min(1.0, all_with_all / bandwidth))
 
 
-def _exchanges(peers: Sequence[int], count: int, wire: TaggedTransport) -> Steps[list[float]]:
-    """Seconds of a small message to one rank, to all of ``peers``, and of ``_LARGE`` to all."""
+def _exchanges(
+    pair: tuple[list[int], list[int]], peers: list[int], wire: TaggedTransport
+) -> Steps[list[float]]:
+    """Seconds of a small message to one rank, to all of ``peers``, and of ``_LARGE`` to all.
+
+    ``pair``: to whom and from whom the first one goes.
+    """
     wire = UncountedTransport(wire.transport, wire.tag)
-    size, own = wire.size, wire.rank
-    place = sorted([*peers, own]).index(own)
-    circle = sorted([*peers, own])
-    pair = [circle[(place + 1) % len(circle)]], [circle[place - 1]]
     found = []
     for (to, source), nbytes, calls in (
         (pair, _SMALL, _CALLS),
         ((peers, peers), _SMALL, _CALLS),
-        ((peers, peers), _LARGE // count, _ROUNDS),
+        ((peers, peers), _LARGE // len(peers), _ROUNDS),
     ):
         out, samples = wire.empty(nbytes), []
         into = [wire.empty(nbytes) for _ in source]
@@ -93,7 +98,7 @@ def _exchanges(peers: Sequence[int], count: int, wire: TaggedTransport) -> Steps
             samples.append(time.perf_counter() - start)
         found.append(median(samples[1:]))  # the first makes connections
     row = np.array(found, dtype="<f8").view(np.uint8)
-    rows = np.empty((size, row.size), dtype=np.uint8)
+    rows = np.empty((wire.size, row.size), dtype=np.uint8)
     yield wire.allgather(row, rows)
     return rows.view("<f8").max(axis=0).tolist()  # type: ignore[no-any-return]
 

@@ -30,7 +30,7 @@ FLOORS: list[tuple[str, list[str]]] = [
     ("exchange", ["compressors", "detox", "exchange"]),
     ("front ends", ["optimizer", "ddp", "fsdp", "horovod", "attacks", "checkpoint", "log"]),
     ("experiments", ["experiments"]),
-    ("tools", ["bench", "doctor"]),
+    ("tools", ["bench", "doctor", "predict"]),
     ("command", ["cli", "__main__"]),
 ]
 

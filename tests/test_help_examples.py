@@ -11,6 +11,7 @@ import pytest
 
 import mpisign.cli as cli
 from mpisign.cli import bench, main
+from mpisign.cli import predict as predict_command
 from mpisign.cli import train as train_command
 from mpisign.cli.parser import RankParser
 
@@ -119,7 +120,8 @@ def check_bench(args):
 
 def test_there_are_examples():
     told = {words.split()[0] for words, _ in EXAMPLES}
-    assert told == {"train", "bench", "study", "doctor", "completion"} and len(EXAMPLES) > 40
+    commands = {"train", "bench", "predict", "study", "doctor", "completion"}
+    assert told == commands and len(EXAMPLES) > 40
     kinds = {words.split()[1] for words, _ in EXAMPLES if words.startswith("bench")}
     assert kinds == {kind.NAME for kind in bench._BENCHES}
 
@@ -135,6 +137,8 @@ def test_every_example_can_be_run(tmp_path):
                 check_study(args, ranks, tmp_path)
             elif words.startswith("bench"):
                 check_bench(args)
+            elif words.startswith("predict"):
+                predict_command.settings_of(args)
         except (Exception, SystemExit) as error:
             wrong.append(f"mpisign {words}: {error}")
     assert not wrong, "\n".join(wrong)

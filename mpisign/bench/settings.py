@@ -339,3 +339,27 @@ class TrainingSettings(Job):
     def hangs(self) -> float:
         """Seconds after which a step is given up."""
         return self.time_limit
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictCheckSettings(Job):
+    """``mpisign bench predict``. ``batch_size`` is per rank."""
+
+    NAME = "predict"
+    PLOT = "draw predicted over measured steps into FILE (or .svg, .pdf)"
+
+    sizes: tuple[int, ...] = option(
+        "N,N", lambda n, text: n.sizes(text), "parameters of models (default: 1M,6.5M,25M)",
+        (10**6, 6_500_000, 25_000_000),
+    )  # fmt: skip
+    layers: int = option("N", _number(1, 100, "layers"), "hidden (default: 4)", 4)
+    batch_size: int = option("N", _number(1, 400, "images"), "per rank (default: 32)", 32)
+    repeat: int = option("N", _number(1, _MANY, "steps"), "of each, at most (default: 5)", 5)
+    time_limit: float = option(
+        "S", _seconds, "seconds of steps of a row, after which it has no more (default: 10)", 10.0
+    )
+
+    @property
+    def hangs(self) -> float:
+        """Seconds after which a step is given up."""
+        return max(_HANGS_FROM, _HANGS * self.time_limit)

@@ -6,7 +6,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 
-from mpisign.cli import bench, completion, doctor, guard, study, train, version
+from mpisign.cli import bench, completion, doctor, guard, predict, study, train, version
 from mpisign.cli.parser import RankParser
 
 
@@ -31,7 +31,7 @@ def _run(argv: Sequence[str] | None) -> int:
     about = "what is installed, in one line, for a report of a bug; more: mpisign doctor"
     parser.add_argument("--version", action=version.Version, help=about)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for command in (train, bench, study, doctor):
+    for command in (train, bench, predict, study, doctor):
         command.add_parser(commands)
     completion.add_parser(commands, parser)
     argv = sys.argv[1:] if argv is None else [str(a) for a in argv]

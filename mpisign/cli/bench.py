@@ -23,6 +23,7 @@ _BENCHES = (
     s.DetoxSettings,
     s.ScaleSettings,
     s.TrainingSettings,
+    s.PredictCheckSettings,
 )
 
 
@@ -30,7 +31,7 @@ def add_parser(commands: Any) -> None:
     """Adds ``bench`` to the subparsers ``commands``."""
     bench = commands.add_parser(
         "bench",
-        help="measure: kernels, collectives, robust rules, DETOX, scale, training",
+        help="measure: kernels, collectives, robust rules, DETOX, scale, training, predictions",
         description="Measure what mpisign does on this machine.",
         epilog="mpisign bench WHAT --help tells more about each.",
     )
@@ -38,11 +39,12 @@ def add_parser(commands: Any) -> None:
     for kind in _BENCHES:
         short, description, epilog = bench_help.TEXTS[kind.NAME]
         parser = kinds.add_parser(kind.NAME, help=short, description=description, epilog=epilog)
-        _add_options(parser, kind)
+        add_options(parser, kind)
         parser.set_defaults(run=run, parser=parser, kind=kind)
 
 
-def _add_options(parser: argparse.ArgumentParser, kind: type[s.Output]) -> None:
+def add_options(parser: argparse.ArgumentParser, kind: type[s.Output]) -> None:
+    """Adds an option for each field of ``kind`` that is one, and those of the output."""
     exclusive = None
     for field in dataclasses.fields(kind):
         group: Any = parser
@@ -61,7 +63,7 @@ def _add_options(parser: argparse.ArgumentParser, kind: type[s.Output]) -> None:
 
 def _add_option(group: Any, field: dataclasses.Field[Any]) -> None:
     meta = field.metadata
-    name, parse = f"--{field.name.replace('_', '-')}", meta["parse"]
+    name, parse = meta.get("flag") or f"--{field.name.replace('_', '-')}", meta["parse"]
     given: dict[str, Any] = {"help": meta["help"], "default": field.default}
     if parse is bool:
         given["action"] = "store_true"
@@ -72,7 +74,7 @@ def _add_option(group: Any, field: dataclasses.Field[Any]) -> None:
         given["type"] = parse if parse is Path else lambda text: parse(numbers, text)
     if meta.get("repeated"):
         given.update(action="append", default=[])
-    group.add_argument(name, **given)
+    group.add_argument(name, dest=field.name, **given)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -88,8 +90,8 @@ def run(args: argparse.Namespace) -> int:
     if issubclass(kind, s.Job):
         return _job(args, resolve.get(kind), given)
     parser: argparse.ArgumentParser = args.parser
-    ranks, rank = launcher.launched_size() or 1, launcher.rank()
-    if ranks > 1 and rank:  # rank 0 prints the error
+    ranks, own = launcher.launched_size() or 1, launcher.rank()
+    if ranks > 1 and own:  # rank 0 prints the error
         return 0
     if ranks > 1 and kind is s.DetoxSettings:
         parser.error("simulates its ranks in one process: start it without a launcher")
@@ -110,7 +112,9 @@ def run(args: argparse.Namespace) -> int:
 
 def _module(kind: type[s.Output]) -> Any:
     """Where a bench's ``run(settings, command)`` is: imported late, as it imports torch or MPI."""
-    inner = kind.NAME if kind.NAME in ("robust", "detox", "scale") else f"{kind.NAME}.run"
+    inner = (
+        kind.NAME if kind.NAME in ("robust", "detox", "scale", "predict") else f"{kind.NAME}.run"
+    )
     return importlib.import_module(f"mpisign.bench.{inner}")
 
 
@@ -169,26 +173,26 @@ def _job(args: argparse.Namespace, resolve: Any, given: dict[str, Any]) -> int:
     """A bench between the ranks that a launcher started."""
     if resolve is not None:
         resolve(args, given)
-    started = _started_by()
+    started = started_by()
     if started is None:
         name = args.kind.NAME
         args.parser.error(f"needs two ranks or more: mpirun -n 4 mpisign bench {name}")
     if args.kind is s.CollectivesSettings:
         given["via"] = args.via or (started,)
-    guard.end_on_signals(speaker=not _rank())
+    guard.end_on_signals(speaker=not rank())
 
     def job() -> int:
-        settings = args.kind(**given, started=started, rank=_rank() or 0)
+        settings = args.kind(**given, started=started, rank=rank() or 0)
         try:
-            bench = _module(args.kind)
+            module = _module(args.kind)
         except ModuleNotFoundError as error:
             args.parser.error(str(missing(error.name or "a package", error)))
-        return int(bench.run(settings, args.command))
+        return int(module.run(settings, args.command))
 
-    return guard.abort_on_error(job, _rank)
+    return guard.abort_on_error(job, rank)
 
 
-def _started_by() -> str | None:
+def started_by() -> str | None:
     """The library that the launcher started this process for; None without a launcher."""
     if os.environ.get("HOROVOD_CONTROLLER") == "gloo":
         return "horovod"
@@ -197,7 +201,7 @@ def _started_by() -> str | None:
     return "torch" if {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys() else None
 
 
-def _rank() -> int | None:
+def rank() -> int | None:
     """This process's rank in the job; None if it is unknown."""
     found = launcher.rank()
     if found is None and os.environ.get("RANK", "").isdecimal():

@@ -236,6 +236,28 @@ examples:
   mpisign bench scale --markdown docs/scale.md --plot docs/images/scale.png
   mpisign bench scale --ranks 32,64 --sizes 25.6M --node 4 --costs costs.json"""
 
+_PREDICT = """\
+Compare what mpisign predict says with measured training steps, between the ranks of this job.
+
+A perceptron of each size trains on scikit-learn's digits. Its step without communication, the
+kernels and the network are measured first, by all ranks at once; from these the steps of every
+method are predicted, then measured, all over torch's Gloo. Start it between nodes: scripts/netlab
+makes one machine a cluster."""
+
+_PREDICT_TABLE = """\
+the table:
+  alone      the step without communication, which predictions start from
+  predicted  by the equations of mpisign predict from what was measured before
+  measured   median of the steps, of the slowest rank
+  off        of the measured step; negative: the prediction is too short; met: within 15%
+fp32 and fp16 are DistributedDataParallel's, PowerSGD (rank 1, one bucket) torch's hook, votes
+(signum) and ef_sign mpisign.DistributedOptimizer's.
+
+examples:
+  scripts/netlab run --nodes 4 --rate 100mbit -- mpirun mpisign bench predict
+  ... --sizes 1M,25M --repeat 2 --json steps.json --plot steps.png
+  torchrun --nproc-per-node 2 --no-python mpisign bench predict --sizes 1M"""
+
 TEXTS = {
     "kernels": (
         "packing, voting and unpacking against the limits of memory",
@@ -266,5 +288,10 @@ TEXTS = {
         "whole training steps, and time to an accuracy, against fp16, DDP and none",
         _TRAINING,
         _TRAINING_TABLE % _folded(COMPRESSORS, 6),
+    ),
+    "predict": (
+        "what mpisign predict says against measured training steps",
+        _PREDICT,
+        _PREDICT_TABLE,
     ),
 }

@@ -1,0 +1,1 @@
+"""mpisign predict: seconds of a training step on a cluster, from measured quantities."""

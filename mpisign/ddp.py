@@ -24,7 +24,7 @@ from mpisign.exchange.arguments import named_pairs
 from mpisign.exchange.buckets import BUCKET_SIZE
 from mpisign.exchange.gradient_exchange import GradientExchange
 from mpisign.exchange.optimizer_options import warn_of_momentum
-from mpisign.exchange.optimizer_steps import NEWCOMER, call_on_every_rank
+from mpisign.exchange.optimizer_steps import NEWCOMER, call_on_every_rank, listen
 from mpisign.exchange.parameter_slot import ParameterSlot
 from mpisign.exchange.pending_step import ChangedVotes
 from mpisign.exchange.process_group import FUNCTION, HookState
@@ -124,6 +124,7 @@ class MajorityVoteState(HookState):
         self._slots: dict[int, ParameterSlot] = {}  # by id(parameter); empty in the first step
         self._exchange = self._exchange_of([], FUNCTION)  # checks the settings
         self._exchange.function = _HOOK
+        listen()
         self._begin()
 
     def _begin(self) -> None:

@@ -28,7 +28,11 @@ FLOORS: list[tuple[str, list[str]]] = [
     ("collectives", ["collectives", "robust"]),
     ("communicator", ["connect", "communicator", "functions", "simulation"]),
     ("exchange", ["compressors", "detox", "exchange"]),
-    ("front ends", ["optimizer", "ddp", "fsdp", "horovod", "attacks", "checkpoint"]),
+    (
+        "front ends",
+        ["optimizer", "ddp", "fsdp", "horovod", "attacks", "checkpoint"]
+        + ["lightning", "accelerate", "transformers"],
+    ),
     ("experiments", ["experiments"]),
     ("tools", ["bench", "doctor"]),
     ("command", ["cli", "__main__"]),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,6 @@ except ImportError as error:
 __all__ = ["register_comm_hook"]
 
 _FUNCTION = "register_comm_hook"
-#: How many models of an accelerator vote: each has files of its own in a checkpoint.
-_MODELS: weakref.WeakKeyDictionary[Accelerator, int] = weakref.WeakKeyDictionary()
 
 
 def register_comm_hook(
@@ -83,16 +80,22 @@ def register_comm_hook(
             "scale: take mixed_precision='bf16' or 'no'"
         )
     ddp.register_comm_hook(state, majority_vote_hook)
-    number = _MODELS.get(accelerator, 0)
-    _MODELS[accelerator] = number + 1
-    of = f"votes_{number}" if number else "votes"  # as Accelerate numbers models
     rank, size = accelerator.process_index, accelerator.num_processes
 
+    def files() -> str | None:
+        """What this model's files are named by; None after ``accelerator.free_memory()``."""
+        for i, known in enumerate(accelerator._models):  # the list as prepare() saw the models
+            if any(known is x for x in (model, ddp, net)):
+                return f"votes_{i}" if i else "votes"  # numbered as Accelerate numbers models
+        return None
+
     def save(models: Any, weights: Any, folder: str) -> None:
-        rank_files.save(Path(folder), rank, rank_files.contents(state, size), of)
+        if of := files():
+            rank_files.save(Path(folder), rank, rank_files.contents(state, size), of)
 
     def load(models: Any, folder: str) -> None:
-        state.load_state_dict(rank_files.load(Path(folder), rank, of)["votes"])
+        if of := files():
+            state.load_state_dict(rank_files.load(Path(folder), rank, of)["votes"])
 
     accelerator.register_save_state_pre_hook(save)
     accelerator.register_load_state_pre_hook(load)

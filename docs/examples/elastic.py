@@ -1,6 +1,7 @@
 """Signum under torchrun's restarts: a rank dies, all begin again at the last checkpoint.
 
-torchrun --nproc-per-node 2 --max-restarts 1 docs/examples/elastic.py
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1  # else restarts find the first start's addresses
+torchrun --standalone --nproc-per-node 2 --max-restarts 1 docs/examples/elastic.py
 """
 
 import hashlib

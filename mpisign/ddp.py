@@ -317,8 +317,12 @@ class MajorityVoteState(HookState):
                     state._lock.release()
 
         for slot in slots:
-            slot.parameter.register_hook(computing(slot))
-            slot.parameter.register_post_accumulate_grad_hook(computed)
+            p = slot.parameter
+            needs = p.requires_grad  # not while another optimizer's turn freezes it, as in a GAN
+            p.requires_grad_(True)
+            p.register_hook(computing(slot))
+            p.register_post_accumulate_grad_hook(computed)
+            p.requires_grad_(needs)
 
 
 def majority_vote_hook(

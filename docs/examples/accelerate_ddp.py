@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import mpisign.accelerate
 
-EPOCHS, BATCH, LR = 4, 32, 0.1
+EPOCHS, BATCH, LR = 6, 16, 0.2
 
 
 def fresh(accelerator, dataset):

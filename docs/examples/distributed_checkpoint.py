@@ -37,11 +37,14 @@ def train(net, optimizer, x, y, steps) -> bytes:
     return hashlib.sha256(b"".join(p.detach().numpy().tobytes() for p in net.parameters())).digest()
 
 
-def load(net, optimizer, folder) -> None:
-    """Ranks that the saved job did not have find no residual: theirs begin at zero."""
-    parts = dict(zip(("net", "optimizer"), get_state_dict(net, optimizer), strict=True))
-    planner = dcp.DefaultLoadPlanner(allow_partial_load=True)
-    dcp.load(parts, checkpoint_id=folder, planner=planner)
+def parts_of(net, optimizer):
+    """What is saved: the residuals are part of the optimizer's state, under each rank's name."""
+    return dict(zip(("net", "optimizer"), get_state_dict(net, optimizer), strict=True))
+
+
+def load(net, optimizer, folder, **options) -> None:
+    parts = parts_of(net, optimizer)
+    dcp.load(parts, checkpoint_id=folder, **options)
     found = {"model_state_dict": parts["net"], "optim_state_dict": parts["optimizer"]}
     set_state_dict(net, optimizer, **found)
 
@@ -55,8 +58,7 @@ def main() -> None:
 
     net, optimizer = fresh()
     train(net, optimizer, x, y, range(STOP))
-    parts = dict(zip(("net", "optimizer"), get_state_dict(net, optimizer), strict=True))
-    dcp.save(parts, checkpoint_id=folder[0])
+    dcp.save(parts_of(net, optimizer), checkpoint_id=folder[0])
     whole = train(net, optimizer, x, y, range(STOP, STEPS))
 
     net, optimizer = fresh()  # as in a new process

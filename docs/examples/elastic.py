@@ -7,7 +7,7 @@ torchrun --standalone --nproc-per-node 2 --max-restarts 1 docs/examples/elastic.
 import hashlib
 import os
 import signal
-import tempfile
+import sys
 from pathlib import Path
 
 import torch
@@ -18,12 +18,12 @@ from torch.nn.parallel import DistributedDataParallel
 import mpisign.ddp
 
 STEPS, EVERY, DIES_AT, BATCH = 40, 10, 25, 32
-FOLDER = Path(os.environ.get("CHECKPOINTS") or Path(tempfile.gettempdir()) / f"run{os.getppid()}")
+FOLDER = Path(sys.argv[1] if len(sys.argv) > 1 else f"/tmp/elastic-{os.getppid()}")  # torchrun's
 
 
 def train(x, y, steps, folder=None):
     """Trains up to ``steps``, from the last checkpoint that every rank has."""
-    rank, size = dist.get_rank(), dist.get_world_size()
+    rank = dist.get_rank()
     torch.manual_seed(0)
     net = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 10))
     model = DistributedDataParallel(net)
@@ -41,7 +41,7 @@ def train(x, y, steps, folder=None):
         saved = torch.load(mine[begin], weights_only=True)
         for name, part in parts.items():
             part.load_state_dict(saved[name])
-        print(f"rank {rank} of {size} resumes at step {begin}", flush=True)
+        print(f"rank {rank} resumes at step {begin}", flush=True)
 
     for step in range(begin, steps):
         draw = torch.Generator().manual_seed(1000 * step + rank)
@@ -69,8 +69,7 @@ def main() -> None:
     images, labels = load_digits(return_X_y=True)
     x, y = torch.tensor(images / 16, dtype=torch.float32), torch.tensor(labels)
     digests = [None] * dist.get_world_size()
-    restarted, undisturbed = train(x, y, STEPS, FOLDER), train(x, y, STEPS)
-    dist.all_gather_object(digests, (restarted, undisturbed))
+    dist.all_gather_object(digests, (train(x, y, STEPS, FOLDER), train(x, y, STEPS)))
     assert len({d for pair in digests for d in pair}) == 1, "the restarted run ended elsewhere"
     if dist.get_rank() == 0:
         print(f"{len(digests)} replicas are bit-identical, as if no rank had died")

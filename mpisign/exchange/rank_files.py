@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import warnings
@@ -30,16 +31,18 @@ def votes_of(rank: int, read: Callable[[int], dict[str, Any]], where: Any) -> di
     A rank that the saved job did not have takes the count of steps, with a warning. Raises
     FileNotFoundError if the saved job had it.
     """
+    first: dict[str, Any] = {"ranks": 0}
     try:
         return read(rank)
     except FileNotFoundError:
-        first = read(0) if rank else {"ranks": 1}
-        size = first["ranks"]
-        if rank < size:
-            raise FileNotFoundError(
-                f"{where} has no votes' state of rank {rank}: the checkpoint was broken off, or "
-                "was saved without mpisign, or rank files were left on another machine"
-            ) from None
+        with contextlib.suppress(FileNotFoundError):
+            first = read(0)
+    size = first["ranks"]
+    if rank < size or not size:
+        raise FileNotFoundError(
+            f"{where} has no votes' state of rank {rank if size else 0}: the checkpoint was "
+            "broken off, or saved without mpisign, or its rank files are on another machine"
+        )
     warnings.warn(
         f"{where} is of {size} ranks: rank {rank} begins with no momentum or residual",
         stacklevel=3,

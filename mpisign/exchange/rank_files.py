@@ -83,5 +83,5 @@ def digest(parameters: Iterable[torch.Tensor]) -> str:
     """Of all bits of the parameters, to tell whether votes and parameters belong together."""
     found = hashlib.blake2b(digest_size=16)
     for p in parameters:
-        found.update(p.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        found.update(p.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return found.hexdigest()

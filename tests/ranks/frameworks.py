@@ -106,5 +106,6 @@ def documentation(module):
 
 if __name__ == "__main__":
     os.environ.update(QUIET)
+    importlib.import_module("torch._dynamo")  # else each rank does, for its optimizer
     for name in sys.argv[1:]:
         importlib.import_module(name).main()

@@ -20,6 +20,8 @@ import mpisign
 import mpisign.accelerate
 import mpisign.ddp
 
+EXAMPLE = runpy.run_path(str(ROOT / "docs/examples/accelerate_ddp.py"))
+
 
 def prepared(accelerator, compression="signum", **settings):
     own = net()
@@ -44,7 +46,7 @@ def check():
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
     votes_are_those_of_ddp(world(), accelerator)
     mistakes(world(), accelerator)
-    runpy.run_path(str(ROOT / "docs/examples/accelerate_ddp.py"))["main"]()
+    EXAMPLE["main"]()
 
 
 def votes_are_those_of_ddp(w, accelerator):

@@ -23,6 +23,8 @@ from torch.utils.data.distributed import DistributedSampler
 import mpisign
 from mpisign.lightning import MajorityVoteStrategy
 
+EXAMPLE = runpy.run_path(str(ROOT / "docs/examples/lightning_ddp.py"))
+
 
 class Module(pl.LightningModule):
     def __init__(self):
@@ -84,7 +86,7 @@ def check():
     votes_are_those_of_ddp(w)
     mistakes(w)
     two_optimizers(w)
-    runpy.run_path(str(ROOT / "docs/examples/lightning_ddp.py"))["main"]()
+    EXAMPLE["main"]()
 
 
 def votes_are_those_of_ddp(w):

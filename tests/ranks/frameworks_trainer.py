@@ -21,6 +21,8 @@ from transformers import Trainer, TrainingArguments
 import mpisign
 from mpisign.transformers import MajorityVoteCallback
 
+EXAMPLE = runpy.run_path(str(ROOT / "docs/examples/trainer_ddp.py"))
+
 
 class Model(torch.nn.Module):
     """What a Trainer takes: it returns its loss."""
@@ -76,9 +78,8 @@ def check():
     (folder, _) = w.gather(tempfile.mkdtemp(dir=SHARED))
     votes_are_those_of_ddp(w, Path(folder))
     mistakes(w, Path(folder))
-    example = runpy.run_path(str(ROOT / "docs/examples/trainer_ddp.py"))
     dist.destroy_process_group()
-    example["main"]()
+    EXAMPLE["main"]()
 
 
 def votes_are_those_of_ddp(w, folder):

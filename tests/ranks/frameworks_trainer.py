@@ -78,7 +78,7 @@ def check():
     (folder, _) = w.gather(tempfile.mkdtemp(dir=SHARED))
     votes_are_those_of_ddp(w, Path(folder))
     mistakes(w, Path(folder))
-    dist.destroy_process_group()
+    dist.init_process_group = lambda *_: None  # a second one may find what is left of the first
     EXAMPLE["main"]()
 
 

@@ -14,7 +14,7 @@ from transformers import BertConfig, BertForSequenceClassification, Trainer, Tra
 
 from mpisign.transformers import MajorityVoteCallback
 
-STEPS, BATCH, LR = 24, 16, 1e-3
+STEPS, BATCH, LR = 24, 16, 2e-3
 
 
 def digits() -> list[dict]:

@@ -19,12 +19,13 @@ except ImportError as error:
 from mpisign import policies
 from mpisign.compressors import Compressor
 from mpisign.engine.progress import ProgressEngine
+from mpisign.exchange import ranks_in_checkpoint
 from mpisign.exchange.after_backward import after_backward, is_running, raise_after_backward
 from mpisign.exchange.arguments import named_pairs
 from mpisign.exchange.buckets import BUCKET_SIZE
 from mpisign.exchange.gradient_exchange import GradientExchange
 from mpisign.exchange.optimizer_options import warn_of_momentum
-from mpisign.exchange.optimizer_steps import NEWCOMER, call_on_every_rank
+from mpisign.exchange.optimizer_steps import NEWCOMER, call_on_every_rank, listen
 from mpisign.exchange.parameter_slot import ParameterSlot
 from mpisign.exchange.pending_step import ChangedVotes
 from mpisign.exchange.process_group import FUNCTION, HookState
@@ -124,6 +125,7 @@ class MajorityVoteState(HookState):
         self._slots: dict[int, ParameterSlot] = {}  # by id(parameter); empty in the first step
         self._exchange = self._exchange_of([], FUNCTION)  # checks the settings
         self._exchange.function = _HOOK
+        listen()
         self._begin()
 
     def _begin(self) -> None:
@@ -144,9 +146,24 @@ class MajorityVoteState(HookState):
     def state_dict(self) -> dict[str, Any]:
         """Returns this rank's {"steps": n, "state": {name: {key: tensor}}}.
 
-        ``torch.load`` reads it with ``weights_only=True``. The state differs from rank to rank.
+        ``torch.load`` reads it with ``weights_only=True``. The state differs from rank to rank. To
+        torch.distributed.checkpoint give the state itself, ``dcp.save({"votes": state, ...})``: it
+        then is under a name of this rank's. ``dcp.load`` needs ``named_parameters``.
         """
-        return self._exchange.state_dict() if self._slots else self._saved
+        own = self._exchange.state_dict() if self._slots else self._saved
+        if not ranks_in_checkpoint.is_asked():
+            return own
+        if not self._slots and not own["steps"]:
+            own = ranks_in_checkpoint.initial(self._exchange_of(self._named_slots()))
+        return ranks_in_checkpoint.under_rank(own)
+
+    def _named_slots(self) -> list[ParameterSlot]:
+        if self._names is None:
+            raise ValueError(
+                f"{FUNCTION}: torch.distributed.checkpoint needs named_parameters before the first "
+                "step, to know what to load"
+            )
+        return [ParameterSlot(name, p) for p, name in reversed(self._names.items())]
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continues from what ``state_dict()`` returned on this rank.
@@ -155,6 +172,8 @@ class MajorityVoteState(HookState):
             ValueError: if it does not fit the module. Before the first step the module is not
                 known: then the first ``backward()`` raises on all ranks.
         """
+        if isinstance(state_dict, dict):
+            state_dict = ranks_in_checkpoint.of_rank(state_dict)
         if not isinstance(state_dict, dict) or not {"steps", "state"} <= state_dict.keys():
             raise ValueError(
                 f"load_state_dict: state_dict must be what {FUNCTION}.state_dict() returned, "
@@ -316,8 +335,12 @@ class MajorityVoteState(HookState):
                     state._lock.release()
 
         for slot in slots:
-            slot.parameter.register_hook(computing(slot))
-            slot.parameter.register_post_accumulate_grad_hook(computed)
+            p = slot.parameter
+            needs = p.requires_grad  # not while another optimizer's turn freezes it, as in a GAN
+            p.requires_grad_(True)
+            p.register_hook(computing(slot))
+            p.register_post_accumulate_grad_hook(computed)
+            p.requires_grad_(needs)
 
 
 def majority_vote_hook(

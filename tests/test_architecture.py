@@ -28,7 +28,11 @@ FLOORS: list[tuple[str, list[str]]] = [
     ("collectives", ["collectives", "robust"]),
     ("communicator", ["connect", "communicator", "functions", "simulation"]),
     ("exchange", ["compressors", "detox", "exchange"]),
-    ("front ends", ["optimizer", "ddp", "fsdp", "horovod", "attacks", "checkpoint", "log"]),
+    (
+        "front ends",
+        ["optimizer", "ddp", "fsdp", "horovod", "attacks", "checkpoint", "log"]
+        + ["lightning", "accelerate", "transformers"],
+    ),
     ("experiments", ["experiments"]),
     ("tools", ["bench", "doctor", "predict"]),
     ("command", ["cli", "__main__"]),

@@ -62,5 +62,9 @@ class HandedShards:
             if all(r() is not optimizer for r in self._steppers):
                 self._steppers.append(weakref.ref(optimizer))
 
+    def after_closure(self, optimizer: torch.optim.Optimizer) -> None:
+        """Called by ``optimizer_steps``; RuntimeError as ``before_step``."""
+        self.before_step(optimizer, closure=False)
+
     def after_step(self, optimizer: torch.optim.Optimizer, closure: bool) -> None:
         """Called by ``optimizer_steps``."""

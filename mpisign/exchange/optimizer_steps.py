@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 import torch
@@ -33,6 +33,9 @@ class Watcher(Protocol):
         may compute other gradients.
         """
 
+    def after_closure(self, optimizer: torch.optim.Optimizer) -> None:
+        """Called when the closure of such a step returns: what is stepped on is there."""
+
     def after_step(self, optimizer: torch.optim.Optimizer, closure: bool) -> None:
         """Called at the end of the same."""
 
@@ -58,6 +61,11 @@ def watch_all(watcher: Watcher) -> None:
     """Has ``watcher`` hear of all steps of all optimizers, for as long as it lives."""
     _change()
     _WATCH_ALL.add(watcher)
+
+
+def listen() -> None:
+    """Has torch report steps from now on, so that the first may compute gradients by a closure."""
+    _change()
 
 
 def unwatch(parameters: Iterable[torch.Tensor], watcher: Watcher) -> None:
@@ -146,9 +154,36 @@ def held_parameters() -> set[int]:
     return held
 
 
-def _before_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+def _before_step(
+    optimizer: torch.optim.Optimizer, args: Any, kwargs: Any
+) -> tuple[Any, dict[str, Any]] | None:
+    closure = _closure(args, kwargs)
     for watcher in _hearers(optimizer):
-        watcher.before_step(optimizer, _closure(args, kwargs))
+        watcher.before_step(optimizer, closure)
+    if not closure:
+        return None
+    first, *rest = args
+    checked = {name: _checked(optimizer, x) for name, x in kwargs.items()}
+    return (first, *[_checked(optimizer, x) for x in rest]), checked
+
+
+class _Checked:
+    """A closure that is followed by ``after_closure``: Lightning clips in it."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, closure: Callable[..., Any]) -> None:
+        self._optimizer, self._closure = optimizer, closure
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        loss = self._closure(*args, **kwargs)
+        for watcher in _hearers(self._optimizer):
+            watcher.after_closure(self._optimizer)
+        return loss
+
+
+def _checked(optimizer: torch.optim.Optimizer, argument: Any) -> Any:
+    if not callable(argument) or isinstance(argument, _Checked):  # a base class's step
+        return argument
+    return _Checked(optimizer, argument)
 
 
 def _after_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:

@@ -120,19 +120,30 @@ class PendingStep:
         """Called by ``optimizer_steps``: takes what the optimizer steps on as done.
 
         RuntimeError if GradScaler calls the step, or if it is not the votes that are stepped on. A
-        ``closure`` computes what is stepped on only now: see ``after_step``.
+        ``closure`` computes what is stepped on only now: see ``after_closure``, ``after_step``.
         """
         if all(r() is not optimizer for r in self._steppers):
             self._steppers.append(weakref.ref(optimizer))
         if self.refuses_newcomers and self.newcomers.come(optimizer):
             raise RuntimeError(f"step: {NEWCOMER}")
-        if not self._handed_out or closure:
-            return
+        if self._handed_out and not closure:
+            self._take(self._checked(optimizer))
+
+    def after_closure(self, optimizer: torch.optim.Optimizer) -> None:
+        """Called by ``optimizer_steps``: RuntimeError as ``before_step``.
+
+        Nothing is taken yet: LBFGS calls its closure several times, and the last one counts.
+        """
+        if self._handed_out:
+            self._checked(optimizer)
+
+    def _checked(self, optimizer: torch.optim.Optimizer) -> list[ParameterSlot]:
+        """What the optimizer is about to step on; none of it if the step is made up."""
         stepped = self._held_by(optimizer)
         if is_scaled(optimizer) and not all(id(s) in self._averages for s in stepped):
             raise RuntimeError(f"step: {SCALER}")
         if _are_made_up(stepped):
-            return  # a step that is to fill the optimizer's state
+            return []  # a step that is to fill the optimizer's state
         mixed = next((s for s in stepped if id(s) in self._mixed), None)
         if mixed is not None:
             raise RuntimeError(
@@ -142,7 +153,7 @@ class PendingStep:
             )
         if self._changed_votes == "raise" and not self.averaged:
             self._check([s for s in stepped if id(s) in self._voted])
-        self._take(stepped)
+        return stepped
 
     def after_step(self, optimizer: torch.optim.Optimizer, closure: bool) -> None:
         """Called by ``optimizer_steps``: another step needs another exchange."""

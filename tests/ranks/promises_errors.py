@@ -134,6 +134,9 @@ def sparse(world, front):
 
 def clipped(w, model_loss, how):
     """One step whose gradients are changed after they are votes."""
+    if how == "closure":  # as Lightning's
+        w.optimizer.step(lambda: clipped_loss(w, model_loss))
+        return
     w.optimizer.zero_grad()
     model_loss(w.model).backward()
     if w.front in HOROVOD:
@@ -152,13 +155,22 @@ def clipped(w, model_loss, how):
         w.optimizer.step()
 
 
+def clipped_loss(w, model_loss):
+    w.optimizer.zero_grad()
+    loss = model_loss(w.model)
+    loss.backward()
+    torch.nn.utils.clip_grad_value_(list(w.net.parameters()), 0.5)
+    return loss
+
+
 VOTED_BEFORE_STEP = ("overlap", *HOOKS, *SHARDED, *HOROVOD)  # gradients are votes after backward
 
 
 @promise(*VOTED_BEFORE_STEP)
 def clip(world, front):
     """clip_grad_norm_ after backward() under a hook, after synchronize() under Horovod."""
-    for how in ("clip", "scale"):
+    ways = ["clip", "scale"] + ["closure"] * (front in (*HOOKS, *SHARDED))
+    for how in ways:
         w = make(world, front)
         expected = Expected(world, Net(), beta_of(front))
         w.train(at(world, 0))

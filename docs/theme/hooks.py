@@ -1,0 +1,88 @@
+"""MkDocs's hooks: the API reference, and links that leave docs/.
+
+The pages under docs/ are written for GitHub too, where ``../CONTRIBUTING.md`` and ``results/`` lead
+somewhere. On the site they lead to the repository.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import griffe
+from mkdocs.structure.files import File, Files
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+DOCS = ROOT / "docs"
+_LINK = re.compile(r"(\]\()([^)\s#]+)((?:#[^)\s]*)?\))")
+_HIDDEN = re.compile(r"^ *<!--.*?-->\n", re.MULTILINE | re.DOTALL)
+
+
+def public_modules() -> list[str]:
+    """The modules that users import from, as tests/test_public_docs.py lists them."""
+    tree = ast.parse((ROOT / "tests" / "test_public_docs.py").read_text())
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "PUBLIC":
+            return list(ast.literal_eval(node.value))
+    raise LookupError("tests/test_public_docs.py has no list PUBLIC")
+
+
+def public_names(module: griffe.Module) -> list[str]:
+    """``__all__``, or what a module defines itself."""
+    if module.exports is not None:
+        return sorted(str(name) for name in module.exports)
+    own = module.members.items()
+    return [n for n, x in own if not x.is_alias and not n.startswith("_") and x.has_docstring]
+
+
+def api_pages() -> dict[str, str]:
+    """{path: Markdown} of the API reference: one page for each module, each object once."""
+    package = griffe.load("mpisign", search_paths=[ROOT], resolve_aliases=True)
+    pages: dict[str, str] = {}
+    shown: dict[str, str] = {}
+    for name in public_modules():
+        inner = name.partition(".")[2]
+        module = package[inner] if inner else package
+        lines = [f"# {name}", ""]
+        if module.docstring:
+            lines += [module.docstring.value, ""]
+        for member in public_names(module):
+            path, home = f"{name}.{member}", module[member].canonical_path
+            if home in shown:
+                lines += [f"`{path}` is [`{shown[home]}`][{shown[home]}].", ""]
+            else:
+                shown[home] = path
+                lines += [f"::: {path}", ""]
+        pages[f"api/{name}.md"] = "\n".join(lines)
+    return pages
+
+
+def on_config(config: Any) -> Any:
+    modules = [{name: f"api/{name}.md"} for name in public_modules()]
+    config.nav.append({"API reference": modules})
+    return config
+
+
+def on_files(files: Files, config: Any) -> Files:
+    for path, text in api_pages().items():
+        files.append(File.generated(config, path, content=text))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
+    folder = (DOCS / page.file.src_uri).parent
+
+    def outside(link: re.Match[str]) -> str:
+        start, target, rest = link.groups()
+        if re.match(r"[a-z]+:", target):
+            return link.group()
+        path = Path(os.path.normpath(folder / target))
+        if path.is_dir() or not path.is_relative_to(DOCS):
+            kind = "tree" if path.is_dir() else "blob"
+            return f"{start}{config.repo_url}/{kind}/main/{path.relative_to(ROOT)}{rest}"
+        return link.group()
+
+    return _LINK.sub(outside, _HIDDEN.sub("", markdown))

@@ -6,7 +6,7 @@ Before or after any block a comment may hold Python that runs at its place, in t
     model = torch.nn.Linear(4, 2)
     -->
 
-Other comments: ``<!-- not run: REASON -->`` on the line above a block or a command; and, once in a
+Other comments: ``<!-- not run: REASON -->`` above a block; and, once in a
 page, ``<!-- ranks: torchrun -->`` (mpirun is the default; horovodrun) and ``<!-- needs: MODULE, ...
 -->``. A page's Python blocks run in order, in one namespace, in an empty folder.
 """

@@ -50,14 +50,24 @@ def api_pages() -> dict[str, str]:
         if module.docstring:
             lines += [module.docstring.value, ""]
         for member in public_names(module):
-            path, home = f"{name}.{member}", module[member].canonical_path
+            path, home = f"{name}.{member}", home_of(module, member)
             if home in shown:
-                lines += [f"`{path}` is [`{shown[home]}`][{shown[home]}].", ""]
-            else:
-                shown[home] = path
-                lines += [f"::: {path}", ""]
+                page = shown[home].rpartition(".")[0]
+                link = f"[`{shown[home]}`]({page}.md#{shown[home]})"
+                lines += [f"[](){{#{path}}}`{path}` is {link}.", ""]
+                continue
+            shown[home] = path
+            lines += [f"[](){{#{path}}}", f"::: {home}", "    options:"]
+            lines += [f"        heading: {path}", f"        toc_label: {member}", ""]
         pages[f"api/{name}.md"] = "\n".join(lines)
     return pages
+
+
+def home_of(module: griffe.Module, member: str) -> str:
+    """Where a public name is defined; mpisign.planes.pack is a function of a module pack."""
+    found = module[member]
+    path: str = found.canonical_path
+    return f"{path}.{member}" if found.is_module and member in found.members else path
 
 
 def on_config(config: Any) -> Any:

@@ -38,9 +38,8 @@ def public_names(module: griffe.Module) -> list[str]:
     return [n for n, x in own if not x.is_alias and not n.startswith("_") and x.has_docstring]
 
 
-def api_pages() -> dict[str, str]:
+def api_pages(package: griffe.Module) -> dict[str, str]:
     """{path: Markdown} of the API reference: one page for each module, each object once."""
-    package = griffe.load("mpisign", search_paths=[ROOT], resolve_aliases=True)
     pages: dict[str, str] = {}
     shown: dict[str, str] = {}
     for name in public_modules():
@@ -77,12 +76,16 @@ def on_config(config: Any) -> Any:
 
 
 def on_files(files: Files, config: Any) -> Files:
-    for path, text in api_pages().items():
+    handler = config.plugins["mkdocstrings"].get_handler("python")
+    package = handler.collect("mpisign", handler.get_options({}))  # which it keeps for the pages
+    for path, text in api_pages(package).items():
         files.append(File.generated(config, path, content=text))
     return files
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
+    if page.file.src_uri.startswith("results/"):
+        page.meta["search"] = {"exclude": True}  # figures, not words
     folder = (DOCS / page.file.src_uri).parent
 
     def outside(link: re.Match[str]) -> str:

@@ -16,6 +16,7 @@ from page_commands import check, commands
 
 RUNNER = launchers.RANKS / "run_pages.py"
 BLOCKS = [block for page in PAGES for block in blocks(page)]
+LAUNCHERS = ("mpirun", "torchrun", "horovodrun", "python")
 SHELL = ("indented", "sh", "bash", "console")
 
 
@@ -24,6 +25,8 @@ def start(launcher: str, pages: list[str]) -> str:
     env = launchers.with_tests()
     if launcher == "mpirun":
         return launchers.on_ranks(3, *job, timeout=200)
+    if launcher == "python":
+        return launchers.run([sys.executable, *job], timeout=200, env=env).stdout
     if launcher == "torchrun":
         command = [launchers.find("torchrun"), "--standalone", "--nproc-per-node=2", *job]
         return launchers.run(command, timeout=200, env=env).stdout
@@ -32,7 +35,7 @@ def start(launcher: str, pages: list[str]) -> str:
 
 
 @pytest.mark.mpi
-@pytest.mark.parametrize("launcher", ["mpirun", "torchrun", "horovodrun"])
+@pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_python_blocks_run(launcher):
     """One job for the pages of a launcher: most of its time is the start of Python and torch."""
     pytest.importorskip("torch", reason='pip install "mpisign[torch]"')
@@ -55,7 +58,7 @@ def test_python_blocks_run(launcher):
 
 
 def test_every_launcher_is_known():
-    assert {setting(p, "ranks", "mpirun") for p in PAGES} == {"mpirun", "torchrun", "horovodrun"}
+    assert {setting(page, "ranks", "mpirun") for page in PAGES} <= set(LAUNCHERS)
 
 
 def test_data_files_are_valid():

@@ -1,4 +1,4 @@
-"""MkDocs's hooks: the API reference, and links that leave docs/.
+"""MkDocs's hooks: the API reference, the list of tables, and links that leave docs/.
 
 The pages under docs/ are written for GitHub too, where ``../CONTRIBUTING.md`` and ``results/`` lead
 somewhere. On the site they lead to the repository.
@@ -69,7 +69,21 @@ def home_of(module: griffe.Module, member: str) -> str:
     return f"{path}.{member}" if found.is_module and member in found.members else path
 
 
+def result_pages() -> list[Path]:
+    """What commands wrote: the tables of measurements, then those of studies."""
+    folder = DOCS / "results"
+    return [*sorted(folder.glob("*.md")), *sorted(folder.glob("*/*.md"))]
+
+
+def title(page: Path) -> str:
+    """The first heading."""
+    return next(x[2:] for x in page.read_text().splitlines() if x.startswith("# "))
+
+
 def on_config(config: Any) -> Any:
+    tables = [{title(path): str(path.relative_to(DOCS))} for path in result_pages()]
+    (results,) = [part["Results"] for part in config.nav if "Results" in part]
+    results.append({"Tables": tables})
     modules = [{name: f"api/{name}.md"} for name in public_modules()]
     config.nav.append({"API reference": modules})
     return config

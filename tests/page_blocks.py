@@ -6,9 +6,9 @@ Before or after any block a comment may hold Python that runs at its place, in t
     model = torch.nn.Linear(4, 2)
     -->
 
-Other comments: ``<!-- not run: REASON -->`` above a block; and, once in a
-page, ``<!-- ranks: torchrun -->`` (mpirun is the default; horovodrun, python) and
-``<!-- needs: MODULE, ... -->``. A page's Python blocks run in order, in one namespace, in an empty folder.
+Other comments: ``<!-- not run: REASON -->`` above a block; once in a page ``<!-- ranks: torchrun
+-->`` (mpirun is the default; horovodrun, python) and ``<!-- needs: MODULE, ... -->``. A page's
+Python blocks run in order, in one namespace, in an empty folder.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ _THEIRS = {"train.py", "script.py", "bench.py", "prepare.py"}
 #: Programs of a cluster, a container or the system, whose options are theirs.
 _OTHERS = {
     *("git", "cd", "cp", "mkdir", "export", "source", "env", "ulimit", "bash", "cat", "ip", "ssh"),
-    *("curl", "jq", "rattler-build"),
+    *("curl", "jq", "rattler-build", "cibuildwheel"),
     *("module", "sbatch", "salloc", "scancel", "squeue", "sinfo", "scontrol", "qsub", "qdel"),
     *("qstat", "bsub", "bjobs", "bkill", "flux", "docker", "podman", "apptainer", "conda", "mamba"),
     *("sudo", "apt-get", "tensorboard", "nsys"),

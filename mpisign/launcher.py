@@ -42,7 +42,7 @@ _TORCHRUN = {
 def _first(names: tuple[str, ...]) -> tuple[str, int] | None:
     """The first of the variables that holds a number, and the number."""
     if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun: its names are too general alone
-        names = (*names, *_TORCHRUN[names])
+        names = (*_TORCHRUN[names], *names)
     for name in names:
         value = os.environ.get(name, "").strip()
         if value.isdecimal():

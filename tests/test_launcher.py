@@ -69,6 +69,10 @@ def test_torchrun(environment):
     assert launcher.local_size() is None
     with pytest.raises(LauncherError, match='comm="torch"'):
         launcher.check_world(1)
+    # srun starts one torchrun a node: its variables count those.
+    for name in ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_NUM_TASKS"):
+        environment.setenv(name, "0")
+    assert (launcher.rank(), launcher.local_rank(), launcher.launched_size()) == (3, 1, 4)
 
 
 def test_a_batch_script_is_one_process(environment):

@@ -30,6 +30,8 @@ PUBLIC = [
     "mpisign.fsdp",
     "mpisign.horovod",
 ]
+#: In the site's reference too; tests/ranks/frameworks*.py run their examples.
+FRAMEWORKS = ["mpisign.lightning", "mpisign.accelerate", "mpisign.transformers"]
 
 
 def public() -> Iterator[tuple[str, Any]]:

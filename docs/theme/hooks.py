@@ -24,10 +24,12 @@ _HIDDEN = re.compile(r"^ *<!--.*?-->\n", re.MULTILINE | re.DOTALL)
 def public_modules() -> list[str]:
     """The modules that users import from, as tests/test_public_docs.py lists them."""
     tree = ast.parse((ROOT / "tests" / "test_public_docs.py").read_text())
-    for node in tree.body:
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "PUBLIC":
-            return list(ast.literal_eval(node.value))
-    raise LookupError("tests/test_public_docs.py has no list PUBLIC")
+    lists = {
+        ast.unparse(node.targets[0]): node.value
+        for node in tree.body
+        if isinstance(node, ast.Assign)
+    }
+    return [*ast.literal_eval(lists["PUBLIC"]), *ast.literal_eval(lists["FRAMEWORKS"])]
 
 
 def public_names(module: griffe.Module) -> list[str]:

@@ -10,7 +10,7 @@ from mpisign import planes, policies
 from mpisign.collectives.compressed_mean_state import CompressedMeanState, Floats, Piece
 from mpisign.errors import WireError
 from mpisign.stats import stage
-from mpisign.transports.base import Part, Pending
+from mpisign.transports.base import BULK, Part, Pending
 from mpisign.transports.tagged import TaggedTransport
 
 
@@ -41,6 +41,7 @@ class ScaledSigns:
         self.down_scales = np.zeros(state.scales, dtype="<f4")
         self._residual, self._owner_residual = state.begin()
         self.bad = 0
+        self._bulk = b >= BULK * wire.size
 
     def send(self, pieces: list[Piece]) -> Pending:
         """Packs a chunk, and starts sending it to the owners."""
@@ -60,7 +61,7 @@ class ScaledSigns:
         for r in wire.others:
             sends += _parts(r, pieces[r].planes(self._up), self._up_scales[_scales(pieces[r])])
             recvs += _parts(r, stack[r], stack_scales[r])
-        return wire.exchange(sends, recvs)
+        return wire.exchange(sends, recvs, bulk=self._bulk)
 
     def _pack(self, m: Piece, scales: Floats) -> None:
         if m.b == m.a:
@@ -124,7 +125,7 @@ class ScaledSigns:
         for r in wire.others:
             sends += _parts(r, own.planes(self.down), self.down_scales[_scales(own)])
             recvs += _parts(r, pieces[r].planes(self.down), self.down_scales[_scales(pieces[r])])
-        return wire.exchange(sends, recvs)
+        return wire.exchange(sends, recvs, bulk=self._bulk)
 
     def receive(self, pieces: list[Piece]) -> None:
         """Reads a chunk of the result."""

@@ -183,7 +183,8 @@ class VotePlan(Plan):
                 chunk = self._chunk(i)
                 self._tally(chunk)
                 if self.parts > 1:
-                    downs[i] = wire.exchange(chunk.down_sends, chunk.down_recvs, "results")
+                    parts = (chunk.down_sends, chunk.down_recvs)
+                    downs[i] = wire.exchange(*parts, "results", bulk=True)
                 else:
                     self.task.unpack_pieces(chunk.results)
             i -= DEPTH
@@ -200,7 +201,7 @@ class VotePlan(Plan):
             self.task.pack_pieces(chunk.ballots)
         if chunk.headed:
             self._last.fill(self.terms, step, settings, self.task.nans)
-        return wire.exchange(chunk.sends, chunk.recvs, "ballots")
+        return wire.exchange(chunk.sends, chunk.recvs, "ballots", bulk=True)
 
     def _tally(self, chunk: _Chunk) -> None:
         task = self.task

@@ -94,7 +94,8 @@ def _exchanges(
         for _ in range(calls + 1):
             yield from all_same(wire, np.zeros(1, dtype=np.uint8))  # all start together
             start = time.perf_counter()
-            yield wire.exchange([(r, out) for r in to], list(zip(source, into, strict=True)))
+            recvs = list(zip(source, into, strict=True))
+            yield wire.exchange([(r, out) for r in to], recvs, bulk=nbytes > _SMALL)
             samples.append(time.perf_counter() - start)
         found.append(median(samples[1:]))  # the first makes connections
     row = np.array(found, dtype="<f8").view(np.uint8)

@@ -26,6 +26,8 @@ FIRST = TAGS
 _SPIN = 5e-3  # seconds of polling without a pause: longer than most exchanges in a node take
 #: Bytes of a notice: see ``Transport.post``.
 NOTICE = 512
+#: Bytes between two ranks from which an exchange is ``bulk``.
+BULK = 64 << 10
 #: The notice of a rank whose program ends: it will send nothing more.
 LEFT = b"left"
 
@@ -194,6 +196,7 @@ class Transport(ABC):
     ``gathers``: a rank sends the same one to all. ``threaded``: threads of the wire move exchanges
     on, and need a core while this one waits. ``ended``: why it cannot be used any more, if so.
     ``what``: the next exchange sends, for transports whose exchanges have names that people see.
+    ``bulk``: the next exchange sends much, on all ranks, for transports that then go another way.
 
     All ranks call the methods that start something; ``post`` and ``notices`` are not collective.
     """
@@ -211,6 +214,7 @@ class Transport(ABC):
     threaded: bool = False
     ended: str = ""
     what: str = ""
+    bulk: bool = False
     rank: int
     size: int
 

@@ -85,15 +85,21 @@ class TaggedTransport:
         self._begun = self.first_done = True
         return tag
 
-    def exchange(self, sends: Sequence[Part], recvs: Sequence[Part], what: str = "") -> Pending:
-        """``Transport.start_exchange``. ``what``: is sent, the same word on all ranks."""
+    def exchange(
+        self, sends: Sequence[Part], recvs: Sequence[Part], what: str = "", bulk: bool = False
+    ) -> Pending:
+        """``Transport.start_exchange``. ``what``: is sent, the same word on all ranks; ``bulk``: so
+        much that bandwidth matters, which all ranks must say alike.
+        """
         self._begun = True
         self.transport.what = what
+        self.transport.bulk = bulk
         return self.transport.start_exchange(sends, recvs, self.tag)
 
-    def allgather(self, send: Bytes, rows: Any) -> Pending:
-        """``Transport.start_allgather``."""
+    def allgather(self, send: Bytes, rows: Any, bulk: bool = False) -> Pending:
+        """``Transport.start_allgather``. ``bulk``: as in ``exchange``."""
         self._begun = True
+        self.transport.bulk = bulk
         return self.transport.start_allgather(send, rows, self.tag)
 
     def allreduce(self, values: Any) -> Pending:
@@ -112,10 +118,13 @@ class UncountedTransport(TaggedTransport):
 
     __slots__ = ()
 
-    def exchange(self, sends: Sequence[Part], recvs: Sequence[Part], what: str = "") -> Pending:
+    def exchange(
+        self, sends: Sequence[Part], recvs: Sequence[Part], what: str = "", bulk: bool = False
+    ) -> Pending:
+        self.transport.bulk = bulk
         return self.transport._exchange(sends, recvs, self.tag)
 
-    def allgather(self, send: Bytes, rows: Any) -> Pending:
+    def allgather(self, send: Bytes, rows: Any, bulk: bool = False) -> Pending:
         rows[self.rank][...] = send
-        others = self.others
-        return self.exchange([(r, send) for r in others], [(r, rows[r]) for r in others])
+        sends, recvs = [(r, send) for r in self.others], [(r, rows[r]) for r in self.others]
+        return self.exchange(sends, recvs, bulk=bulk)

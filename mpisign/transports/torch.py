@@ -40,6 +40,7 @@ from mpisign.transports.torch_store import TorchStore
 
 _GLOO = timedelta(minutes=30)  # for connecting and for an exchange: torch's default
 _FRAME = 4 << 10  # bytes: as fast as a few
+_TWO_WAYS = 16  # ranks up to which each has two connections to each
 _SLICE = 0.2  # seconds between checks for Ctrl-C in a sleeping wait
 
 
@@ -87,20 +88,26 @@ class TorchTransport(Transport):
         self._group: Any = group
         if store is not None:
             store.meet(self.rank, self.size, seconds)
+        #: A second connection to each rank: see ``_both_ways``.
+        self._back: Any = None
         if self.backend == "gloo" and store is not None:
-            self._group = _connections(store, self.rank, self.size, seconds)
+            self._group = _connections(store, "", self.rank, self.size, seconds)
+            if 1 < self.size <= _TWO_WAYS:
+                self._back = _connections(store, "back", self.rank, self.size, seconds)
         self._pool = host_pool()
-        self._works: list[dist.Work] = []  # may be in flight
+        self._works: list[dist.Work | _Works] = []  # may be in flight
         # A process that ends would wait for exchanges in flight. Not earlier, in ``abort``: the
         # notice explains the failure better to a rank that is late.
-        weakref.finalize(self, _give_up, self._group, self.backend, self._works)
+        groups = [self._group] + [self._back] * (self._back is not None)
+        weakref.finalize(self, _give_up, groups, self.backend, self._works)
         self._store = store
         self._mail = Mailbox(store, self.rank, self.size) if store else None
         leaving.at_exit(self)
 
     def _exchange(self, sends: Sequence[Part], recvs: Sequence[Part], tag: int) -> Pending:
         incoming = by_rank(recvs, self.size)
-        return self._alltoall(sends, incoming, lambda into: into.unpack(incoming))
+        bulk, self.bulk = self.bulk, False
+        return self._alltoall(sends, incoming, lambda into: into.unpack(incoming), bulk)
 
     def _first_round(
         self, sends: Sequence[Part], recvs: Sequence[Part], rooms: Sequence[Bytes], tag: int
@@ -119,6 +126,7 @@ class TorchTransport(Transport):
         sends: Sequence[Part],
         incoming: Sequence[Sequence[Bytes]],
         unpack: Callable[[Framed], None],
+        bulk: bool = False,
     ) -> Pending:
         """``unpack`` takes what arrived, at most the lengths of ``incoming``."""
         if self.size == 1:
@@ -129,9 +137,13 @@ class TorchTransport(Transport):
         out.pack(outgoing)
         sent, memory = torch.from_numpy(out.memory), torch.from_numpy(into.memory)
         received = memory.to(self._device)  # the same memory unless the device is another
-        work = self._group.alltoall_base(
-            received, sent.to(self._device), into.counts, out.counts, dist.AllToAllOptions()
-        )
+        work: Any
+        if self._back is not None and bulk:
+            work = self._both_ways(received, sent, into.counts, out.counts)
+        else:
+            work = self._group.alltoall_base(
+                received, sent.to(self._device), into.counts, out.counts, dist.AllToAllOptions()
+            )
 
         def finish() -> None:
             if received is not memory:
@@ -144,6 +156,28 @@ class TorchTransport(Transport):
 
         return self._pending(work, finish)
 
+    def _both_ways(
+        self, received: torch.Tensor, sent: torch.Tensor, into: list[int], out: list[int]
+    ) -> _Works:
+        """To higher ranks by one connection, to lower ranks by the other, at the same time.
+
+        Gloo sends after it has heard that the other side receives. By one connection that word
+        waits behind what this side sends, and data goes one way, then the other.
+        """
+        rank, works = self.rank, []
+        for group, to, of in (
+            (self._group, range(rank + 1, self.size), range(rank)),
+            (self._back, range(rank), range(rank + 1, self.size)),
+        ):
+            counts = [[c if r in way else 0 for r, c in enumerate(every)]
+                      for every, way in ((into, of), (out, to))]  # fmt: skip
+            here = received[sum(into[: of.start]) :][: sum(counts[0])]
+            there = sent[sum(out[: to.start]) :][: sum(counts[1])]
+            works.append(group.alltoall_base(here, there, *counts, dist.AllToAllOptions()))
+        own = received[sum(into[:rank]) :][: into[rank]]
+        own.copy_(sent[sum(out[:rank]) :][: out[rank]])
+        return _Works(works)
+
     def start_allreduce(self, values: npt.NDArray[Any], tag: int) -> Pending:
         count_ring(values.nbytes, self.size)
         if self.size == 1:
@@ -153,7 +187,7 @@ class TorchTransport(Transport):
         work = self._group.allreduce([summed], dist.AllreduceOptions())  # a sum
         return self._pending(work, lambda: None if summed is memory else memory.copy_(summed))
 
-    def _pending(self, work: dist.Work, finish: Callable[[], Any]) -> _Work:
+    def _pending(self, work: dist.Work | _Works, finish: Callable[[], Any]) -> _Work:
         self._works[:] = [w for w in self._works if not w.is_completed()]
         self._works.append(work)
         return _Work(work, finish, sleeps=self.sleeps)
@@ -172,10 +206,24 @@ class TorchTransport(Transport):
             self._store.part(self.rank, self.size)
 
 
+class _Works:
+    """Several as one."""
+
+    def __init__(self, works: list[dist.Work]) -> None:
+        self._works = works
+
+    def is_completed(self) -> bool:
+        return all(work.is_completed() for work in self._works)
+
+    def wait(self, *limit: timedelta) -> None:
+        for work in self._works:
+            work.wait(*limit)
+
+
 class _Work(Polled):
     """A torch Work, and what to do when it has completed."""
 
-    def __init__(self, work: dist.Work, finish: Callable[[], Any], sleeps: bool) -> None:
+    def __init__(self, work: dist.Work | _Works, finish: Callable[[], Any], sleeps: bool) -> None:
         self._work = work
         self._finish: Callable[[], Any] | None = finish
         self._sleeps = sleeps
@@ -225,14 +273,15 @@ def _backend(group: dist.ProcessGroup) -> tuple[str, torch.device]:
     return backends["cuda"], torch.device("cuda", torch.cuda.current_device())
 
 
-def _connections(store: TorchStore, rank: int, size: int, seconds: float) -> Any:
+def _connections(store: TorchStore, name: str, rank: int, size: int, seconds: float) -> Any:
     """Gloo's, once all ranks are here.
 
     Not dist.new_group: it needs all ranks of the job, or equal numbers of groups so far.
     """
     limit = min(timedelta(seconds=max(seconds, 1.0)), _GLOO)
     try:
-        group = dist.ProcessGroupGloo(store.store, rank, size, limit)
+        keys = dist.PrefixStore(name, store.store) if name else store.store
+        group = dist.ProcessGroupGloo(keys, rank, size, limit)
     except RuntimeError as error:  # one of them ended or stopped since
         text = f"Communicator: Gloo could not connect the ranks in {seconds:.1f} s: {error}"
         raise CollectiveTimeout(text) from error
@@ -240,11 +289,12 @@ def _connections(store: TorchStore, rank: int, size: int, seconds: float) -> Any
     return group
 
 
-def _give_up(group: Any, backend: str, works: list[dist.Work]) -> None:
+def _give_up(groups: list[Any], backend: str, works: list[dist.Work | _Works]) -> None:
     """Ends exchanges in flight, so that the process can exit."""
     if backend == "gloo" and not all(work.is_completed() for work in works):
         # Gloo's abort() does nothing, but a receive that times out closes all connections.
-        with contextlib.suppress(RuntimeError):
-            never = torch.zeros(1, dtype=torch.uint8)
-            peer = (group.rank() + 1) % group.size()
-            group.recv([never], peer, 0).wait(timedelta(milliseconds=1))
+        for group in groups:
+            with contextlib.suppress(RuntimeError):
+                never = torch.zeros(1, dtype=torch.uint8)
+                peer = (group.rank() + 1) % group.size()
+                group.recv([never], peer, 0).wait(timedelta(milliseconds=1))

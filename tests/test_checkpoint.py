@@ -252,6 +252,26 @@ def test_misfits_steps_and_folders(tmp_path):
     assert first == second
 
 
+def test_a_save_of_the_same_step_that_breaks_off_leaves_the_one_before(tmp_path, monkeypatch):
+    run = saved(mpisign.Communicator(), tmp_path, 2)
+    place = tmp_path / "step-0000000002"
+
+    def dies(folder, target):  # between the two renames
+        if folder.name.endswith(".partial"):
+            raise KeyboardInterrupt
+        return rename(folder, target)
+
+    rename = type(tmp_path).rename
+    with monkeypatch.context() as patch:
+        patch.setattr(type(tmp_path), "rename", dies)
+        with pytest.raises(KeyboardInterrupt):
+            checkpoint.save(tmp_path, 2, run.state)
+    assert not place.exists()
+    assert checkpoint.load(tmp_path, Run(run.comm, 1).state) == 2
+    checkpoint.save(tmp_path, 2, run.state)
+    assert list(tmp_path.iterdir()) == [place]
+
+
 def test_the_random_bits_of_votes_do_not_depend_on_saving(tmp_path):
     """A save takes no number of a call: the default step of votes."""
 

@@ -18,7 +18,8 @@ import numpy as np  # noqa: E402
 
 import mpisign  # noqa: E402
 from mpisign import checkpoint, simulation  # noqa: E402
-from mpisign.errors import CollectiveError  # noqa: E402
+from mpisign.checkpoint import agreement  # noqa: E402
+from mpisign.errors import CollectiveError, WireError  # noqa: E402
 
 
 class Run:
@@ -270,6 +271,25 @@ def test_a_save_of_the_same_step_that_breaks_off_leaves_the_one_before(tmp_path,
     assert checkpoint.load(tmp_path, Run(run.comm, 1).state) == 2
     checkpoint.save(tmp_path, 2, run.state)
     assert list(tmp_path.iterdir()) == [place]
+
+
+class Announced(bytes):
+    """Says that it is longer than memory."""
+
+    def __len__(self):
+        return 1 << 50
+
+
+def test_a_length_beyond_all_checkpoints_is_an_error_and_no_memory():
+    def share(comm):
+        engine = mpisign.functions.engine_of("checkpoint.save", comm)
+        with pytest.raises(WireError) as caught:
+            agreement.share(engine, "checkpoint.save", Announced if comm.rank == 1 else bytes)
+        return str(caught.value)
+
+    first, second = simulation.run(2, share, timeout=20)
+    assert first == second
+    assert f"rank 1 announced {1 << 50} bytes" in first
 
 
 def test_the_random_bits_of_votes_do_not_depend_on_saving(tmp_path):

@@ -233,6 +233,9 @@ def test_misfits_steps_and_folders(tmp_path):
             "step must be a number of steps": lambda: checkpoint.save(
                 folder, -1, run.state, comm=comm
             ),
+            "load: .*step must be a number of steps": lambda: checkpoint.load(
+                folder, run.state, step="1" if comm.rank else 1, comm=comm
+            ),
             "keep must be": lambda: checkpoint.save(folder, 2, run.state, keep=0, comm=comm),
             "disagree on step": lambda: checkpoint.save(
                 folder, 2 + comm.rank, run.state, comm=comm

@@ -91,6 +91,29 @@ def test_training_goes_on_where_the_trace_ends(tmp_path):
     assert {step for _, _, step, _, _ in spans(tmp_path / "t.rank0.json")} == {1, 2}
 
 
+FILLS = """
+import resource, signal, numpy as np
+from mpisign import simulation
+
+def votes(comm):
+    for step in range(8):
+        comm.majority_vote(np.ones(1000, np.float32))
+        if step == 0:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+simulation.run(2, votes)
+"""
+
+
+def test_a_trace_on_a_full_disk_is_json_and_training_goes_on(tmp_path):
+    trace = {"MPISIGN_TRACE": str(tmp_path / "t.json"), "MPISIGN_TRACE_STEPS": "0:8"}
+    done = python(FILLS, **trace)
+    assert done.returncode == 0, done.stderr.decode()
+    assert b"RuntimeWarning: MPISIGN_TRACE" in done.stderr
+    assert spans(tmp_path / "t.rank0.json")
+
+
 def test_settings_that_mean_nothing():
     assert chrome.window("") == (3, 6)
     assert chrome.window("2") == (3, 5)

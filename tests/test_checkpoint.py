@@ -295,6 +295,22 @@ def test_a_length_beyond_all_checkpoints_is_an_error_and_no_memory():
     assert f"rank 1 announced {1 << 50} bytes" in first
 
 
+def test_a_large_file_takes_longer_than_votes_may():
+    def share(comm, **options):
+        engine = mpisign.functions.engine_of("checkpoint.save", comm)
+
+        def write():
+            if comm.rank == 0:
+                engine.transport.sleep(1.0)
+            return b"%d" % comm.rank
+
+        return agreement.share(engine, "checkpoint.save", write, **options)
+
+    assert simulation.run(2, share, timeout=0.3) == [[b"0", b"1"]] * 2
+    with pytest.raises(CollectiveError, match="gave up|did not come"):
+        simulation.run(2, lambda comm: share(comm, files=False), timeout=0.3)
+
+
 def test_the_random_bits_of_votes_do_not_depend_on_saving(tmp_path):
     """A save takes no number of a call: the default step of votes."""
 

@@ -13,10 +13,15 @@ from mpisign.transports.base import Bytes, Steps
 from mpisign.transports.tagged import TaggedTransport
 
 _MOST = 1 << 28  # bytes of a rank: some 100 are due for each tensor, or for each file
+_PATIENCE = 3600.0  # seconds for a file
 
 
-def share(engine: Engine, function: str, action: Callable[[], bytes], step: int = 0) -> list[bytes]:
+def share(
+    engine: Engine, function: str, action: Callable[[], bytes], step: int = 0, *, files: bool = True
+) -> list[bytes]:
     """What ``action()`` returned on each rank. Collective.
+
+    ``files``: it may write or read large ones, for which others wait longer than for votes.
 
     Wire: headers; then to all 8 bytes, the length of what this rank has, and that.
 
@@ -41,7 +46,13 @@ def share(engine: Engine, function: str, action: Callable[[], bytes], step: int 
         yield wire.allgather(_bytes(own), rows)
         return [row.tobytes() for row in rows]
 
-    return engine.submit(function, steps).wait()  # type: ignore[no-any-return]
+    progress, usual = engine.progress, engine.progress.timeout
+    if files:
+        progress.timeout = max(usual, _PATIENCE)
+    try:
+        return engine.submit(function, steps).wait()  # type: ignore[no-any-return]
+    finally:
+        progress.timeout = usual
 
 
 def _bytes(data: bytes) -> Bytes:

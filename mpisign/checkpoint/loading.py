@@ -66,7 +66,7 @@ def load(
         return json.dumps(files.read_manifest(path, step)).encode() if rank == 0 else b""
 
     wanted = 1 + step if step is not None and _is_step(step) else 0
-    manifest = json.loads(share(engine, function, find, wanted)[0])
+    manifest = json.loads(share(engine, function, find, wanted, files=False)[0])
     if manifest is None:
         return 0
     states: dict[str, Any] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -17,7 +18,7 @@ from mpisign.exchange.skip import Rule
 try:
     from lightning.pytorch.strategies import DDPStrategy
 except ImportError as error:
-    raise ImportError('mpisign.lightning needs Lightning: pip install "lightning>=2.4"') from error
+    raise ImportError('mpisign.lightning needs Lightning: pip install "lightning>=2.6"') from error
 
 __all__ = ["MajorityVoteStrategy"]
 
@@ -30,7 +31,7 @@ class MajorityVoteStrategy(DDPStrategy):
 
     ``DDPStrategy(ddp_comm_hook=...)`` registers a hook on CUDA devices alone and has rank 0 save
     alone. This one registers mpisign's on any device, and every rank saves its own momentum or
-    residual beside Lightning's checkpoint, in ``NAME.ckpt.votes-rank0.pt`` and so on;
+    residual beside Lightning's checkpoint, in ``NAME.ckpt.votes/rank0.pt`` and so on;
     ``Trainer.fit(ckpt_path=...)`` and ``ModelCheckpoint`` find and remove them.
 
     Args:
@@ -146,6 +147,8 @@ class MajorityVoteStrategy(DDPStrategy):
             filepath: where.
             storage_options: for the ``CheckpointIO``.
         """
+        # Slurm's is numbered by what a rank finds in the folder, which may be rank 0's already.
+        filepath = self.broadcast(os.fspath(filepath))
         if self._state is not None and "optimizer_states" in checkpoint:
             saved = rank_files.contents(self._state, self.world_size)
             more = {} if storage_options is None else {"storage_options": storage_options}
@@ -204,7 +207,10 @@ class MajorityVoteStrategy(DDPStrategy):
             filepath: of the checkpoint that goes.
         """
         super().remove_checkpoint(filepath)
-        self.checkpoint_io.remove_checkpoint(_file(filepath, self.global_rank))
+        file = _file(filepath, self.global_rank)
+        self.checkpoint_io.remove_checkpoint(file)
+        with contextlib.suppress(OSError):  # while other ranks' are there
+            os.rmdir(os.path.dirname(file))
 
 
 def _held_by(optimizer: Any) -> set[Any]:
@@ -212,4 +218,6 @@ def _held_by(optimizer: Any) -> set[Any]:
 
 
 def _file(checkpoint: Any, rank: int) -> str:
-    return f"{checkpoint}.{rank_files.name(rank)}"
+    # Lightning takes all digits of a name in the folder for the number of Slurm's hpc_ckpt_N.ckpt:
+    # the rank's must not be there.
+    return f"{checkpoint}.votes/rank{rank}.pt"

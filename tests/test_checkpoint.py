@@ -18,7 +18,8 @@ import numpy as np  # noqa: E402
 
 import mpisign  # noqa: E402
 from mpisign import checkpoint, simulation  # noqa: E402
-from mpisign.errors import CollectiveError  # noqa: E402
+from mpisign.checkpoint import agreement  # noqa: E402
+from mpisign.errors import CollectiveError, WireError  # noqa: E402
 
 
 class Run:
@@ -232,6 +233,9 @@ def test_misfits_steps_and_folders(tmp_path):
             "step must be a number of steps": lambda: checkpoint.save(
                 folder, -1, run.state, comm=comm
             ),
+            "load: .*step must be a number of steps": lambda: checkpoint.load(
+                folder, run.state, step="1" if comm.rank else 1, comm=comm
+            ),
             "keep must be": lambda: checkpoint.save(folder, 2, run.state, keep=0, comm=comm),
             "disagree on step": lambda: checkpoint.save(
                 folder, 2 + comm.rank, run.state, comm=comm
@@ -250,6 +254,61 @@ def test_misfits_steps_and_folders(tmp_path):
 
     first, second = simulation.run(2, wrong, timeout=20)
     assert first == second
+
+
+def test_a_save_of_the_same_step_that_breaks_off_leaves_the_one_before(tmp_path, monkeypatch):
+    run = saved(mpisign.Communicator(), tmp_path, 2)
+    place = tmp_path / "step-0000000002"
+
+    def dies(folder, target):  # between the two renames
+        if folder.name.endswith(".partial"):
+            raise KeyboardInterrupt
+        return rename(folder, target)
+
+    rename = type(tmp_path).rename
+    with monkeypatch.context() as patch:
+        patch.setattr(type(tmp_path), "rename", dies)
+        with pytest.raises(KeyboardInterrupt):
+            checkpoint.save(tmp_path, 2, run.state)
+    assert not place.exists()
+    assert checkpoint.load(tmp_path, Run(run.comm, 1).state) == 2
+    checkpoint.save(tmp_path, 2, run.state)
+    assert list(tmp_path.iterdir()) == [place]
+
+
+class Announced(bytes):
+    """Says that it is longer than memory."""
+
+    def __len__(self):
+        return 1 << 50
+
+
+def test_a_length_beyond_all_checkpoints_is_an_error_and_no_memory():
+    def share(comm):
+        engine = mpisign.functions.engine_of("checkpoint.save", comm)
+        with pytest.raises(WireError) as caught:
+            agreement.share(engine, "checkpoint.save", Announced if comm.rank == 1 else bytes)
+        return str(caught.value)
+
+    first, second = simulation.run(2, share, timeout=20)
+    assert first == second
+    assert f"rank 1 announced {1 << 50} bytes" in first
+
+
+def test_a_large_file_takes_longer_than_votes_may():
+    def share(comm, **options):
+        engine = mpisign.functions.engine_of("checkpoint.save", comm)
+
+        def write():
+            if comm.rank == 0:
+                engine.transport.sleep(1.0)
+            return b"%d" % comm.rank
+
+        return agreement.share(engine, "checkpoint.save", write, **options)
+
+    assert simulation.run(2, share, timeout=0.3) == [[b"0", b"1"]] * 2
+    with pytest.raises(CollectiveError, match="gave up|did not come"):
+        simulation.run(2, lambda comm: share(comm, files=False), timeout=0.3)
 
 
 def test_the_random_bits_of_votes_do_not_depend_on_saving(tmp_path):

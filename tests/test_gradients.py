@@ -16,6 +16,7 @@ from mpisign import simulation
 from mpisign.compressors import Sign, Signum
 from mpisign.engine.preamble import PREAMBLE
 from mpisign.errors import CollectiveError, DisagreementError, NaNError
+from mpisign.exchange import optimizer_steps
 
 SIZES = [1, 2, 3, 4]
 
@@ -578,3 +579,23 @@ def test_a_model_whose_gradients_overlap_can_be_saved_whole():
         assert same(copied.parameters(), net.parameters())
 
     simulation.run(2, run)
+
+
+def test_what_a_step_is_given_stays_what_it_is():
+    """A closure, which is checked, keeps its attributes; a module is none, though it is called."""
+    given = []
+
+    class Given(torch.optim.SGD):
+        def step(self, *args, **kwargs):
+            given.extend((*args, *kwargs.values()))
+
+    def closure():
+        return 1
+
+    closure.of = "a loss"
+    optimizer_steps.listen()
+    net = model()
+    Given(net.parameters(), lr=0.1).step(closure, model=net)
+    assert given[0].of == "a loss" and given[0]() == 1
+    assert not hasattr(given[0], "other")
+    assert given[1] is net

@@ -64,6 +64,56 @@ def test_a_trace_that_a_signal_or_an_error_ends_is_json(tmp_path):
         (tmp_path / "t.rank0.json").unlink()
 
 
+TRAINS = """
+import torch, mpisign, torch.distributed as dist, torch.optim.optimizer as steps
+from mpisign.ddp import MajorityVoteState, majority_vote_hook
+dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+net = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(4, 3))
+net.register_comm_hook(MajorityVoteState(skip=None), majority_vote_hook)
+optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
+heard = []  # by a hook that torch calls after the trace's
+steps.register_optimizer_step_post_hook(lambda *_: heard.append(1))
+for _ in range(4):
+    optimizer.zero_grad()
+    net(torch.ones(2, 4)).sum().backward()
+    optimizer.step()
+assert len(heard) == 4
+assert not torch.nn.modules.module._global_forward_hooks
+dist.destroy_process_group()
+"""
+
+
+def test_training_goes_on_where_the_trace_ends(tmp_path):
+    """The last step that is traced ends while torch goes through the hooks of steps."""
+    trace = {"MPISIGN_TRACE": str(tmp_path / "t.json"), "MPISIGN_TRACE_STEPS": "1:3"}
+    done = python(TRAINS, **trace)
+    assert done.returncode == 0, done.stderr.decode()
+    assert {step for _, _, step, _, _ in spans(tmp_path / "t.rank0.json")} == {1, 2}
+
+
+FILLS = """
+import resource, signal, numpy as np
+from mpisign import simulation
+
+def votes(comm):
+    for step in range(8):
+        comm.majority_vote(np.ones(1000, np.float32))
+        if step == 0:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+simulation.run(2, votes)
+"""
+
+
+def test_a_trace_on_a_full_disk_is_json_and_training_goes_on(tmp_path):
+    trace = {"MPISIGN_TRACE": str(tmp_path / "t.json"), "MPISIGN_TRACE_STEPS": "0:8"}
+    done = python(FILLS, **trace)
+    assert done.returncode == 0, done.stderr.decode()
+    assert b"RuntimeWarning: MPISIGN_TRACE" in done.stderr
+    assert spans(tmp_path / "t.rank0.json")
+
+
 def test_settings_that_mean_nothing():
     assert chrome.window("") == (3, 6)
     assert chrome.window("2") == (3, 5)

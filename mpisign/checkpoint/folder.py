@@ -19,6 +19,7 @@ MANIFEST, SHARED = "manifest.json", "shared.pt"
 FORMAT = 1
 _COMPLETE = re.compile(r"step-(\d{10,})")
 _LEFT = re.compile(r"step-\d{10,}\.(partial|old)")
+_BEFORE = ".before"  # ends the name of what the same step's new checkpoint replaces
 _VISIBLE = 10.0  # seconds until a network file system shows what another node wrote
 
 
@@ -90,8 +91,19 @@ def read(path: Path, known: dict[str, Any], check: bool = True) -> Any:
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
+def restore(folder: Path) -> None:
+    """Puts back what a save of the same step was about to replace when it broke off."""
+    for path in folder.glob(f"step-*{_BEFORE}"):
+        target = path.with_name(path.name.removesuffix(_BEFORE))
+        if target.exists():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.rename(target)
+
+
 def begin(folder: Path, step: int) -> None:
     """Makes the folder to write into, and removes what saves that broke off have left there."""
+    restore(folder)
     known = complete_steps(folder)
     if known and known[-1] > step:
         raise ValueError(
@@ -114,11 +126,12 @@ def publish(folder: Path, manifest: dict[str, Any], keep: int) -> None:
         json.dump(manifest, f, indent=1)
         _to_disk(f)
     _sync(written)
+    before = target.with_name(f"{target.name}{_BEFORE}")
     if target.exists():  # the same step once more
-        target.rename(target.with_name(f"{target.name}.old"))
+        target.rename(before)
     written.rename(target)
     _sync(folder)
-    shutil.rmtree(target.with_name(f"{target.name}.old"), ignore_errors=True)
+    shutil.rmtree(before, ignore_errors=True)
     for step in complete_steps(folder)[:-keep]:
         # Renamed first: half a checkpoint must not look like a whole one.
         old = place(folder, step).rename(folder / f"step-{step:010d}.old")
@@ -126,7 +139,11 @@ def publish(folder: Path, manifest: dict[str, Any], keep: int) -> None:
 
 
 def read_manifest(folder: Path, step: int | None) -> dict[str, Any] | None:
-    """The manifest of a step's checkpoint, default the last one's; None if there is none at all."""
+    """The manifest of a step's checkpoint, default the last one's; None if there is none at all.
+
+    Called by rank 0: puts back what a save broke off from replacing.
+    """
+    restore(folder)
     steps = complete_steps(folder)
     if step is None and not steps:
         return None

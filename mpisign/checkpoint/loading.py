@@ -59,11 +59,14 @@ def load(
 
     def find() -> bytes:
         nonlocal sources
+        if step is not None and not _is_step(step):
+            raise ValueError(f"step must be a number of steps from 0, got {step!r}")
         sources = Sources(state)
         sources.check_votes()
         return json.dumps(files.read_manifest(path, step)).encode() if rank == 0 else b""
 
-    manifest = json.loads(share(engine, function, find, 0 if step is None else step + 1)[0])
+    wanted = 1 + step if step is not None and _is_step(step) else 0
+    manifest = json.loads(share(engine, function, find, wanted, files=False)[0])
     if manifest is None:
         return 0
     states: dict[str, Any] = {}
@@ -105,3 +108,7 @@ def load(
     share(engine, function, read)
     share(engine, function, put_back)
     return int(manifest["step"])
+
+
+def _is_step(step: Any) -> bool:
+    return type(step) is int and step >= 0

@@ -34,7 +34,8 @@ def save(
     Each rank writes what differs from rank to rank into a file of its own (momenta, residuals,
     random states, the buffers of a batch norm), rank 0 what is equal on all: nobody has to say
     which is which. The checkpoint is there once all ranks have written theirs. A rank that dies
-    before leaves the one before in place. Call it between a step and the next backward pass.
+    before leaves the one before in place. Call it between a step and the next backward pass. Ranks
+    wait up to an hour for a file, whatever the timeout of votes is.
 
     Besides ``state`` the states of torch's, NumPy's and Python's global random generators are
     saved, and of this rank's CUDA device.
@@ -87,7 +88,8 @@ def save(
     def own_digests() -> dict[str, dict[str, str]]:
         return {name: tree.digests() for name, tree in trees.items()}
 
-    share(engine, function, check, step if type(step) is int and step >= 0 else 0)
+    known = step if type(step) is int and step >= 0 else 0
+    share(engine, function, check, known, files=False)
     table = json.loads(share(engine, function, collect)[0])
 
     def compare() -> bytes:

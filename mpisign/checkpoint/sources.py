@@ -58,7 +58,8 @@ class Sources:
     def collect(self, rank: int) -> dict[str, Any]:
         """The states by name; of what is gathered on rank 0 alone. Collective for sharded models"""
         found = {}
-        for name, x in self.state.items():
+        for name in self._in_order():
+            x = self.state[name]
             if name in self.gathered:
                 full = self._full_state(name, x)
                 if rank == 0:
@@ -69,8 +70,8 @@ class Sources:
 
     def put_back(self, states: dict[str, Any]) -> None:
         """Loads states into the objects. Collective for sharded models."""
-        for name, state in states.items():
-            x = self.state[name]
+        for name in self._in_order():
+            x, state = self.state[name], states[name]
             if name in self.gathered:
                 self._load_full_state(name, x, state)
             elif hasattr(x, "load_state_dict"):
@@ -78,6 +79,10 @@ class Sources:
             else:
                 x.clear()
                 x.update(state)
+
+    def _in_order(self) -> list[str]:
+        """What is sharded first: no rank may fail, by something of its own, before it takes part"""
+        return sorted(self.state, key=lambda name: name not in self.gathered)
 
     def _sharded_model(self, name: str) -> Any:
         """The sharded model that an object is, or whose parameters an optimizer steps."""

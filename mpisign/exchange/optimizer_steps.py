@@ -168,7 +168,10 @@ def _before_step(
 
 
 class _Checked:
-    """A closure that is followed by ``after_closure``: Lightning clips in it."""
+    """A closure that is followed by ``after_closure``: Lightning clips in it.
+
+    Its attributes are the closure's.
+    """
 
     def __init__(self, optimizer: torch.optim.Optimizer, closure: Callable[..., Any]) -> None:
         self._optimizer, self._closure = optimizer, closure
@@ -179,9 +182,13 @@ class _Checked:
             watcher.after_closure(self._optimizer)
         return loss
 
+    def __getattr__(self, name: str) -> Any:
+        return getattr(object.__getattribute__(self, "_closure"), name)
+
 
 def _checked(optimizer: torch.optim.Optimizer, argument: Any) -> Any:
-    if not callable(argument) or isinstance(argument, _Checked):  # a base class's step
+    # Already checked: a base class's step. A module is no closure.
+    if not callable(argument) or isinstance(argument, (_Checked, torch.nn.Module)):
         return argument
     return _Checked(optimizer, argument)
 

@@ -1,6 +1,7 @@
 """Forward, backward and step in the trace of MPISIGN_TRACE, for every front end.
 
-By torch's hooks for all modules and all optimizers, which are removed once the trace has its steps.
+By torch's hooks for all modules and all optimizers. Once the trace has its steps those of modules
+are removed; those of optimizers do nothing: torch may be going through them right then.
 """
 
 from __future__ import annotations
@@ -29,10 +30,10 @@ def trace_steps() -> None:
     handles = [
         modules.register_module_forward_pre_hook(spans.forward_begins),
         modules.register_module_forward_hook(spans.forward_ends, always_call=True),
-        optimizers.register_optimizer_step_pre_hook(spans.step_begins),
-        optimizers.register_optimizer_step_post_hook(spans.step_ends),
     ]
-    trace.when_over += [handle.remove for handle in handles]
+    optimizers.register_optimizer_step_pre_hook(spans.step_begins)
+    optimizers.register_optimizer_step_post_hook(spans.step_ends)
+    trace.when_over += [spans.are_over, *(handle.remove for handle in handles)]
 
 
 class _Training:
@@ -47,7 +48,11 @@ class _Training:
 
 class _Spans:
     def __init__(self, trace: ChromeTrace) -> None:
-        self._trace = trace
+        self._trace, self._over = trace, False
+
+    def are_over(self) -> None:
+        """Nothing is noted any more."""
+        self._over = True
 
     def _lane(self) -> tuple[Lane, _Training]:
         lane = self._trace.lane()
@@ -87,12 +92,16 @@ class _Spans:
         after_backward(ends)
 
     def step_begins(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+        if self._over:
+            return
         _, now = self._lane()
         now.stepping += 1
         if now.stepping == 1:
             now.step = time.perf_counter()
 
     def step_ends(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+        if self._over:
+            return
         lane, now = self._lane()
         if not now.stepping:
             return

@@ -206,6 +206,8 @@ class CounterVote(VoteCompression):
                 # Ranks share no name and no count of calls here, only the reduced words.
                 seed=counters.seed_of(words, roll.unscale, self.seed) if tied else 0,
             )
+        if bad:
+            raise WireError(f"{where}: {bad} reduced words are no sum of votes")
         if census.every and ctx.step % census.every == 0:
             of = like.numel(), size, roll.unscale, census.COORDINATES
             minus = counters.sampled(words[head : head + width], *of)
@@ -213,8 +215,6 @@ class CounterVote(VoteCompression):
             if abstentions:
                 cast = counters.sampled(words[head + width :], *of)
             stats().votes.add_counts(cast - 2 * minus, cast, [1] * size)
-        if bad:
-            raise WireError(f"{where}: {bad} reduced words are no sum of votes")
         with stage("unpack"):
             rows = torch.from_numpy(result)
             vote = torch.empty(like.shape, dtype=like.dtype)

@@ -6,6 +6,7 @@ The file is a JSON array. It is written at the end of each step, and whole after
 from __future__ import annotations
 
 import atexit
+import errno
 import json
 import os
 import socket
@@ -234,7 +235,14 @@ class ChromeTrace:
             text = b"[\n" + text
         else:
             text = b",\n" + text
-        os.pwrite(self._file, text + _END, self._end)  # over the end of before
+        data = text + _END
+        try:
+            if os.pwrite(self._file, data, self._end) < len(data):  # over the end of before
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError:
+            os.ftruncate(self._file, self._end)  # whole, as before
+            os.pwrite(self._file, _END if self._end else b"[]", self._end)
+            raise
         self._end += len(text)
 
     def _names(self, lane: Lane, rank: int, used: set[int]) -> list[dict[str, Any]]:

@@ -84,6 +84,7 @@ def check():
     fit(2, max_steps=1)  # makes the process group
     w = world()
     votes_are_those_of_ddp(w)
+    slurm_requeues(w)
     mistakes(w)
     two_optimizers(w)
     EXAMPLE["main"]()
@@ -99,9 +100,10 @@ def votes_are_those_of_ddp(w):
     assert mpisign.stats().stages["exchange"].sent > before
     assert trainer.strategy.state.steps == STEPS
     files = sorted(p.name for p in Path(folder).iterdir())
-    ranks = [f"epoch=1.ckpt.votes-rank{r}.pt" for r in range(w.size)]
-    assert files == ["epoch=1.ckpt", *ranks, "last.ckpt"], files
-    assert differ([Path(folder, f) for f in ranks], "net.0.weight", "residual")
+    assert files == ["epoch=1.ckpt", "epoch=1.ckpt.votes", "last.ckpt"], files
+    ranks = sorted(Path(folder, "epoch=1.ckpt.votes").iterdir())
+    assert [p.name for p in ranks] == [f"rank{r}.pt" for r in range(w.size)]
+    assert differ(ranks, "net.0.weight", "residual")
 
     want = plain("ef_sign", accumulate=2, epochs=3)
     _, module = fit(2, max_epochs=3, ckpt_path=f"{folder}/last.ckpt", **accumulate)
@@ -110,6 +112,19 @@ def votes_are_those_of_ddp(w):
     if w.rank == 0:
         (SHARED / "lightning").write_text(f"{folder}/last.ckpt")
     dist.barrier()
+
+
+def slurm_requeues(w):
+    """Slurm's signal saves under a number of its own; ranks that list the folder late agree."""
+    (folder, _) = w.gather(tempfile.mkdtemp(dir=SHARED))
+    trainer, _ = fit(2, max_epochs=1, default_root_dir=folder)
+    connector = trainer._checkpoint_connector
+    path = f"{folder}/hpc_ckpt_{1 + w.rank}.ckpt"  # as if rank 0 had saved when rank 1 looks
+    assert w.rank or path == connector.hpc_save_path(folder)
+    dist.barrier()
+    trainer.save_checkpoint(path)
+    assert connector._hpc_resume_path == f"{folder}/hpc_ckpt_1.ckpt", connector._hpc_resume_path
+    fit(2, max_epochs=2, ckpt_path=connector._hpc_resume_path)
 
 
 def mistakes(w):

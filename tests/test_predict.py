@@ -19,6 +19,7 @@ from mpisign.bench.collectives.method import resnet50
 from mpisign.bench.predict_summary import summary_of
 from mpisign.collectives.dry_run import dry_steps
 from mpisign.collectives.gather_planes import gather_rows
+from mpisign.experiments.errors import SettingsError
 from mpisign.predict import buckets, methods, settings
 from mpisign.predict.bench_files import read_results
 from mpisign.predict.equations import ALONE, Compute, Exchange, Network, ring_seconds, step_time
@@ -223,6 +224,31 @@ def test_results_of_benches(tmp_path):
     assert read_results([costs], 4).wires["remote"].bandwidth == pytest.approx(1e9)
 
 
+LINK = {"library": "x", "latency": 1e-4, "bandwidth": 1e8}
+
+
+@pytest.mark.parametrize(
+    "document, said",
+    [
+        ({"name": "collectives", "links": [], "nodes": {"of": [0, 1]}}, "lacks"),
+        ({"name": "kernels"}, "lacks what is needed: 'rows'"),
+        (
+            {"name": "collectives", "links": [{**LINK, "bandwidth": 0.0}], "nodes": {"of": [0]}},
+            "a bandwidth is 0.0",
+        ),
+        ({"remote_latency": math.nan, "remote_per_byte": 1e-9, "local_per_byte": 0}, "latencies"),
+        ({"remote_latency": -1.0, "remote_per_byte": 1e-9, "local_per_byte": 0}, "latencies"),
+        ({"remote_latency": "1", "remote_per_byte": 1e-9, "local_per_byte": 0}, "'>='"),
+        ({"remote_latency": 1.0, "remote_per_byte": -1e-9, "local_per_byte": 0}, "a bandwidth"),
+    ],
+)
+def test_results_that_make_no_sense(document, said, tmp_path):
+    path = tmp_path / "odd.json"
+    path.write_text(json.dumps(document))
+    with pytest.raises(SettingsError, match=said):
+        read_results([path], 4)
+
+
 def test_command_with_files(tmp_path, capsys):
     files = {"json": tmp_path / "p.json", "markdown": tmp_path / "p.md"}
     if importlib.util.find_spec("matplotlib"):
@@ -270,7 +296,6 @@ print("done")
 
 @pytest.mark.skipif(not TORCH, reason="needs torch")
 def test_script(tmp_path):
-    from mpisign.experiments.errors import SettingsError
     from mpisign.predict import script_steps
     from mpisign.predict.script import measure_script, steps_of
 

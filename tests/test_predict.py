@@ -182,6 +182,7 @@ def test_options():
         (["--model", "resnet51"], "none of resnet50"),
         (["--ranks", "1"], "from 2"),
         (["--script", "nowhere.py"], "no such file"),
+        (["--script", "train.py 'x"], "No closing quotation"),
         (["--script", "a.py", "--compute-ms", "3"], "not allowed with --script"),
         (["--backward-ms", "3"], "at most --compute-ms"),
         (["--from", "nowhere.json"], "--from nowhere.json"),
@@ -312,6 +313,30 @@ def test_script(tmp_path):
     script.write_text(SCRIPT.replace("{steps}", "3"))
     with pytest.raises(SettingsError, match="needs 4 steps of a torch optimizer, made 3"):
         measure_script(f"{script} --seven 7")  # in a process of its own
+
+
+ALONE_SCRIPT = """
+import os, torch
+assert not {"RANK", "WORLD_SIZE", "MASTER_ADDR", "OMPI_COMM_WORLD_RANK"} & {*os.environ}
+net = torch.nn.Linear(3, 2).requires_grad_(False)
+sgd = torch.optim.SGD(net.parameters())
+for _ in range(4):
+    sgd.step()
+"""
+
+
+@pytest.mark.skipif(not TORCH, reason="needs torch")
+def test_script_of_a_rank_runs_alone(tmp_path, monkeypatch):
+    """Also under torchrun: the script would wait for the other ranks."""
+    from mpisign.predict.script import measure_script
+
+    job = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "::1"}
+    for name, value in {**job, "OMPI_COMM_WORLD_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    script = tmp_path / "train.py"
+    script.write_text(ALONE_SCRIPT)
+    with pytest.raises(SettingsError, match="no parameter of its optimizer requires a gradient"):
+        measure_script(str(script))
 
 
 def test_tallied_planes():

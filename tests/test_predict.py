@@ -159,6 +159,9 @@ def test_where_a_vote_pays():
     long = Compute(10.0, 6.0)
     equal = verdict(16, 1e9, at(1e9, long, True), long, True)
     assert equal.pays == "no difference" and "backward hides" in equal.why
+    casts = Rates(*[1e-10] * 6, *[1e-7] * 3)  # a slow cast is why, and not the wire
+    paid = verdict(16, 1e10, predict(model, Cluster(16, Network(2e-5, 1e10), casts)), ALONE, False)
+    assert paid.pays == "yes" and paid.why.startswith("packing") and "less than" in paid.why
     even = break_even(lambda b: predict(model, Cluster(16, Network(2e-5, b), heavy)))
     for bandwidth, faster in [(0.9 * even, True), (1.1 * even, False)]:
         steps = predict(model, Cluster(16, Network(2e-5, bandwidth), heavy))
@@ -223,6 +226,37 @@ def test_results_of_benches(tmp_path):
     costs = tmp_path / "costs.json"
     costs.write_text('{"remote_latency": 1e-5, "remote_per_byte": 1e-9, "local_per_byte": 0}')
     assert read_results([costs], 4).wires["remote"].bandwidth == pytest.approx(1e9)
+
+
+@pytest.mark.parametrize("ranks, bandwidths", [((4,), [1e8]), ((4, 8, 16), [1e5, 5e10])])
+def test_the_picture_can_be_read(ranks, bandwidths):
+    """No tick beside another, none without its unit, title and legend in the figure."""
+    pytest.importorskip("matplotlib")
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    from mpisign.predict.run import PredictRecord, _curves
+    from mpisign.predict.shown import SHOWN
+    from mpisign.predict.wire import Wire
+
+    record = PredictRecord(
+        name="predict", command="", settings=settings.PredictSettings(ranks=ranks), rates=RATES,
+        remote=Wire(2e-5, 0.0, 0.0, "here"), model_name="1M parameters", parameters=10**6,
+    )  # fmt: skip
+    record.curves = list(_curves(record, model_of(10**6), bandwidths))
+    figure = SHOWN.draw(record)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    room = figure.bbox.width
+    for text in (figure._suptitle, *figure.legends):
+        box = text.get_window_extent(canvas.get_renderer())
+        assert 0 <= box.x0 and box.x1 <= room
+    for axis in figure.axes:
+        labels = [t for t in axis.get_xticklabels(which="both") if t.get_text()]
+        low, high = axis.get_xlim()
+        inside = [t for t in labels if low <= t.get_position()[0] <= high]
+        assert len(inside) > 1 and all("bit/s" in t.get_text() for t in inside)
+        boxes = sorted(t.get_window_extent().intervalx.tolist() for t in inside)
+        assert all(a[1] < b[0] for a, b in zip(boxes, boxes[1:], strict=False))
 
 
 LINK = {"library": "x", "latency": 1e-4, "bandwidth": 1e8}

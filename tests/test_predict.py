@@ -373,6 +373,20 @@ def test_script_of_a_rank_runs_alone(tmp_path, monkeypatch):
         measure_script(str(script))
 
 
+def test_errors_in_a_job_name_the_command(monkeypatch, capsys):
+    from mpisign.bench import runner
+    from mpisign.bench.settings import PredictCheckSettings
+
+    def start(*given):
+        raise SettingsError("no")
+
+    monkeypatch.setattr(runner, "start", start)
+    kinds = {"predict": settings.PredictSettings, "bench predict": PredictCheckSettings}
+    for name, kind in kinds.items():
+        assert runner.run(kind(started="mpi"), None, None, 1.0, None) == 2
+        assert capsys.readouterr().err == f"mpisign {name}: error: no\n"
+
+
 def test_tallied_planes():
     cluster = Cluster(12, Network(1e-4, 1e8, 3), RATES)
     # Three ballots of a third each, and of it count planes of two bits from four nodes.

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from launchers import BIN, RANKS, ROOT, environment, find, mpirun, with_tests
@@ -145,7 +146,7 @@ def test_slurm_has(kind, slurm):
 #: ranks, as it would be asked to, and what is queued again is written down.
 PLAYED = {
     "jsrun": 'n=$2; shift 8; exec mpirun -n "$n" "$@"',
-    "qsub": 'echo "$@" >> "$QUEUED"',
+    "qsub": 'test "$1" = -v && echo "$2" > "$QUEUED.variables" && echo "$3" >> "$QUEUED"',
     "flux": """
 if [ "$1" = --parent ]; then echo "$3" >> "$QUEUED"; exit; fi
 n=${2#--ntasks=}; shift 5
@@ -192,6 +193,8 @@ def test_pbs_lsf_and_flux_as_played_here(tmp_path):
         assert "stopped after step" in output, f"{kind}: {output}"
         assert status == SET[kind][1], f"{kind}: {output}"
     assert sorted(queued.read_text().split()) == ["flux-run.sh", "pbs-mpiexec.sh"]
+    variables = Path(f"{queued}.variables").read_text()  # the next job goes on in the same folder
+    assert variables.startswith(f"RUN={tmp_path / 'pbs-mpiexec'},TRAIN={SLOW},SAVE_AFTER=8,AGAIN=")
     queued.unlink()
     for kind, (output, status) in outputs(1000).items():
         step = int(first[kind][0].split("stopped after step ")[1].split(",")[0])

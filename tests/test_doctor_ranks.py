@@ -37,6 +37,13 @@ def test_ranks_compare_notes_without_mpi(tmp_path):
         assert same.state == "ok" and same.found.startswith("none: ")
 
 
+def test_a_rank_that_is_not_there(monkeypatch):
+    silent = {"state": "broken", "found": "no answer within 12 s", "advice": "", "details": {}}
+    monkeypatch.setattr(job, "ask", lambda name, seconds: silent)
+    found, row = job.ask_ranks(12)
+    assert found == [] and row.state == "broken" and "a rank hangs" in row.advice
+
+
 def test_a_job_in_which_mpi_sees_one_rank(monkeypatch):
     pytest.importorskip("mpi4py")
     monkeypatch.setenv("PMI_SIZE", "2")

@@ -19,6 +19,7 @@ from mpisign.bench.collectives.method import resnet50
 from mpisign.bench.predict_summary import summary_of
 from mpisign.collectives.dry_run import dry_steps
 from mpisign.collectives.gather_planes import gather_rows
+from mpisign.experiments.errors import SettingsError
 from mpisign.predict import buckets, methods, settings
 from mpisign.predict.bench_files import read_results
 from mpisign.predict.equations import ALONE, Compute, Exchange, Network, ring_seconds, step_time
@@ -158,6 +159,9 @@ def test_where_a_vote_pays():
     long = Compute(10.0, 6.0)
     equal = verdict(16, 1e9, at(1e9, long, True), long, True)
     assert equal.pays == "no difference" and "backward hides" in equal.why
+    casts = Rates(*[1e-10] * 6, *[1e-7] * 3)  # a slow cast is why, and not the wire
+    paid = verdict(16, 1e10, predict(model, Cluster(16, Network(2e-5, 1e10), casts)), ALONE, False)
+    assert paid.pays == "yes" and paid.why.startswith("packing") and "less than" in paid.why
     even = break_even(lambda b: predict(model, Cluster(16, Network(2e-5, b), heavy)))
     for bandwidth, faster in [(0.9 * even, True), (1.1 * even, False)]:
         steps = predict(model, Cluster(16, Network(2e-5, bandwidth), heavy))
@@ -181,6 +185,7 @@ def test_options():
         (["--model", "resnet51"], "none of resnet50"),
         (["--ranks", "1"], "from 2"),
         (["--script", "nowhere.py"], "no such file"),
+        (["--script", "train.py 'x"], "No closing quotation"),
         (["--script", "a.py", "--compute-ms", "3"], "not allowed with --script"),
         (["--backward-ms", "3"], "at most --compute-ms"),
         (["--from", "nowhere.json"], "--from nowhere.json"),
@@ -221,6 +226,62 @@ def test_results_of_benches(tmp_path):
     costs = tmp_path / "costs.json"
     costs.write_text('{"remote_latency": 1e-5, "remote_per_byte": 1e-9, "local_per_byte": 0}')
     assert read_results([costs], 4).wires["remote"].bandwidth == pytest.approx(1e9)
+
+
+@pytest.mark.parametrize("ranks, bandwidths", [((4,), [1e8]), ((4, 8, 16), [1e5, 5e10])])
+def test_the_picture_can_be_read(ranks, bandwidths):
+    """No tick beside another, none without its unit, title and legend in the figure."""
+    pytest.importorskip("matplotlib")
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    from mpisign.predict.run import PredictRecord, _curves
+    from mpisign.predict.shown import SHOWN
+    from mpisign.predict.wire import Wire
+
+    record = PredictRecord(
+        name="predict", command="", settings=settings.PredictSettings(ranks=ranks), rates=RATES,
+        remote=Wire(2e-5, 0.0, 0.0, "here"), model_name="1M parameters", parameters=10**6,
+    )  # fmt: skip
+    record.curves = list(_curves(record, model_of(10**6), bandwidths))
+    figure = SHOWN.draw(record)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    room = figure.bbox.width
+    for text in (figure._suptitle, *figure.legends):
+        box = text.get_window_extent(canvas.get_renderer())
+        assert 0 <= box.x0 and box.x1 <= room
+    for axis in figure.axes:
+        labels = [t for t in axis.get_xticklabels(which="both") if t.get_text()]
+        low, high = axis.get_xlim()
+        inside = [t for t in labels if low <= t.get_position()[0] <= high]
+        assert len(inside) > 1 and all("bit/s" in t.get_text() for t in inside)
+        boxes = sorted(t.get_window_extent().intervalx.tolist() for t in inside)
+        assert all(a[1] < b[0] for a, b in zip(boxes, boxes[1:], strict=False))
+
+
+LINK = {"library": "x", "latency": 1e-4, "bandwidth": 1e8}
+
+
+@pytest.mark.parametrize(
+    "document, said",
+    [
+        ({"name": "collectives", "links": [], "nodes": {"of": [0, 1]}}, "lacks"),
+        ({"name": "kernels"}, "lacks what is needed: 'rows'"),
+        (
+            {"name": "collectives", "links": [{**LINK, "bandwidth": 0.0}], "nodes": {"of": [0]}},
+            "a bandwidth is 0.0",
+        ),
+        ({"remote_latency": math.nan, "remote_per_byte": 1e-9, "local_per_byte": 0}, "latencies"),
+        ({"remote_latency": -1.0, "remote_per_byte": 1e-9, "local_per_byte": 0}, "latencies"),
+        ({"remote_latency": "1", "remote_per_byte": 1e-9, "local_per_byte": 0}, "'>='"),
+        ({"remote_latency": 1.0, "remote_per_byte": -1e-9, "local_per_byte": 0}, "a bandwidth"),
+    ],
+)
+def test_results_that_make_no_sense(document, said, tmp_path):
+    path = tmp_path / "odd.json"
+    path.write_text(json.dumps(document))
+    with pytest.raises(SettingsError, match=said):
+        read_results([path], 4)
 
 
 def test_command_with_files(tmp_path, capsys):
@@ -270,7 +331,6 @@ print("done")
 
 @pytest.mark.skipif(not TORCH, reason="needs torch")
 def test_script(tmp_path):
-    from mpisign.experiments.errors import SettingsError
     from mpisign.predict import script_steps
     from mpisign.predict.script import measure_script, steps_of
 
@@ -287,6 +347,44 @@ def test_script(tmp_path):
     script.write_text(SCRIPT.replace("{steps}", "3"))
     with pytest.raises(SettingsError, match="needs 4 steps of a torch optimizer, made 3"):
         measure_script(f"{script} --seven 7")  # in a process of its own
+
+
+ALONE_SCRIPT = """
+import os, torch
+assert not {"RANK", "WORLD_SIZE", "MASTER_ADDR", "OMPI_COMM_WORLD_RANK"} & {*os.environ}
+net = torch.nn.Linear(3, 2).requires_grad_(False)
+sgd = torch.optim.SGD(net.parameters())
+for _ in range(4):
+    sgd.step()
+"""
+
+
+@pytest.mark.skipif(not TORCH, reason="needs torch")
+def test_script_of_a_rank_runs_alone(tmp_path, monkeypatch):
+    """Also under torchrun: the script would wait for the other ranks."""
+    from mpisign.predict.script import measure_script
+
+    job = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "::1"}
+    for name, value in {**job, "OMPI_COMM_WORLD_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    script = tmp_path / "train.py"
+    script.write_text(ALONE_SCRIPT)
+    with pytest.raises(SettingsError, match="no parameter of its optimizer requires a gradient"):
+        measure_script(str(script))
+
+
+def test_errors_in_a_job_name_the_command(monkeypatch, capsys):
+    from mpisign.bench import runner
+    from mpisign.bench.settings import PredictCheckSettings
+
+    def start(*given):
+        raise SettingsError("no")
+
+    monkeypatch.setattr(runner, "start", start)
+    kinds = {"predict": settings.PredictSettings, "bench predict": PredictCheckSettings}
+    for name, kind in kinds.items():
+        assert runner.run(kind(started="mpi"), None, None, 1.0, None) == 2
+        assert capsys.readouterr().err == f"mpisign {name}: error: no\n"
 
 
 def test_tallied_planes():

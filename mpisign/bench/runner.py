@@ -38,17 +38,20 @@ def run(
         known: Exception = error
         if isinstance(error, ModuleNotFoundError):
             known = missing(error.name or "a package", error)
-        last_words(settings.rank, f"mpisign bench {settings.NAME}: error: {one_line(known)}")
+        last_words(settings.rank, f"{_named(settings)}: error: {one_line(known)}")
         return 2
     finally:
         for via in reversed(opened):
             via.stop()
 
 
+def _named(settings: Job) -> str:
+    return f"{settings.COMMAND} {settings.NAME}"
+
+
 def _check(settings: Job, control: Via, record: Record, shown: Shown) -> None:
     if control.size < 2:
-        name = settings.NAME
-        raise SettingsError(f"needs two ranks or more: mpirun -n 4 mpisign bench {name}")
+        raise SettingsError(f"needs two ranks or more: mpirun -n 4 {_named(settings)}")
     if control.rank == 0:
         check(record, shown)
 

@@ -158,6 +158,7 @@ class Job(Output):
     """Benches between ranks. ``started``: the library that the launcher started ranks for."""
 
     JSON = "write every figure, and the ranks, to FILE"
+    COMMAND: ClassVar[str] = "mpisign bench"
 
     started: str = ""
     rank: int = 0

@@ -31,6 +31,8 @@ def ask_ranks(seconds: float) -> tuple[Ranks, Finding]:
         found, _, advice = answer["found"].removeprefix("LauncherError: ").partition(": ")
         if not answer["found"].startswith("LauncherError"):
             found, advice = answer["found"], "look at the launcher, and at MPI above"
+            if found.startswith("no answer"):  # MPI does not start before all ranks have
+                advice = "a rank hangs, did not start, or is slower than --seconds; else " + advice
             if "SLURM_PROCID" in os.environ:
                 advice = (
                     "srun --mpi=pmix, for MPICH --mpi=pmi2; srun --mpi=list tells what there is"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -55,9 +56,23 @@ def read_results(paths: list[Path], ranks: int) -> Found:
                 _costs(document, path, found)
             else:
                 raise ValueError("neither mpisign bench kernels, collectives nor --cost wrote it")
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except LookupError as error:
+            raise SettingsError(f"--from {path}: lacks what is needed: {error}") from error
+        except (OSError, ValueError, TypeError, AttributeError, ZeroDivisionError) as error:
             raise SettingsError(f"--from {path}: {error}") from error
     return found
+
+
+def _positive(value: Any, what: str) -> float:
+    if not 0 < float(value) < math.inf:
+        raise ValueError(f"{what} is {value}, not a number above 0")
+    return float(value)
+
+
+def _wire(latency: Any, per_message: Any, bandwidth: Any, where: str) -> Wire:
+    if not (latency >= 0 and per_message >= 0 and latency + per_message < math.inf):
+        raise ValueError(f"latencies are {latency} and {per_message}, not numbers from 0")
+    return Wire(latency, per_message, _positive(bandwidth, "a bandwidth"), where)
 
 
 def _kernels(document: Any, path: Path, found: Found, ranks: int) -> None:
@@ -72,7 +87,8 @@ def _kernels(document: Any, path: Path, found: Found, ranks: int) -> None:
             continue
         # The largest size; of its variants the first: float32, positive ties.
         row = next(row for row in mine if row["size"] == max(r["size"] for r in mine))
-        found.rates[name] = row["time"]["median"] / row["size"] / (row["n"] if of_planes else 1)
+        seconds = _positive(row["time"]["median"], f"{kernel}'s time")
+        found.rates[name] = seconds / row["size"] / (row["n"] if of_planes else 1)
         found.sources[name] = path.name
     if not found.rates:
         raise ValueError("has no row of packing, voting or unpacking with one thread")
@@ -83,14 +99,14 @@ def _links(document: Any, path: Path, found: Found) -> None:
     nodes = document["nodes"]["of"]
     where = f"{path.name}: {link['library']}, {len(nodes)} ranks"
     kind = "remote" if max(nodes) else "local"
-    found.wires[kind] = Wire(link["latency"], 0.0, link["bandwidth"], where)
+    found.wires[kind] = _wire(link["latency"], 0.0, link["bandwidth"], where)
 
 
 def _costs(document: Any, path: Path, found: Found) -> None:
     for kind in ("remote", "local"):
         per_byte = document[f"{kind}_per_byte"]
         if per_byte:
-            found.wires[kind] = Wire(
+            found.wires[kind] = _wire(
                 document[f"{kind}_latency"], document.get(f"{kind}_per_message", 0.0),
                 1 / per_byte, path.name,
             )  # fmt: skip

@@ -82,6 +82,12 @@ class _Named:
 
 
 def _pays(vote: _Named, ring: _Named) -> str:
+    waits, works = ring.waits - vote.waits, ring.step.computes - vote.step.computes
+    if works > waits:
+        return (
+            f"packing, counting and unpacking take {seconds(works)} less than {ring.name}'s own "
+            f"work; {_waiting(vote, waits)}"
+        )
     if ring.step.hidden >= 0.5 * ring.step.wire:
         return (
             f"even behind backward {ring.name} waits {seconds(ring.waits)} of the "
@@ -94,17 +100,23 @@ def _pays(vote: _Named, ring: _Named) -> str:
     )
 
 
+def _waiting(vote: _Named, less: float) -> str:
+    how = "less" if less > 0 else "more"
+    return f"{vote.name} waits {seconds(abs(less))} {how} for the wire"
+
+
 def _does_not(vote: _Named, ring: _Named, hides: bool) -> str:
     saved, added = ring.waits - vote.waits, vote.step.computes - ring.step.computes
-    if saved <= 0:
+    if added <= -saved:
         return (
             f"latencies, not bytes, take the time: {vote.name} waits {seconds(vote.waits)} for its "
             f"messages, {ring.name} {seconds(ring.waits)}"
         )
     left = " that backward leaves" if hides else ""
+    saves = f"on the wire{left} the vote saves {seconds(saved)}"
     return (
         f"packing, counting and unpacking take {seconds(added)} more than {ring.name}'s own work; "
-        f"on the wire{left} the vote saves {seconds(saved)}"
+        f"{saves if saved > 0 else _waiting(vote, saved)}"
     )
 
 

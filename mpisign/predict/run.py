@@ -179,7 +179,8 @@ def _measure_network(
         local = measure_loopback()
     if remote is None:
         assert local is not None  # measured above
-        remote = replace(local, bandwidth=0.0)
+        # What memory between ranks of a node can do says nothing about links.
+        remote = replace(local, bandwidth=0.0, share=1.0)
         if s.latency is None:
             record.notes.append(
                 f"The latency between nodes is that of {local.where}: a real network adds its own. "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mpisign.doctor.children import environment
 from mpisign.experiments.errors import SettingsError
 from mpisign.predict.models import ModelShapes
 
@@ -44,17 +44,20 @@ def measure_script(text: str) -> ScriptSteps:
         ScriptSteps.
 
     Raises:
-        SettingsError: there is no such file, the script failed, or it made fewer than four steps.
+        SettingsError: there is no such file, the script failed, it made fewer than four steps, or
+            its optimizer trains nothing.
     """
-    words = shlex.split(text)
+    try:
+        words = shlex.split(text)
+    except ValueError as error:  # a quote that is not closed
+        raise SettingsError(f"--script {text}: {error}") from error
     if not words or not Path(words[0]).is_file():
         raise SettingsError(f"--script {text}: no such file")
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "steps.json"
         child = [sys.executable, "-m", "mpisign.predict.script_steps", str(result), *words]
         # Without what a launcher set: the script runs on one rank.
-        env = {k: v for k, v in os.environ.items() if not k.startswith(("OMPI_", "PMIX_", "PMI_"))}
-        done = subprocess.run(child, stdout=sys.stderr, env=env)
+        done = subprocess.run(child, stdout=sys.stderr, env=environment(in_job=True))
         if not result.exists():
             raise SettingsError(f"--script {text}: failed, exit status {done.returncode}")
         return steps_of(json.loads(result.read_text()), text)
@@ -71,12 +74,14 @@ def steps_of(found: dict[str, Any], text: str) -> ScriptSteps:
         ScriptSteps.
 
     Raises:
-        SettingsError: there were fewer than four steps.
+        SettingsError: there were fewer than four steps, or no parameters with gradients.
     """
     if found["steps"] < STEPS + 1:
         raise SettingsError(
             f"--script {text}: needs {STEPS + 1} steps of a torch optimizer, made {found['steps']}"
         )
+    if not found["shapes"]:
+        raise SettingsError(f"--script {text}: no parameter of its optimizer requires a gradient")
     shapes = tuple(tuple(shape) for shape in found["shapes"])
     name = Path(shlex.split(text)[0]).name
     return ScriptSteps(ModelShapes(name, shapes), found["step"], found["backward"])

@@ -52,7 +52,7 @@ class StepTimer:
     def _watch(self, optimizer: Any) -> None:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         for p in parameters:
-            if p.requires_grad:
+            if p.requires_grad and p.numel():
                 self.shapes.append(list(p.shape) or [1])
                 p.register_post_accumulate_grad_hook(lambda p: self._times.append(_now(p)))
 

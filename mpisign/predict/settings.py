@@ -84,6 +84,7 @@ class PredictSettings(Job):
     """``mpisign predict``. ``started``: the library that the launcher started ranks for, if any."""
 
     NAME: ClassVar[str] = "predict"
+    COMMAND = "mpisign"
     JSON = "write every figure to FILE"
     PLOT = "draw seconds per step over bandwidths into FILE (or .svg, .pdf)"
     MARK = "<!-- mpisign predict -->"

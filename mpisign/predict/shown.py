@@ -23,6 +23,7 @@ LOOKS = {
     "ef_sign": (plot.PURPLE, "-"),
     "PowerSGD": (plot.GREY, "--"),
 }
+_WIDTH = 8.6  # inches, at least
 _RATES = {
     "pack": "pack, with signum's momentum",
     "tally": "tally, of one plane",
@@ -54,7 +55,8 @@ def _title(record: Any) -> str:
     s = record.settings
     each = f"{s.ranks_per_node} ranks a node" if s.ranks_per_node > 1 else "a rank a node"
     how = "with overlap" if s.overlap else "without overlap"
-    return f"{record.model_name}, {record.parameters:,} parameters, {each}, {how}"
+    named = f"{record.model_name}, " if "parameters" not in record.model_name else ""
+    return f"{named}{record.parameters:,} parameters, {each}, {how}"
 
 
 def _steps(record: Any) -> Table:
@@ -134,7 +136,8 @@ def _draw(record: Any) -> Any:
     """Seconds over bandwidths, a panel for each number of ranks."""
     plot.measured(record.curves)
     panels = grouped(record.curves, "ranks")
-    figure = plot.figure(1.2 + 4.0 * len(panels), 4.8, f"Predicted step: {_title(record)}")
+    width = max(_WIDTH, 1.2 + 4.0 * len(panels))  # of title and legend, else of the panels
+    figure = plot.figure(width, 4.8, f"Predicted step: {_title(record)}")
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     evens = {even.ranks: even.bandwidth for even in record.break_evens}
     for axis, ((ranks,), curves) in zip(axes, panels.items(), strict=True):
@@ -143,7 +146,7 @@ def _draw(record: Any) -> Any:
             bits = [8 * b for b in curve.bandwidths]
             axis.plot(bits, curve.seconds, line, color=colour, linewidth=1.6, label=curve.method)
         axis.set(xscale="log", yscale="log")
-        _in_bits(axis.xaxis)
+        _in_bits(axis.xaxis, bits[-1] / bits[0])
         plot.in_seconds(axis.yaxis)
         axis.set_xlabel("a node's link, each way", fontsize=8.5)
         axis.set_title(f"{ranks:,} ranks", fontsize=10, loc="left")
@@ -164,9 +167,13 @@ def _draw(record: Any) -> Any:
     return figure
 
 
-def _in_bits(axis: Any) -> None:
-    from matplotlib.ticker import EngFormatter
+def _in_bits(axis: Any, range_: float) -> None:
+    """Four ticks or so: 1, 2 and 5 of a power of ten, or powers alone."""
+    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
+    subs = (1.0, 2.0, 5.0) if range_ < 100 else (1.0,)
+    axis.set_major_locator(LogLocator(10, subs=subs, numticks=5))
+    axis.set_minor_formatter(NullFormatter())
     axis.set_major_formatter(EngFormatter("bit/s", sep=" "))
     axis.get_label().set_fontsize(8)
 

@@ -29,4 +29,5 @@ timeout --foreground --preserve-status --signal=USR1 "$SAVE_AFTER" \
   mpiexec -n "$(wc -l < "$PBS_NODEFILE")" python -m mpi4py "$TRAIN" "$RUN"
 
 # Not done, and no error: stopped by the signal. Another job goes on from its checkpoint.
-[ -e "$RUN/done" ] || qsub "$AGAIN"
+# qsub passes nothing on by itself: without -v that job would start anew in another folder.
+[ -e "$RUN/done" ] || qsub -v RUN="$RUN",TRAIN="$TRAIN",SAVE_AFTER="$SAVE_AFTER",AGAIN="$AGAIN" "$AGAIN"

@@ -54,7 +54,7 @@ def test_scripts_are_short_executable_and_know_the_networks():
         text = script.read_text()
         assert os.access(script, os.X_OK), script.name
         assert len(text.splitlines()) < 40, script.name
-        for word in ("USR1", "NCCL_SOCKET_IFNAME", "UCX_NET_DEVICES", "GPU", '"$RUN/done"'):
+        for word in ("USR1", "NCCL_SOCKET_IFNAME", "UCX_NET_DEVICES", "GPU", '"$RUN/stopped"'):
             assert word in text, f"{script.name}: {word}"
 
 

@@ -2,8 +2,8 @@
 
 mpirun -n 2 python -m mpi4py docs/examples/batch_training.py
 
-Any launcher does: scripts/batch/ has whole jobs. FOLDER/done appears at the end; a batch script
-that does not find it queues its job again.
+Any launcher does: scripts/batch/ has whole jobs. A batch script that finds FOLDER/stopped queues its
+job again. FOLDER/done has the digest of what was trained.
 """
 
 import argparse
@@ -64,6 +64,7 @@ def main() -> None:
             mpisign.checkpoint.save(args.folder, done, state, comm=comm)
         if stop and done < args.steps:
             if comm.rank == 0:
+                (args.folder / "stopped").touch()
                 print(f"stopped after step {done}, saved in {args.folder}", flush=True)
             return
     if comm.rank == 0:

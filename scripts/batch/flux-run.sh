@@ -7,13 +7,14 @@
 #flux: --output=mpisign-{{id}}.log
 set -euo pipefail
 
-RUN=${RUN:-$PWD/run}                              # checkpoints, where all nodes see them
+RUN=${RUN:-$PWD/run}                              # this training's checkpoints, where all nodes see them
 TRAIN=${TRAIN:-docs/examples/batch_training.py}   # what is trained; more arguments: below
 RANKS=${RANKS:-8}                                 # in all: nodes x ranks of a node
 LIMIT=${LIMIT:-235m}                              # a little less than the job's own
 AGAIN=${AGAIN:-flux-run.sh}                       # this script, for the next job
 GPU=()                                            # GPU: (--gpus-per-task=1), one rank a GPU
 # source .venv/bin/activate
+rm -f "$RUN/stopped"
 
 export OMP_NUM_THREADS=8
 # Settings of the network. Without them the libraries choose; --- GPU lines are for nodes with GPUs.
@@ -29,5 +30,5 @@ export OMP_NUM_THREADS=8
 flux run --ntasks="$RANKS" --cores-per-task="$OMP_NUM_THREADS" "${GPU[@]}" \
   --time-limit="$LIMIT" --signal=USR1@5m python -m mpi4py "$TRAIN" "$RUN"
 
-# Not done, and no error: stopped by the signal. Another job goes on from its checkpoint.
-[ -e "$RUN/done" ] || flux --parent batch "$AGAIN"
+# No error, and the training script left this file: stopped by the signal. Another job goes on from its checkpoint.
+[ ! -e "$RUN/stopped" ] || flux --parent batch "$AGAIN"

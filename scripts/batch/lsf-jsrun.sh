@@ -7,12 +7,13 @@
 #BSUB -o mpisign-%J.log
 set -euo pipefail
 
-RUN=${RUN:-$PWD/run}                              # checkpoints, where all nodes see them
+RUN=${RUN:-$PWD/run}                              # this training's checkpoints, where all nodes see them
 TRAIN=${TRAIN:-docs/examples/batch_training.py}   # what is trained; more arguments: below
 RANKS=${RANKS:-8}                                 # in all: nodes x ranks of a node
 SAVE_AFTER=${SAVE_AFTER:-14100}                   # seconds: -W less 300
 GPUS=0                                            # GPU: 1, one rank a GPU
 # source .venv/bin/activate
+rm -f "$RUN/stopped"
 
 export OMP_NUM_THREADS=7
 # Settings of the network. Without them the libraries choose; --- GPU lines are for nodes with GPUs.
@@ -28,5 +29,5 @@ export OMP_NUM_THREADS=7
 timeout --foreground --preserve-status --signal=USR1 "$SAVE_AFTER" \
   jsrun -n "$RANKS" -a 1 -c "$OMP_NUM_THREADS" -g "$GPUS" python -m mpi4py "$TRAIN" "$RUN"
 
-# Not done, and no error: stopped by the signal. The same job once more, from its checkpoint.
-[ -e "$RUN/done" ] || exit 99
+# No error, and the training script left this file: stopped by the signal. The same job once more, from its checkpoint.
+[ ! -e "$RUN/stopped" ] || exit 99

@@ -8,11 +8,12 @@
 set -euo pipefail
 cd "$PBS_O_WORKDIR"
 
-RUN=${RUN:-$PWD/run}                              # checkpoints, where all nodes see them
+RUN=${RUN:-$PWD/run}                              # this training's checkpoints, where all nodes see them
 TRAIN=${TRAIN:-docs/examples/batch_training.py}   # what is trained; more arguments: below
 SAVE_AFTER=${SAVE_AFTER:-14100}                   # seconds: walltime less 300
 AGAIN=${AGAIN:-pbs-mpiexec.sh}                    # this script, for the next job
 # source .venv/bin/activate
+rm -f "$RUN/stopped"
 
 export OMP_NUM_THREADS=8                          # ncpus / mpiprocs
 # Settings of the network. Without them the libraries choose; --- GPU lines are for nodes with GPUs.
@@ -28,6 +29,6 @@ export OMP_NUM_THREADS=8                          # ncpus / mpiprocs
 timeout --foreground --preserve-status --signal=USR1 "$SAVE_AFTER" \
   mpiexec -n "$(wc -l < "$PBS_NODEFILE")" python -m mpi4py "$TRAIN" "$RUN"
 
-# Not done, and no error: stopped by the signal. Another job goes on from its checkpoint.
+# No error, and the training script left this file: stopped by the signal. Another job goes on from its checkpoint.
 # qsub passes nothing on by itself: without -v that job would start anew in another folder.
-[ -e "$RUN/done" ] || qsub -v RUN="$RUN",TRAIN="$TRAIN",SAVE_AFTER="$SAVE_AFTER",AGAIN="$AGAIN" "$AGAIN"
+[ ! -e "$RUN/stopped" ] || qsub -v RUN="$RUN",TRAIN="$TRAIN",SAVE_AFTER="$SAVE_AFTER",AGAIN="$AGAIN" "$AGAIN"

@@ -11,9 +11,10 @@
 #SBATCH --open-mode=append --output=%x-%j.log
 set -euo pipefail
 
-RUN=${RUN:-$PWD/run}                              # checkpoints, where all nodes see them
+RUN=${RUN:-$PWD/run}                              # this training's checkpoints, where all nodes see them
 TRAIN=${TRAIN:-docs/examples/batch_training.py}   # what is trained; more arguments: below
 # source .venv/bin/activate
+rm -f "$RUN/stopped"
 
 export OMP_NUM_THREADS=$SLURM_CPUS_PER_TASK
 # Settings of the network. Without them the libraries choose; --- GPU lines are for nodes with GPUs.
@@ -29,5 +30,5 @@ mpirun --map-by "slot:PE=$SLURM_CPUS_PER_TASK" python -m mpi4py "$TRAIN" "$RUN" 
 trap 'kill -USR1 $!' USR1            # mpirun passes it on to all ranks: they save and stop
 wait $! || wait $!                   # the signal ends the first wait
 
-# Not done, and no error: stopped by the signal. The same job once more, from its checkpoint.
-[ -e "$RUN/done" ] || scontrol requeue "$SLURM_JOB_ID"
+# No error, and the training script left this file: stopped by the signal. The same job once more, from its checkpoint.
+[ ! -e "$RUN/stopped" ] || scontrol requeue "$SLURM_JOB_ID"

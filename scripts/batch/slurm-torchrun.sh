@@ -11,10 +11,11 @@
 #SBATCH --open-mode=append --output=%x-%j.log
 set -euo pipefail
 
-RUN=${RUN:-$PWD/run}                              # checkpoints, where all nodes see them
+RUN=${RUN:-$PWD/run}                              # this training's checkpoints, where all nodes see them
 TRAIN=${TRAIN:-docs/examples/batch_training.py}   # what is trained; more arguments: below
 export RANKS=${RANKS:-4}                          # of a node; with GPUs as many as it has
 # source .venv/bin/activate
+rm -f "$RUN/stopped"
 
 HOST=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export HOST OMP_NUM_THREADS=$((SLURM_CPUS_PER_TASK / RANKS)) SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
@@ -34,5 +35,5 @@ srun bash -c 'trap "" USR1; exec torchrun --nnodes="$SLURM_NNODES" --nproc-per-n
   --rdzv-backend=c10d --rdzv-endpoint="$HOST:$((20000 + SLURM_JOB_ID % 20000))" \
   --rdzv-id="$SLURM_JOB_ID" "$@"' torchrun "$TRAIN" "$RUN"
 
-# Not done, and no error: stopped by the signal. The same job once more, from its checkpoint.
-[ -e "$RUN/done" ] || scontrol requeue "$SLURM_JOB_ID"
+# No error, and the training script left this file: stopped by the signal. The same job once more, from its checkpoint.
+[ ! -e "$RUN/stopped" ] || scontrol requeue "$SLURM_JOB_ID"

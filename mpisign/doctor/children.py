@@ -48,14 +48,16 @@ def ask(
         if status == 0 and file.exists():
             answer: dict[str, Any] = json.loads(file.read_text())
             return answer
+    advice = ""
     if status is None:
+        advice = "on a busy machine, or a slow disk, give it longer: --seconds"
         found = f"no answer within {seconds:g} s"
     else:
         found = f"died of {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
     if lines := [line.strip() for line in output.splitlines() if re.search(r"\w{3}", line)]:
         found += f": {lines[-1][:200]}"
     details = {"output": output[-4000:], "command": command}
-    return {"state": "broken", "found": found, "advice": "", "details": details}
+    return {"state": "broken", "found": found, "advice": advice, "details": details}
 
 
 def run(

@@ -18,7 +18,7 @@ export RANKS=${RANKS:-4}                          # of a node; with GPUs as many
 rm -f "$RUN/stopped"
 
 HOST=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-export HOST OMP_NUM_THREADS=$((SLURM_CPUS_PER_TASK / RANKS)) SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
+export HOST OMP_NUM_THREADS=$(((SLURM_CPUS_PER_TASK + RANKS - 1) / RANKS)) SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
 # Settings of the network. Without them the libraries choose; --- GPU lines are for nodes with GPUs.
 # export UCX_NET_DEVICES=mlx5_0:1    # UCX (under Open MPI, MPICH): the network card
 # export OMPI_MCA_pml=ucx            # Open MPI: UCX or an error, instead of TCP without a word

@@ -2,8 +2,8 @@
 
 mpirun -n 2 python -m mpi4py docs/examples/batch_training.py
 
-Any launcher does: scripts/batch/ has whole jobs. A batch script that finds FOLDER/stopped queues its
-job again. FOLDER/done has the digest of what was trained.
+Any launcher does: scripts/batch/ has whole jobs. A batch script that finds FOLDER/stopped queues
+its job again. FOLDER/done has the digest of what was trained.
 """
 
 import argparse

@@ -158,7 +158,7 @@ def test_where_a_vote_pays():
     assert never.pays == "no" and "packing" in never.why
     long = Compute(10.0, 6.0)
     equal = verdict(16, 1e9, at(1e9, long, True), long, True)
-    assert equal.pays == "no difference" and "backward hides" in equal.why
+    assert equal.pays == "too close to call" and "backward hides" in equal.why
     casts = Rates(*[1e-10] * 6, *[1e-7] * 3)  # a slow cast is why, and not the wire
     paid = verdict(16, 1e10, predict(model, Cluster(16, Network(2e-5, 1e10), casts)), ALONE, False)
     assert paid.pays == "yes" and paid.why.startswith("packing") and "less than" in paid.why

@@ -69,7 +69,10 @@ def device_of(name: str) -> TimedDevice:
     except ImportError as error:
         raise SettingsError(f"--device {name} needs torch: {error}") from error
     if not torch.cuda.is_available():
-        raise SettingsError(f"--device {name}: torch sees no CUDA device here")
+        raise SettingsError(
+            f"--device {name}: torch sees no CUDA device here. On a node that has one run mpisign "
+            f"bench kernels --device {name} --json FILE; here give --from FILE"
+        )
     return TimedDevice(name, torch.cuda.synchronize)
 
 

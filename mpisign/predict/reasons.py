@@ -9,7 +9,7 @@ from mpisign.bench.table import amount, seconds, times
 from mpisign.predict.equations import Compute, StepTime
 from mpisign.predict.methods import FP16, FP32, METHODS
 
-_EQUAL = 0.03  # of a step: a smaller difference is none
+_EQUAL = 0.15  # of a step: predictions are off by as much
 _SLOWEST, _FASTEST = 1e5, 1e13  # bytes per second between which the break-even is sought
 _HALVINGS = 30
 
@@ -21,7 +21,7 @@ class Verdict:
     """Of one cluster: the best vote beside the faster ring.
 
     That is ``ring``: fp16, or fp32 where casts take longer than the bytes that they save. ``gain``:
-    how many times less time the vote takes. ``pays``: "yes", "no" or "no difference".
+    how many times less time the vote takes. ``pays``: "yes", "no" or "too close to call".
     """
 
     ranks: int
@@ -64,7 +64,7 @@ def verdict(
     saved = ring.step.seconds - vote.step.seconds
     hides = overlap and compute.backward > 0
     if abs(saved) <= _EQUAL * ring.step.seconds:
-        pays, why = "no difference", _equal(vote, ring, compute, hides)
+        pays, why = "too close to call", _equal(vote, ring, compute, hides)
     elif saved > 0:
         pays, why = "yes", _pays(vote, ring)
     else:
@@ -170,4 +170,4 @@ def in_words(verdict: Verdict) -> str:
     if verdict.pays == "no":
         longer = times(1 / verdict.gain)
         return f"no vote pays, {verdict.vote} takes {longer} {verdict.ring}'s time: {verdict.why}"
-    return f"no difference: {verdict.why}"
+    return f"too close to call: {verdict.why}"

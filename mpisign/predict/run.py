@@ -215,7 +215,15 @@ def _measure_rates(
     record.sources |= {name: found.sources.get(name, where) for name in names}
     record.rates = replace(own, **{**measured, **found.rates})
     if own.powersgd is None:
-        record.notes.append("PowerSGD is left out: its work is measured with torch's own hook.")
+        record.notes.append(
+            "PowerSGD is left out: its work is measured with torch's own hook. Casts and sums are "
+            "NumPy's, which are slow in fp16."
+        )
+    if s.device == "cpu":
+        record.notes.append(
+            "Gradients are in host memory, and what computes is this machine's CPU. For gradients "
+            "on GPUs run this on such a node with --device cuda."
+        )
 
 
 def _predict(record: PredictRecord, model: ModelShapes) -> None:

@@ -185,6 +185,22 @@ class MajorityVoteStrategy(DDPStrategy):
         if self._state is None or saved is None:  # a checkpoint of training without mpisign
             return
 
+        votes, error = None, None
+        try:
+            votes = self._votes(saved)
+        except Exception as e:
+            error = e
+        if not self.reduce_boolean_decision(error is None):
+            raise error or RuntimeError(
+                f"{_FUNCTION}: another rank has no votes' state beside {self._resumed_from}, and "
+                "says why"
+            )
+        assert votes is not None
+        self._state.load_state_dict(votes)
+
+    def _votes(self, saved: Mapping[str, Any]) -> dict[str, Any]:
+        """This rank's votes' state beside the checkpoint that says ``saved`` of it."""
+
         def read(rank: int) -> dict[str, Any]:
             file = _file(self._resumed_from, rank)
             if rank >= saved["ranks"]:
@@ -198,7 +214,7 @@ class MajorityVoteStrategy(DDPStrategy):
                 f"of rank {self.global_rank} beside it of step {votes['steps']}: saving was broken "
                 "off; take an older checkpoint"
             )
-        self._state.load_state_dict(votes)
+        return votes  # type: ignore[no-any-return]
 
     def remove_checkpoint(self, filepath: Any) -> None:
         """Called by Lightning, as by ``ModelCheckpoint(save_top_k=...)``.

@@ -125,6 +125,15 @@ def slurm_requeues(w):
     trainer.save_checkpoint(path)
     assert connector._hpc_resume_path == f"{folder}/hpc_ckpt_1.ckpt", connector._hpc_resume_path
     fit(2, max_epochs=2, ckpt_path=connector._hpc_resume_path)
+    if w.rank == 1:
+        Path(f"{folder}/hpc_ckpt_1.ckpt.votes/rank1.pt").unlink()
+    dist.barrier()
+    try:
+        fit(2, max_epochs=2, ckpt_path=connector._hpc_resume_path)
+    except (FileNotFoundError, RuntimeError) as error:
+        assert ("another rank", "votes' state of rank 1")[w.rank] in str(error), error
+    else:
+        raise AssertionError("no error")
 
 
 def mistakes(w):

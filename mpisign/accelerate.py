@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -95,11 +96,19 @@ def register_comm_hook(
 
     def load(models: Any, folder: str) -> None:
         if of := files():
-            state.load_state_dict(rank_files.load(Path(folder), rank, of)["votes"])
+            own = partial(rank_files.load, Path(folder), rank, of)
+            found = rank_files.read_by_all(own, partial(any_of, accelerator), "load_state")
+            state.load_state_dict(found["votes"])
 
     accelerator.register_save_state_pre_hook(save)
     accelerator.register_load_state_pre_hook(load)
     return state
+
+
+def any_of(accelerator: Any, flag: bool) -> bool:
+    """Whether it is set on any rank."""
+    flags = accelerator.reduce(torch.tensor(float(flag), device=accelerator.device), "sum")
+    return bool(flags.item() > 0)
 
 
 def unwrap_optimizer(optimizer: Any) -> torch.optim.Optimizer | None:

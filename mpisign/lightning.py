@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from mpisign import policies
@@ -185,17 +186,10 @@ class MajorityVoteStrategy(DDPStrategy):
         if self._state is None or saved is None:  # a checkpoint of training without mpisign
             return
 
-        votes, error = None, None
-        try:
-            votes = self._votes(saved)
-        except Exception as e:
-            error = e
-        if not self.reduce_boolean_decision(error is None):
-            raise error or RuntimeError(
-                f"{_FUNCTION}: another rank has no votes' state beside {self._resumed_from}, and "
-                "says why"
-            )
-        assert votes is not None
+        own = partial(self._votes, saved)
+        votes = rank_files.read_by_all(
+            own, lambda failed: not self.reduce_boolean_decision(not failed), _FUNCTION
+        )
         self._state.load_state_dict(votes)
 
     def _votes(self, saved: Mapping[str, Any]) -> dict[str, Any]:

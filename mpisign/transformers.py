@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ try:
     from transformers import Trainer, TrainerCallback
     from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-    from mpisign.accelerate import register_comm_hook, unwrap_optimizer
+    from mpisign.accelerate import any_of, register_comm_hook, unwrap_optimizer
 except ImportError as error:
     raise ImportError(
         'mpisign.transformers needs both: pip install "transformers>=4.46" "accelerate>=1.0"'
@@ -99,7 +100,9 @@ class MajorityVoteCallback(TrainerCallback):
         assert self._state is not None
         self._state.optimizer = unwrap_optimizer(trainer.optimizer)
         if state.global_step:
-            self._state.load_state_dict(self._saved(args, state))
+            own = partial(self._saved, args, state)
+            any_rank = partial(any_of, trainer.accelerator)
+            self._state.load_state_dict(rank_files.read_by_all(own, any_rank, _FUNCTION))
 
     def _check(self, args: Any) -> None:
         changed = self._settings.get("changed_votes", "raise")

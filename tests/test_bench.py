@@ -226,7 +226,7 @@ def test_ctrl_c_leaves_a_clean_message_and_the_json(tmp_path):
     time.sleep(0.5)
     process.send_signal(signal.SIGINT)
     output, errors = process.communicate(timeout=30)
-    assert process.returncode == 130
+    assert process.returncode == 130, errors
     assert "mpisign: interrupted" in errors and "Traceback" not in errors + output
     assert "Interrupted" in json.loads((tmp_path / "part.json").read_text())["notes"][-1]
 

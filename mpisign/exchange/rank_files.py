@@ -50,6 +50,24 @@ def votes_of(rank: int, read: Callable[[int], dict[str, Any]], where: Any) -> di
     return {**first, "votes": {"steps": first["votes"]["steps"], "state": {}}}
 
 
+def read_by_all(
+    read: Callable[[], dict[str, Any]], any_of: Callable[[bool], bool], what: str
+) -> dict[str, Any]:
+    """``read()``; an error on every rank if it raises on some: another rank then says why.
+
+    ``any_of``: whether a flag is set on any rank, the framework's own reduction.
+    """
+    found: dict[str, Any] = {}
+    error = None
+    try:
+        found = read()
+    except Exception as e:
+        error = e
+    if any_of(error is not None):
+        raise error or RuntimeError(f"{what}: another rank could not load its file, and says why")
+    return found
+
+
 def save(folder: Path, rank: int, saved: dict[str, Any], of: str = "votes") -> None:
     """Writes a rank's file, whole or not at all; rank 0 removes those of ranks no longer there."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -50,3 +50,15 @@ def gpu(request):
         made = Gpu(FibreLauncher(request.getfixturevalue("cuda_library")))
     yield made
     made.launcher.forget()
+
+
+@pytest.fixture
+def sampling():
+    """``mpisign.stats()`` while every vote is looked at."""
+    import mpisign.log
+
+    mpisign.stats().reset()
+    mpisign.log.sample_votes(1)
+    yield mpisign.stats()
+    mpisign.log.sample_votes(0)
+    mpisign.stats().reset()

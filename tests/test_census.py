@@ -9,16 +9,6 @@ import mpisign
 import mpisign.log
 from mpisign import census, simulation
 
-
-@pytest.fixture
-def sampling():
-    mpisign.stats().reset()
-    mpisign.log.sample_votes(1)
-    yield mpisign.stats()
-    mpisign.log.sample_votes(0)
-    mpisign.stats().reset()
-
-
 ODD, EVEN = 5, 4
 LENGTH = 1003  # all of it is looked at
 

@@ -221,15 +221,6 @@ except mpisign.errors.NaNError:
     assert b'pip install "mpisign[nvtx]"' in done.stderr
 
 
-@pytest.fixture
-def sampling():
-    mpisign.stats().reset()
-    mpisign.log.sample_votes(1)
-    yield mpisign.stats()
-    mpisign.log.sample_votes(0)
-    mpisign.stats().reset()
-
-
 def test_prometheus_by_its_own_parser(sampling, tmp_path):
     parser = pytest.importorskip("prometheus_client.parser", reason="pip install prometheus_client")
     simulation.run(3, lambda comm: comm.majority_vote(np.ones(80, np.float32)))

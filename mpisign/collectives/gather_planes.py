@@ -11,7 +11,7 @@ from mpisign.collectives.vote_task import Planes
 from mpisign.engine.pipeline import pipelined
 from mpisign.errors import WireError
 from mpisign.stats import stage
-from mpisign.transports.base import BULK, Bytes, Pending, Steps
+from mpisign.transports.base import Bytes, Pending, Steps
 from mpisign.transports.tagged import TaggedTransport
 
 _MOST = 1024  # chunks
@@ -44,13 +44,12 @@ def gather_rows(wire: TaggedTransport, message: Bytes, rows: Sequence[Bytes]) ->
 
     Wire: the messages, in as many pieces as the longest is times ``Transport.message`` long.
     """
-    longest = max(row.size for row in rows)
-    n = max(1, min(_MOST, longest // wire.transport.message))
+    n = max(1, min(_MOST, max(row.size for row in rows) // wire.transport.message))
 
     def send(i: int) -> Pending:
         pieces = [row[row.size * i // n : row.size * (i + 1) // n] for row in rows]
         own = message[message.size * i // n : message.size * (i + 1) // n]
-        return wire.allgather(own, pieces, bulk=longest >= BULK)
+        return wire.allgather(own, pieces, bulk=n > 1)
 
     yield from pipelined(n, send, lambda i: None)
 

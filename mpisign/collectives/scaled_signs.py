@@ -10,7 +10,7 @@ from mpisign import planes, policies
 from mpisign.collectives.compressed_mean_state import CompressedMeanState, Floats, Piece
 from mpisign.errors import WireError
 from mpisign.stats import stage
-from mpisign.transports.base import BULK, Part, Pending
+from mpisign.transports.base import Part, Pending
 from mpisign.transports.tagged import TaggedTransport
 
 
@@ -41,7 +41,7 @@ class ScaledSigns:
         self.down_scales = np.zeros(state.scales, dtype="<f4")
         self._residual, self._owner_residual = state.begin()
         self.bad = 0
-        self._bulk = b >= BULK * wire.size
+        self._bulk = b >= wire.transport.message * wire.size
 
     def send(self, pieces: list[Piece]) -> Pending:
         """Packs a chunk, and starts sending it to the owners."""

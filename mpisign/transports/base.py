@@ -26,8 +26,6 @@ FIRST = TAGS
 _SPIN = 5e-3  # seconds of polling without a pause: longer than most exchanges in a node take
 #: Bytes of a notice: see ``Transport.post``.
 NOTICE = 512
-#: Bytes between two ranks from which an exchange is ``bulk``.
-BULK = 64 << 10
 #: The notice of a rank whose program ends: it will send nothing more.
 LEFT = b"left"
 

@@ -346,3 +346,27 @@ def test_handles_change_threads(on_all):
         return tuple(found)
 
     on_all(body)
+
+
+def test_bulk_arrives_as_anything_else(on_all):
+    """Parts of lengths that differ by pair, some of none; then rows, and a vote behind them."""
+
+    def length(of, to):
+        return (0, 1, 300_001)[(of + 2 * to) % 3]
+
+    def steps(wire):
+        own = wire.rank
+        sends = [(r, np.full(length(own, r), own + 1, np.uint8)) for r in wire.others]
+        recvs = [(r, np.zeros(length(r, own), np.uint8)) for r in wire.others]
+        yield wire.exchange(sends, recvs, bulk=True)
+        assert all((part == r + 1).all() for r, part in recvs)
+        rows = [np.zeros(1000 * r + 70_001, np.uint8) for r in range(wire.size)]
+        yield wire.allgather(np.full(rows[own].size, own + 1, np.uint8), rows, bulk=True)
+        assert all((row == r + 1).all() for r, row in enumerate(rows))
+        return np.concatenate(rows)
+
+    def body(comm):
+        gathered = comm.engine.submit("bulk", steps).wait()
+        return gathered, comm.majority_vote(np.ones(5), ties="zero")
+
+    on_all(body)

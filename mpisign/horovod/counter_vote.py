@@ -264,8 +264,8 @@ class CounterVote(VoteCompression):
         context = PackContext(self.seed, self.step, rank)
         state: State = {} if slot is None else slot.state
         missing = not again and slot is not None and bool(state) and self._is_made_up(tensor)
-        if c.aggregate == "gathered_vote":  # which keeps no state on the tensor's device
-            tensor = tensor.detach().cpu()
+        if c.aggregate == "gathered_vote":  # whose state is in host memory, if it keeps any
+            tensor, missing = tensor.detach().cpu(), False  # where no gradient is one of zeros
         if tensor.device.type == "cpu" and not (missing or again):
             return c.pack([tensor], [state], out, [0], context)
         if again:  # as every rank has it: what is counted does not matter

@@ -43,9 +43,11 @@ CASES = [
     c.StochasticSign(bound=3.0),
     c.TernGrad(),
     c.QSGD(nan="abstain"),
+    c.Signum(momentum=0.7, density=0.3),
+    c.Lion(density=0.05, nan="abstain"),
 ]
 if SIZE > 1:  # one of a kind: threads run them all
-    CASES = [CASES[i] for i in (4, 7, 9, 12, 14, 17)]
+    CASES = [CASES[i] for i in (4, 7, 9, 12, 14, 17, 19)]
 
 
 def on_ranks(world, function):

@@ -31,6 +31,7 @@ from reference import golomb, rules
 from reference.compressed_mean import CompressedMean, shard_bounds
 from reference.compressors import (
     error_feedback,
+    largest,
     lion,
     local_steps,
     noisy_sign,

@@ -56,12 +56,13 @@ class Ranks:
 
     def _sent(self, r: int, i: int, g: Any, rate: float) -> tuple[Any, Any, Any]:
         """(sign plane, mask plane, scales) of one rank's tensor. A missing gradient is zeros, but
-        that a momentum votes by itself."""
+        that a momentum votes by itself where all of it votes."""
         o, n, state, keys = self.options, self.lengths[i], self.states[r], self._keys(i)
         keys["rank"], one = r, np.ones(1, np.float32)
         x = np.zeros(n, np.float32) if g is None else c.widened(g)
+        density = getattr(o, "density", None)
         match self.name:
-            case "signum" | "lion" | "lion_avg" if g is None:
+            case "signum" | "lion" | "lion_avg" if g is None and density is None:
                 x = state[i]
             case "signum":
                 x, state[i] = c.signum(x, state[i], o.momentum)
@@ -92,6 +93,8 @@ class Ranks:
                 return *c.sparsign(x, o.budget_global, **keys), one
             case name if g is not None and name != "sign":
                 raise ValueError(f"Ranks._sent has no case for {name!r}")
+        if density is not None:
+            return *c.largest(x, density, **keys), one
         return *pack(x, o.zeros, **keys), one
 
     def _received(self, i: int, signs: Any, masks: Any, scales: Any, rate: float) -> Any:

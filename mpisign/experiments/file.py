@@ -110,7 +110,10 @@ def read(cls: type[T], source: str, path: str, table: Any) -> T:
 
 TASKS = ("digits", "fashion-mnist", "quadratic", "text")
 #: What a picture may have along its horizontal axis.
-ALONG = ("batch_size", "ranks", "adversaries", "dirichlet", "step", "sent", "digit", "method")
+ALONG = (
+    *("batch_size", "ranks", "adversaries", "dirichlet"),
+    *("step", "sent", "bits", "digit", "method"),
+)
 #: How hostile ranks are spread over groups: drawn anew in every epoch, drawn once, the worst case.
 PLACEMENTS = ("random", "once", "worst")
 _SHUFFLED = "none"
@@ -133,6 +136,7 @@ class Method:
     lr: tuple[float, ...] = key(_RATE, many=True)
     compressor: str = key(Kind("a compressor's name, or none", TEXT.fits))
     label: str = key(LABEL, "")
+    curve: str = key(LABEL, "")
     options: dict[str, Any] = key(TABLE, {})
     optimizer: str = key(among("sgd", "adamw"), "sgd")
     optimizer_options: dict[str, Any] = key(TABLE, {})
@@ -147,6 +151,7 @@ class Method:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "label", self.label or self.compressor)
+        object.__setattr__(self, "curve", self.curve or self.label)
 
     @property
     def instead(self) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from mpisign.attacks import ATTACKS
 from mpisign.experiments.cell import AXES
 from mpisign.experiments.errors import SettingsError
 from mpisign.experiments.recipes import RECIPES
-from mpisign.experiments.tasks import ALSO
+from mpisign.experiments.tasks import ALSO, IMAGES
 from mpisign.policies import Algorithm
 
 T = TypeVar("T")
@@ -108,7 +108,7 @@ def read(cls: type[T], source: str, path: str, table: Any) -> T:
     return whole_table
 
 
-TASKS = ("digits", "quadratic", "text")
+TASKS = ("digits", "fashion-mnist", "quadratic", "text")
 #: What a picture may have along its horizontal axis.
 ALONG = (
     *("batch_size", "ranks", "adversaries", "dirichlet"),
@@ -203,7 +203,7 @@ class Grid:
             raise wrong("epochs", "steps: the quadratic has no epochs", self.epochs)
         if max(self.adversaries) >= min(self.ranks) and max(self.adversaries):
             raise wrong("adversaries", f"fewer than {min(self.ranks)} ranks", self.adversaries)
-        if self.task != "digits" and self.dirichlet != (None,):
+        if self.task not in IMAGES and self.dirichlet != (None,):
             raise wrong("dirichlet", f"{_SHUFFLED!r}: {self.task} has no labels", self.dirichlet)
         if self.task != "digits" and self.also:
             raise wrong("also", f"nothing: {self.task} has nothing else to report", self.also)

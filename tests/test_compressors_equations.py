@@ -214,7 +214,10 @@ def test_a_density(kind, dtype):
     states, plain = ([{} for _ in awkward_gradients(0)] for _ in range(2))
     for step in range(4):
         grads = awkward_gradients(step)
-        sent = [dense.compress(g, s).float().numpy().reshape(-1) for g, s in zip(grads, plain)]
+        sent = [
+            dense.compress(g, s).float().numpy().reshape(-1)
+            for g, s in zip(grads, plain, strict=True)
+        ]
         out, bucket, *_ = pack(c, grads, states, step)
         for i, (x, state, other) in enumerate(zip(sent, states, plain, strict=True)):
             expected = ref.largest(x, 0.1, **place(bucket, i, step))

@@ -134,7 +134,7 @@ class Method:
     compressor: str = key(Kind("a compressor's name, or none", TEXT.fits))
     label: str = key(LABEL, "")
     options: dict[str, Any] = key(TABLE, {})
-    optimizer: str = key(among("sgd", "adamw"), "sgd")
+    optimizer: str = key(among("sgd", "adamw", "muon"), "sgd")
     optimizer_options: dict[str, Any] = key(TABLE, {})
     skip: str = key(among("none", "auto"), "none")
     recipe: str = key(among(*RECIPES), "exchange")

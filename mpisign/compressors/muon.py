@@ -88,6 +88,8 @@ class Muon(Momentum):
         check_bounded(self)
         self._become("others_for", "patterns of names", str, str)
         object.__setattr__(self, "others", self._others())
+        if self.polar:
+            object.__setattr__(self, "aggregate", "polar_vote")
 
     def _become(self, name: str, words: str, kind: Any, make: Callable[[Any], Any]) -> None:
         """The field, a sequence of ``kind``, becomes a tuple, as a value must be."""
@@ -109,11 +111,6 @@ class Muon(Momentum):
         if not isinstance(self.others, (Lion, Signum)):
             self._refuse("others", "'lion', 'signum', or a Compressor of these classes")
         return resolve(type(self).__name__, self.others)
-
-    @property
-    def aggregate(self) -> str:  # type: ignore[override]
-        """ "vote", or "polar_vote" with the polar step."""
-        return "polar_vote" if self.polar else "vote"
 
     def of_parameter(
         self, name: str, parameter: torch.Tensor, is_embedding: Callable[[], bool]
@@ -206,7 +203,7 @@ class MuonAvg(Muon):
     """
 
     kinds: ClassVar[dict[str, type[Momentum]]] = {"lion": LionAvg, "signum": Signum}
-    aggregate: ClassVar[str] = "mean_of_signs"  # type: ignore[assignment, misc]
+    aggregate: ClassVar[str] = "mean_of_signs"
 
     def __post_init__(self) -> None:
         super().__post_init__()

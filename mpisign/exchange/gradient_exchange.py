@@ -39,7 +39,7 @@ from mpisign.transports.base import Steps
 from mpisign.transports.tagged import TaggedTransport
 
 #: Aggregates of which a bucket in flight holds little more than a plane.
-PLANES_ONLY = ("vote", "mean_of_signs", "average")
+PLANES_ONLY = ("vote", "polar_vote", "mean_of_signs", "average")
 _COPYING_IN_FLIGHT = 2  # buckets at once of other aggregates, which copy states
 _MANY = 1 << 20  # coordinates, from which on processors and links are what ranks wait for
 _GRACE = 5.0  # seconds for the rest of a step whose first bucket ranks disagree on

@@ -138,7 +138,7 @@ class Method:
     label: str = key(LABEL, "")
     curve: str = key(LABEL, "")
     options: dict[str, Any] = key(TABLE, {})
-    optimizer: str = key(among("sgd", "adamw"), "sgd")
+    optimizer: str = key(among("sgd", "adamw", "muon"), "sgd")
     optimizer_options: dict[str, Any] = key(TABLE, {})
     skip: str = key(among("none", "auto"), "none")
     recipe: str = key(among(*RECIPES), "exchange")

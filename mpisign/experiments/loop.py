@@ -22,10 +22,11 @@ from mpisign.experiments import model
 from mpisign.experiments.cell import Cell
 from mpisign.experiments.errors import SettingsError
 from mpisign.experiments.hostile import Hostile
+from mpisign.experiments.muon_and_adamw import MuonAndAdamW
 from mpisign.experiments.tasks.base import Named, Task
 from mpisign.experiments.world import TrainingWorld, loopback_sent
 
-_OPTIMIZERS = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}
+_OPTIMIZERS = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW, "muon": MuonAndAdamW}
 
 
 @dataclass(frozen=True)
@@ -148,8 +149,9 @@ def check_optimizer(cell: Cell) -> None:
 
 def plain_optimizer(cell: Cell, named: Named) -> torch.optim.Optimizer:
     """The torch optimizer of ``cell``."""
+    parameters: Any = named if cell.optimizer == "muon" else [p for _, p in named]
     return _OPTIMIZERS[cell.optimizer](  # type: ignore[no-any-return, operator]
-        [p for _, p in named], lr=cell.lr, **cell.optimizer_options
+        parameters, lr=cell.lr, **cell.optimizer_options
     )
 
 

@@ -11,6 +11,7 @@ coordinates, address random bits: equal addresses give equal bits, whatever comp
 - ``golomb``: Golomb-Rice coded sparse planes.
 - ``votes``: majority votes (weighted, in groups, over nodes), tallies, means.
 - ``compressors``: what a rank sends and keeps.
+- ``muon``: polar factors by Newton-Schulz.
 - ``compressed_mean``: two-sided error feedback.
 - ``ranks``: one step of p ranks with any compressor.
 - ``rules``: robust rules on rows (n, d).
@@ -27,7 +28,7 @@ Example:
 # ruff: noqa: F401
 from __future__ import annotations
 
-from reference import golomb, rules
+from reference import golomb, muon, rules
 from reference.compressed_mean import CompressedMean, shard_bounds
 from reference.compressors import (
     error_feedback,

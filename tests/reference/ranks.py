@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from reference import compressors as c
+from reference import muon
 from reference.compressed_mean import CompressedMean
 from reference.planes import pack
 from reference.votes import majority, mean_of_signs, votes_of, weighted_sum
@@ -21,7 +22,7 @@ class Ranks:
     """The states of ``p`` ranks and what one step makes of their gradients.
 
     ``name``, ``options``: of a compressor and its fields. ``lengths``: of the tensors of the one
-    bucket, each of which starts at a byte of its own.
+    bucket, each of which starts at a byte of its own; ``muon``'s matrices have ``shapes``.
     """
 
     def __init__(self, name: str, p: int, lengths: Sequence[int], seed: int = 0, **options: Any):
@@ -68,6 +69,10 @@ class Ranks:
                 x, state[i] = c.signum(x, state[i], o.momentum)
             case "lion" | "lion_avg":
                 x, state[i] = c.lion(x, state[i], o.beta1, o.beta2)
+            case "muon" | "muon_avg" if g is None:
+                x = muon.polar(state[i], o.shapes[i], o)
+            case "muon" | "muon_avg":
+                x, state[i] = muon.muon(x, state[i], o.shapes[i], o)
             case "noisy_sign" if g is not None:
                 x = c.noisy_sign(x, o.scale, o.noise, **keys)
             case "stochastic_sign" if g is not None:
@@ -100,11 +105,16 @@ class Ranks:
     def _received(self, i: int, signs: Any, masks: Any, scales: Any, rate: float) -> Any:
         """The aggregate of all ranks' planes (p, B) and scales (p, blocks)."""
         o, n = self.options, self.lengths[i]
-        if self.name == "lion_avg":
+        if self.name in ("lion_avg", "muon_avg"):
             return mean_of_signs(votes_of(signs, masks, n))
         if self.name not in ("ef_sign", "ef_sparsign", "terngrad", "qsgd"):
             sign, mask = majority(signs, masks, o.ties, length=n, **self._keys(i))
-            return votes_of(sign[None], mask[None], n)[0].astype(np.float32)
+            vote = votes_of(sign[None], mask[None], n)[0].astype(np.float32)
+            if self.name == "muon" and o.polar:
+                rows = vote.reshape(o.shapes[i][0], -1)
+                vote = muon.exact_polar(rows, o.steps, o.coefficients, o.eps).reshape(-1)
+                vote *= float(max(rows.shape)) ** 0.5
+            return vote
         mean = weighted_sum(signs, masks, scales / np.float32(self.p), o.block, length=n)
         if self.name == "ef_sparsign":
             mean, self.shared[i] = c.server_residual(mean, self.shared[i])

@@ -12,6 +12,7 @@ from mpisign.engine.agreement import Agreed
 from mpisign.engine.engine import Engine
 from mpisign.engine.header import Header
 from mpisign.exchange.aggregators.base import Aggregator
+from mpisign.exchange.parameter_slot import ParameterSlot
 from mpisign.stats import stage
 from mpisign.transports.base import Steps
 from mpisign.transports.tagged import TaggedTransport
@@ -32,15 +33,16 @@ class BF16MeanAggregator(Aggregator):
         super().begin(header, message)
         with stage("pack"):
             flat = [
-                (torch.zeros_like(m.parameter) if m.grad is None else m.grad)
-                .detach()
-                .to("cpu", torch.bfloat16)
-                .reshape(-1)
-                for m in self.slots
+                self._sent(m).detach().to("cpu", torch.bfloat16).reshape(-1) for m in self.slots
             ]
             self._own = torch.cat(flat)
             nans = int(self._own.isnan().sum())
         header.nans = nans
+
+    def _sent(self, m: ParameterSlot) -> torch.Tensor:
+        if m.grad is None:
+            return self.compressor.compress_missing(m.parameter.detach(), m.state)
+        return m.grad
 
     def steps(
         self, engine: Engine, wire: TaggedTransport, agreed: Agreed, number: int, anywhere: Any

@@ -14,7 +14,14 @@ GROUPED = "detox"
 #: What distinguishes cells of one method, besides rate and seed.
 AXES = ("ranks", "batch_size", "dirichlet", "adversaries", "attack", "placement")
 #: Fields that were added later; at these values they are left out of what is hashed.
-_LATER = {"placement": None, "lying_owners": 0, "byzantine_f": 0, "algorithm": "auto"}
+_LATER: dict[str, Any] = {
+    "placement": None,
+    "lying_owners": 0,
+    "byzantine_f": 0,
+    "algorithm": "auto",
+    "recipe": "exchange",
+    "recipe_options": {},
+}
 
 
 @dataclass(frozen=True)
@@ -44,6 +51,8 @@ class Cell:
     lying_owners: int = 0
     byzantine_f: int = 0
     algorithm: str = "auto"
+    recipe: str = "exchange"
+    recipe_options: dict[str, Any] = field(default_factory=dict)
 
     @cached_property
     def key(self) -> str:

@@ -14,6 +14,7 @@ from typing import Any, TypeVar, get_args
 from mpisign.attacks import ATTACKS
 from mpisign.experiments.cell import AXES
 from mpisign.experiments.errors import SettingsError
+from mpisign.experiments.recipes import RECIPES
 from mpisign.experiments.tasks import ALSO
 from mpisign.policies import Algorithm
 
@@ -124,7 +125,10 @@ _SHARE = number("a share from 0 to below 1", 0, 1, least=True)
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """A compressor, its optimizer, the rates to choose from; the last four replace the grid's."""
+    """A compressor, its optimizer and recipe, the rates to choose from.
+
+    The last five replace the grid's.
+    """
 
     lr: tuple[float, ...] = key(_RATE, many=True)
     compressor: str = key(Kind("a compressor's name, or none", TEXT.fits))
@@ -133,6 +137,9 @@ class Method:
     optimizer: str = key(among("sgd", "adamw"), "sgd")
     optimizer_options: dict[str, Any] = key(TABLE, {})
     skip: str = key(among("none", "auto"), "none")
+    recipe: str = key(among(*RECIPES), "exchange")
+    recipe_options: dict[str, Any] = key(TABLE, {})
+    steps: int | None = key(whole(1), None)
     batch_size: int | None = key(whole(1), None)
     lying_owners: int | None = key(whole(0), None)
     byzantine_f: int | None = key(whole(0), None)
@@ -144,7 +151,7 @@ class Method:
     @property
     def instead(self) -> dict[str, Any]:
         """Fields of its cells in place of the grid's."""
-        names = ("batch_size", "lying_owners", "byzantine_f", "algorithm")
+        names = ("steps", "batch_size", "lying_owners", "byzantine_f", "algorithm")
         return {n: getattr(self, n) for n in names if getattr(self, n) is not None}
 
 
@@ -185,6 +192,8 @@ class Grid:
         if (self.steps is None) == (self.epochs is None):
             both = {"steps": self.steps, "epochs": self.epochs}
             raise wrong("steps", "either steps or epochs", both)
+        if self.steps is None and any(m.steps for m in self.methods):
+            raise wrong("method.steps", "none in a grid of epochs", [m.steps for m in self.methods])
         if self.epochs is not None and self.task == "quadratic":
             raise wrong("epochs", "steps: the quadratic has no epochs", self.epochs)
         if max(self.adversaries) >= min(self.ranks) and max(self.adversaries):

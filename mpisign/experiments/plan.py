@@ -57,7 +57,14 @@ class Group:
         if self.method.compressor != GROUPED:  # one cell for all placements
             point["placement"] = None
         grid = ("task", "task_options", "steps", "epochs", "schedule", "warmup", "evaluations")
-        method = ("compressor", "optimizer", "optimizer_options", "skip")
+        method = (
+            "compressor",
+            "optimizer",
+            "optimizer_options",
+            "skip",
+            "recipe",
+            "recipe_options",
+        )
         shared = {name: getattr(self.grid, name) for name in grid}
         shared |= {name: getattr(self.method, name) for name in method}
         shared["compressor_options"] = self.method.options

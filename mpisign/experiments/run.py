@@ -18,45 +18,16 @@ import torch
 
 import mpisign
 from mpisign import simulation
-from mpisign.attacks.owner import lie_about_shards, suppress_class
-from mpisign.experiments import compression, files, loop, tasks
+from mpisign.experiments import files, loop, recipes
 from mpisign.experiments.cell import Cell
-from mpisign.experiments.compression import CodeLength
-from mpisign.experiments.hostile import Hostile
 from mpisign.experiments.plan import Group, due
 from mpisign.experiments.results import Results
 from mpisign.experiments.tasks import metric
 from mpisign.experiments.world import TrainingWorld
 
-#: What lying owners suppress: its row of the output layer is at the end, as is the last shard.
-LAST_CLASS = 9
 _MESSAGE = 8192  # bytes that a cell's settings may take between real ranks
 
 Report = Callable[..., None]  # of ``progress.of_cells``
-
-
-def train(comm: mpisign.Communicator, cell: Cell) -> tuple[loop.Trained, int]:
-    """Trains this rank's replica to the end, or until it diverges. Collective."""
-    groups = compression.groups_of(cell, comm.rank)
-    task, sends = tasks.build(cell, comm.rank, groups), compression.compressor(cell, groups)
-    length = CodeLength()
-    stepping = loop.distributed(cell, task.named, comm, length.of(sends))
-    # Of one batch hostile ranks make the same poisoned one, and own a group that they are most of.
-    alike = groups is not None or "backdoor" in (cell.attack or "")
-    hostile = Hostile(cell, comm, task, sends, groups, alike=alike)
-    if comm.rank >= comm.size - cell.lying_owners:
-        lie_about_shards(stepping, suppress_class(stepping, LAST_CLASS))
-    # Within a round of local steps ranks hold parameters of their own: only its end is evaluated.
-    rounds, parts = max(1, task.steps // sends.local_steps), cell.evaluations
-    marks = {max(1, round(rounds * (i + 1) / parts)) * sends.local_steps for i in range(parts)}
-    lengths = [p.numel() for _, p in task.named]
-
-    def stepped(step: int) -> None:
-        length.unpacked(sends, lengths)
-
-    steps = sorted(marks)
-    done = loop.train(cell, task, stepping, hostile, steps, comm.rank, stepped=stepped)
-    return done, length.bits
 
 
 def simulated(cell: Cell) -> dict[str, Any]:
@@ -64,7 +35,7 @@ def simulated(cell: Cell) -> dict[str, Any]:
     torch.set_num_threads(1)
     start = time.perf_counter()
     mpisign.stats().reset()
-    ranks = simulation.run(cell.ranks, train, cell)
+    ranks = simulation.run(cell.ranks, recipes.named(cell.recipe), cell)
     sent = mpisign.stats().as_dict()["exchange"]["sent"] / cell.ranks
     bits = sum(bits for _, bits in ranks) / cell.ranks
     digests = [done.digest for done, _ in ranks]
@@ -75,7 +46,7 @@ def real(cell: Cell, world: TrainingWorld, comm: mpisign.Communicator) -> dict[s
     """The result of ``cell`` by all ranks of ``world``, valid on rank 0. Collective."""
     start = time.perf_counter()
     mpisign.stats().reset()
-    own, bits = train(comm, cell)
+    own, bits = recipes.named(cell.recipe)(comm, cell)
     totals = [mpisign.stats().as_dict()["exchange"]["sent"], bits]
     sent, bits = world.gather(np.array(totals, dtype=np.float64)).mean(axis=0).tolist()
     digests = world.gather_digests(own.digest)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from mpisign import policies
 from mpisign.compressors.base import Compressor, State, resolve
@@ -145,6 +145,8 @@ class Accordion(Compressor):
 
     aggregate = "accordion"
     unit = "gradient"
+    #: A subclass of ``Low16`` or ``Low32`` that takes its place.
+    mean: ClassVar[type[Compressor] | None] = None
 
     def __post_init__(self) -> None:
         try:
@@ -186,12 +188,12 @@ class Accordion(Compressor):
 
     def averaging(self) -> Compressor:
         """What sends the means."""
-        kind: Any = Low16 if self.low == "16bit" else Low32
+        kind: Any = self.mean or (Low16 if self.low == "16bit" else Low32)
         made: Compressor = kind(zeros=self.zeros, nan=self.nan, ties=self.ties, high=self._high)
         return made
 
     def in_16_bits(self) -> Compressor:
-        """What sends parameters that never vote: in the bucket of the means, if that has 16 bits."""
+        """What sends parameters that never vote: in the bucket of means, if these have 16 bits."""
         return self.averaging() if self.low == "16bit" else BF16Mean(nan=self.nan)
 
     def abstaining(self) -> Compressor:

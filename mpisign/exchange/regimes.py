@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -107,12 +107,15 @@ class Regimes:
         new = {**regime, "epoch": regime["epoch"] + 1, "began": steps, "rate": rate}
         if regime["epoch"] % c.every == 0:
             count, voted = steps - regime["began"], c.votes and regime["high"]
-            norm = _mean_of(state.get(_SUM), _squares, count)
+            norm = norm_of([state.get(_SUM)], count)
             new["norm"], new["voted"] = norm, voted
             if regime["norm"] is None or regime["voted"] == voted:
                 new["high"] = is_steady(regime["norm"], norm, c.threshold)
             if c.votes and not voted:
-                new["scale"] = _mean_of(state.get(_ABS), _values, count)
+                size = state.get(_ABS)
+                new["scale"] = (
+                    0.0 if size is None else fixed_sum(size) / max(1, size.numel()) / count
+                )
         if warming or rate < c.fall * regime["rate"]:
             new["high"] = False
         return new
@@ -143,38 +146,24 @@ def _write(s: ParameterSlot, regime: dict[str, Any]) -> None:
         state[REGIME] = copy.copy(regime)
 
 
-def _mean_of(total: torch.Tensor | None, terms: Callable[[Any], Any], count: int) -> float:
-    """Of what was added up in ``count`` steps: the norm, or the mean, of one step."""
-    if total is None or not total.numel():
-        return 0.0
-    flat = total.detach().cpu().reshape(-1).numpy()
-    found = fixed_sum(terms(part) for part in _chunks(flat))
-    return (math.sqrt(found) if terms is _squares else found / flat.size) / count
+def norm_of(sums: Sequence[torch.Tensor | None], count: int) -> float:
+    """The norm of all of what was added up in ``count`` steps, per step; the same on all ranks."""
+    total = sum(fixed_sum(x, squares=True) for x in sums if x is not None)
+    return math.sqrt(total) / count
 
 
-def _chunks(flat: Any) -> Iterator[Any]:
-    for a in range(0, flat.size, _CHUNK):
-        yield flat[a : a + _CHUNK].astype(np.float64)
+def fixed_sum(x: torch.Tensor, squares: bool = False) -> float:
+    """The sum of values or squares in one order, whatever the processor and the threads.
 
-
-def _squares(x: Any) -> Any:
-    return x * x
-
-
-def _values(x: Any) -> Any:
-    return x
-
-
-def fixed_sum(chunks: Iterator[Any]) -> float:
-    """The sum in one order, whatever the processor and the threads: by halves, then by chunks.
-
-    Additions of elements alone, which IEEE 754 defines to the last bit; a reduction of NumPy's or
-    torch's adds in an order of its own.
+    By halves within a chunk, chunk after chunk: additions of elements alone, which IEEE 754 defines
+    to the last bit. A reduction of NumPy's or torch's adds in an order of its own.
     """
-    total = 0.0
-    for x in chunks:
-        x = np.concatenate([x, np.zeros(_CHUNK - x.size)])
-        while x.size > 1:
-            x = x[: x.size // 2] + x[x.size // 2 :]
-        total += float(x[0])
+    total, flat = 0.0, x.detach().cpu().reshape(-1).numpy()
+    for a in range(0, flat.size, _CHUNK):
+        part = flat[a : a + _CHUNK].astype(np.float64)
+        terms = np.zeros(1 << (part.size - 1).bit_length())
+        terms[: part.size] = part * part if squares else part
+        while terms.size > 1:
+            terms = terms[: terms.size // 2] + terms[terms.size // 2 :]
+        total += float(terms[0])
     return total

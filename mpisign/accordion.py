@@ -116,7 +116,7 @@ class AccordionBatch:
         large: int = 8,
         threshold: float = 0.5,
         every: int = 10,
-        fall: float = 0.5,
+        fall: float = 0.25,
         only_grow: bool = False,
     ) -> None:
         if not isinstance(optimizer, torch.optim.Optimizer):

@@ -119,7 +119,8 @@ class Accordion(Compressor):
         steps_per_epoch: An epoch ends after so many steps. None: where ``next_epoch`` says so.
         vote_scale: Size of the update where ``high`` votes. None: the mean absolute aggregate of
             the parameter's last epoch of means that was added up.
-        fall: The learning rate fell if it is below this share of what it was an epoch before.
+        fall: The learning rate fell if it is below this share of what it was an epoch before. Half a
+            cosine never falls so fast as by the default.
         zeros, nan, ties: Those of ``high``.
 
     Raises:
@@ -141,7 +142,7 @@ class Accordion(Compressor):
     every: int = 10
     steps_per_epoch: int | None = None
     vote_scale: float | None = None
-    fall: float = 0.5
+    fall: float = 0.25
 
     aggregate = "accordion"
     unit = "gradient"

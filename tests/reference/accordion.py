@@ -66,7 +66,7 @@ class AccordionRanks:
                 if self.norms[i] is None or self.voted[i] == voted:
                     self.high[i] = is_steady(self.norms[i], norm, self.threshold)
                 self.norms[i], self.voted[i] = norm, voted
-        if self.rate is not None and rate < 0.5 * self.rate:
+        if self.rate is not None and rate < 0.25 * self.rate:
             self.high = [False] * len(self.high)
         self.rate = rate
         self.sums = [0 * x for x in self.sums]

@@ -23,6 +23,7 @@ from mpisign.stats import stats
 from mpisign.stopping import request_stop, stop_on_signals, stop_requested
 
 if TYPE_CHECKING:
+    from mpisign.accordion import AccordionBatch, next_epoch
     from mpisign.collectives.compressed_mean_state import CompressedMeanState
     from mpisign.collectives.counts import Tally
     from mpisign.collectives.traffic import VoteTraffic, vote_traffic
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "AccordionBatch",
     "Communicator",
     "CompressedMeanState",
     "Compression",
@@ -52,6 +54,7 @@ __all__ = [
     "majority_vote",
     "majority_vote_async",
     "mean_of_signs",
+    "next_epoch",
     "pack",
     "request_stop",
     "robust_aggregate",
@@ -66,6 +69,7 @@ __all__ = [
 ]
 
 _LAZY = {
+    "AccordionBatch": "mpisign.accordion",
     "Communicator": "mpisign.communicator",
     "CompressedMeanState": "mpisign.collectives.compressed_mean_state",
     "Compression": "mpisign.compressors",
@@ -76,6 +80,7 @@ _LAZY = {
     "majority_vote": "mpisign.functions",
     "majority_vote_async": "mpisign.functions",
     "mean_of_signs": "mpisign.functions",
+    "next_epoch": "mpisign.accordion",
     "robust_aggregate": "mpisign.functions",
     "tally": "mpisign.functions",
     "tally_async": "mpisign.functions",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mpisign.compressors.accordion import Accordion
 from mpisign.compressors.base import COMPRESSORS, Compressor, PackContext, State, resolve
 from mpisign.compressors.detox import Detox
 from mpisign.compressors.ef_sign import EFSign
@@ -21,6 +22,7 @@ from mpisign.compressors.uncompressed import BF16Mean, Uncompressed
 __all__ = [
     "COMPRESSORS",
     "QSGD",
+    "Accordion",
     "Compression",
     "Compressor",
     "Detox",

@@ -276,6 +276,40 @@ class Compressor:
         """
         return {}
 
+    def now(self, state: State) -> Compressor:
+        """What travels for a parameter of this state: the compressor itself, or one that it holds.
+
+        Args:
+            state: The parameter's state; not changed.
+
+        Returns:
+            The compressor of the parameter's next step.
+
+        Example:
+            >>> from mpisign.compressors import Sign
+            >>> Sign().now({})
+            Sign(zeros='random', nan='raise', ties='random')
+        """
+        return self
+
+    def owed(self, state: State, rate: float) -> torch.Tensor | None:
+        """What a residual still owes the parameter, in units of the gradient.
+
+        Args:
+            state: The parameter's state; not changed.
+            rate: The parameter's learning rate.
+
+        Returns:
+            A tensor of the parameter's shape, read only; None if nothing can be paid now.
+
+        Example:
+            >>> import torch
+            >>> from mpisign.compressors import EFSign
+            >>> EFSign().owed({"residual": torch.tensor([0.5])}, rate=0.1)
+            tensor([5.])
+        """
+        return None
+
     def warm_up(self, grad: torch.Tensor | None, mean: torch.Tensor, state: State) -> None:
         """Sees a step in which the ranks exchange plain averages; see ``warmup_steps``.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mpisign.compressors.accordion import Accordion
 from mpisign.compressors.base import COMPRESSORS
 from mpisign.compressors.detox import Detox
 from mpisign.compressors.ef_sign import EFSign
@@ -43,6 +44,7 @@ class Compression:
     qsgd = QSGD
     robust = Robust
     detox = Detox
+    accordion = Accordion
 
 
 COMPRESSORS.update({n: kind for n, kind in vars(Compression).items() if isinstance(kind, type)})

@@ -100,6 +100,12 @@ class GradientBucket:
             self.aggregator[1].free()
         self.aggregator = None, None
 
+    def is_like(self, other: GradientBucket) -> bool:
+        """Whether the same slots travel in the same order, and alike."""
+        mine, others = ([id(s) for s in b.slots] for b in (self, other))
+        how = self.compressor == other.compressor and self.masked == other.masked
+        return how and mine == others
+
     def seed(self, seed: int) -> int:
         """A seed of its own: random bits are keyed by places, which count from 0 in each bucket."""
         return (seed + self.index * _WEYL) % (1 << 64)
@@ -128,7 +134,7 @@ def cut(
         own = compressor.of_parameter(
             s.name, s.parameter, partial(embeddings.has, s.name, s.parameter)
         )
-        c = variant(function, how, own)
+        c = variant(function, how, own).now(s.state)
         masked = how == "abstain" and c.remembers
         apart = None if c.whole else (s.parameter.device, s.parameter.requires_grad)
         lane = lanes.setdefault((c, masked, apart), [])

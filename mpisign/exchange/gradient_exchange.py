@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from mpisign import census, policies
+from mpisign.compressors.accordion import Accordion
 from mpisign.compressors.base import Compressor
 from mpisign.engine.agreement import Agreed
 from mpisign.engine.engine import Engine
@@ -30,8 +31,9 @@ from mpisign.exchange.optimizer_options import options_of, options_of_steppers, 
 from mpisign.exchange.optimizer_steps import unwatch
 from mpisign.exchange.parameter_slot import ParameterSlot
 from mpisign.exchange.pending_step import ChangedVotes, PendingStep
+from mpisign.exchange.regimes import Regimes
 from mpisign.exchange.saved_state import SavedState
-from mpisign.exchange.skip import Rule, rule_for
+from mpisign.exchange.skip import Rule, rule_for, variant
 from mpisign.exchange.step_count import sync_step_count
 from mpisign.exchange.trace_steps import trace_steps
 from mpisign.stats import stats
@@ -111,12 +113,16 @@ class GradientExchange(SavedState):
         self._before = before
         self._syncing = False
         rule = rule_for(function, skip, compressor)
-        self.buckets = cut(function, self.slots, compressor, rule, bucket_size)
-        self._kinds = [aggregator_for(b.compressor) for b in self.buckets]
-        self._seeds = [b.seed(seed) for b in self.buckets]
+        self._hows = {id(s): rule(s.name, s.parameter) for s in self.slots}
+        self._bucket_size = bucket_size
+        self.regimes: Regimes | None = None
+        if isinstance(compressor, Accordion):
+            of = [(s, variant(function, self._hows[id(s)], compressor)) for s in self.slots]
+            self.regimes = Regimes(compressor, [s for s, c in of if isinstance(c, Accordion)])
+        self.buckets: list[GradientBucket] = []
+        self._cut()
         if skip == "auto":
             warn_of_bf16_mean(function, self.buckets, compressor)
-        self._bucket_of = {id(s): b for b in self.buckets for s in b.slots}
         self.ready_slots: set[int] = set()  # ids, of this step
         self._engine_of = engine
         self.warmup_steps = check_warmup(function, warmup_steps)
@@ -127,7 +133,7 @@ class GradientExchange(SavedState):
         self._steppers: list[torch.optim.Optimizer] = []  # since the last exchange
         self._empty = 0  # buckets of this step that have no gradient on any rank
         for b in self.buckets if ahead else ():
-            self.pending.watch(b.slots, b.compressor)
+            self.pending.watch(b.slots, compressor if self.regimes else b.compressor)
         trace_steps()
         self.restart()
 
@@ -147,6 +153,7 @@ class GradientExchange(SavedState):
 
     def ready(self, slot: ParameterSlot) -> None:
         """``slot.grad`` is this step's. Starts what can start, moves on what is in flight."""
+        self.begin_step()
         self.ready_slots.add(id(slot))
         if slot.grad is not None:
             slot.version = slot.grad._version
@@ -159,6 +166,7 @@ class GradientExchange(SavedState):
 
     def flush(self, reason: str = "") -> None:
         """Starts every bucket that has not. ``reason``: why this rank cannot take part, if so."""
+        self.begin_step()
         told, self._reason = self._reason, self._reason or reason
         # Too late to tell the others where all is on its way: then this rank raises alone.
         self._untold = reason if not told and len(self._handles) == len(self.buckets) else ""
@@ -192,12 +200,39 @@ class GradientExchange(SavedState):
             if self._ahead:
                 self.pending.undo()
             raise errors[0]
+        if self.regimes is not None:
+            self.regimes.add(self.warming)
         self.pending.averaged = self.warming
         for s in self.slots:
             if s.grad is not None and s.grad.stride() != s.parameter.stride():
                 s.match_strides()
         self.steps += empty < len(self.buckets) or not self.buckets
         self._fresh = False
+
+    def begin_step(self) -> None:
+        """Before a step's first gradient: with Accordion an epoch may end, and buckets change."""
+        if self.regimes is None or self.ready_slots or self._handles:
+            return
+        self.settle()
+        self.regimes.begin(self.steps, self._rates_now(), self.warming)
+        if self.regimes.high != self._cut_for:
+            self._cut()
+            for b in self.buckets:
+                b.waiting = len(b.slots)
+
+    def next_epoch(self) -> dict[str, str]:
+        """Ends the epoch of Accordion: by name, what each parameter sends from now on."""
+        if self.regimes is None:
+            return {}
+        if self.regimes.steps_per_epoch is not None:
+            raise ValueError(
+                f"next_epoch: epochs end by steps_per_epoch={self.regimes.steps_per_epoch}"
+            )
+        if self.ready_slots or self._handles:
+            raise RuntimeError("next_epoch: call it between step() and the next backward()")
+        self.settle()
+        self.regimes.end_epoch(self.steps, self._rates_now(), self.warming)
+        return {name: "high" if high else "low" for name, high in self.regimes.high.items()}
 
     def settle(self) -> bool:
         """Before the next step: undoes what no optimizer has stepped on; whether it is all."""
@@ -262,6 +297,27 @@ class GradientExchange(SavedState):
                 engine.progress.patient = True
         self.engine = engine
         return engine
+
+    def _cut(self) -> None:
+        """Buckets by what each parameter sends now; those that stay as they were are kept."""
+        hows = {s.name: self._hows[id(s)] for s in self.slots}
+        new = cut(
+            self.function, self.slots, self.compressor, lambda n, p: hows[n], self._bucket_size
+        )
+        old = self.buckets
+        self.buckets = [next((b for b in old if b.is_like(n)), n) for n in new]
+        for b in old:
+            if not any(b is n for n in self.buckets):
+                b.free()
+        for i, b in enumerate(self.buckets):
+            b.index = i
+        self._kinds = [aggregator_for(b.compressor) for b in self.buckets]
+        self._seeds = [b.seed(self.seed) for b in self.buckets]
+        self._bucket_of = {id(s): b for b in self.buckets for s in b.slots}
+        self._cut_for = {} if self.regimes is None else self.regimes.high
+
+    def _rates_now(self) -> dict[torch.Tensor, float]:
+        return {} if self.optimizer is None else rates_of(self.optimizer)
 
     def _next(self) -> GradientBucket | None:
         n = len(self._handles)
@@ -377,7 +433,7 @@ class GradientExchange(SavedState):
             seed=self._seeds[bucket.index],
             algorithm=self.algorithm,
             byzantine_f=self.byzantine_f if bucket.compressor.aggregate == "vote" else 0,
-            settings=self._options(bucket.compressor, fresh) ^ self.warmup_steps,
+            settings=self._options(bucket.compressor, fresh) ^ self.warmup_steps ^ self._agreed(),
             presence=hashlib.blake2b(bucket.present.tobytes(), digest_size=16).digest(),
             fresh=fresh,
         )
@@ -387,6 +443,9 @@ class GradientExchange(SavedState):
         if self.optimizer is not None and self._replicas:
             return options_of(compressor, self.optimizer)
         return options_of_steppers(compressor, [] if fresh else self._steppers)
+
+    def _agreed(self) -> int:
+        return 0 if self.regimes is None else self.regimes.digest()
 
     def _sync(self, wire: TaggedTransport, bucket: GradientBucket, fresh: bool) -> Steps[int]:
         if not fresh or bucket.index or self._replicas:

@@ -95,4 +95,8 @@ class Cell:
             return self.lr * (step + 1) / rising
         if self.schedule == "constant":
             return self.lr
+        if self.schedule == "stairs":
+            return (
+                self.lr * (0.1 if 2 * step >= steps else 1) * (0.1 if 6 * step >= 5 * steps else 1)
+            )
         return self.lr * 0.5 * (1 + math.cos(math.pi * (step - rising) / (steps - rising)))

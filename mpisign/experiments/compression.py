@@ -6,7 +6,7 @@ from dataclasses import fields
 from typing import Any
 
 from mpisign import robust
-from mpisign.compressors import COMPRESSORS, Compressor
+from mpisign.compressors import COMPRESSORS, Accordion, Compressor, resolve
 from mpisign.detox import Groups
 from mpisign.detox.worst_case import worst_case
 from mpisign.experiments.cell import GROUPED, Cell
@@ -109,6 +109,8 @@ class CodeLength:
 
     def of(self, compressor: Compressor) -> Compressor:
         """``compressor``, whose messages count from now on: a bit a coordinate, a scale 32."""
+        if isinstance(compressor, Accordion):
+            return self._of_both(compressor)
         kind, count = type(compressor), self
         parts: dict[Compressor, Compressor] = {}
 
@@ -129,6 +131,24 @@ class CodeLength:
         return Counted(
             **{f.name: getattr(compressor, f.name) for f in fields(compressor) if f.init}
         )
+
+    def _of_both(self, accordion: Accordion) -> Compressor:
+        """What votes, and the means: 16 or 32 bits a coordinate."""
+        low, count = type(accordion.averaging()), self
+        bits = _FP32 if accordion.low == "none" else _FP32 // 2
+
+        class CountedMean(low):  # type: ignore[misc, valid-type]
+            def send(self, grad: Any, parameter: Any, state: Any, rate: float) -> Any:
+                count.bits += bits * parameter.numel()
+                return super().send(grad, parameter, state, rate)
+
+        CountedMean.__name__ = CountedMean.__qualname__ = low.__name__
+
+        class CountedAccordion(Accordion):
+            mean = CountedMean
+
+        given = {f.name: getattr(accordion, f.name) for f in fields(accordion) if f.init}
+        return CountedAccordion(**given | {"high": self.of(resolve("high", accordion.high))})
 
     def unpacked(self, compressor: Compressor, lengths: list[int]) -> None:
         """Books a step of a compressor whose messages are no planes that ``pack`` makes."""

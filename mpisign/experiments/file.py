@@ -179,7 +179,7 @@ class Grid:
     label: str = key(LABEL, "")
     task_options: dict[str, Any] = key(TABLE, {})
     tune_seeds: tuple[int, ...] = key(whole(0), (1000,), many=True)
-    schedule: str = key(among("constant", "cosine"), "cosine")
+    schedule: str = key(among("constant", "cosine", "stairs"), "cosine")
     warmup: float = key(_SHARE, 0.0)
     evaluations: int = key(whole(1, 1000), 6)
     along: str = key(among(*ALONG), "step")

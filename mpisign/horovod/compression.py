@@ -99,3 +99,4 @@ class Compression:
     qsgd = _DefaultVote(COMPRESSORS["qsgd"])
     robust = _DefaultVote(COMPRESSORS["robust"])
     detox = _DefaultVote(COMPRESSORS["detox"])
+    accordion = _DefaultVote(COMPRESSORS["accordion"])

@@ -133,6 +133,10 @@ class HorovodGradients:
         if take_up(optimizer, self._exchange):
             self._optimizer.state.update(optimizer.state)
 
+    def next_epoch(self) -> dict[str, str]:
+        """Ends an epoch of ``Compression.accordion``."""
+        return self._exchange.next_epoch()
+
     def state_dict(self, state_dict: dict[str, Any]) -> dict[str, Any]:
         """The optimizer's own ``state_dict`` with this rank's state of votes."""
         more = {} if self._local is None else {"local": self._local.done}
@@ -170,7 +174,8 @@ class HorovodGradients:
         if exchanged and self._optimizer.op == hvd.Sum:
             size = self._optimizer.process_set.size()
             for bucket in self._exchange.buckets:
-                if self._exchange.pending.averaged or _is_mean(bucket.compressor):
+                scaled = self._exchange.regimes is not None  # votes of a mean's size
+                if scaled or self._exchange.pending.averaged or _is_mean(bucket.compressor):
                     for slot in bucket.slots:
                         if slot.grad is not None:
                             slot.grad.mul_(size)

@@ -14,6 +14,7 @@ coordinates, address random bits: equal addresses give equal bits, whatever comp
 - ``muon``: polar factors by Newton-Schulz.
 - ``compressed_mean``: two-sided error feedback.
 - ``ranks``: one step of p ranks with any compressor.
+- ``accordion``: which compressor each tensor has in an epoch.
 - ``rules``: robust rules on rows (n, d).
 
 Example:
@@ -29,6 +30,7 @@ Example:
 from __future__ import annotations
 
 from reference import golomb, muon, rules
+from reference.accordion import AccordionRanks, is_steady
 from reference.compressed_mean import CompressedMean, shard_bounds
 from reference.compressors import (
     error_feedback,

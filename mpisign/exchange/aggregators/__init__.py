@@ -9,6 +9,7 @@ from mpisign.exchange.aggregators.bf16_mean import BF16MeanAggregator
 from mpisign.exchange.aggregators.compressed_mean import CompressedMeanAggregator
 from mpisign.exchange.aggregators.detox import DetoxAggregator
 from mpisign.exchange.aggregators.gathered import GatheredMean, GatheredVote
+from mpisign.exchange.aggregators.low_mean import LowAverage, LowHalves
 from mpisign.exchange.aggregators.mean_of_signs import MeanOfSignsAggregator
 from mpisign.exchange.aggregators.polar_vote import PolarVoteAggregator
 from mpisign.exchange.aggregators.robust import RobustAggregator
@@ -20,6 +21,8 @@ _AGGREGATORS: dict[str, type[Aggregator]] = {
     "polar_vote": PolarVoteAggregator,
     "average": AverageAggregator,
     "halves": BF16MeanAggregator,
+    "low_halves": LowHalves,
+    "low_average": LowAverage,
     "mean_of_signs": MeanOfSignsAggregator,
     "gathered_vote": GatheredVote,
     "gathered_mean": GatheredMean,

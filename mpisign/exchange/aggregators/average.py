@@ -30,8 +30,8 @@ class AverageAggregator(Aggregator):
         mean = np.zeros(sum(lengths), dtype=np.float32)
         parts = np.split(mean, np.cumsum(lengths)[:-1])
         for m, part in zip(self.slots, parts, strict=True):
-            if m.grad is not None:
-                part[:] = self._sent(m).reshape(-1).numpy()
+            if (sent := self._sent(m)) is not None:
+                part[:] = sent.reshape(-1).numpy()
         # An allreduce may block, so that ranks must come to those of a step's buckets in one order.
         yield engine.progress.turn(wire.tag)
         yield wire.allreduce(mean)
@@ -40,8 +40,9 @@ class AverageAggregator(Aggregator):
             if anywhere[i]:
                 self._received(m, torch.from_numpy(part).view(m.parameter.shape))
 
-    def _sent(self, m: ParameterSlot) -> torch.Tensor:
-        assert m.grad is not None
+    def _sent(self, m: ParameterSlot) -> torch.Tensor | None:
+        if m.grad is None:
+            return None
         return m.grad.detach().to("cpu", torch.float32, copy=True)
 
     def _received(self, m: ParameterSlot, mean: torch.Tensor) -> None:

@@ -32,9 +32,7 @@ class BF16MeanAggregator(Aggregator):
     def begin(self, header: Header, message: int) -> None:
         super().begin(header, message)
         with stage("pack"):
-            flat = [
-                self._sent(m).detach().to("cpu", torch.bfloat16).reshape(-1) for m in self.slots
-            ]
+            flat = [self._sent(m).to("cpu", torch.bfloat16).reshape(-1) for m in self.slots]
             self._own = torch.cat(flat)
             nans = int(self._own.isnan().sum())
         header.nans = nans
@@ -42,7 +40,7 @@ class BF16MeanAggregator(Aggregator):
     def _sent(self, m: ParameterSlot) -> torch.Tensor:
         if m.grad is None:
             return self.compressor.compress_missing(m.parameter.detach(), m.state)
-        return m.grad
+        return m.grad.detach()
 
     def steps(
         self, engine: Engine, wire: TaggedTransport, agreed: Agreed, number: int, anywhere: Any
@@ -74,4 +72,7 @@ class BF16MeanAggregator(Aggregator):
         for i, part in enumerate(mean.split(list(self.bucket.lengths))):
             if anywhere[i]:
                 m = self.slots[i]
-                m.target().copy_(part.view(m.parameter.shape))
+                self._received(m, part.view(m.parameter.shape))
+
+    def _received(self, m: ParameterSlot, mean: torch.Tensor) -> None:
+        m.target().copy_(mean)

@@ -25,6 +25,7 @@ PUBLIC = [
     "mpisign.detox",
     "mpisign.attacks",
     "mpisign.checkpoint",
+    "mpisign.lowrank",
     "mpisign.log",
     "mpisign.optim",
     "mpisign.ddp",

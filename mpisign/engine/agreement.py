@@ -116,6 +116,8 @@ def _check(headers: Sequence[Header], function: str) -> None:
         said["settings"] = "blocks of the states"
     if headers[0].operation == "robust_aggregate":
         said["settings"] = "the rules"
+    if headers[0].operation == "factorize":
+        said["settings"] = "arguments, or what the optimizers keep"
     if headers[0].operation == "majority_vote":
         said["settings"] = "the groups that vote"
     for name in Header.AGREED:

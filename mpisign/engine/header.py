@@ -46,6 +46,7 @@ OPERATIONS = (
     "warm_up",
     "checkpoint",
     "bucket_polar_vote",
+    "factorize",
 )
 DEVICES = ("cpu", "cuda")  # where the arrays are, which says the wire
 _AGREED = struct.Struct("<4sH6BHBx5Q")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -27,12 +28,21 @@ _HOOKS: Any = WeakIdKeyDictionary()
 
 
 class StepHooks:
-    """The hooks of one optimizer. ``overlap``: exchanges begin during the backward pass."""
+    """The hooks of one optimizer. ``overlap``: exchanges begin during the backward pass.
+
+    ``wrap_again``: given the optimizer, once these are off, and its parameters' names, wraps it as
+    it was wrapped.
+    """
 
     def __init__(
-        self, optimizer: torch.optim.Optimizer, exchange: GradientExchange, overlap: bool
+        self,
+        optimizer: torch.optim.Optimizer,
+        exchange: GradientExchange,
+        overlap: bool,
+        wrap_again: Callable[[torch.optim.Optimizer, list[tuple[str, torch.Tensor]] | None], Any],
     ) -> None:
         self.exchange = exchange
+        self.wrap_again = wrap_again
         self.local: LocalSteps | None = None
         c = exchange.compressor
         if c.local_steps > 1:

@@ -8,6 +8,7 @@ holds 1 where a coordinate votes. ``seed``, ``step``, ``rank`` (or a stream) and
 coordinates, address random bits: equal addresses give equal bits, whatever computes them.
 
 - ``planes``: Philox bits, packing, zeros and NaN.
+- ``lowrank``: factors of weights, layers made of them, and their optimizers' states.
 - ``golomb``: Golomb-Rice coded sparse planes.
 - ``votes``: majority votes (weighted, in groups, over nodes), tallies, means.
 - ``compressors``: what a rank sends and keeps.
@@ -29,7 +30,7 @@ Example:
 # ruff: noqa: F401
 from __future__ import annotations
 
-from reference import golomb, muon, rules
+from reference import golomb, lowrank, muon, rules
 from reference.accordion import AccordionRanks, is_steady
 from reference.compressed_mean import CompressedMean, shard_bounds
 from reference.compressors import (

@@ -84,7 +84,7 @@ _LAZY = {
 }
 
 
-_MODULES = ("attacks", "checkpoint", "detox", "log", "robust")
+_MODULES = ("attacks", "checkpoint", "detox", "federated", "log", "robust")
 
 
 def __getattr__(name: str) -> Any:

@@ -30,7 +30,7 @@ FLOORS: list[tuple[str, list[str]]] = [
     ("exchange", ["compressors", "detox", "exchange"]),
     (
         "front ends",
-        ["optimizer", "ddp", "fsdp", "horovod", "attacks", "checkpoint", "log"]
+        ["optimizer", "ddp", "fsdp", "horovod", "attacks", "checkpoint", "log", "federated"]
         + ["lightning", "accelerate", "transformers"],
     ),
     ("experiments", ["experiments"]),

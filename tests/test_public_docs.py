@@ -26,6 +26,7 @@ PUBLIC = [
     "mpisign.attacks",
     "mpisign.checkpoint",
     "mpisign.log",
+    "mpisign.federated",
     "mpisign.ddp",
     "mpisign.fsdp",
     "mpisign.horovod",

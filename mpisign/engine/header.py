@@ -45,6 +45,7 @@ OPERATIONS = (
     "mean_of_signs",
     "warm_up",
     "checkpoint",
+    "federated",
 )
 DEVICES = ("cpu", "cuda")  # where the arrays are, which says the wire
 _AGREED = struct.Struct("<4sH6BHBx5Q")

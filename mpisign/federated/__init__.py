@@ -4,6 +4,8 @@
 and can send its rounds as votes.
 """
 
+from mpisign.federated.fedavg import FedAvg
+from mpisign.federated.fedma import FedMA, RoundReport
 from mpisign.federated.matched_average import Matched, matched_average
 
-__all__ = ["Matched", "matched_average"]
+__all__ = ["FedAvg", "FedMA", "Matched", "RoundReport", "matched_average"]

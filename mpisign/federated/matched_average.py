@@ -46,9 +46,7 @@ class Matcher:
     iterations: int = 5
     relative: bool = True
 
-    def hidden(
-        self, atoms: Sequence[Array], weights: Sequence[float]
-    ) -> tuple[Array, list[Units]]:
+    def hidden(self, atoms: Sequence[Array], weights: Sequence[float]) -> tuple[Array, list[Units]]:
         """The global units (L, d), and of each client's units which they are."""
         unit = matching.root_mean_square(atoms) if self.relative else 1.0
         places = matching.match(

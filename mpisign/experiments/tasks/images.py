@@ -57,7 +57,7 @@ class Digits(Images):
         dealt: str = "once",
         groups: Groups | None = None,
     ) -> None:
-        dataset, validation = _digits()
+        dataset, validation = digits_of_study()
         if dealt not in _DEALT:
             raise SettingsError(f"dealt: expected one of {', '.join(_DEALT)}, got {dealt!r}")
         if dealt == "anew" and groups is None:
@@ -83,7 +83,7 @@ class Digits(Images):
 
 
 @lru_cache(maxsize=1)
-def _digits() -> tuple[data.Dataset, tuple[data.Images, data.Labels]]:
+def digits_of_study() -> tuple[data.Dataset, tuple[data.Images, data.Labels]]:
     """The digits without the validation images, and those."""
     d, cut = data.digits(), -_VALIDATION
     images, labels = d.train_images[:cut], d.train_labels[:cut]

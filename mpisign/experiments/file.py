@@ -110,7 +110,17 @@ def read(cls: type[T], source: str, path: str, table: Any) -> T:
 
 TASKS = ("digits", "quadratic", "text")
 #: What a picture may have along its horizontal axis.
-ALONG = ("batch_size", "ranks", "adversaries", "dirichlet", "step", "sent", "digit", "method")
+ALONG = (
+    "batch_size",
+    "ranks",
+    "adversaries",
+    "dirichlet",
+    "step",
+    "sent",
+    "bits",
+    "digit",
+    "method",
+)
 #: How hostile ranks are spread over groups: drawn anew in every epoch, drawn once, the worst case.
 PLACEMENTS = ("random", "once", "worst")
 _SHUFFLED = "none"

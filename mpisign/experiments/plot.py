@@ -96,9 +96,10 @@ _ALONG = {
     "dirichlet": "Dirichlet alpha (labels ever more alike on all ranks)",
     "step": "steps",
     "sent": "bytes that a rank sent",
+    "bits": "bytes of a rank's messages, one copy, without headers",
     "digit": "digit",
 }
-_CURVES = ("step", "sent")
+_CURVES = ("step", "sent", "bits")
 
 Look = tuple[str, str, str]  # colour, marker, line
 
@@ -237,8 +238,11 @@ def _alphas(grid: Grid) -> list[float | None]:
 
 def _finish(axis: Any, grid: Grid, own: Sequence[Summary]) -> None:
     shown = ALSO["recall"] if grid.along == "digit" else metric(grid.task)
-    axis.set(xlabel=_ALONG[grid.along], ylabel=shown.heading)
-    if grid.along in ("batch_size", "sent"):
+    along = _ALONG[grid.along]
+    if grid.along == "step" and all(m.recipe == "federated" for m in grid.methods):
+        along = "rounds"
+    axis.set(xlabel=along, ylabel=shown.heading)
+    if grid.along in ("batch_size", "sent", "bits"):
         axis.set_xscale("log", base=2 if grid.along == "batch_size" else 10)
     if grid.along in ("batch_size", "ranks", "adversaries"):
         ticks = sorted(grid.axes[grid.along])

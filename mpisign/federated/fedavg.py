@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import mpisign
+from mpisign import policies
 from mpisign.compressors import Compressor, resolve
 from mpisign.federated.fedma import RoundReport
 from mpisign.federated.matched_average import output
@@ -43,6 +44,7 @@ class FedAvg:
         weight: of this client, such as how many examples it has.
         compression: what of the changes is sent: a name or a Compressor.
         lr: of the server's step.
+        algorithm: of a vote, see ``mpisign.majority_vote``.
         seed: of the random bits, equal on all ranks.
 
     Attributes:
@@ -72,6 +74,7 @@ class FedAvg:
         weight: float = 1.0,
         compression: str | Compressor = "none",
         lr: float = 1.0,
+        algorithm: policies.Algorithm = "auto",
         seed: int = 0,
     ) -> None:
         check(_FUNCTION, 1.0, 1.0, 1.0, 0, [weight])
@@ -98,6 +101,7 @@ class FedAvg:
                 model.named_parameters(),
                 comm=communicator_for(_FUNCTION, comm),
                 compression=compressor,
+                algorithm=algorithm,
                 seed=seed,
                 skip=None,
             )

@@ -79,7 +79,7 @@ def train(comm: mpisign.Communicator, cell: Cell) -> tuple[Trained, int]:
     if method == "fedma":
         counts = None
         if by_label:
-            images = digits_of_study()
+            images, _ = digits_of_study()
             labels = data.share(images, comm.rank, cell.ranks, cell.seed, cell.dirichlet)[1]
             counts = np.bincount(labels, minlength=_CLASSES)
         clients = FedMA(client.net, client.train, comm, label_counts=counts, **options)
@@ -89,7 +89,13 @@ def train(comm: mpisign.Communicator, cell: Cell) -> tuple[Trained, int]:
         compressor = length.of(sends)
         rate = cell.lr if client.fixed else 1.0
         clients = FedAvg(
-            client.net, client.train, comm, compression=compressor, lr=rate, seed=cell.seed
+            client.net,
+            client.train,
+            comm,
+            compression=compressor,
+            lr=rate,
+            algorithm=cell.algorithm,  # type: ignore[arg-type]
+            seed=cell.seed,
         )
     done = Trained(sum(lengths), cell.steps)
     parts = cell.evaluations

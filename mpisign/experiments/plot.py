@@ -96,10 +96,10 @@ _ALONG = {
     "dirichlet": "Dirichlet alpha (labels ever more alike on all ranks)",
     "step": "steps",
     "sent": "bytes that a rank sent",
-    "bits": "bytes of a rank's messages, one copy, without headers",
+    "bytes": "bytes of a rank's messages, one copy, without headers",
     "digit": "digit",
 }
-_CURVES = ("step", "sent", "bits")
+_CURVES = ("step", "sent", "bytes")
 
 Look = tuple[str, str, str]  # colour, marker, line
 
@@ -242,7 +242,7 @@ def _finish(axis: Any, grid: Grid, own: Sequence[Summary]) -> None:
     if grid.along == "step" and all(m.recipe == "federated" for m in grid.methods):
         along = "rounds"
     axis.set(xlabel=along, ylabel=shown.heading)
-    if grid.along in ("batch_size", "sent", "bits"):
+    if grid.along in ("batch_size", "sent", "bytes"):
         axis.set_xscale("log", base=2 if grid.along == "batch_size" else 10)
     if grid.along in ("batch_size", "ranks", "adversaries"):
         ticks = sorted(grid.axes[grid.along])

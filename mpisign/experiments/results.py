@@ -119,7 +119,7 @@ class Summary:
     def curve(self, along: str) -> list[Point]:
         """Mean, lowest and highest metric of the seeds by step, or by bytes that a rank sent.
 
-        "sent": over the wire; "bits": by the code's length, without headers and copies.
+        "sent": over the wire; "bytes": by the code's length, without headers and copies.
         """
         curves = [r["result"]["curve"] for r in self.records if r["result"]["diverged"] is None]
         points = []
@@ -130,7 +130,7 @@ class Summary:
             x = float(rows[0][0])
             if along == "sent":
                 x *= statistics.mean(r["result"]["sent"] for r in self.records)
-            if along == "bits":
+            if along == "bytes":
                 own = (r["result"] for r in self.records)
                 x *= statistics.mean(r["bits"] * r["parameters"] for r in own) / 8
             points.append((x, statistics.mean(values), min(values), max(values)))

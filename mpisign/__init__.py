@@ -89,7 +89,7 @@ _LAZY = {
 }
 
 
-_MODULES = ("attacks", "checkpoint", "detox", "log", "lowrank", "optim", "robust")
+_MODULES = ("attacks", "checkpoint", "detox", "federated", "log", "lowrank", "optim", "robust")
 
 
 def __getattr__(name: str) -> Any:

@@ -28,6 +28,7 @@ PUBLIC = [
     "mpisign.lowrank",
     "mpisign.log",
     "mpisign.optim",
+    "mpisign.federated",
     "mpisign.ddp",
     "mpisign.fsdp",
     "mpisign.horovod",

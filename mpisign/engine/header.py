@@ -47,6 +47,7 @@ OPERATIONS = (
     "checkpoint",
     "bucket_polar_vote",
     "factorize",
+    "federated",
 )
 DEVICES = ("cpu", "cuda")  # where the arrays are, which says the wire
 _AGREED = struct.Struct("<4sH6BHBx5Q")

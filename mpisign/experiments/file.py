@@ -112,7 +112,7 @@ TASKS = ("digits", "fashion-mnist", "quadratic", "text")
 #: What a picture may have along its horizontal axis.
 ALONG = (
     *("batch_size", "ranks", "adversaries", "dirichlet"),
-    *("step", "sent", "bits", "digit", "method"),
+    *("step", "sent", "bits", "bytes", "digit", "method"),
 )
 #: How hostile ranks are spread over groups: drawn anew in every epoch, drawn once, the worst case.
 PLACEMENTS = ("random", "once", "worst")

@@ -93,9 +93,9 @@ def train(
                 done.diverged = step  # on all ranks: replicas are equal
                 break
             if rank == 0:
-                done.validation, done.test = map(_finite, task.evaluate())
+                done.validation, done.test = map(finite, task.evaluate())
                 sent = mpisign.stats().as_dict()["exchange"]["sent"]
-                losses = _finite(float(total) / max(1, taken - begin)), _finite(float(last))
+                losses = finite(float(total) / max(1, taken - begin)), finite(float(last))
                 done.curve.append(Evaluation(taken, sent, done.test, *losses))
                 if evaluated is not None:
                     evaluated(done.curve[-1])
@@ -134,7 +134,7 @@ def _timed(done: Trained, world: TrainingWorld | None) -> Iterator[None]:
     done.crossed += (loopback_sent() or 0) - before
 
 
-def _finite(value: float) -> float | None:
+def finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 

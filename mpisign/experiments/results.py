@@ -117,7 +117,10 @@ class Summary:
         return [r["result"]["recall"] for r in self.records if "recall" in r["result"]]
 
     def curve(self, along: str) -> list[Point]:
-        """Mean, lowest and highest metric of the seeds by step, or by bytes that a rank sent."""
+        """Mean, lowest and highest metric of the seeds by step, or by bytes that a rank sent.
+
+        "sent": over the wire; "bytes": by the code's length, without headers and copies.
+        """
         curves = [r["result"]["curve"] for r in self.records if r["result"]["diverged"] is None]
         points = []
         for rows in zip(*curves, strict=False):
@@ -127,6 +130,9 @@ class Summary:
             x = float(rows[0][0])
             if along == "sent":
                 x *= statistics.mean(r["result"]["sent"] for r in self.records)
+            if along == "bytes":
+                own = (r["result"] for r in self.records)
+                x *= statistics.mean(r["bits"] * r["parameters"] for r in own) / 8
             points.append((x, statistics.mean(values), min(values), max(values)))
         return points
 

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
         tally,
         tally_async,
     )
-    from mpisign.optimizer import DistributedOptimizer, unwrap
+    from mpisign.optimizer import DistributedOptimizer, takes_part, unwrap
 
 __version__ = "0.1.0"
 __all__ = [
@@ -58,6 +58,7 @@ __all__ = [
     "stats",
     "stop_on_signals",
     "stop_requested",
+    "takes_part",
     "tally",
     "tally_async",
     "unpack",
@@ -77,6 +78,7 @@ _LAZY = {
     "majority_vote_async": "mpisign.functions",
     "mean_of_signs": "mpisign.functions",
     "robust_aggregate": "mpisign.functions",
+    "takes_part": "mpisign.optimizer",
     "tally": "mpisign.functions",
     "tally_async": "mpisign.functions",
     "unwrap": "mpisign.optimizer",

@@ -29,6 +29,7 @@ from mpisign.exchange.consistency import (
 from mpisign.exchange.optimizer_options import options_of, options_of_steppers, rates_of
 from mpisign.exchange.optimizer_steps import unwatch
 from mpisign.exchange.parameter_slot import ParameterSlot
+from mpisign.exchange.participation import check_participation, participants, terms
 from mpisign.exchange.pending_step import ChangedVotes, PendingStep
 from mpisign.exchange.saved_state import SavedState
 from mpisign.exchange.skip import Rule, rule_for
@@ -71,6 +72,9 @@ class GradientExchange(SavedState):
 
     ``warmup_steps``: steps, from the first one on, in which plain averages are exchanged.
 
+    ``participation``: the share of the ranks that take part in each later step, drawn anew. The
+    others send nothing that counts, keep their states, and receive the aggregate.
+
     ``newcomers``: called at the beginning of a step; True if ranks may have counted different
     numbers of steps, and all continue from the largest. ``before``: steps that run before each
     bucket's collective, on the same tagged transport.
@@ -97,6 +101,7 @@ class GradientExchange(SavedState):
         ahead: bool = False,
         changed_votes: ChangedVotes = "raise",
         warmup_steps: int = 0,
+        participation: float = 1.0,
     ) -> None:
         check_settings(function, compressor, algorithm, byzantine_f, bucket_size)
         check_seed(function, seed)
@@ -120,6 +125,8 @@ class GradientExchange(SavedState):
         self.ready_slots: set[int] = set()  # ids, of this step
         self._engine_of = engine
         self.warmup_steps = check_warmup(function, warmup_steps)
+        self._share = check_participation(function, participation, compressor, self.byzantine_f)
+        self._terms = self.warmup_steps ^ terms(self._share)
         self._handles: list[Handle] = []
         self._reason = self._untold = ""
         self._rates: dict[torch.Tensor, float] = {}
@@ -140,6 +147,12 @@ class GradientExchange(SavedState):
     def warming(self) -> bool:
         """Whether the next step exchanges plain averages."""
         return self.steps < self.warmup_steps
+
+    def participants(self, size: int) -> list[int] | None:
+        """The ranks, of ``size``, that take part in the step that is next; None: all."""
+        if self.warming:
+            return None
+        return participants(self._share, self.seed, self.steps, size)
 
     def is_ready(self, slot: ParameterSlot) -> bool:
         """Whether ``ready(slot)`` was called in this step."""
@@ -332,6 +345,7 @@ class GradientExchange(SavedState):
         try:
             header = self._header(engine, kind.operation, bucket, fresh)
             aggregator = bucket.aggregator_on(engine, kind, wire.rank, wire.size)
+            aggregator.present = self.participants(wire.size)
             aggregator.begin(header, wire.transport.message)
         except Exception as error:
             reason = reason or str(error) or type(error).__name__
@@ -361,8 +375,10 @@ class GradientExchange(SavedState):
         self, engine: Engine, operation: str, bucket: GradientBucket, fresh: bool
     ) -> Header:
         """This rank's header, with everything that may fail on one rank alone."""
+        there = self.participants(engine.transport.size)
+        absent = there is not None and engine.transport.rank not in there
         for i, s in enumerate(bucket.slots):
-            bucket.present[i] = s.grad is not None
+            bucket.present[i] = s.grad is not None and not absent
             s.rate = self._rates.get(s.parameter, 1.0)
         if fresh and bucket.index == 0:
             check_parameters(self.function, self.slots)
@@ -377,7 +393,7 @@ class GradientExchange(SavedState):
             seed=self._seeds[bucket.index],
             algorithm=self.algorithm,
             byzantine_f=self.byzantine_f if bucket.compressor.aggregate == "vote" else 0,
-            settings=self._options(bucket.compressor, fresh) ^ self.warmup_steps,
+            settings=self._options(bucket.compressor, fresh) ^ self._terms,
             presence=hashlib.blake2b(bucket.present.tobytes(), digest_size=16).digest(),
             fresh=fresh,
         )

@@ -10,7 +10,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from mpisign.exchange.gradient_exchange import GradientExchange
 from mpisign.exchange.left_state import UNWRAP, leave, take_up
-from mpisign.exchange.local_steps import LocalSteps
+from mpisign.exchange.local_steps import local_steps_of
 from mpisign.exchange.optimizer_state import with_votes, without_votes
 from mpisign.exchange.optimizer_steps import (
     SCALER,
@@ -33,11 +33,7 @@ class StepHooks:
         self, optimizer: torch.optim.Optimizer, exchange: GradientExchange, overlap: bool
     ) -> None:
         self.exchange = exchange
-        self.local: LocalSteps | None = None
-        c = exchange.compressor
-        if c.local_steps > 1:
-            budget = c.budget_local  # type: ignore[attr-defined]  # who has local steps has it
-            self.local = LocalSteps(exchange.slots, c.local_steps, budget, exchange.seed)
+        self.local = local_steps_of(exchange.compressor, exchange.slots, exchange.seed)
         parameters = [p for g in optimizer.param_groups for p in g["params"]]
         self._ids = [id(p) for p in parameters]
         self._stepping = False
@@ -127,10 +123,12 @@ class StepHooks:
                     "on its way: with overlap=True clip or scale before, or take overlap=False"
                 )
         local = None if self.exchange.warming else self.local
-        if local is not None and not local.take(self.exchange.steps, self._place()[0]):
-            if reason:
-                raise RuntimeError(f"step: {reason}")
-            return
+        if local is not None:
+            absent = not self.takes_part()
+            if not local.take(self.exchange.steps, self._place()[0], absent):
+                if reason:
+                    raise RuntimeError(f"step: {reason}")
+                return
         self.exchange.flush(reason)
         self.exchange.finish()
         for m in slots:
@@ -140,6 +138,12 @@ class StepHooks:
     def after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         """The step post-hook."""
         self._stepping = False
+
+    def takes_part(self) -> bool:
+        """Whether this rank counts in the exchange that is next."""
+        rank, size = self._place()
+        there = self.exchange.participants(size)
+        return there is None or rank in there
 
     def _place(self) -> tuple[int, int]:
         transport = self.exchange.engine_now().transport

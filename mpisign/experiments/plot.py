@@ -95,10 +95,12 @@ _ALONG = {
     "adversaries": "hostile ranks",
     "dirichlet": "Dirichlet alpha (labels ever more alike on all ranks)",
     "step": "steps",
+    "round": "exchanges",
     "sent": "bytes that a rank sent",
+    "bits": "bits that a rank sent for each coordinate",
     "digit": "digit",
 }
-_CURVES = ("step", "sent")
+_CURVES = ("step", "round", "sent", "bits")
 
 Look = tuple[str, str, str]  # colour, marker, line
 
@@ -238,7 +240,7 @@ def _alphas(grid: Grid) -> list[float | None]:
 def _finish(axis: Any, grid: Grid, own: Sequence[Summary]) -> None:
     shown = ALSO["recall"] if grid.along == "digit" else metric(grid.task)
     axis.set(xlabel=_ALONG[grid.along], ylabel=shown.heading)
-    if grid.along in ("batch_size", "sent"):
+    if grid.along in ("batch_size", "sent", "bits"):
         axis.set_xscale("log", base=2 if grid.along == "batch_size" else 10)
     if grid.along in ("batch_size", "ranks", "adversaries"):
         ticks = sorted(grid.axes[grid.along])

@@ -182,6 +182,5 @@ def _check(optimizer: Any, compressor: Compressor, passes: int, op: Any, predivi
             f"{_FUNCTION}: local steps cannot be combined with elastic training: a rank that joins "
             "does not know how many of them the others have taken; use local_steps=1"
         )
-    if compressor.local_steps > 1:
-        check_optimizer(_FUNCTION, optimizer)
+    check_optimizer(_FUNCTION, optimizer, compressor)
     warn_of_momentum(_FUNCTION, compressor, optimizer, stacklevel=3)

@@ -138,7 +138,8 @@ def grid(**changed):
          " of such, got 'four'"),
         (grid(ranks="[2, 2]"), "grid[0].ranks: expected a whole number from 1, or a list of such, "
          "distinct and at least one, got [2, 2]"),
-        (grid(task='"mnist"'), "grid[0].task: expected one of digits, quadratic, text, got 'mnis"),
+        (grid(task='"mnist"'), "grid[0].task: expected one of digits, fashion-mnist, quadratic, "
+         "text, got 'mnis"),
         (grid(epochs="2"), "grid[0].steps: expected either steps or epochs, got"),
         (grid(dirichlet="0"), "grid[0].dirichlet: expected a number above 0, or 'none'"),
         (grid(task='"text"', dirichlet="0.1"), "grid[0].dirichlet: expected 'none': text has no"),

@@ -28,7 +28,7 @@ from mpisign.experiments import (
 from mpisign.experiments import world as worlds
 from mpisign.experiments.errors import SettingsError, need
 from mpisign.experiments.hostile import Hostile
-from mpisign.experiments.settings import Settings, check
+from mpisign.experiments.settings import EPOCHS, MOST_STEPS, Settings, check
 from mpisign.experiments.tasks.images import Images
 from mpisign.experiments.variants import VARIANTS, Variant
 from mpisign.experiments.world import TrainingWorld
@@ -160,7 +160,10 @@ def steps_of(settings: Settings, dataset: data.Dataset, size: int) -> int:
     if settings.steps is not None:
         return settings.steps
     shares = size // (settings.detox or 1)
-    return settings.epochs * data.steps_of_epoch(dataset, shares, settings.batch_size)
+    epoch = data.steps_of_epoch(dataset, shares, settings.batch_size)
+    if settings.epochs is not None:
+        return settings.epochs * epoch
+    return min(EPOCHS * epoch, MOST_STEPS)
 
 
 def train(

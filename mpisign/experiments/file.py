@@ -15,7 +15,7 @@ from mpisign.attacks import ATTACKS
 from mpisign.experiments.cell import AXES
 from mpisign.experiments.errors import SettingsError
 from mpisign.experiments.recipes import RECIPES
-from mpisign.experiments.tasks import ALSO
+from mpisign.experiments.tasks import ALSO, IMAGES
 from mpisign.policies import Algorithm
 
 T = TypeVar("T")
@@ -108,10 +108,12 @@ def read(cls: type[T], source: str, path: str, table: Any) -> T:
     return whole_table
 
 
-TASKS = ("digits", "quadratic", "text")
+TASKS = ("digits", "fashion-mnist", "quadratic", "text")
 #: What a picture may have along its horizontal axis.
-ALONG = ("batch_size", "ranks", "adversaries", "dirichlet", "digit", "method")
-ALONG += ("step", "round", "sent", "bits")
+ALONG = (
+    *("batch_size", "ranks", "adversaries", "dirichlet"),
+    *("step", "round", "sent", "all_bits", "bits", "digit", "method"),
+)
 #: How hostile ranks are spread over groups: drawn anew in every epoch, drawn once, the worst case.
 PLACEMENTS = ("random", "once", "worst")
 _SHUFFLED = "none"
@@ -135,6 +137,7 @@ class Method:
     lr: tuple[float, ...] = key(_RATE, many=True)
     compressor: str = key(Kind("a compressor's name, or none", TEXT.fits))
     label: str = key(LABEL, "")
+    curve: str = key(LABEL, "")
     options: dict[str, Any] = key(TABLE, {})
     optimizer: str = key(among("sgd", "adamw"), "sgd")
     optimizer_options: dict[str, Any] = key(TABLE, {})
@@ -150,6 +153,7 @@ class Method:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "label", self.label or self.compressor)
+        object.__setattr__(self, "curve", self.curve or self.label)
 
     @property
     def instead(self) -> dict[str, Any]:
@@ -204,7 +208,7 @@ class Grid:
             raise wrong("epochs", "steps: the quadratic has no epochs", self.epochs)
         if max(self.adversaries) >= min(self.ranks) and max(self.adversaries):
             raise wrong("adversaries", f"fewer than {min(self.ranks)} ranks", self.adversaries)
-        if self.task != "digits" and self.dirichlet != (None,):
+        if self.task not in IMAGES and self.dirichlet != (None,):
             raise wrong("dirichlet", f"{_SHUFFLED!r}: {self.task} has no labels", self.dirichlet)
         if self.task != "digits" and self.also:
             raise wrong("also", f"nothing: {self.task} has nothing else to report", self.also)

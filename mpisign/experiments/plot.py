@@ -97,10 +97,10 @@ _ALONG = {
     "step": "steps",
     "round": "exchanges",
     "sent": "bytes that a rank sent",
-    "bits": "bits that a rank sent for each coordinate",
+    "all_bits": "bits that a rank sent for each coordinate",
     "digit": "digit",
 }
-_CURVES = ("step", "round", "sent", "bits")
+_CURVES = ("step", "round", "sent", "all_bits")
 
 Look = tuple[str, str, str]  # colour, marker, line
 
@@ -240,7 +240,7 @@ def _alphas(grid: Grid) -> list[float | None]:
 def _finish(axis: Any, grid: Grid, own: Sequence[Summary]) -> None:
     shown = ALSO["recall"] if grid.along == "digit" else metric(grid.task)
     axis.set(xlabel=_ALONG[grid.along], ylabel=shown.heading)
-    if grid.along in ("batch_size", "sent", "bits"):
+    if grid.along in ("batch_size", "sent", "all_bits"):
         axis.set_xscale("log", base=2 if grid.along == "batch_size" else 10)
     if grid.along in ("batch_size", "ranks", "adversaries"):
         ticks = sorted(grid.axes[grid.along])

@@ -131,8 +131,9 @@ class Summary:
             if not values:
                 continue
             x = float(rows[0][0])
-            if along in ("sent", "bits"):
-                x *= statistics.mean(r["result"][along] for r in self.records)
+            if along in ("sent", "all_bits"):
+                key = along.removeprefix("all_")
+                x *= statistics.mean(r["result"][key] for r in self.records)
             elif along == "round":
                 x /= self.group.method.options.get("local_steps", 1)
             points.append((x, statistics.mean(values), min(values), max(values)))

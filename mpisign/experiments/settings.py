@@ -26,6 +26,9 @@ Order = Literal["random", "flipflop"]
 
 #: The default learning rate of votes.
 VOTE_LR = 2e-3
+#: How long a training is by default: so many epochs, or so many steps where those are fewer.
+EPOCHS = 15
+MOST_STEPS = 2000
 _EVALUATIONS = 25
 _OTHERWISE = ("none", GROUPED, "robust")  # the variants that average, --detox, --rule
 
@@ -47,11 +50,16 @@ class Settings:
     ways: tuple[str, ...] = option((), "these ways only, separated by commas", "ways", "A,B")
     data: Path | None = option(
         None,
-        "Fashion-MNIST (IDX, gzipped or not) or CIFAR-10 (binary or Python version) in DIR "
-        "(default: scikit-learn's digits)",
+        "fashion-mnist, as Debian's package dataset-fashion-mnist installs it, or Fashion-MNIST "
+        "(IDX, gzipped or not) or CIFAR-10 (binary or Python version) in DIR (default: "
+        "scikit-learn's digits)",
         metavar="DIR",
     )
-    epochs: int = option(15, "passes over the data", "positive")
+    epochs: int | None = option(
+        None,
+        f"passes over the data (default: {EPOCHS}, but no more than {MOST_STEPS} steps)",
+        "positive",
+    )
     steps: int | None = option(None, "steps, instead of --epochs", "positive")
     batch_size: int = option(16, "per rank", "positive")
     compression: str = option(

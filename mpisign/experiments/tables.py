@@ -109,7 +109,7 @@ def tables(study: Study, summaries: Sequence[Summary]) -> list[TextTable]:
         if any(len(m.lr) > 1 for m in grid.methods):
             made.append(_table(grid, own, f"{grid.label}: learning rate chosen", _rate))
         if any(s.records for s in own):
-            if grid.along in ("round", "bits"):  # in which methods take other numbers of steps
+            if grid.along in ("round", "all_bits"):  # in which methods take other numbers of steps
                 title = f"{grid.label}: bits that a rank sent for each coordinate, in all"
                 made.append(_table(grid, own, title, _all_bits))
                 continue

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
@@ -73,7 +74,8 @@ class GradientExchange(SavedState):
     ``warmup_steps``: steps, from the first one on, in which plain averages are exchanged.
 
     ``participation``: the share of the ranks that take part in each later step, drawn anew. The
-    others send nothing that counts, keep their states, and receive the aggregate.
+    others send nothing that counts, keep their states, and receive the aggregate: the front end sets
+    no gradient there.
 
     ``newcomers``: called at the beginning of a step; True if ranks may have counted different
     numbers of steps, and all continue from the largest. ``before``: steps that run before each
@@ -127,6 +129,7 @@ class GradientExchange(SavedState):
         self.warmup_steps = check_warmup(function, warmup_steps)
         self._share = check_participation(function, participation, compressor, self.byzantine_f)
         self._terms = self.warmup_steps ^ terms(self._share)
+        self._drawn: tuple[Any, list[int] | None] = None, None
         self._handles: list[Handle] = []
         self._reason = self._untold = ""
         self._rates: dict[torch.Tensor, float] = {}
@@ -150,9 +153,12 @@ class GradientExchange(SavedState):
 
     def participants(self, size: int) -> list[int] | None:
         """The ranks, of ``size``, that take part in the step that is next; None: all."""
-        if self.warming:
+        if self.warming or self._share == 1:
             return None
-        return participants(self._share, self.seed, self.steps, size)
+        if self._drawn[0] != (self.steps, size):
+            found = participants(self._share, self.seed, self.steps, size)
+            self._drawn = (self.steps, size), found
+        return self._drawn[1]
 
     def is_ready(self, slot: ParameterSlot) -> bool:
         """Whether ``ready(slot)`` was called in this step."""
@@ -375,10 +381,8 @@ class GradientExchange(SavedState):
         self, engine: Engine, operation: str, bucket: GradientBucket, fresh: bool
     ) -> Header:
         """This rank's header, with everything that may fail on one rank alone."""
-        there = self.participants(engine.transport.size)
-        absent = there is not None and engine.transport.rank not in there
         for i, s in enumerate(bucket.slots):
-            bucket.present[i] = s.grad is not None and not absent
+            bucket.present[i] = s.grad is not None
             s.rate = self._rates.get(s.parameter, 1.0)
         if fresh and bucket.index == 0:
             check_parameters(self.function, self.slots)

@@ -18,7 +18,7 @@ class LocalSteps:
     In each of the ``count`` steps of a round a rank moves by sparsign(g; ``budget``) alone: with
     the optimizer's learning rate and by its step, or, with ``rate``, here, and the optimizer is
     left no gradient to step on. In the last the parameters go back to the round's beginning, and
-    the sum of its sparsigns is what the rank sends. A rank that is absent stays where it is. State: "start", the parameters then, and "sum",
+    the sum of its sparsigns is what the rank sends. A rank without gradients stays where it is. State: "start", the parameters then, and "sum",
     float32. In the middle of a round ranks hold parameters of their own; what else the optimizer
     kept then, a momentum, would differ for ever, so that it must keep nothing.
     """
@@ -39,19 +39,16 @@ class LocalSteps:
         self.done = 0  # in this round
 
     @torch.no_grad()
-    def take(self, step: int, rank: int, absent: bool = False) -> bool:
+    def take(self, step: int, rank: int) -> bool:
         """One local step; True if it was the round's last, and ``slot.grad`` is to be sent.
 
-        ``step``: of the round. ``absent``: this rank does not take part in it. Else ``slot.grad``
-        is what the optimizer is to move by, or None.
+        ``step``: of the round. Else ``slot.grad`` is what the optimizer is to move by, or None.
         """
         number = step * self.count + self.done
         for i, m in enumerate(self.slots):
             if self.done == 0:
                 m.state["start"] = m.parameter.detach().clone()
                 m.state.pop("sum", None)
-            if absent:
-                m.grad = m.parameter.grad = None
             if m.grad is None:
                 continue
             seed = (self._seed + 1 + i) % (1 << 64)

@@ -72,6 +72,8 @@ class StepHooks:
         """With overlap, once a backward pass has computed the slot's gradient."""
         p = m.parameter
         self._computed = True
+        if not self.takes_part():
+            return  # what it computed is not needed
         if self.exchange.is_ready(m) and m.grad is not p.grad:
             self.exchange.discard()  # what zero_grad() has thrown away
             self._spoilt = ""
@@ -114,7 +116,11 @@ class StepHooks:
         """
         slots = self.exchange.slots
         ready = self.exchange.ready_slots
+        absent = not self.takes_part()
         for m in slots:
+            if absent:
+                m.grad = m.parameter.grad = None
+                continue
             if id(m) not in ready:
                 m.grad = None if made_up else m.parameter.grad
             elif m.grad is not m.parameter.grad or m.changed():
@@ -123,12 +129,10 @@ class StepHooks:
                     "on its way: with overlap=True clip or scale before, or take overlap=False"
                 )
         local = None if self.exchange.warming else self.local
-        if local is not None:
-            absent = not self.takes_part()
-            if not local.take(self.exchange.steps, self._place()[0], absent):
-                if reason:
-                    raise RuntimeError(f"step: {reason}")
-                return
+        if local is not None and not local.take(self.exchange.steps, self._place()[0]):
+            if reason:
+                raise RuntimeError(f"step: {reason}")
+            return
         self.exchange.flush(reason)
         self.exchange.finish()
         for m in slots:

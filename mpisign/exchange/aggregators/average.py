@@ -30,7 +30,7 @@ class AverageAggregator(Aggregator):
         mean = np.zeros(sum(lengths), dtype=np.float32)
         parts = np.split(mean, np.cumsum(lengths)[:-1])
         for m, part in zip(self.slots, parts, strict=True):
-            if m.grad is not None and not self.absent:
+            if m.grad is not None:
                 part[:] = self._sent(m).reshape(-1).numpy()
         # An allreduce may block, so that ranks must come to those of a step's buckets in one order.
         yield engine.progress.turn(wire.tag)

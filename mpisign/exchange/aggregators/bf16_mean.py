@@ -32,7 +32,7 @@ class BF16MeanAggregator(Aggregator):
         super().begin(header, message)
         with stage("pack"):
             flat = [
-                (torch.zeros_like(m.parameter) if m.grad is None or self.absent else m.grad)
+                (torch.zeros_like(m.parameter) if m.grad is None else m.grad)
                 .detach()
                 .to("cpu", torch.bfloat16)
                 .reshape(-1)

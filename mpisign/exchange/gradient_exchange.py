@@ -107,6 +107,7 @@ class GradientExchange(SavedState):
     ) -> None:
         check_settings(function, compressor, algorithm, byzantine_f, bucket_size)
         check_seed(function, seed)
+        self._share = check_participation(function, participation, compressor, int(byzantine_f))
         super().__init__(slots, compressor, int(seed), PendingStep(function, changed_votes))
         self.function = function
         self.algorithm, self.byzantine_f = algorithm, int(byzantine_f)
@@ -127,7 +128,6 @@ class GradientExchange(SavedState):
         self.ready_slots: set[int] = set()  # ids, of this step
         self._engine_of = engine
         self.warmup_steps = check_warmup(function, warmup_steps)
-        self._share = check_participation(function, participation, compressor, self.byzantine_f)
         self._terms = self.warmup_steps ^ terms(self._share)
         self._drawn: tuple[Any, list[int] | None] = None, None
         self._handles: list[Handle] = []

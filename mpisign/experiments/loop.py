@@ -75,14 +75,15 @@ def train(
     done = Trained(sum(p.numel() for _, p in task.named), steps)
     try:
         for begin, end in pairwise([0, *marks]):
-            last, total = torch.full((), torch.nan), torch.zeros(())
+            last, total, losses = torch.full((), torch.nan), torch.zeros(()), 0
             with _timed(done, world):
                 for step in range(begin, end):
                     for group in optimizer.param_groups:
                         group["lr"] = cell.rate(step, steps)
                     optimizer.zero_grad()
-                    last = hostile.backward(task, step)
-                    total = total + last
+                    if cell.participation == 1 or mpisign.takes_part(optimizer):
+                        last = hostile.backward(task, step)
+                        total, losses = total + last, losses + 1
                     optimizer.step()
                     taken = step + 1
                     if stepped is not None:
@@ -95,8 +96,8 @@ def train(
             if rank == 0:
                 done.validation, done.test = map(finite, task.evaluate())
                 sent = mpisign.stats().as_dict()["exchange"]["sent"]
-                losses = finite(float(total) / max(1, taken - begin)), finite(float(last))
-                done.curve.append(Evaluation(taken, sent, done.test, *losses))
+                mean = finite(float(total) / max(1, losses))
+                done.curve.append(Evaluation(taken, sent, done.test, mean, finite(float(last))))
                 if evaluated is not None:
                     evaluated(done.curve[-1])
             if world is not None and _stop_asked(world):
@@ -168,4 +169,5 @@ def distributed(
         byzantine_f=cell.byzantine_f,
         algorithm=cell.algorithm,  # type: ignore[arg-type]
         skip=None if cell.skip == "none" else cell.skip,
+        participation=cell.participation,
     )

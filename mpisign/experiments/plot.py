@@ -95,12 +95,13 @@ _ALONG = {
     "adversaries": "hostile ranks",
     "dirichlet": "Dirichlet alpha (labels ever more alike on all ranks)",
     "step": "steps",
+    "round": "exchanges",
     "sent": "bytes that a rank sent",
     "bits": "bits of a rank's message in a step, for each coordinate",
     "bytes": "bytes of a rank's messages, one copy, without headers",
     "digit": "digit",
 }
-_CURVES = ("step", "sent", "bytes")
+_CURVES = ("step", "round", "sent", "bytes")
 
 Look = tuple[str, str, str]  # colour, marker, line
 

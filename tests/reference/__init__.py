@@ -39,6 +39,7 @@ from reference.compressors import (
     lion,
     local_steps,
     noisy_sign,
+    participants,
     qsgd,
     server_residual,
     signum,

@@ -35,11 +35,15 @@ class Ranks:
         if name == "onebit":
             self.mean = CompressedMean(sum(lengths), p, self.options.block)
 
-    def step(self, grads: Any, number: int, rates: Sequence[float]) -> list[Any]:
+    def step(
+        self, grads: Any, number: int, rates: Sequence[float], there: Sequence[int] | None = None
+    ) -> list[Any]:
         """``grads``: [rank][tensor], arrays or None. Returns what each tensor's gradient becomes
-        on all ranks, fp32, or None where no rank has one."""
+        on all ranks, fp32, or None where no rank has one. ``there``: the ranks that take part,
+        as if there were no others; default all."""
         self.number = number
-        present = [any(g[i] is not None for g in grads) for i in range(len(self.lengths))]
+        there = range(self.p) if there is None else there
+        present = [any(grads[r][i] is not None for r in there) for i in range(len(self.lengths))]
         if self.name == "onebit":
             return self._onebit(grads, present)
         given: list[Any] = []
@@ -47,7 +51,7 @@ class Ranks:
             if not present[i]:
                 given.append(None)
                 continue
-            sent = [self._sent(r, i, grads[r][i], rate) for r in range(self.p)]
+            sent = [self._sent(r, i, grads[r][i], rate) for r in there]
             signs, masks, scales = (np.stack(rows) for rows in zip(*sent, strict=True))
             given.append(self._received(i, signs, masks, scales, rate))
         return given
@@ -115,7 +119,7 @@ class Ranks:
                 vote = muon.exact_polar(rows, o.steps, o.coefficients, o.eps).reshape(-1)
                 vote *= float(max(rows.shape)) ** 0.5
             return vote
-        mean = weighted_sum(signs, masks, scales / np.float32(self.p), o.block, length=n)
+        mean = weighted_sum(signs, masks, scales / np.float32(len(scales)), o.block, length=n)
         if self.name == "ef_sparsign":
             mean, self.shared[i] = c.server_residual(mean, self.shared[i])
         return mean / np.float32(rate) if self.name == "ef_sign" and rate else mean

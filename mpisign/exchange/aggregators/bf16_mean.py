@@ -58,7 +58,7 @@ class BF16MeanAggregator(Aggregator):
             total = torch.zeros(rows.shape[1] // 2)
             for row in rows.view(np.int16):  # which torch can view, also where it is empty
                 total += torch.from_numpy(row).view(torch.bfloat16).float()
-            mean = (total / p).to(torch.bfloat16)
+            mean = (total / self.voters).to(torch.bfloat16)
         result = np.empty(2 * n, dtype=np.uint8)
         yield wire.allgather(mean.view(torch.uint8).numpy(), [result[s] for s in shards])
         engine.replicas.add(number, result)

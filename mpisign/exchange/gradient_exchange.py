@@ -76,8 +76,8 @@ class GradientExchange(SavedState):
     ``warmup_steps``: steps, from the first one on, in which plain averages are exchanged.
 
     ``participation``: the share of the ranks that take part in each later step, drawn anew. The
-    others send nothing that counts, keep their states, and receive the aggregate: the front end sets
-    no gradient there.
+    others send nothing that counts, keep their states, and receive the aggregate: the front end
+    sets no gradient there.
 
     ``newcomers``: called at the beginning of a step; True if ranks may have counted different
     numbers of steps, and all continue from the largest. ``before``: steps that run before each

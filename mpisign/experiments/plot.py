@@ -76,8 +76,10 @@ def _split(grid: Grid) -> list[str]:
 
 
 # Okabe and Ito's colours, which colour-blind people can tell apart; markers and dashes differ too.
-_COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C8C8C")
-_COLOURS += ("#882255",)
+_COLOURS: tuple[str, ...] = (
+    *("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C8C8C"),
+    "#882255",
+)
 _MARKERS = "os^Dv<>PX"
 _GREY = "#8c8c8c"
 #: Averages are dashed, with dashes that fill each other's gaps, as all averages give one curve.

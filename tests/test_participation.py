@@ -142,7 +142,7 @@ def test_what_does_not_fit():
         share = 0.5 if comm.rank else 0.4
         mpisign.DistributedOptimizer(sgd, comm=comm, participation=share)
         p.grad = torch.ones(3)
-        with pytest.raises(DisagreementError, match="participation .rank 0 against ranks 1-2"):
+        with pytest.raises(DisagreementError, match="participation.* .rank 0 against ranks 1-2"):
             sgd.step()
 
     simulation.run(3, differ, timeout=20)

@@ -247,7 +247,8 @@ def states():
     """13 steps, and from a file after 7 on, the same, with each rank's own momenta."""
     sgd, adam = torch.optim.SGD, torch.optim.Adam
     ways = {"ef_sign": adam, "onebit": adam}
-    for compression, inner in {**ways, Compression.ef_sparsign(local_steps=3): sgd}.items():
+    rounds = [Compression.ef_sparsign(local_steps=3, local_lr=rate) for rate in (None, 1e-3)]
+    for compression, inner in {**ways, **dict.fromkeys(rounds, sgd)}.items():
         net = network()
         optimizer = ours(net, compression=compression, seed=4, inner=inner)
         take(net, optimizer, 7)

@@ -23,6 +23,8 @@ from mpisign.compressors import (
     EFSparsign,
     Lion,
     LionAvg,
+    Muon,
+    MuonAvg,
     NoisySign,
     OneBit,
     PackContext,
@@ -351,8 +353,8 @@ def test_terngrad_and_qsgd_are_unbiased(c):
 
 def test_every_name_has_a_compressor():
     names = (
-        "none sign signum lion lion_avg ef_sign onebit sparsign ef_sparsign noisy_sign "
-        "stochastic_sign terngrad qsgd robust detox"
+        "none sign signum lion lion_avg muon muon_avg ef_sign onebit sparsign ef_sparsign "
+        "noisy_sign stochastic_sign terngrad qsgd robust detox"
     ).split()
     assert list(compressors.COMPRESSORS) == names and mpisign.Compression is Compression
     for name in names:
@@ -375,6 +377,14 @@ def test_every_name_has_a_compressor():
         (Lion, {"beta1": 1.0}, "Lion: beta1 must be in"),
         (Lion, {"beta2": -0.1}, "Lion: beta2 must be in"),
         (LionAvg, {"momentum_dtype": "float16"}, "LionAvg: momentum_dtype must be .* 'float16'"),
+        (Muon, {"momentum": 1.0}, "Muon: momentum must be in"),
+        (Muon, {"steps": 0}, "Muon: steps must be a number of iterations from 1, got 0"),
+        (Muon, {"coefficients": (1.5, -0.5)}, "Muon: coefficients must be three numbers"),
+        (Muon, {"coefficients": (9.0, 0, 0)}, "Muon: coefficients must keep singular values"),
+        (Muon, {"eps": 0.0}, "Muon: eps must be a positive number"),
+        (Muon, {"others": "sign"}, "Muon: others must be 'lion', 'signum', or .* got 'sign'"),
+        (Muon, {"others_for": "head"}, "Muon: others_for must be patterns of names"),
+        (MuonAvg, {"polar": True}, "MuonAvg: polar must be False"),
         (OneBit, {"momentum": 1.5}, "OneBit: momentum must be in"),
         (OneBit, {"block": 100}, "OneBit: block must be a positive multiple of 256 or None"),
         (EFSign, {"block": 0}, "EFSign: block must be .* got 0"),

@@ -95,11 +95,13 @@ _ALONG = {
     "adversaries": "hostile ranks",
     "dirichlet": "Dirichlet alpha (labels ever more alike on all ranks)",
     "step": "steps",
+    "round": "exchanges",
     "sent": "bytes that a rank sent",
     "bits": "bits of a rank's message in a step, for each coordinate",
+    "bytes": "bytes of a rank's messages, one copy, without headers",
     "digit": "digit",
 }
-_CURVES = ("step", "sent")
+_CURVES = ("step", "round", "sent", "bytes")
 
 Look = tuple[str, str, str]  # colour, marker, line
 
@@ -243,8 +245,11 @@ def _alphas(grid: Grid) -> list[float | None]:
 
 def _finish(axis: Any, grid: Grid, own: Sequence[Summary]) -> None:
     shown = ALSO["recall"] if grid.along == "digit" else metric(grid.task)
-    axis.set(xlabel=_ALONG[grid.along], ylabel=shown.heading)
-    if grid.along in ("batch_size", "sent", "bits"):
+    along = _ALONG[grid.along]
+    if grid.along == "step" and all(m.recipe == "federated" for m in grid.methods):
+        along = "rounds"
+    axis.set(xlabel=along, ylabel=shown.heading)
+    if grid.along in ("batch_size", "sent", "bits", "bytes"):
         axis.set_xscale("log", base=2 if grid.along == "batch_size" else 10)
     if grid.along in ("batch_size", "ranks", "adversaries"):
         ticks = sorted(grid.axes[grid.along])

@@ -155,6 +155,13 @@ def local_steps(grads: Sequence[Any], budget: float, step: int = 0, **keys: int)
     return np.cumsum(moves, axis=0).astype(np.float32)
 
 
+def participants(share: float, seed: int, step: int, size: int) -> list[int]:
+    """The ranks that take part in a step: those with the smallest of ``size`` random words."""
+    key, counter = np.array([seed, 1], "u8"), np.array([0, step, 0, 0], "u8")
+    words = np.random.Philox(counter=counter, key=key).random_raw(size)
+    return sorted(np.argsort(words)[: max(1, int(np.floor(share * size + 0.5)))].tolist())
+
+
 def server_residual(mean: Any, residual: Any) -> tuple[Any, Any]:
     """v = mean + e; out = (l1(v) / d) sign(v); e = v - out, on the aggregate: (out, e).
 

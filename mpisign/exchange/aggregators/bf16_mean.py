@@ -37,7 +37,7 @@ class BF16MeanAggregator(Aggregator):
             ]
             self._own = torch.cat(flat)
             nans = int(self._own.isnan().sum())
-        header.nans = nans
+        header.nans = max(header.nans, nans)
 
     def _sent(self, m: ParameterSlot) -> torch.Tensor:
         if m.grad is None:

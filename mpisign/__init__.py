@@ -38,7 +38,7 @@ if TYPE_CHECKING:
         tally,
         tally_async,
     )
-    from mpisign.optimizer import DistributedOptimizer, unwrap
+    from mpisign.optimizer import DistributedOptimizer, takes_part, unwrap
 
 __version__ = "0.1.0"
 __all__ = [
@@ -61,6 +61,7 @@ __all__ = [
     "stats",
     "stop_on_signals",
     "stop_requested",
+    "takes_part",
     "tally",
     "tally_async",
     "unpack",
@@ -82,6 +83,7 @@ _LAZY = {
     "mean_of_signs": "mpisign.functions",
     "next_epoch": "mpisign.accordion",
     "robust_aggregate": "mpisign.functions",
+    "takes_part": "mpisign.optimizer",
     "tally": "mpisign.functions",
     "tally_async": "mpisign.functions",
     "unwrap": "mpisign.optimizer",
@@ -89,7 +91,7 @@ _LAZY = {
 }
 
 
-_MODULES = ("attacks", "checkpoint", "detox", "log", "robust")
+_MODULES = ("attacks", "checkpoint", "detox", "federated", "log", "lowrank", "optim", "robust")
 
 
 def __getattr__(name: str) -> Any:

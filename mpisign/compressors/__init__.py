@@ -8,6 +8,7 @@ from mpisign.compressors.detox import Detox
 from mpisign.compressors.ef_sign import EFSign
 from mpisign.compressors.ef_sparsign import EFSparsign
 from mpisign.compressors.lion import Lion, LionAvg
+from mpisign.compressors.muon import Muon, MuonAvg
 from mpisign.compressors.names import Compression
 from mpisign.compressors.noisy import NoisySign, StochasticSign
 from mpisign.compressors.onebit import OneBit
@@ -30,6 +31,8 @@ __all__ = [
     "BF16Mean",
     "Lion",
     "LionAvg",
+    "Muon",
+    "MuonAvg",
     "NoisySign",
     "OneBit",
     "PackContext",

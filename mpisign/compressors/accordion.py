@@ -197,6 +197,9 @@ class Accordion(Compressor):
         """What sends parameters that never vote: in the bucket of means, if these have 16 bits."""
         return self.averaging() if self.low == "16bit" else BF16Mean(nan=self.nan)
 
+    def of_parameter(self, *of: Any) -> Compressor:
+        return replace(self, high=self._high.of_parameter(*of))
+
     def abstaining(self) -> Compressor:
         return replace(self, high=self._high.abstaining())
 

@@ -8,6 +8,7 @@ from mpisign.compressors.detox import Detox
 from mpisign.compressors.ef_sign import EFSign
 from mpisign.compressors.ef_sparsign import EFSparsign
 from mpisign.compressors.lion import Lion, LionAvg
+from mpisign.compressors.muon import Muon, MuonAvg
 from mpisign.compressors.noisy import NoisySign, StochasticSign
 from mpisign.compressors.onebit import OneBit
 from mpisign.compressors.robust import Robust
@@ -31,6 +32,8 @@ class Compression:
     signum = Signum
     lion = Lion
     lion_avg = LionAvg
+    muon = Muon
+    muon_avg = MuonAvg
     ef_sign = EFSign
     onebit = OneBit
     sparsign = Sparsign

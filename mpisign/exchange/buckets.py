@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from mpisign import launcher, planes
 from mpisign.compressors.base import Compressor
+from mpisign.exchange.embeddings import Embeddings
 from mpisign.exchange.parameter_slot import ParameterSlot
 from mpisign.exchange.skip import Rule, variant
 
@@ -124,11 +126,15 @@ def cut(
     """
     if compressor.whole:
         bucket_size = None
+    embeddings = Embeddings()
     lanes: dict[Any, list[list[ParameterSlot]]] = {}
     order: list[tuple[tuple[Compressor, bool], list[ParameterSlot]]] = []
     for s in slots:
         how = rule(s.name, s.parameter)
-        c = variant(function, how, compressor).now(s.state)
+        own = compressor.of_parameter(
+            s.name, s.parameter, partial(embeddings.has, s.name, s.parameter)
+        )
+        c = variant(function, how, own).now(s.state)
         masked = how == "abstain" and c.remembers
         apart = None if c.whole else (s.parameter.device, s.parameter.requires_grad)
         lane = lanes.setdefault((c, masked, apart), [])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
@@ -30,6 +31,7 @@ from mpisign.exchange.consistency import (
 from mpisign.exchange.optimizer_options import options_of, options_of_steppers, rates_of
 from mpisign.exchange.optimizer_steps import unwatch
 from mpisign.exchange.parameter_slot import ParameterSlot
+from mpisign.exchange.participation import check_participation, participants, terms
 from mpisign.exchange.pending_step import ChangedVotes, PendingStep
 from mpisign.exchange.regimes import Regimes
 from mpisign.exchange.saved_state import SavedState
@@ -41,7 +43,7 @@ from mpisign.transports.base import Steps
 from mpisign.transports.tagged import TaggedTransport
 
 #: Aggregates of which a bucket in flight holds little more than a plane.
-PLANES_ONLY = ("vote", "mean_of_signs", "average")
+PLANES_ONLY = ("vote", "polar_vote", "mean_of_signs", "average")
 _COPYING_IN_FLIGHT = 2  # buckets at once of other aggregates, which copy states
 _MANY = 1 << 20  # coordinates, from which on processors and links are what ranks wait for
 _GRACE = 5.0  # seconds for the rest of a step whose first bucket ranks disagree on
@@ -73,6 +75,10 @@ class GradientExchange(SavedState):
 
     ``warmup_steps``: steps, from the first one on, in which plain averages are exchanged.
 
+    ``participation``: the share of the ranks that take part in each later step, drawn anew. The
+    others send nothing that counts, keep their states, and receive the aggregate: the front end sets
+    no gradient there.
+
     ``newcomers``: called at the beginning of a step; True if ranks may have counted different
     numbers of steps, and all continue from the largest. ``before``: steps that run before each
     bucket's collective, on the same tagged transport.
@@ -99,9 +105,11 @@ class GradientExchange(SavedState):
         ahead: bool = False,
         changed_votes: ChangedVotes = "raise",
         warmup_steps: int = 0,
+        participation: float = 1.0,
     ) -> None:
         check_settings(function, compressor, algorithm, byzantine_f, bucket_size)
         check_seed(function, seed)
+        self._share = check_participation(function, participation, compressor, int(byzantine_f))
         super().__init__(slots, compressor, int(seed), PendingStep(function, changed_votes))
         self.function = function
         self.algorithm, self.byzantine_f = algorithm, int(byzantine_f)
@@ -126,6 +134,8 @@ class GradientExchange(SavedState):
         self.ready_slots: set[int] = set()  # ids, of this step
         self._engine_of = engine
         self.warmup_steps = check_warmup(function, warmup_steps)
+        self._terms = self.warmup_steps ^ terms(self._share)
+        self._drawn: tuple[Any, list[int] | None] = None, None
         self._handles: list[Handle] = []
         self._reason = self._untold = ""
         self._rates: dict[torch.Tensor, float] = {}
@@ -146,6 +156,15 @@ class GradientExchange(SavedState):
     def warming(self) -> bool:
         """Whether the next step exchanges plain averages."""
         return self.steps < self.warmup_steps
+
+    def participants(self, size: int) -> list[int] | None:
+        """The ranks, of ``size``, that take part in the step that is next; None: all."""
+        if self.warming or self._share == 1:
+            return None
+        if self._drawn[0] != (self.steps, size):
+            found = participants(self._share, self.seed, self.steps, size)
+            self._drawn = (self.steps, size), found
+        return self._drawn[1]
 
     def is_ready(self, slot: ParameterSlot) -> bool:
         """Whether ``ready(slot)`` was called in this step."""
@@ -388,6 +407,7 @@ class GradientExchange(SavedState):
         try:
             header = self._header(engine, kind.operation, bucket, fresh)
             aggregator = bucket.aggregator_on(engine, kind, wire.rank, wire.size)
+            aggregator.present = self.participants(wire.size)
             aggregator.begin(header, wire.transport.message)
         except Exception as error:
             reason = reason or str(error) or type(error).__name__
@@ -433,7 +453,7 @@ class GradientExchange(SavedState):
             seed=self._seeds[bucket.index],
             algorithm=self.algorithm,
             byzantine_f=self.byzantine_f if bucket.compressor.aggregate == "vote" else 0,
-            settings=self._options(bucket.compressor, fresh) ^ self.warmup_steps ^ self._agreed(),
+            settings=self._options(bucket.compressor, fresh) ^ self._terms ^ self._agreed(),
             presence=hashlib.blake2b(bucket.present.tobytes(), digest_size=16).digest(),
             fresh=fresh,
         )

@@ -69,6 +69,10 @@ def _made(
                 options["inner"] = _made(cell, named, table, owned(cell)[1], None)
             if groups is not None:
                 options["groups"] = groups
+        elif isinstance(others := options.get("others"), dict):
+            table = dict(others)
+            named = table.pop("compressor", "")
+            options["others"] = _made(cell, named, table, rows, None)
         elif isinstance(options.get("f"), str):
             options["f"] = _faulty(cell, options["f"], options.get("rule", "median"), rows)
         return make(**options)
@@ -108,12 +112,20 @@ class CodeLength:
         if isinstance(compressor, Accordion):
             return self._of_both(compressor)
         kind, count = type(compressor), self
+        parts: dict[Compressor, Compressor] = {}
 
         class Counted(kind):  # type: ignore[misc, valid-type]
             def pack(self, grads: Any, states: Any, out: Any, offsets: Any, context: Any) -> int:
                 nans: int = super().pack(grads, states, out, offsets, context)
                 count._add(self, out, [g.numel() for g in grads], offsets)
                 return nans
+
+            def of_parameter(self, *of: Any) -> Compressor:
+                own: Compressor = super().of_parameter(*of)
+                if own is self:
+                    return self
+                # One object for equal ones: they are in one bucket.
+                return parts.setdefault(own, count.of(own))
 
         Counted.__name__ = Counted.__qualname__ = kind.__name__  # of its repr, which ranks compare
         return Counted(

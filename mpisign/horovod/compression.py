@@ -87,6 +87,8 @@ class Compression:
     signum = _DefaultVote(COMPRESSORS["signum"])
     lion = _DefaultVote(COMPRESSORS["lion"])
     lion_avg = _DefaultVote(COMPRESSORS["lion_avg"])
+    muon = _DefaultVote(COMPRESSORS["muon"])
+    muon_avg = _DefaultVote(COMPRESSORS["muon_avg"])
     ef_sign = _DefaultVote(COMPRESSORS["ef_sign"])
     onebit = _DefaultVote(COMPRESSORS["onebit"])
     sparsign = _DefaultVote(COMPRESSORS["sparsign"])

@@ -187,6 +187,5 @@ def _check(optimizer: Any, compressor: Compressor, passes: int, op: Any, predivi
             f"{_FUNCTION}: Accordion cannot be combined with elastic training: a rank that joins "
             "does not know the norms by which the others decide; take its high compression alone"
         )
-    if compressor.local_steps > 1:
-        check_optimizer(_FUNCTION, optimizer)
+    check_optimizer(_FUNCTION, optimizer, compressor)
     warn_of_momentum(_FUNCTION, compressor, optimizer, stacklevel=3)

@@ -35,7 +35,7 @@ class AverageAggregator(Aggregator):
         # An allreduce may block, so that ranks must come to those of a step's buckets in one order.
         yield engine.progress.turn(wire.tag)
         yield wire.allreduce(mean)
-        mean /= np.float32(wire.size)
+        mean /= np.float32(self.voters)
         for i, (m, part) in enumerate(zip(self.slots, parts, strict=True)):
             if anywhere[i]:
                 self._received(m, torch.from_numpy(part).view(m.parameter.shape))

@@ -37,6 +37,11 @@ class BF16MeanAggregator(Aggregator):
             nans = int(self._own.isnan().sum())
         header.nans = nans
 
+    def _sent(self, m: ParameterSlot) -> torch.Tensor:
+        if m.grad is None:
+            return self.compressor.compress_missing(m.parameter.detach(), m.state)
+        return m.grad.detach()
+
     def steps(
         self, engine: Engine, wire: TaggedTransport, agreed: Agreed, number: int, anywhere: Any
     ) -> Steps[None]:
@@ -53,7 +58,7 @@ class BF16MeanAggregator(Aggregator):
             total = torch.zeros(rows.shape[1] // 2)
             for row in rows.view(np.int16):  # which torch can view, also where it is empty
                 total += torch.from_numpy(row).view(torch.bfloat16).float()
-            mean = (total / p).to(torch.bfloat16)
+            mean = (total / self.voters).to(torch.bfloat16)
         result = np.empty(2 * n, dtype=np.uint8)
         yield wire.allgather(mean.view(torch.uint8).numpy(), [result[s] for s in shards])
         engine.replicas.add(number, result)
@@ -68,9 +73,6 @@ class BF16MeanAggregator(Aggregator):
             if anywhere[i]:
                 m = self.slots[i]
                 self._received(m, part.view(m.parameter.shape))
-
-    def _sent(self, m: ParameterSlot) -> torch.Tensor:
-        return torch.zeros_like(m.parameter) if m.grad is None else m.grad.detach()
 
     def _received(self, m: ParameterSlot, mean: torch.Tensor) -> None:
         m.target().copy_(mean)

@@ -100,13 +100,16 @@ def test_every_step_is_its_equation(size, high):
                 assert g is None or np.array_equal(g, w), step
         return [p.detach().numpy() for p in ps]
 
-    for overlap in (False, True):
+    for overlap in (False, True) if size == 3 else (size == 4,):
         first, *others = simulation.run(size, lambda c, o=overlap: train(c, o), timeout=60)
         assert all(samples.same_lists(first, x) for x in others)
 
 
-@pytest.mark.parametrize("high", ["onebit", "lion", "lion_avg", "sparsign", "qsgd", "noisy_sign"])
-@pytest.mark.parametrize("low", ["16bit", "none"])
+@pytest.mark.parametrize(
+    "high, low",
+    [("onebit", "16bit"), ("onebit", "none"), ("lion", "16bit"), ("lion_avg", "none")]
+    + [("sparsign", "16bit"), ("qsgd", "none"), ("noisy_sign", "16bit")],
+)
 def test_a_run_goes_on_bit_for_bit(high, low):
     """With any high compression, in many buckets, through unwrap too; every result is compared."""
 

@@ -27,6 +27,8 @@ PUBLIC = [
     "mpisign.checkpoint",
     "mpisign.lowrank",
     "mpisign.log",
+    "mpisign.optim",
+    "mpisign.federated",
     "mpisign.ddp",
     "mpisign.fsdp",
     "mpisign.horovod",

@@ -110,7 +110,7 @@ def _check(headers: Sequence[Header], function: str) -> None:
     said = {
         "tensor": "names, shapes or dtypes of the parameters",
         "settings": "optimizer settings: learning rates, groups, what the compressor was given, "
-        "warmup_steps",
+        "warmup_steps, participation, or what Accordion decided (call next_epoch on every rank)",
     }
     if headers[0].operation == "compressed_mean":
         said["settings"] = "blocks of the states"

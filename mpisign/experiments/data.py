@@ -27,7 +27,7 @@ Labels = npt.NDArray[np.int64]
 F = TypeVar("F", bound=Callable[..., Any])
 
 #: Where Debian's package dataset-fashion-mnist has its four files, and who knows another place.
-_FASHION = Path("/usr/share/datasets/fashion-mnist")
+FASHION_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 _ELSEWHERE = "MPISIGN_FASHION_MNIST"
 #: The name of that data set, as ``--data`` and ``task`` take it.
 FASHION = "fashion-mnist"
@@ -101,7 +101,7 @@ def fashion_mnist() -> Dataset:
     """All of Fashion-MNIST, read once a process: Debian's package, or a folder of its files."""
     from mpisign.experiments import image_files
 
-    folder = Path(os.environ.get(_ELSEWHERE) or _FASHION)
+    folder = Path(os.environ.get(_ELSEWHERE) or FASHION_FOLDER)
     found = image_files.load_idx(folder) if folder.is_dir() else None
     if found is None:
         raise DataError(
@@ -136,11 +136,18 @@ def feed(
         every = range(len(dataset.train_labels))
         sampler = GroupSampler(every, groups, order=order, seed=seed)
         return group_batches(dataset, sampler, batch_size)
-    images, labels = dataset.shard(rank, size)
-    if alpha is not None:
-        part = _spread(dataset, size, alpha, seed)[rank]
-        images, labels = dataset.train_images[part], dataset.train_labels[part]
+    images, labels = share(dataset, rank, size, seed, alpha)
     return batches(images, labels, batch_size, seed, rank)
+
+
+def share(
+    dataset: Dataset, rank: int, size: int, seed: int, alpha: float | None
+) -> tuple[Images, Labels]:
+    """What ``rank`` of ``size`` learns from: its shard, or its Dirichlet share."""
+    if alpha is None:
+        return dataset.shard(rank, size)
+    part = _spread(dataset, size, alpha, seed)[rank]
+    return dataset.train_images[part], dataset.train_labels[part]
 
 
 def steps_of_epoch(dataset: Dataset, shares: int, batch_size: int) -> int:

@@ -70,7 +70,7 @@ class Group:
         shared["compressor_options"] = self.method.options
         if self.method.steps is not None:
             shared["epochs"] = None
-        return Cell(lr=lr, seed=seed, **{**shared, **point, **self.method.instead})
+        return Cell(**{**shared, "lr": lr, "seed": seed, **point, **self.method.instead})
 
 
 def _validated(task: str, record: Record) -> float:

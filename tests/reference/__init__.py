@@ -12,8 +12,10 @@ coordinates, address random bits: equal addresses give equal bits, whatever comp
 - ``golomb``: Golomb-Rice coded sparse planes.
 - ``votes``: majority votes (weighted, in groups, over nodes), tallies, means.
 - ``compressors``: what a rank sends and keeps.
+- ``muon``: polar factors by Newton-Schulz.
 - ``compressed_mean``: two-sided error feedback.
 - ``ranks``: one step of p ranks with any compressor.
+- ``accordion``: which compressor each tensor has in an epoch.
 - ``rules``: robust rules on rows (n, d).
 
 Example:
@@ -28,13 +30,16 @@ Example:
 # ruff: noqa: F401
 from __future__ import annotations
 
-from reference import golomb, lowrank, rules
+from reference import golomb, lowrank, muon, rules
+from reference.accordion import AccordionRanks, is_steady
 from reference.compressed_mean import CompressedMean, shard_bounds
 from reference.compressors import (
     error_feedback,
+    largest,
     lion,
     local_steps,
     noisy_sign,
+    participants,
     qsgd,
     server_residual,
     signum,

@@ -36,7 +36,8 @@ class Encoder(nn.Module):
     def __init__(self, **options):
         super().__init__()
         layer = nn.TransformerEncoderLayer(12, 4, 20, dropout=0.0, **options)
-        self.layers = nn.TransformerEncoder(layer, 2)
+        nested = not options.get("norm_first", False)
+        self.layers = nn.TransformerEncoder(layer, 2, enable_nested_tensor=nested)
 
     def forward(self, x):
         n = x.shape[0 if self.layers.layers[0].self_attn.batch_first else 1]
@@ -474,6 +475,27 @@ def test_the_same_error_on_all_ranks_and_nothing_changed(monkeypatch):
 
 def fails(matrix):
     raise RuntimeError("no convergence")
+
+
+def test_the_recipe_of_studies():
+    """Full, then thin, on two ranks that end at the same bits; a method may have fewer steps."""
+    pytest.importorskip("sklearn")
+    from mpisign.experiments import file, plan, run
+
+    text = file.source("pufferfish").replace("steps = 200", "steps = 8")
+    text = text.replace("ranks = 4", "ranks = 2").replace("evaluations = 5", "evaluations = 2")
+    groups = {g.method.label: g for g in plan.groups(file.parse(text, "small"))[:10]}
+    for label, steps, parameters, bits in (
+        ("vote: warm-up only", 50, 150794, 1.0),
+        ("vote: warm-up then low rank", 8, 85258, (2 + 6 * 85258 / 150794) / 8),
+        ("average: low rank from the start", 8, 85258, 32 * 85258 / 150794),
+    ):
+        (cell,) = groups[label].tuning[groups[label].method.lr[0]]
+        assert cell.steps == steps
+        if steps == 8:
+            result = run.simulated(cell)
+            assert result["parameters_at_the_end"] == parameters
+            assert result["bits"] == round(bits, 4)
 
 
 def test_ranks_with_other_threads_and_the_front_ends(tmp_path):

@@ -35,7 +35,7 @@ def atoms(seed, *sizes, d=4):
 def test_costs_are_those_of_the_paper():
     first, second, third = atoms(0, 3, 2, 4)
     third[1] = 0.0
-    pool = matching.Pool(4, 3, **SETTINGS)
+    pool = matching.GlobalUnits(4, 3, **SETTINGS)
     pool.add(first, np.array([0, 1, 2]))
     pool.add(second, np.array([3, 1]))
     others = [[first[0]], [first[1], second[1]], [first[2]], [second[0]]]

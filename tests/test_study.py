@@ -266,7 +266,7 @@ def test_hostile_ranks_draw_alike_only_where_they_must():
 def test_text_is_the_same_everywhere_and_held_out():
     from mpisign.experiments.tasks import text
 
-    read = text.corpus()
+    read = text.read()
     assert len(read) > 300_000 and read.max() < len(text.ALPHABET)
     train, validation, test = text.split(read)
     assert len(train) + len(validation) + len(test) == len(read)

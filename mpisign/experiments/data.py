@@ -27,7 +27,7 @@ Labels = npt.NDArray[np.int64]
 F = TypeVar("F", bound=Callable[..., Any])
 
 #: Where Debian's package dataset-fashion-mnist has its four files, and who knows another place.
-_FASHION = Path("/usr/share/datasets/fashion-mnist")
+FASHION_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 _ELSEWHERE = "MPISIGN_FASHION_MNIST"
 #: The name of that data set, as ``--data`` and ``task`` take it.
 FASHION = "fashion-mnist"
@@ -101,7 +101,7 @@ def fashion_mnist() -> Dataset:
     """All of Fashion-MNIST, read once a process: Debian's package, or a folder of its files."""
     from mpisign.experiments import image_files
 
-    folder = Path(os.environ.get(_ELSEWHERE) or _FASHION)
+    folder = Path(os.environ.get(_ELSEWHERE) or FASHION_FOLDER)
     found = image_files.load_idx(folder) if folder.is_dir() else None
     if found is None:
         raise DataError(

@@ -43,7 +43,7 @@ class Fashion(Dealt):
         super().__init__(
             cell,
             rank,
-            _parts(images),
+            parts(images),
             model.lenet if lenet else lambda: model.perceptron(_PIXELS, hidden or (128,)),
             dealt,
             groups,
@@ -51,5 +51,5 @@ class Fashion(Dealt):
 
 
 @data.once
-def _parts(images: int | None) -> tuple[data.Dataset, tuple[data.Pixels, data.Labels]]:
+def parts(images: int | None) -> tuple[data.Dataset, tuple[data.Pixels, data.Labels]]:
     return apart(data.fashion_mnist(), _VALIDATION, images)

@@ -30,8 +30,8 @@ FLOORS: list[tuple[str, list[str]]] = [
     ("exchange", ["compressors", "detox", "exchange"]),
     (
         "front ends",
-        ["optimizer", "ddp", "fsdp", "horovod", "attacks", "checkpoint", "log"]
-        + ["lightning", "accelerate", "transformers"],
+        ["optimizer", "ddp", "fsdp", "horovod", "attacks", "checkpoint", "log", "optim"]
+        + ["lightning", "accelerate", "transformers", "accordion", "lowrank", "federated"],
     ),
     ("experiments", ["experiments"]),
     ("tools", ["bench", "doctor", "predict"]),

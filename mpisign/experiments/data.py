@@ -136,11 +136,18 @@ def feed(
         every = range(len(dataset.train_labels))
         sampler = GroupSampler(every, groups, order=order, seed=seed)
         return group_batches(dataset, sampler, batch_size)
-    images, labels = dataset.shard(rank, size)
-    if alpha is not None:
-        part = _spread(dataset, size, alpha, seed)[rank]
-        images, labels = dataset.train_images[part], dataset.train_labels[part]
+    images, labels = share(dataset, rank, size, seed, alpha)
     return batches(images, labels, batch_size, seed, rank)
+
+
+def share(
+    dataset: Dataset, rank: int, size: int, seed: int, alpha: float | None
+) -> tuple[Images, Labels]:
+    """What ``rank`` of ``size`` learns from: its shard, or its Dirichlet share."""
+    if alpha is None:
+        return dataset.shard(rank, size)
+    part = _spread(dataset, size, alpha, seed)[rank]
+    return dataset.train_images[part], dataset.train_labels[part]
 
 
 def steps_of_epoch(dataset: Dataset, shares: int, batch_size: int) -> int:

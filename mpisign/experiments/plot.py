@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mpisign.experiments.cell import GROUPED
-from mpisign.experiments.file import Grid, Study
+from mpisign.experiments.file import Grid, Method, Study
 from mpisign.experiments.results import Point, Summary
 from mpisign.experiments.tables import axis_value, varying
 from mpisign.experiments.tasks import ALSO, metric
@@ -95,10 +95,13 @@ _ALONG = {
     "adversaries": "hostile ranks",
     "dirichlet": "Dirichlet alpha (labels ever more alike on all ranks)",
     "step": "steps",
+    "round": "exchanges",
     "sent": "bytes that a rank sent",
+    "bits": "bits of a rank's message in a step, for each coordinate",
+    "bytes": "bytes of a rank's messages, one copy, without headers",
     "digit": "digit",
 }
-_CURVES = ("step", "sent")
+_CURVES = ("step", "round", "sent", "bytes")
 
 Look = tuple[str, str, str]  # colour, marker, line
 
@@ -171,7 +174,7 @@ def write_study(path: Path, study: Study, summaries: Sequence[Summary]) -> None:
 
 def _looks(study: Study) -> dict[str, Look]:
     """How each method is drawn."""
-    methods = {m.label: m for g in study.grids for m in g.methods}
+    methods = {_curve(g, m): m for g in study.grids for m in g.methods}
     grouped = any(m.compressor == GROUPED for m in methods.values())
     lines = ["--" if grouped and m.compressor != GROUPED else "-" for m in methods.values()]
     looks = zip(itertools.cycle(_COLOURS), itertools.cycle(_MARKERS), lines, strict=False)
@@ -191,9 +194,9 @@ def _level(axes: Any, all_panels: Sequence[Panel]) -> None:
 
 
 def _draw(axis: Any, grid: Grid, own: Sequence[Summary], looks: dict[str, Look]) -> None:
-    for i, method in enumerate(grid.methods):
-        colour, marker, line = looks[method.label]
-        points = _points(grid, [s for s in own if s.group.method is method])
+    for i, name in enumerate(dict.fromkeys(_curve(grid, m) for m in grid.methods)):
+        colour, marker, line = looks[name]
+        points = _points(grid, [s for s in own if _curve(grid, s.group.method) == name])
         if not points:
             continue
         scale = 100 if metric(grid.task).percent else 1
@@ -202,15 +205,20 @@ def _draw(axis: Any, grid: Grid, own: Sequence[Summary], looks: dict[str, Look])
         if grid.along == "digit":
             width = 0.8 / len(grid.methods)
             x = tuple(d + width * (i - (len(grid.methods) - 1) / 2) for d in x)
-            axis.bar(x, mean, width, color=colour, label=method.label)
+            axis.bar(x, mean, width, color=colour, label=name)
             axis.vlines(x, low, high, color=_GREY, linewidth=1.2)
             continue
-        axis.plot(x, mean, line, marker=marker, color=colour, label=method.label, markersize=5)
+        axis.plot(x, mean, line, marker=marker, color=colour, label=name, markersize=5)
         if grid.along in _CURVES:
             axis.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
         else:
             axis.vlines(x, low, high, color=colour, linewidth=1.2)
     _finish(axis, grid, own)
+
+
+def _curve(grid: Grid, method: Method) -> str:
+    """What a method's points are joined as: one method, but that along bits a method is a point."""
+    return method.curve if grid.along == "bits" else method.label
 
 
 def _points(grid: Grid, own: Sequence[Summary]) -> list[Point]:
@@ -223,7 +231,7 @@ def _points(grid: Grid, own: Sequence[Summary]) -> list[Point]:
     points = []
     for s in own:
         if s.mean is not None:
-            x = s.group.point[grid.along]
+            x: Any = s.code_bits if grid.along == "bits" else s.group.point[grid.along]
             if grid.along == "dirichlet":
                 x = _alphas(grid).index(x)
             points.append((float(x), s.mean, min(s.values), max(s.values)))
@@ -237,13 +245,18 @@ def _alphas(grid: Grid) -> list[float | None]:
 
 def _finish(axis: Any, grid: Grid, own: Sequence[Summary]) -> None:
     shown = ALSO["recall"] if grid.along == "digit" else metric(grid.task)
-    axis.set(xlabel=_ALONG[grid.along], ylabel=shown.heading)
-    if grid.along in ("batch_size", "sent"):
+    along = _ALONG[grid.along]
+    if grid.along == "step" and all(m.recipe == "federated" for m in grid.methods):
+        along = "rounds"
+    axis.set(xlabel=along, ylabel=shown.heading)
+    if grid.along in ("batch_size", "sent", "bits", "bytes"):
         axis.set_xscale("log", base=2 if grid.along == "batch_size" else 10)
     if grid.along in ("batch_size", "ranks", "adversaries"):
         ticks = sorted(grid.axes[grid.along])
         axis.set_xticks(ticks, [str(t) for t in ticks])
         axis.minorticks_off()
+    if grid.along == "bits":
+        axis.xaxis.set_major_formatter("{x:g}")
     if grid.along == "digit":
         axis.set_xticks(range(10))
     if grid.along == "dirichlet":

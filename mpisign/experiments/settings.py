@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from mpisign import attacks, policies, robust
-from mpisign.compressors import COMPRESSORS, Lion, Sign, Signum
+from mpisign.compressors import COMPRESSORS, Lion, Muon, Sign, Signum
 from mpisign.detox import Groups
 from mpisign.detox.worst_case import worst_case
 from mpisign.experiments import compression
@@ -210,7 +210,7 @@ class Settings:
             return "robust", {"rule": self.rule, "f": self.faulty_rows(), "momentum": momentum}
         kind = COMPRESSORS[self.compression]
         options: dict[str, Any] = {}
-        if kind in (Sign, Signum, Lion):
+        if kind in (Sign, Signum, Lion, Muon):
             options = {"zeros": self.zeros, "ties": self.ties}
         if kind is Signum:
             options["momentum"] = self.momentum

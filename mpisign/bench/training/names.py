@@ -15,8 +15,8 @@ PEERS = ("horovod-fp32", "horovod-fp16", "ddp-fp32", "ddp-fp16", "ddp-powersgd")
 #: mpisign's front ends: each with any compressor, as FRONT-COMPRESSOR. Longer names first.
 FRONTS = ("mpi-at-step", "mpi", "horovod-unmodified", "horovod", "ddp")
 COMPRESSORS = (
-    "sign", "signum", "lion", "lion_avg", "ef_sign", "onebit", "sparsign", "ef_sparsign",
-    "noisy_sign", "stochastic_sign", "terngrad", "qsgd",
+    "sign", "signum", "lion", "lion_avg", "muon", "muon_avg", "ef_sign", "onebit", "sparsign",
+    "ef_sparsign", "noisy_sign", "stochastic_sign", "terngrad", "qsgd",
 )  # fmt: skip
 
 OF_STEPS = (NONE, "mpi", "mpi-at-step", "horovod", "horovod-unmodified", "ddp", *PEERS)

@@ -12,6 +12,7 @@ from mpisign.engine.agreement import Agreed
 from mpisign.engine.engine import Engine
 from mpisign.engine.header import Header
 from mpisign.exchange.aggregators.base import Aggregator
+from mpisign.exchange.parameter_slot import ParameterSlot
 from mpisign.stats import stage
 from mpisign.transports.base import Steps
 from mpisign.transports.tagged import TaggedTransport
@@ -31,16 +32,15 @@ class BF16MeanAggregator(Aggregator):
     def begin(self, header: Header, message: int) -> None:
         super().begin(header, message)
         with stage("pack"):
-            flat = [
-                (torch.zeros_like(m.parameter) if m.grad is None else m.grad)
-                .detach()
-                .to("cpu", torch.bfloat16)
-                .reshape(-1)
-                for m in self.slots
-            ]
+            flat = [self._sent(m).to("cpu", torch.bfloat16).reshape(-1) for m in self.slots]
             self._own = torch.cat(flat)
             nans = int(self._own.isnan().sum())
         header.nans = nans
+
+    def _sent(self, m: ParameterSlot) -> torch.Tensor:
+        if m.grad is None:
+            return self.compressor.compress_missing(m.parameter.detach(), m.state)
+        return m.grad.detach()
 
     def steps(
         self, engine: Engine, wire: TaggedTransport, agreed: Agreed, number: int, anywhere: Any
@@ -58,7 +58,7 @@ class BF16MeanAggregator(Aggregator):
             total = torch.zeros(rows.shape[1] // 2)
             for row in rows.view(np.int16):  # which torch can view, also where it is empty
                 total += torch.from_numpy(row).view(torch.bfloat16).float()
-            mean = (total / p).to(torch.bfloat16)
+            mean = (total / self.voters).to(torch.bfloat16)
         result = np.empty(2 * n, dtype=np.uint8)
         yield wire.allgather(mean.view(torch.uint8).numpy(), [result[s] for s in shards])
         engine.replicas.add(number, result)
@@ -72,4 +72,7 @@ class BF16MeanAggregator(Aggregator):
         for i, part in enumerate(mean.split(list(self.bucket.lengths))):
             if anywhere[i]:
                 m = self.slots[i]
-                m.target().copy_(part.view(m.parameter.shape))
+                self._received(m, part.view(m.parameter.shape))
+
+    def _received(self, m: ParameterSlot, mean: torch.Tensor) -> None:
+        m.target().copy_(mean)

@@ -102,7 +102,9 @@ class Digits(Dealt):
         dealt: str = "once",
         groups: Groups | None = None,
     ) -> None:
-        super().__init__(cell, rank, _digits(), lambda: model.perceptron(64, hidden), dealt, groups)
+        super().__init__(
+            cell, rank, digits_of_study(), lambda: model.perceptron(64, hidden), dealt, groups
+        )
 
     def more(self) -> dict[str, Any]:
         images, labels = self._held_out[1]
@@ -112,7 +114,8 @@ class Digits(Dealt):
 
 
 @data.once
-def _digits() -> tuple[data.Dataset, tuple[data.Pixels, data.Labels]]:
+def digits_of_study() -> tuple[data.Dataset, tuple[data.Pixels, data.Labels]]:
+    """The digits without the validation images, and those."""
     return apart(data.digits(), _VALIDATION)
 
 

@@ -91,8 +91,8 @@ class Text(Task):
         self._context, self._batch_size = context, cell.batch_size
         seen = context * cell.batch_size
         self.steps = cell.steps or (cell.epochs or 1) * max(1, length // seen)
-        self._net = model.seeded(cell.seed, lambda: Transformer(context, width, layers, heads))
-        self.named = list(self._net.named_parameters())
+        self.net = model.seeded(cell.seed, lambda: Transformer(context, width, layers, heads))
+        self.named = list(self.net.named_parameters())
 
     def loss(self, step: int) -> torch.Tensor:
         starts = self._rng.integers(len(self._train) - self._context - 1, size=self._batch_size)
@@ -108,7 +108,7 @@ class Text(Task):
         return validation, test
 
     def _loss(self, windows: torch.Tensor) -> torch.Tensor:
-        logits = self._net(windows[:, :-1])
+        logits = self.net(windows[:, :-1])
         return nn.functional.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten())
 
 

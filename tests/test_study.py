@@ -191,7 +191,7 @@ def test_shipped_studies(capsys):
         check_methods(groups)
         assert main(["study", "show", name, "--toml"]) == 0
         assert file.parse(capsys.readouterr().out, name) == study
-    with pytest.raises(SettingsError, match="'nosuch': expected one of adversaries, backdoor,"):
+    with pytest.raises(SettingsError, match="'nosuch': expected one of accordion, adversaries,"):
         file.load("nosuch")
 
 

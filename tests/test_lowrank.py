@@ -255,6 +255,7 @@ def test_what_stays_full_and_why():
 def test_arguments():
     model = nn.Sequential(nn.Linear(4, 4))
     sgd = torch.optim.SGD(model.parameters(), lr=1)
+    adam = mpisign.optim.OneBitAdam(model.parameters(), lr=1)
     for error, text, arguments in (
         (TypeError, "model must be a Module, got str", {"model": "net"}),
         (ValueError, r"rank_ratio must be in \(0, 1\], got 0", {"rank_ratio": 0}),
@@ -263,6 +264,7 @@ def test_arguments():
         (ValueError, "states must be 'projected' or 'new', got 'zero'", {"states": "zero"}),
         (ValueError, "keep names 'fc', which is no module", {"keep": ["fc"]}),
         (TypeError, "optimizer must be a torch.optim.Optimizer, got int", {"optimizer": 3}),
+        (ValueError, "must not be OneBitAdam", {"optimizer": adam}),
         (ValueError, "got DataParallel: give model.module", {"model": nn.DataParallel(model)}),
     ):
         with pytest.raises(error, match=f"factorize: .*{text}"):

@@ -21,6 +21,7 @@ from mpisign.lowrank.install import install
 from mpisign.lowrank.matrix import Matrix
 from mpisign.lowrank.report import FactorizeReport, report_of
 from mpisign.lowrank.states import layout, of_thin, projected, tensors
+from mpisign.optim.base import CompressedOptimizer
 from mpisign.optimizer import unwrap
 from mpisign.policies import whole
 from mpisign.transports.base import Steps
@@ -157,6 +158,11 @@ def _check(
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise TypeError(
             f"factorize: optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}"
+        )
+    if isinstance(optimizer, CompressedOptimizer):
+        raise ValueError(
+            f"factorize: optimizer must not be {type(optimizer).__name__}, which exchanges the "
+            "parameters that it was made with: factorize(model), then make a new one"
         )
     if hasattr(optimizer, "skip_synchronize"):
         raise ValueError(

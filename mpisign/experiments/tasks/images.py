@@ -101,10 +101,15 @@ class Digits(Dealt):
         hidden: Sequence[int] = (64,),
         dealt: str = "once",
         groups: Groups | None = None,
+        net: str = "perceptron",
     ) -> None:
-        super().__init__(
-            cell, rank, digits_of_study(), lambda: model.perceptron(64, hidden), dealt, groups
-        )
+        made = {
+            "perceptron": lambda: model.perceptron(64, hidden),
+            "convolutional": lambda: model.convolutional(1, 8, 8),
+        }
+        if net not in made:
+            raise SettingsError(f"net: expected one of {', '.join(made)}, got {net!r}")
+        super().__init__(cell, rank, digits_of_study(), made[net], dealt, groups)
 
     def more(self) -> dict[str, Any]:
         images, labels = self._held_out[1]

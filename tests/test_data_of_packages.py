@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mpisign.experiments import data, progress
+from mpisign.experiments import data, file, plan, progress, study
 from mpisign.experiments.cell import Cell
 from mpisign.experiments.errors import SettingsError
 from mpisign.experiments.settings import Settings
@@ -34,6 +34,8 @@ def test_fashion_mnist_is_read_once_and_nobody_trains_on_what_rates_are_chosen_b
     assert np.array_equal(images, whole.train_images[58_000:])
     few, (_, chosen_by) = fashion.parts(600)
     assert len(few.train_labels) == 600 and np.array_equal(chosen_by, labels)
+    for name in ("fashion-adversaries", "fashion-batch-sizes", "fashion-detox"):
+        study.check_methods(plan.groups(file.load(name)))
 
 
 @needs_fashion

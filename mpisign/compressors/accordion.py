@@ -127,8 +127,8 @@ class Accordion(Compressor):
         ValueError: A value does not fit.
 
     Example:
-        >>> Accordion(high="signum", every=5).now({"accordion": {"high": True}})
-        Signum(zeros='random', nan='raise', ties='random', momentum=0.9, momentum_dtype='float32')
+        >>> Accordion(high="signum", every=5).now({"accordion": {"high": True}}).aggregate
+        'vote'
         >>> Accordion(high="signum", every=5).now({}).aggregate
         'low_halves'
     """

@@ -23,8 +23,8 @@ class Compression:
     """Every compressor under its name; ``none`` is the plain average.
 
     Example:
-        >>> Compression.signum(momentum=0.5)
-        Signum(zeros='random', nan='raise', ties='random', momentum=0.5, momentum_dtype='float32')
+        >>> Compression.signum(momentum=0.5).momentum
+        0.5
     """
 
     none = Uncompressed

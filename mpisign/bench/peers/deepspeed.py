@@ -70,8 +70,9 @@ class OneBitAdam:
 
     def __init__(self, parameters: list[Any], lr: float, freeze_step: int, via: Any) -> None:
         _installed()
-        with _quiet(), _numpy_as_cupy():
+        with _quiet():  # first: what is imported within the next block is imported again later
             module: Any = importlib.import_module("deepspeed.runtime.fp16.onebit.adam")
+        with _quiet(), _numpy_as_cupy():
             self._engine = types.SimpleNamespace(
                 mpu=None, local_rank=0, enable_backward_allreduce=True
             )

@@ -23,6 +23,7 @@ from mpisign.stats import stats
 from mpisign.stopping import request_stop, stop_on_signals, stop_requested
 
 if TYPE_CHECKING:
+    from mpisign.accordion import AccordionBatch, next_epoch
     from mpisign.collectives.compressed_mean_state import CompressedMeanState
     from mpisign.collectives.counts import Tally
     from mpisign.collectives.traffic import VoteTraffic, vote_traffic
@@ -37,10 +38,11 @@ if TYPE_CHECKING:
         tally,
         tally_async,
     )
-    from mpisign.optimizer import DistributedOptimizer, unwrap
+    from mpisign.optimizer import DistributedOptimizer, takes_part, unwrap
 
 __version__ = "0.1.0"
 __all__ = [
+    "AccordionBatch",
     "Communicator",
     "CompressedMeanState",
     "Compression",
@@ -52,12 +54,14 @@ __all__ = [
     "majority_vote",
     "majority_vote_async",
     "mean_of_signs",
+    "next_epoch",
     "pack",
     "request_stop",
     "robust_aggregate",
     "stats",
     "stop_on_signals",
     "stop_requested",
+    "takes_part",
     "tally",
     "tally_async",
     "unpack",
@@ -66,6 +70,7 @@ __all__ = [
 ]
 
 _LAZY = {
+    "AccordionBatch": "mpisign.accordion",
     "Communicator": "mpisign.communicator",
     "CompressedMeanState": "mpisign.collectives.compressed_mean_state",
     "Compression": "mpisign.compressors",
@@ -76,7 +81,9 @@ _LAZY = {
     "majority_vote": "mpisign.functions",
     "majority_vote_async": "mpisign.functions",
     "mean_of_signs": "mpisign.functions",
+    "next_epoch": "mpisign.accordion",
     "robust_aggregate": "mpisign.functions",
+    "takes_part": "mpisign.optimizer",
     "tally": "mpisign.functions",
     "tally_async": "mpisign.functions",
     "unwrap": "mpisign.optimizer",
@@ -84,7 +91,7 @@ _LAZY = {
 }
 
 
-_MODULES = ("attacks", "checkpoint", "detox", "log", "optim", "robust")
+_MODULES = ("attacks", "checkpoint", "detox", "federated", "log", "lowrank", "optim", "robust")
 
 
 def __getattr__(name: str) -> Any:

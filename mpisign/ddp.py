@@ -143,6 +143,11 @@ class MajorityVoteState(HookState):
             return int(self._saved["steps"])
         return self._exchange.steps - self._exchange.pending.open
 
+    def next_epoch(self) -> dict[str, str]:
+        """Ends an epoch of ``Compression.accordion``: see ``mpisign.next_epoch``."""
+        self._exchange.optimizer = self.optimizer
+        return self._exchange.next_epoch()
+
     def state_dict(self) -> dict[str, Any]:
         """Returns this rank's {"steps": n, "state": {name: {key: tensor}}}.
 

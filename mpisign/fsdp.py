@@ -85,7 +85,8 @@ class MajorityVoteState(HookState):
         if not isinstance(c.inner if isinstance(c, Detox) else c, _STATELESS):
             raise ValueError(
                 f"{FUNCTION}: compression must keep no state: 'sign', 'noisy_sign' or "
-                f"'stochastic_sign', got {compression!r}; mpisign.ddp takes the others"
+                f"'stochastic_sign', got {compression!r}; mpisign.ddp takes the others, "
+                "and muon's matrices whole"
             )
         self.warmup_steps = check_warmup(FUNCTION, warmup_steps)
         self._handed = HandedShards(FUNCTION, changed_votes)

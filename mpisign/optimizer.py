@@ -36,6 +36,7 @@ def DistributedOptimizer(
     overlap: bool = False,
     bucket_size: int | None = None,
     warmup_steps: int = 0,
+    participation: float = 1.0,
 ) -> torch.optim.Optimizer:
     """Makes ``optimizer`` step on the aggregate of all ranks' compressed gradients.
 
@@ -73,6 +74,12 @@ def DistributedOptimizer(
         warmup_steps: steps, from the first one on, that take the plain fp32 average of the ranks'
             gradients; then votes, with momenta that have seen these gradients. The learning rate is
             yours to change at the switch: a vote is +1 or -1, whatever the gradient's size.
+        participation: the share of the ranks, rounded half up, that take part in each step after
+            the warm-up (in each round of local steps): drawn anew by ``seed`` and step, the same on
+            all ranks. Votes and means are those of the ranks that do. The others need no gradient
+            (see ``mpisign.takes_part``) and send nothing that counts; their momenta and residuals
+            stay as they are, and they step on the aggregate as all do. With compressors that vote
+            or average, but not with "onebit", "robust", "detox" and ``byzantine_f``.
 
     Returns:
         ``optimizer`` itself.
@@ -106,15 +113,13 @@ def DistributedOptimizer(
     compressor = resolve(_FUNCTION, compression)
     members = [ParameterSlot(name, p) for name, p in _named(optimizer, named_parameters)]
     warn_of_momentum(_FUNCTION, compressor, optimizer, stacklevel=2)
-    if compressor.local_steps > 1:
-        check_optimizer(_FUNCTION, optimizer, overlap)
+    check_optimizer(_FUNCTION, optimizer, compressor, overlap)
     if bucket_size is None and (overlap or compressor.aggregate not in PLANES_ONLY):
         bucket_size = BUCKET_SIZE
     if overlap and not isinstance(comm, Communicator):
         # Two optimizers on one engine may fill their first buckets in another order on each rank.
-        engine = Communicator(comm).engine
-    else:
-        engine = engine_of(_FUNCTION, comm)
+        comm = Communicator(comm)
+    engine = engine_of(_FUNCTION, comm)
     exchange = GradientExchange(
         "step",
         lambda: engine,
@@ -130,10 +135,57 @@ def DistributedOptimizer(
         number=engine.exchanges if overlap else 0,
         ahead=overlap,
         warmup_steps=warmup_steps,
+        participation=participation,
     )
     engine.exchanges += overlap
-    setattr(optimizer, KEY, StepHooks(optimizer, exchange, overlap))
+
+    def wrap_again(optimizer: torch.optim.Optimizer, named: Any) -> None:
+        DistributedOptimizer(
+            optimizer,
+            named,
+            comm=comm,
+            compression=compressor,
+            algorithm=algorithm,
+            byzantine_f=byzantine_f,
+            seed=seed,
+            skip=skip,
+            overlap=overlap,
+            bucket_size=bucket_size,
+            warmup_steps=warmup_steps,
+            participation=participation,
+        )
+
+    setattr(optimizer, KEY, StepHooks(optimizer, exchange, overlap, wrap_again))
     return optimizer
+
+
+def takes_part(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether this rank's gradients count in the optimizer's next step; see ``participation``.
+
+    Where they do not, the rank need compute none, and calls ``step()`` all the same. With local
+    steps the answer is that of the whole round. Not collective.
+
+    Args:
+        optimizer: what ``mpisign.DistributedOptimizer`` returned.
+
+    Returns:
+        True without ``participation``, and in the steps of a warm-up.
+
+    Raises:
+        TypeError: if it is another optimizer.
+
+    Example:
+        >>> sgd = torch.optim.SGD([torch.nn.Parameter(torch.zeros(2))], lr=0.5)
+        >>> takes_part(DistributedOptimizer(sgd, participation=0.5))  # one rank, which is needed
+        True
+    """
+    hooks = optimizer.__dict__.get(KEY) if isinstance(optimizer, torch.optim.Optimizer) else None
+    if not isinstance(hooks, StepHooks):
+        raise TypeError(
+            "takes_part: optimizer must be one that mpisign.DistributedOptimizer returned, "
+            f"got {type(optimizer).__name__}"
+        )
+    return hooks.takes_part()
 
 
 def unwrap(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:

@@ -31,7 +31,7 @@ FLOORS: list[tuple[str, list[str]]] = [
     (
         "front ends",
         ["optimizer", "ddp", "fsdp", "horovod", "attacks", "checkpoint", "log", "optim"]
-        + ["lightning", "accelerate", "transformers"],
+        + ["lightning", "accelerate", "transformers", "accordion", "lowrank", "federated"],
     ),
     ("experiments", ["experiments"]),
     ("tools", ["bench", "doctor", "predict"]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import partial
 
 import numpy as np
@@ -22,6 +23,8 @@ from mpisign.compressors import (
     EFSparsign,
     Lion,
     LionAvg,
+    Muon,
+    MuonAvg,
     NoisySign,
     OneBit,
     PackContext,
@@ -180,6 +183,69 @@ def test_sparsign():
         assert nans == sum(int(g.isnan().sum()) for g in grads) == step % 2
 
 
+@pytest.mark.parametrize("density", [0.25, 0.02])
+@pytest.mark.parametrize("n", [0, 1, 151, 1 << 14, (1 << 14) + 1, 50_000])
+def test_the_largest(n, density):
+    """Whole and sampled thresholds: ties, few that are not 0, NaN, infinities, subnormals."""
+    x = samples.awkward(n, 1)
+    finite = np.where(np.isfinite(x), x, 2)
+    few, coarse = x.copy(), np.round(8 * finite) / 8
+    few[n // 100 :] = 0
+    with_nan = x.copy()
+    with_nan[::3] = NAN
+    tiny = np.full(n, 1e-45, np.float32)
+    for i, y in enumerate((finite, x, few, coarse, with_nan, tiny, -np.ones_like(x))):
+        keys = {"seed": SEED, "step": i, "rank": RANK, "offset": 0}
+        c = Signum(momentum=0.0, density=density, nan="abstain")
+        grads = [torch.from_numpy(y)]
+        out, *_, nans = pack(c, grads, [{}], i)
+        assert np.array_equal(out, ref.largest(y, density, **keys)), i
+        assert nans == np.isnan(y).sum()
+        voted = np.unpackbits(out[1], count=n, bitorder="little")
+        assert not voted[(y == 0) | np.isnan(y)].any()
+        if n > 1000 and i in (0, 3, 5, 6):
+            assert 0.8 * density < voted.mean() < 1.2 * density, i
+        if n > 1000 and i == 6 or n > 1 << 14 and i == 0:  # each rank draws for itself
+            assert not np.array_equal(out, pack(c, grads, [{}], i, rank=RANK + 1)[0])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", [Signum, Lion])
+def test_a_density(kind, dtype):
+    c, dense = kind(density=0.1, momentum_dtype=dtype), kind(momentum_dtype=dtype)
+    states, plain = ([{} for _ in awkward_gradients(0)] for _ in range(2))
+    for step in range(4):
+        grads = awkward_gradients(step)
+        sent = [
+            dense.compress(g, s).float().numpy().reshape(-1)
+            for g, s in zip(grads, plain, strict=True)
+        ]
+        out, bucket, *_ = pack(c, grads, states, step)
+        for i, (x, state, other) in enumerate(zip(sent, states, plain, strict=True)):
+            expected = ref.largest(x, 0.1, **place(bucket, i, step))
+            assert np.array_equal(out[:, bucket.span(i)], expected), (step, i)
+            assert torch.equal(state["momentum"], other["momentum"])  # sent or not, it stays
+
+
+def test_a_density_of_1_is_the_plain_vote():
+    assert Signum(density=1) == Signum() and Lion(density=1.0) == Lion(density=None)
+    c = Lion(density=0.5, zeros="abstain")
+    assert (c.zeros, c.ties, c.aggregate, Lion().aggregate) == (
+        "abstain", "zero", "gathered_vote", "vote",
+    )  # fmt: skip
+    for make, text in [
+        (lambda: Signum(density=0), "Signum: density must be None or in (0, 1], got 0"),
+        (lambda: Signum(density=1.5), "None or in (0, 1], got 1.5"),
+        (lambda: Lion(density=True), "got True"),
+        (lambda: Lion(density=0.1, ties="positive"), "Lion: ties must be 'zero' with a density"),
+        (lambda: Lion(density=0.1, zeros="positive"), "zeros must be 'abstain' with a density"),
+        (lambda: LionAvg(density=0.1), "LionAvg: density must be None or 1, got 0.1"),
+        (lambda: mpisign.Compression.detox(inner=Signum(density=0.1)), "Detox: inner must be"),
+    ]:
+        with pytest.raises(ValueError, match=re.escape(text)):
+            make()
+
+
 def test_ef_sparsign():
     c = EFSparsign(budget_local=2.0, budget_global=0.6)
     rounds = EFSparsign(budget_local=2.0, budget_global=0.2, local_steps=5)
@@ -287,8 +353,8 @@ def test_terngrad_and_qsgd_are_unbiased(c):
 
 def test_every_name_has_a_compressor():
     names = (
-        "none sign signum lion lion_avg ef_sign onebit sparsign ef_sparsign noisy_sign "
-        "stochastic_sign terngrad qsgd robust detox"
+        "none sign signum lion lion_avg muon muon_avg ef_sign onebit sparsign ef_sparsign "
+        "noisy_sign stochastic_sign terngrad qsgd robust detox accordion"
     ).split()
     assert list(compressors.COMPRESSORS) == names and mpisign.Compression is Compression
     for name in names:
@@ -297,7 +363,7 @@ def test_every_name_has_a_compressor():
         assert resolve("f", type(c)) == c and resolve("f", c) is c and hash(c) == hash(type(c)())
     assert Compression.signum(momentum=0.5) == Signum(momentum=0.5)
     assert resolve("f", "none") == Uncompressed() and resolve("f", "lion_avg") == LionAvg()
-    with pytest.raises(ValueError, match=r"f: compression must .* 'detox', got 'zip'$"):
+    with pytest.raises(ValueError, match=r"f: compression must .* 'accordion', got 'zip'$"):
         resolve("f", "zip")
     with pytest.raises(ValueError, match="got 'signnum' .did you mean 'signum'"):
         resolve("f", "signnum")
@@ -311,6 +377,14 @@ def test_every_name_has_a_compressor():
         (Lion, {"beta1": 1.0}, "Lion: beta1 must be in"),
         (Lion, {"beta2": -0.1}, "Lion: beta2 must be in"),
         (LionAvg, {"momentum_dtype": "float16"}, "LionAvg: momentum_dtype must be .* 'float16'"),
+        (Muon, {"momentum": 1.0}, "Muon: momentum must be in"),
+        (Muon, {"steps": 0}, "Muon: steps must be a number of iterations from 1, got 0"),
+        (Muon, {"coefficients": (1.5, -0.5)}, "Muon: coefficients must be three numbers"),
+        (Muon, {"coefficients": (9.0, 0, 0)}, "Muon: coefficients must keep singular values"),
+        (Muon, {"eps": 0.0}, "Muon: eps must be a positive number"),
+        (Muon, {"others": "sign"}, "Muon: others must be 'lion', 'signum', or .* got 'sign'"),
+        (Muon, {"others_for": "head"}, "Muon: others_for must be patterns of names"),
+        (MuonAvg, {"polar": True}, "MuonAvg: polar must be False"),
         (OneBit, {"momentum": 1.5}, "OneBit: momentum must be in"),
         (OneBit, {"block": 100}, "OneBit: block must be a positive multiple of 256 or None"),
         (EFSign, {"block": 0}, "EFSign: block must be .* got 0"),

@@ -138,7 +138,8 @@ def grid(**changed):
          " of such, got 'four'"),
         (grid(ranks="[2, 2]"), "grid[0].ranks: expected a whole number from 1, or a list of such, "
          "distinct and at least one, got [2, 2]"),
-        (grid(task='"mnist"'), "grid[0].task: expected one of digits, quadratic, text, got 'mnis"),
+        (grid(task='"mnist"'), "grid[0].task: expected one of digits, fashion-mnist, quadratic, "
+         "text, got 'mnis"),
         (grid(epochs="2"), "grid[0].steps: expected either steps or epochs, got"),
         (grid(dirichlet="0"), "grid[0].dirichlet: expected a number above 0, or 'none'"),
         (grid(task='"text"', dirichlet="0.1"), "grid[0].dirichlet: expected 'none': text has no"),
@@ -178,7 +179,7 @@ def test_what_only_torch_knows_is_wrong_is_told_before_anything_runs(
 def test_shipped_studies(capsys):
     assert main(["study", "list"]) == 0
     listed = capsys.readouterr().out
-    for name in ("adversaries", "batch-sizes", "heterogeneous", "transformer"):
+    for name in ("adversaries", "batch-sizes", "density", "heterogeneous", "transformer"):
         assert name in file.shipped() and name in listed
         study = file.load(name)
         groups = plan.groups(study)
@@ -190,7 +191,7 @@ def test_shipped_studies(capsys):
         check_methods(groups)
         assert main(["study", "show", name, "--toml"]) == 0
         assert file.parse(capsys.readouterr().out, name) == study
-    with pytest.raises(SettingsError, match="'nosuch': expected one of adversaries, backdoor,"):
+    with pytest.raises(SettingsError, match="'nosuch': expected one of accordion, adversaries,"):
         file.load("nosuch")
 
 
@@ -265,7 +266,7 @@ def test_hostile_ranks_draw_alike_only_where_they_must():
 def test_text_is_the_same_everywhere_and_held_out():
     from mpisign.experiments.tasks import text
 
-    read = text.corpus()
+    read = text.read()
     assert len(read) > 300_000 and read.max() < len(text.ALPHABET)
     train, validation, test = text.split(read)
     assert len(train) + len(validation) + len(test) == len(read)

@@ -54,6 +54,7 @@ class CountTask(VoteTask):
         total = size
         if weights is not None:
             total = int(integer_weights("tally", weights, len(weights)).sum())
+            self.size = int(sum(weights))  # the voters, of 1 each and of 0
         self.bits = max(1, total.bit_length())
         self.kd = self.k * self.bits
 

@@ -54,18 +54,22 @@ def gather_rows(wire: TaggedTransport, message: Bytes, rows: Sequence[Bytes]) ->
     yield from pipelined(n, send, lambda i: None)
 
 
-def decode_rows(messages: Sequence[Bytes], length: int) -> Planes:
+def decode_rows(
+    messages: Sequence[Bytes], length: int, ranks: Sequence[int] | None = None
+) -> Planes:
     """The planes of every rank's message of ``length`` coordinates: uint8 (p, 2, B).
 
     Raises WireError, the same on all ranks that were sent the same, that names the first rank whose
-    message is none of ``planes.encode`` and says what is wrong with it.
+    message is none of ``planes.encode`` and says what is wrong with it. ``ranks``: of the messages,
+    default 0, 1, ...
     """
     rows = np.empty((len(messages), 2, planes.plane_bytes(length)), dtype=np.uint8)
     with stage("unpack"):
-        for rank, message in enumerate(messages):
+        for i, message in enumerate(messages):
             try:
-                planes.decode(message, length, out=rows[rank])
+                planes.decode(message, length, out=rows[i])
             except WireError as error:
                 text = str(error).removeprefix("decode: ")
+                rank = i if ranks is None else ranks[i]
                 raise WireError(f"rank {rank} sent {text}") from None
     return rows

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from mpisign.compressors.accordion import Accordion
 from mpisign.compressors.base import COMPRESSORS, Compressor, PackContext, State, resolve
 from mpisign.compressors.detox import Detox
 from mpisign.compressors.ef_sign import EFSign
 from mpisign.compressors.ef_sparsign import EFSparsign
 from mpisign.compressors.lion import Lion, LionAvg
+from mpisign.compressors.muon import Muon, MuonAvg
 from mpisign.compressors.names import Compression
 from mpisign.compressors.noisy import NoisySign, StochasticSign
 from mpisign.compressors.onebit import OneBit
@@ -20,6 +22,7 @@ from mpisign.compressors.uncompressed import BF16Mean, Uncompressed
 __all__ = [
     "COMPRESSORS",
     "QSGD",
+    "Accordion",
     "Compression",
     "Compressor",
     "Detox",
@@ -28,6 +31,8 @@ __all__ = [
     "BF16Mean",
     "Lion",
     "LionAvg",
+    "Muon",
+    "MuonAvg",
     "NoisySign",
     "OneBit",
     "PackContext",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
@@ -59,8 +59,8 @@ class Compressor:
         ties: Result of a tie: "random", "positive" or "zero".
 
     Attributes:
-        aggregate: What the ranks compute of their planes: "vote", "mean_of_signs", "gathered_vote",
-            "gathered_mean", "compressed_mean", "robust", "average" or "halves".
+        aggregate: What the ranks compute of their planes: "vote", "polar_vote", "mean_of_signs",
+            "gathered_vote", "gathered_mean", "compressed_mean", "robust", "average" or "halves".
         scaled: Whether float32 scales are sent with the planes.
         shared: Keys of the state that are equal on all ranks; a rank that joins receives them.
         unit: What the optimizer receives: "sign" (magnitude 1) or "gradient".
@@ -105,6 +105,28 @@ class Compressor:
             The ranks of each group; None without groups.
         """
         return None
+
+    def of_parameter(
+        self, name: str, parameter: torch.Tensor, is_embedding: Callable[[], bool]
+    ) -> Compressor:
+        """The compressor of one of a model's parameters, where they do not all have the same.
+
+        Args:
+            name: The parameter's name.
+            parameter: The parameter.
+            is_embedding: Whether an embedding holds it; asked only where that matters.
+
+        Returns:
+            This compressor, or the one that takes its place. Equal parameters of all ranks must
+            get equal ones.
+
+        Example:
+            >>> import torch
+            >>> from mpisign.compressors import Muon
+            >>> Muon().of_parameter("bias", torch.ones(3), lambda: False).aggregate
+            'vote'
+        """
+        return self
 
     def abstaining(self) -> Compressor:
         """Returns a copy whose zeros abstain and whose ties are 0."""
@@ -253,6 +275,40 @@ class Compressor:
             {'momentum': tensor([0., 0.])}
         """
         return {}
+
+    def now(self, state: State) -> Compressor:
+        """What travels for a parameter of this state: the compressor itself, or one that it holds.
+
+        Args:
+            state: The parameter's state; not changed.
+
+        Returns:
+            The compressor of the parameter's next step.
+
+        Example:
+            >>> from mpisign.compressors import Sign
+            >>> Sign().now({})
+            Sign(zeros='random', nan='raise', ties='random')
+        """
+        return self
+
+    def owed(self, state: State, rate: float) -> torch.Tensor | None:
+        """What a residual still owes the parameter, in units of the gradient.
+
+        Args:
+            state: The parameter's state; not changed.
+            rate: The parameter's learning rate.
+
+        Returns:
+            A tensor of the parameter's shape, read only; None if nothing can be paid now.
+
+        Example:
+            >>> import torch
+            >>> from mpisign.compressors import EFSign
+            >>> EFSign().owed({"residual": torch.tensor([0.5])}, rate=0.1)
+            tensor([5.])
+        """
+        return None
 
     def warm_up(self, grad: torch.Tensor | None, mean: torch.Tensor, state: State) -> None:
         """Sees a step in which the ranks exchange plain averages; see ``warmup_steps``.

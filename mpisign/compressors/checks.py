@@ -32,6 +32,27 @@ def check_fraction(compressor: Any, *names: str) -> None:
             _refuse(compressor, name, "in [0, 1)", value)
 
 
+def check_density(compressor: Any) -> bool:
+    """``density`` must be in (0, 1], or None, which 1 becomes. Whether it is below 1.
+
+    Then zeros and ties follow it: a coordinate that no one votes on is a tie, not a coin.
+    """
+    density = compressor.density
+    if density is None or (density == 1 and not isinstance(density, bool)):
+        object.__setattr__(compressor, "density", None)
+        return False
+    if isinstance(density, bool) or not isinstance(density, (int, float)) or not 0 < density < 1:
+        _refuse(compressor, "density", "None or in (0, 1]", density)
+    object.__setattr__(compressor, "density", float(density))
+    follow = ("zeros", policies.DEFAULT_ZEROS, "abstain"), ("ties", policies.DEFAULT_TIES, "zero")
+    for name, default, only in follow:
+        given = getattr(compressor, name)
+        if given not in (default, only):
+            _refuse(compressor, name, f"{only!r} with a density below 1", given)
+        object.__setattr__(compressor, name, only)
+    return True
+
+
 def check_whole(compressor: Any, name: str, least: int, wanted: str) -> None:
     """The field must be an integer from ``least``; of whichever library, it becomes an int."""
     number = policies.whole(getattr(compressor, name), least)

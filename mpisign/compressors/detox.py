@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,8 @@ from mpisign.compressors.signum import Signum
 from mpisign.partition import Partition, Placement, assign, partition_of
 
 if TYPE_CHECKING:
+    import torch
+
     from mpisign.detox.groups import Groups
 
 
@@ -110,6 +112,13 @@ class Detox(Compressor):
         if partition is None:
             return assign(size, self.redundancy, self.placement, nodes)
         return partition
+
+    def of_parameter(
+        self, name: str, parameter: torch.Tensor, is_embedding: Callable[[], bool]
+    ) -> Compressor:
+        inner: Any = self.inner
+        own = inner.of_parameter(name, parameter, is_embedding)
+        return self if own is inner else replace(self, inner=own)
 
     def abstaining(self) -> Compressor:
         return replace(self, inner=self.inner.abstaining())  # type: ignore[union-attr]

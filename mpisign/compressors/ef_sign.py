@@ -69,5 +69,9 @@ class EFSign(Scaled):
         get_or_init(state, "residual", parameter)
         return state
 
+    def owed(self, state: State, rate: float) -> torch.Tensor | None:
+        e: torch.Tensor | None = state.get("residual")
+        return None if e is None or rate == 0 else e.float() / rate
+
     def decompress(self, mean: torch.Tensor, state: State, rate: float) -> torch.Tensor:
         return mean if rate in (0.0, 1.0) else mean.div_(rate)

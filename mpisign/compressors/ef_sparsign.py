@@ -30,6 +30,9 @@ class EFSparsign(Compressor):
         local_steps: Steps per exchange. A rank moves by its own sparsign(g; B_l) before the last
             one; after it parameters return to where the round began and move by out. The front end
             takes these steps and gives ``pack`` their sums.
+        local_lr: The rate of the steps that a rank takes alone, in which nothing else moves a
+            parameter (no weight decay). It is a number of its own: a schedule of the optimizer's
+            rate, which is that of the exchange, leaves it as it is. None: the optimizer's rate.
         zeros, nan, ties: As ``Compressor``; zeros must be "abstain".
 
     Example:
@@ -44,6 +47,7 @@ class EFSparsign(Compressor):
     budget_local: float = 10.0
     budget_global: float = 1.0
     local_steps: int = 1
+    local_lr: float | None = None
     zeros: policies.Zeros = "abstain"
     ties: policies.Ties = "zero"
 
@@ -55,6 +59,13 @@ class EFSparsign(Compressor):
         check_positive(self, "budget_local", "budget_global")
         check_abstains(self)
         check_whole(self, "local_steps", 1, "an integer from 1")
+        if self.local_lr is not None:
+            check_positive(self, "local_lr")
+            if self.local_steps == 1:
+                raise ValueError(
+                    "EFSparsign: local_lr must be None where local_steps=1, as no step is taken "
+                    f"alone, got {self.local_lr!r}"
+                )
 
     def _pack(self, grads: Any, states: Any, context: PackContext, keys: Any) -> Any:
         nans = 0

@@ -26,7 +26,9 @@ class Lion(Momentum):
         beta1: b1, in [0, 1).
         beta2: b2, in [0, 1).
         momentum_dtype: "float32" or "bfloat16".
-        zeros, nan, ties: As ``Compressor``.
+        density: As ``Signum``: the share of coordinates that vote, those of the largest
+            |b1 m + (1 - b1) g|.
+        zeros, nan, ties: As ``Signum``.
 
     Example:
         >>> import torch
@@ -37,6 +39,7 @@ class Lion(Momentum):
     beta1: float = 0.9
     beta2: float = 0.99
     momentum_dtype: MomentumDtype = "float32"
+    density: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -64,6 +67,7 @@ class LionAvg(Lion):
 
     Args:
         beta1, beta2, momentum_dtype, zeros, nan, ties: As ``Lion``.
+        density: None: where coordinates abstain, take ``Lion``.
 
     Example:
         >>> LionAvg().aggregate
@@ -71,3 +75,11 @@ class LionAvg(Lion):
     """
 
     aggregate: ClassVar[str] = "mean_of_signs"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.density is not None:
+            raise ValueError(
+                f"LionAvg: density must be None or 1, got {self.density!r}; Compression.lion "
+                "votes by the largest coordinates alone"
+            )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from mpisign.compressors.accordion import Accordion
 from mpisign.compressors.base import COMPRESSORS
 from mpisign.compressors.detox import Detox
 from mpisign.compressors.ef_sign import EFSign
 from mpisign.compressors.ef_sparsign import EFSparsign
 from mpisign.compressors.lion import Lion, LionAvg
+from mpisign.compressors.muon import Muon, MuonAvg
 from mpisign.compressors.noisy import NoisySign, StochasticSign
 from mpisign.compressors.onebit import OneBit
 from mpisign.compressors.robust import Robust
@@ -30,6 +32,8 @@ class Compression:
     signum = Signum
     lion = Lion
     lion_avg = LionAvg
+    muon = Muon
+    muon_avg = MuonAvg
     ef_sign = EFSign
     onebit = OneBit
     sparsign = Sparsign
@@ -40,6 +44,7 @@ class Compression:
     qsgd = QSGD
     robust = Robust
     detox = Detox
+    accordion = Accordion
 
 
 COMPRESSORS.update({n: kind for n, kind in vars(Compression).items() if isinstance(kind, type)})

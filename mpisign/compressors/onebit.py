@@ -70,6 +70,10 @@ class OneBit(Scaled):
         new = m.mul(self.momentum).add_(mean.to(m.device), alpha=1.0 - self.momentum)
         m.copy_(new.where(new.isfinite(), m))
 
+    def owed(self, state: State, rate: float) -> torch.Tensor | None:
+        e: torch.Tensor | None = state.get("residual")
+        return None if e is None else e.float()
+
     def decompress(self, mean: torch.Tensor, state: State, rate: float) -> torch.Tensor:
         get_or_init(state, "momentum", mean).copy_(mean)
         return mean

@@ -110,12 +110,14 @@ def _check(headers: Sequence[Header], function: str) -> None:
     said = {
         "tensor": "names, shapes or dtypes of the parameters",
         "settings": "optimizer settings: learning rates, groups, what the compressor was given, "
-        "warmup_steps",
+        "warmup_steps, participation, or what Accordion decided (call next_epoch on every rank)",
     }
     if headers[0].operation == "compressed_mean":
         said["settings"] = "blocks of the states"
     if headers[0].operation == "robust_aggregate":
         said["settings"] = "the rules"
+    if headers[0].operation == "factorize":
+        said["settings"] = "arguments, or what the optimizers keep"
     if headers[0].operation == "majority_vote":
         said["settings"] = "the groups that vote"
     for name in Header.AGREED:

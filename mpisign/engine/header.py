@@ -45,6 +45,9 @@ OPERATIONS = (
     "mean_of_signs",
     "warm_up",
     "checkpoint",
+    "bucket_polar_vote",
+    "factorize",
+    "federated",
 )
 DEVICES = ("cpu", "cuda")  # where the arrays are, which says the wire
 _AGREED = struct.Struct("<4sH6BHBx5Q")

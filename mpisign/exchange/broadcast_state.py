@@ -38,6 +38,25 @@ def broadcast_state(
         m.state[key] = tensor.to(m.parameter.device)
 
 
+@torch.no_grad()
+def broadcast_tensors(wire: TaggedTransport, tensors: Sequence[torch.Tensor]) -> Steps[None]:
+    """Rank 0's values become everyone's; shapes and dtypes are the same on all ranks.
+
+    Wire: of each tensor its bytes, along a tree: a rank sends at most ceil(log2 p) times.
+    """
+    for x in tensors:
+        host = x.detach().cpu().contiguous()
+        data = host.view(-1).view(torch.uint8).numpy()
+        have = 1  # ranks that have it: the first ones
+        while have < wire.size:
+            to, of = wire.rank + have, wire.rank - have
+            sends = [(to, data)] if wire.rank < have and to < wire.size else []
+            yield wire.exchange(sends, [(of, data)] if 0 <= of < have else [])
+            have *= 2
+        if wire.rank:
+            x.copy_(host)
+
+
 def _broadcast(wire: TaggedTransport, data: Bytes) -> Pending:
     if wire.rank == 0:
         return wire.exchange([(r, data) for r in wire.others], [])

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from mpisign import launcher, planes
 from mpisign.compressors.base import Compressor
+from mpisign.exchange.embeddings import Embeddings
 from mpisign.exchange.parameter_slot import ParameterSlot
 from mpisign.exchange.skip import Rule, variant
 
@@ -98,6 +100,12 @@ class GradientBucket:
             self.aggregator[1].free()
         self.aggregator = None, None
 
+    def is_like(self, other: GradientBucket) -> bool:
+        """Whether the same slots travel in the same order, and alike."""
+        mine, others = ([id(s) for s in b.slots] for b in (self, other))
+        how = self.compressor == other.compressor and self.masked == other.masked
+        return how and mine == others
+
     def seed(self, seed: int) -> int:
         """A seed of its own: random bits are keyed by places, which count from 0 in each bucket."""
         return (seed + self.index * _WEYL) % (1 << 64)
@@ -118,11 +126,15 @@ def cut(
     """
     if compressor.whole:
         bucket_size = None
+    embeddings = Embeddings()
     lanes: dict[Any, list[list[ParameterSlot]]] = {}
     order: list[tuple[tuple[Compressor, bool], list[ParameterSlot]]] = []
     for s in slots:
         how = rule(s.name, s.parameter)
-        c = variant(function, how, compressor)
+        own = compressor.of_parameter(
+            s.name, s.parameter, partial(embeddings.has, s.name, s.parameter)
+        )
+        c = variant(function, how, own).now(s.state)
         masked = how == "abstain" and c.remembers
         apart = None if c.whole else (s.parameter.device, s.parameter.requires_grad)
         lane = lanes.setdefault((c, masked, apart), [])

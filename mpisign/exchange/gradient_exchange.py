@@ -5,10 +5,12 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
 from mpisign import census, policies
+from mpisign.compressors.accordion import Accordion
 from mpisign.compressors.base import Compressor
 from mpisign.engine.agreement import Agreed
 from mpisign.engine.engine import Engine
@@ -29,9 +31,11 @@ from mpisign.exchange.consistency import (
 from mpisign.exchange.optimizer_options import options_of, options_of_steppers, rates_of
 from mpisign.exchange.optimizer_steps import unwatch
 from mpisign.exchange.parameter_slot import ParameterSlot
+from mpisign.exchange.participation import check_participation, participants, terms
 from mpisign.exchange.pending_step import ChangedVotes, PendingStep
+from mpisign.exchange.regimes import Regimes
 from mpisign.exchange.saved_state import SavedState
-from mpisign.exchange.skip import Rule, rule_for
+from mpisign.exchange.skip import Rule, rule_for, variant
 from mpisign.exchange.step_count import sync_step_count
 from mpisign.exchange.trace_steps import trace_steps
 from mpisign.stats import stats
@@ -39,7 +43,7 @@ from mpisign.transports.base import Steps
 from mpisign.transports.tagged import TaggedTransport
 
 #: Aggregates of which a bucket in flight holds little more than a plane.
-PLANES_ONLY = ("vote", "mean_of_signs", "average")
+PLANES_ONLY = ("vote", "polar_vote", "mean_of_signs", "average")
 _COPYING_IN_FLIGHT = 2  # buckets at once of other aggregates, which copy states
 _MANY = 1 << 20  # coordinates, from which on processors and links are what ranks wait for
 _GRACE = 5.0  # seconds for the rest of a step whose first bucket ranks disagree on
@@ -71,6 +75,10 @@ class GradientExchange(SavedState):
 
     ``warmup_steps``: steps, from the first one on, in which plain averages are exchanged.
 
+    ``participation``: the share of the ranks that take part in each later step, drawn anew. The
+    others send nothing that counts, keep their states, and receive the aggregate: the front end
+    sets no gradient there.
+
     ``newcomers``: called at the beginning of a step; True if ranks may have counted different
     numbers of steps, and all continue from the largest. ``before``: steps that run before each
     bucket's collective, on the same tagged transport.
@@ -97,9 +105,13 @@ class GradientExchange(SavedState):
         ahead: bool = False,
         changed_votes: ChangedVotes = "raise",
         warmup_steps: int = 0,
+        participation: float = 1.0,
     ) -> None:
         check_settings(function, compressor, algorithm, byzantine_f, bucket_size)
         check_seed(function, seed)
+        self._participation = check_participation(
+            function, participation, compressor, int(byzantine_f)
+        )
         super().__init__(slots, compressor, int(seed), PendingStep(function, changed_votes))
         self.function = function
         self.algorithm, self.byzantine_f = algorithm, int(byzantine_f)
@@ -111,15 +123,21 @@ class GradientExchange(SavedState):
         self._before = before
         self._syncing = False
         rule = rule_for(function, skip, compressor)
-        self.buckets = cut(function, self.slots, compressor, rule, bucket_size)
-        self._kinds = [aggregator_for(b.compressor) for b in self.buckets]
-        self._seeds = [b.seed(seed) for b in self.buckets]
+        self._hows = {id(s): rule(s.name, s.parameter) for s in self.slots}
+        self._bucket_size = bucket_size
+        self.regimes: Regimes | None = None
+        if isinstance(compressor, Accordion):
+            of = [(s, variant(function, self._hows[id(s)], compressor)) for s in self.slots]
+            self.regimes = Regimes(compressor, [s for s, c in of if isinstance(c, Accordion)])
+        self.buckets: list[GradientBucket] = []
+        self._cut()
         if skip == "auto":
             warn_of_bf16_mean(function, self.buckets, compressor)
-        self._bucket_of = {id(s): b for b in self.buckets for s in b.slots}
         self.ready_slots: set[int] = set()  # ids, of this step
         self._engine_of = engine
         self.warmup_steps = check_warmup(function, warmup_steps)
+        self._terms = self.warmup_steps ^ terms(self._participation)
+        self._drawn: tuple[Any, list[int] | None] = None, None
         self._handles: list[Handle] = []
         self._reason = self._untold = ""
         self._rates: dict[torch.Tensor, float] = {}
@@ -127,7 +145,7 @@ class GradientExchange(SavedState):
         self._steppers: list[torch.optim.Optimizer] = []  # since the last exchange
         self._empty = 0  # buckets of this step that have no gradient on any rank
         for b in self.buckets if ahead else ():
-            self.pending.watch(b.slots, b.compressor)
+            self.pending.watch(b.slots, compressor if self.regimes else b.compressor)
         trace_steps()
         self.restart()
 
@@ -141,12 +159,22 @@ class GradientExchange(SavedState):
         """Whether the next step exchanges plain averages."""
         return self.steps < self.warmup_steps
 
+    def participants(self, size: int) -> list[int] | None:
+        """The ranks, of ``size``, that take part in the step that is next; None: all."""
+        if self.warming or self._participation == 1:
+            return None
+        if self._drawn[0] != (self.steps, size):
+            found = participants(self._participation, self.seed, self.steps, size)
+            self._drawn = (self.steps, size), found
+        return self._drawn[1]
+
     def is_ready(self, slot: ParameterSlot) -> bool:
         """Whether ``ready(slot)`` was called in this step."""
         return id(slot) in self.ready_slots
 
     def ready(self, slot: ParameterSlot) -> None:
         """``slot.grad`` is this step's. Starts what can start, moves on what is in flight."""
+        self.begin_step()
         self.ready_slots.add(id(slot))
         if slot.grad is not None:
             slot.version = slot.grad._version
@@ -159,6 +187,7 @@ class GradientExchange(SavedState):
 
     def flush(self, reason: str = "") -> None:
         """Starts every bucket that has not. ``reason``: why this rank cannot take part, if so."""
+        self.begin_step()
         told, self._reason = self._reason, self._reason or reason
         # Too late to tell the others where all is on its way: then this rank raises alone.
         self._untold = reason if not told and len(self._handles) == len(self.buckets) else ""
@@ -192,12 +221,39 @@ class GradientExchange(SavedState):
             if self._ahead:
                 self.pending.undo()
             raise errors[0]
+        if self.regimes is not None:
+            self.regimes.add(self.warming)
         self.pending.averaged = self.warming
         for s in self.slots:
             if s.grad is not None and s.grad.stride() != s.parameter.stride():
                 s.match_strides()
         self.steps += empty < len(self.buckets) or not self.buckets
         self._fresh = False
+
+    def begin_step(self) -> None:
+        """Before a step's first gradient: with Accordion an epoch may end, and buckets change."""
+        if self.regimes is None or self.ready_slots or self._handles:
+            return
+        self.settle()
+        self.regimes.begin(self.steps, self._rates_now(), self.warming)
+        if self.regimes.high != self._cut_for:
+            self._cut()
+            for b in self.buckets:
+                b.waiting = len(b.slots)
+
+    def next_epoch(self) -> dict[str, str]:
+        """Ends the epoch of Accordion: by name, what each parameter sends from now on."""
+        if self.regimes is None:
+            return {}
+        if self.regimes.steps_per_epoch is not None:
+            raise ValueError(
+                f"next_epoch: epochs end by steps_per_epoch={self.regimes.steps_per_epoch}"
+            )
+        if self.ready_slots or self._handles:
+            raise RuntimeError("next_epoch: call it between step() and the next backward()")
+        self.settle()
+        self.regimes.end_epoch(self.steps, self._rates_now(), self.warming)
+        return {name: "high" if high else "low" for name, high in self.regimes.high.items()}
 
     def settle(self) -> bool:
         """Before the next step: undoes what no optimizer has stepped on; whether it is all."""
@@ -262,6 +318,27 @@ class GradientExchange(SavedState):
                 engine.progress.patient = True
         self.engine = engine
         return engine
+
+    def _cut(self) -> None:
+        """Buckets by what each parameter sends now; those that stay as they were are kept."""
+        hows = {s.name: self._hows[id(s)] for s in self.slots}
+        new = cut(
+            self.function, self.slots, self.compressor, lambda n, p: hows[n], self._bucket_size
+        )
+        old = self.buckets
+        self.buckets = [next((b for b in old if b.is_like(n)), n) for n in new]
+        for b in old:
+            if not any(b is n for n in self.buckets):
+                b.free()
+        for i, b in enumerate(self.buckets):
+            b.index = i
+        self._kinds = [aggregator_for(b.compressor) for b in self.buckets]
+        self._seeds = [b.seed(self.seed) for b in self.buckets]
+        self._bucket_of = {id(s): b for b in self.buckets for s in b.slots}
+        self._cut_for = {} if self.regimes is None else self.regimes.high
+
+    def _rates_now(self) -> dict[torch.Tensor, float]:
+        return {} if self.optimizer is None else rates_of(self.optimizer)
 
     def _next(self) -> GradientBucket | None:
         n = len(self._handles)
@@ -332,6 +409,7 @@ class GradientExchange(SavedState):
         try:
             header = self._header(engine, kind.operation, bucket, fresh)
             aggregator = bucket.aggregator_on(engine, kind, wire.rank, wire.size)
+            aggregator.present = self.participants(wire.size)
             aggregator.begin(header, wire.transport.message)
         except Exception as error:
             reason = reason or str(error) or type(error).__name__
@@ -377,7 +455,7 @@ class GradientExchange(SavedState):
             seed=self._seeds[bucket.index],
             algorithm=self.algorithm,
             byzantine_f=self.byzantine_f if bucket.compressor.aggregate == "vote" else 0,
-            settings=self._options(bucket.compressor, fresh) ^ self.warmup_steps,
+            settings=self._options(bucket.compressor, fresh) ^ self._terms ^ self._agreed(),
             presence=hashlib.blake2b(bucket.present.tobytes(), digest_size=16).digest(),
             fresh=fresh,
         )
@@ -387,6 +465,9 @@ class GradientExchange(SavedState):
         if self.optimizer is not None and self._replicas:
             return options_of(compressor, self.optimizer)
         return options_of_steppers(compressor, [] if fresh else self._steppers)
+
+    def _agreed(self) -> int:
+        return 0 if self.regimes is None else self.regimes.digest()
 
     def _sync(self, wire: TaggedTransport, bucket: GradientBucket, fresh: bool) -> Steps[int]:
         if not fresh or bucket.index or self._replicas:

@@ -45,6 +45,12 @@ def leave(
     _LEFT[optimizer] = _Left(exchange.steps, exchange.compressor, states)
 
 
+def left_states(optimizer: torch.optim.Optimizer) -> Any:
+    """The states by parameter that ``leave`` kept of ``optimizer``, to change; {} if none are."""
+    left = _LEFT.get(optimizer)
+    return {} if left is None else left.states
+
+
 def take_up(optimizer: torch.optim.Optimizer, exchange: GradientExchange) -> bool:
     """Goes on with what ``leave`` kept of ``optimizer``; False if there is nothing."""
     left = _LEFT.pop(optimizer, None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, Literal
 
+from mpisign.compressors.accordion import Accordion
 from mpisign.compressors.base import Compressor
 from mpisign.compressors.uncompressed import BF16Mean
 from mpisign.exchange.embeddings import Embeddings
@@ -54,5 +55,7 @@ def variant(function: str, how: object, compressor: Compressor) -> Compressor:
     if how is None:
         return compressor
     if how == "16bit":
+        if isinstance(compressor, Accordion):
+            return compressor.in_16_bits()
         return BF16Mean(nan=compressor.nan, signs=compressor.unit == "sign")
     return compressor.abstaining()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from mpisign.exchange.gradient_exchange import GradientExchange
 from mpisign.exchange.left_state import UNWRAP, leave, take_up
-from mpisign.exchange.local_steps import LocalSteps
+from mpisign.exchange.local_steps import local_steps_of
 from mpisign.exchange.optimizer_state import with_votes, without_votes
 from mpisign.exchange.optimizer_steps import (
     SCALER,
@@ -27,17 +28,22 @@ _HOOKS: Any = WeakIdKeyDictionary()
 
 
 class StepHooks:
-    """The hooks of one optimizer. ``overlap``: exchanges begin during the backward pass."""
+    """The hooks of one optimizer. ``overlap``: exchanges begin during the backward pass.
+
+    ``wrap_again``: given the optimizer, once these are off, and its parameters' names, wraps it as
+    it was wrapped.
+    """
 
     def __init__(
-        self, optimizer: torch.optim.Optimizer, exchange: GradientExchange, overlap: bool
+        self,
+        optimizer: torch.optim.Optimizer,
+        exchange: GradientExchange,
+        overlap: bool,
+        wrap_again: Callable[[torch.optim.Optimizer, list[tuple[str, torch.Tensor]] | None], Any],
     ) -> None:
         self.exchange = exchange
-        self.local: LocalSteps | None = None
-        c = exchange.compressor
-        if c.local_steps > 1:
-            budget = c.budget_local  # type: ignore[attr-defined]  # who has local steps has it
-            self.local = LocalSteps(exchange.slots, c.local_steps, budget, exchange.seed)
+        self.wrap_again = wrap_again
+        self.local = local_steps_of(exchange.compressor, exchange.slots, exchange.seed)
         parameters = [p for g in optimizer.param_groups for p in g["params"]]
         self._ids = [id(p) for p in parameters]
         self._stepping = False
@@ -76,6 +82,8 @@ class StepHooks:
         """With overlap, once a backward pass has computed the slot's gradient."""
         p = m.parameter
         self._computed = True
+        if not self.takes_part():
+            return  # what it computed is not needed
         if self.exchange.is_ready(m) and m.grad is not p.grad:
             self.exchange.discard()  # what zero_grad() has thrown away
             self._spoilt = ""
@@ -118,7 +126,11 @@ class StepHooks:
         """
         slots = self.exchange.slots
         ready = self.exchange.ready_slots
+        absent = not self.takes_part()
         for m in slots:
+            if absent:
+                m.grad = m.parameter.grad = None
+                continue
             if id(m) not in ready:
                 m.grad = None if made_up else m.parameter.grad
             elif m.grad is not m.parameter.grad or m.changed():
@@ -140,6 +152,12 @@ class StepHooks:
     def after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         """The step post-hook."""
         self._stepping = False
+
+    def takes_part(self) -> bool:
+        """Whether this rank counts in the exchange that is next."""
+        rank, size = self._place()
+        there = self.exchange.participants(size)
+        return there is None or rank in there
 
     def _place(self) -> tuple[int, int]:
         transport = self.exchange.engine_now().transport

@@ -21,6 +21,7 @@ _LATER: dict[str, Any] = {
     "algorithm": "auto",
     "recipe": "exchange",
     "recipe_options": {},
+    "participation": 1.0,
 }
 
 
@@ -53,6 +54,7 @@ class Cell:
     algorithm: str = "auto"
     recipe: str = "exchange"
     recipe_options: dict[str, Any] = field(default_factory=dict)
+    participation: float = 1.0
 
     @cached_property
     def key(self) -> str:
@@ -79,6 +81,8 @@ class Cell:
             parts.append(f"batch {self.batch_size}")
         if self.dirichlet is not None:
             parts.append(f"alpha {self.dirichlet:g}")
+        if self.participation < 1:
+            parts.append(f"{self.participation:g} of the ranks")
         if self.adversaries:
             parts.append(f"{self.adversaries} {self.attack}")
         return ", ".join([*parts, f"seed {self.seed}"])
@@ -95,4 +99,8 @@ class Cell:
             return self.lr * (step + 1) / rising
         if self.schedule == "constant":
             return self.lr
+        if self.schedule == "stairs":
+            return (
+                self.lr * (0.1 if 2 * step >= steps else 1) * (0.1 if 6 * step >= 5 * steps else 1)
+            )
         return self.lr * 0.5 * (1 + math.cos(math.pi * (step - rising) / (steps - rising)))

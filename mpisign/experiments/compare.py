@@ -28,13 +28,14 @@ from mpisign.experiments import (
 from mpisign.experiments import world as worlds
 from mpisign.experiments.errors import SettingsError, need
 from mpisign.experiments.hostile import Hostile
-from mpisign.experiments.settings import Settings, check
+from mpisign.experiments.settings import EPOCHS, MOST_STEPS, Settings, check
 from mpisign.experiments.tasks.images import Images
 from mpisign.experiments.variants import VARIANTS, Variant
 from mpisign.experiments.world import TrainingWorld
 from mpisign.log import TensorBoard
 
 _POINTS = 100  # of TensorBoard's curves
+_SAMPLE = 2000  # test images of a curve's points: 10,000 take seconds; the end is of all
 _HEAD_START = 1.0  # seconds that rank 0 has for its message before a launcher ends all ranks
 
 
@@ -160,7 +161,10 @@ def steps_of(settings: Settings, dataset: data.Dataset, size: int) -> int:
     if settings.steps is not None:
         return settings.steps
     shares = size // (settings.detox or 1)
-    return settings.epochs * data.steps_of_epoch(dataset, shares, settings.batch_size)
+    epoch = data.steps_of_epoch(dataset, shares, settings.batch_size)
+    if settings.epochs is not None:
+        return settings.epochs * epoch
+    return min(EPOCHS * epoch, MOST_STEPS)
 
 
 def train(
@@ -183,7 +187,8 @@ def train(
     groups = None if comm is None else settings.groups(comm)
     share = world.rank, world.size, cell.batch_size, cell.seed
     feed = data.feed(dataset, *share, groups, order=settings.order)
-    task = Images(net, feed, steps, (dataset.test_images, dataset.test_labels))
+    test = dataset.test_images, dataset.test_labels
+    task = Images(net, feed, steps, test, sample=_SAMPLE)
     voters = groups if variant.votes else None
     compressor = compression.compressor(cell, voters)
     optimizer = variant.wrap(cell, task.named, compressor)

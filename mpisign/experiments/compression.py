@@ -6,7 +6,7 @@ from dataclasses import fields
 from typing import Any
 
 from mpisign import robust
-from mpisign.compressors import COMPRESSORS, Compressor
+from mpisign.compressors import COMPRESSORS, Accordion, Compressor, resolve
 from mpisign.detox import Groups
 from mpisign.detox.worst_case import worst_case
 from mpisign.experiments.cell import GROUPED, Cell
@@ -69,6 +69,10 @@ def _made(
                 options["inner"] = _made(cell, named, table, owned(cell)[1], None)
             if groups is not None:
                 options["groups"] = groups
+        elif isinstance(others := options.get("others"), dict):
+            table = dict(others)
+            named = table.pop("compressor", "")
+            options["others"] = _made(cell, named, table, rows, None)
         elif isinstance(options.get("f"), str):
             options["f"] = _faulty(cell, options["f"], options.get("rule", "median"), rows)
         return make(**options)
@@ -105,7 +109,10 @@ class CodeLength:
 
     def of(self, compressor: Compressor) -> Compressor:
         """``compressor``, whose messages count from now on: a bit a coordinate, a scale 32."""
+        if isinstance(compressor, Accordion):
+            return self._of_both(compressor)
         kind, count = type(compressor), self
+        parts: dict[Compressor, Compressor] = {}
 
         class Counted(kind):  # type: ignore[misc, valid-type]
             def pack(self, grads: Any, states: Any, out: Any, offsets: Any, context: Any) -> int:
@@ -113,10 +120,35 @@ class CodeLength:
                 count._add(self, out, [g.numel() for g in grads], offsets)
                 return nans
 
+            def of_parameter(self, *of: Any) -> Compressor:
+                own: Compressor = super().of_parameter(*of)
+                if own is self:
+                    return self
+                # One object for equal ones: they are in one bucket.
+                return parts.setdefault(own, count.of(own))
+
         Counted.__name__ = Counted.__qualname__ = kind.__name__  # of its repr, which ranks compare
         return Counted(
             **{f.name: getattr(compressor, f.name) for f in fields(compressor) if f.init}
         )
+
+    def _of_both(self, accordion: Accordion) -> Compressor:
+        """What votes, and the means: 16 or 32 bits a coordinate."""
+        low, count = type(accordion.averaging()), self
+        bits = _FP32 if accordion.low == "none" else _FP32 // 2
+
+        class CountedMean(low):  # type: ignore[misc, valid-type]
+            def send(self, grad: Any, parameter: Any, state: Any, rate: float) -> Any:
+                count.bits += bits * parameter.numel()
+                return super().send(grad, parameter, state, rate)
+
+        CountedMean.__name__ = CountedMean.__qualname__ = low.__name__
+
+        class CountedAccordion(Accordion):
+            mean = CountedMean
+
+        given = {f.name: getattr(accordion, f.name) for f in fields(accordion) if f.init}
+        return CountedAccordion(**given | {"high": self.of(resolve("high", accordion.high))})
 
     def unpacked(self, compressor: Compressor, lengths: list[int]) -> None:
         """Books a step of a compressor whose messages are no planes that ``pack`` makes."""

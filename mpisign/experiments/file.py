@@ -15,7 +15,7 @@ from mpisign.attacks import ATTACKS
 from mpisign.experiments.cell import AXES
 from mpisign.experiments.errors import SettingsError
 from mpisign.experiments.recipes import RECIPES
-from mpisign.experiments.tasks import ALSO
+from mpisign.experiments.tasks import ALSO, IMAGES
 from mpisign.policies import Algorithm
 
 T = TypeVar("T")
@@ -108,9 +108,12 @@ def read(cls: type[T], source: str, path: str, table: Any) -> T:
     return whole_table
 
 
-TASKS = ("digits", "quadratic", "text")
+TASKS = ("digits", "fashion-mnist", "quadratic", "text")
 #: What a picture may have along its horizontal axis.
-ALONG = ("batch_size", "ranks", "adversaries", "dirichlet", "step", "sent", "digit", "method")
+ALONG = (
+    *("batch_size", "ranks", "adversaries", "dirichlet"),
+    *("step", "round", "sent", "bits", "bytes", "digit", "method"),
+)
 #: How hostile ranks are spread over groups: drawn anew in every epoch, drawn once, the worst case.
 PLACEMENTS = ("random", "once", "worst")
 _SHUFFLED = "none"
@@ -120,6 +123,7 @@ _ALPHA = Kind(
     lambda v: v == _SHUFFLED or _RATE.fits(v),
     lambda v: None if v == _SHUFFLED else float(v),
 )
+_SHARE_OF_RANKS = number("a share of the ranks above 0 and below 1", 0, 1)
 _SHARE = number("a share from 0 to below 1", 0, 1, least=True)
 
 
@@ -127,14 +131,15 @@ _SHARE = number("a share from 0 to below 1", 0, 1, least=True)
 class Method:
     """A compressor, its optimizer and recipe, the rates to choose from.
 
-    The last five replace the grid's.
+    The last six replace the grid's.
     """
 
     lr: tuple[float, ...] = key(_RATE, many=True)
     compressor: str = key(Kind("a compressor's name, or none", TEXT.fits))
     label: str = key(LABEL, "")
+    curve: str = key(LABEL, "")
     options: dict[str, Any] = key(TABLE, {})
-    optimizer: str = key(among("sgd", "adamw"), "sgd")
+    optimizer: str = key(among("sgd", "adamw", "muon"), "sgd")
     optimizer_options: dict[str, Any] = key(TABLE, {})
     skip: str = key(among("none", "auto"), "none")
     recipe: str = key(among(*RECIPES), "exchange")
@@ -144,14 +149,16 @@ class Method:
     lying_owners: int | None = key(whole(0), None)
     byzantine_f: int | None = key(whole(0), None)
     algorithm: str | None = key(among(*get_args(Algorithm)), None)
+    participation: float | None = key(_SHARE_OF_RANKS, None)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "label", self.label or self.compressor)
+        object.__setattr__(self, "curve", self.curve or self.label)
 
     @property
     def instead(self) -> dict[str, Any]:
         """Fields of its cells in place of the grid's."""
-        names = ("steps", "batch_size", "lying_owners", "byzantine_f", "algorithm")
+        names = ("steps", "batch_size", "lying_owners", "byzantine_f", "algorithm", "participation")
         return {n: getattr(self, n) for n in names if getattr(self, n) is not None}
 
 
@@ -174,7 +181,7 @@ class Grid:
     label: str = key(LABEL, "")
     task_options: dict[str, Any] = key(TABLE, {})
     tune_seeds: tuple[int, ...] = key(whole(0), (1000,), many=True)
-    schedule: str = key(among("constant", "cosine"), "cosine")
+    schedule: str = key(among("constant", "cosine", "stairs"), "cosine")
     warmup: float = key(_SHARE, 0.0)
     evaluations: int = key(whole(1, 1000), 6)
     along: str = key(among(*ALONG), "step")
@@ -194,11 +201,14 @@ class Grid:
             raise wrong("steps", "either steps or epochs", both)
         if self.steps is None and any(m.steps for m in self.methods):
             raise wrong("method.steps", "none in a grid of epochs", [m.steps for m in self.methods])
+        if max(self.adversaries) and any(m.participation for m in self.methods):
+            named = [m.participation for m in self.methods]
+            raise wrong("method.participation", "none beside adversaries", named)
         if self.epochs is not None and self.task == "quadratic":
             raise wrong("epochs", "steps: the quadratic has no epochs", self.epochs)
         if max(self.adversaries) >= min(self.ranks) and max(self.adversaries):
             raise wrong("adversaries", f"fewer than {min(self.ranks)} ranks", self.adversaries)
-        if self.task != "digits" and self.dirichlet != (None,):
+        if self.task not in IMAGES and self.dirichlet != (None,):
             raise wrong("dirichlet", f"{_SHUFFLED!r}: {self.task} has no labels", self.dirichlet)
         if self.task != "digits" and self.also:
             raise wrong("also", f"nothing: {self.task} has nothing else to report", self.also)

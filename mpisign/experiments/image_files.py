@@ -24,7 +24,7 @@ def load_idx(directory: Path) -> Parts | None:
     """(Fashion-)MNIST, yann.lecun.com/exdb/mnist; None without training images of these names."""
     if not _find(directory, "train-images", 3):
         return None
-    parts = []
+    parts: list[Any] = []
     for part in ("train", "t10k"):
         images, labels = (
             read_idx(_require(directory, f"{part}-{stem}", dimensions), dimensions)
@@ -34,8 +34,7 @@ def load_idx(directory: Path) -> Parts | None:
             raise DataError(f"{directory}: {part} has {len(images)} images, {len(labels)} labels")
         if labels.max() > 9:
             raise DataError(f"{directory}: {part}-labels must be 0 to 9, got {labels.max()}")
-        scaled = np.divide(images[:, None], 255, dtype=np.float32)
-        parts += [scaled, labels.astype(np.int64)]
+        parts += [images[:, None], labels.astype(np.int64)]
     if parts[0].shape[1:] != parts[2].shape[1:]:
         raise DataError(f"{directory}: train and t10k images differ in size")
     fashion = "fashion" in str(directory.resolve()).lower()
@@ -66,7 +65,7 @@ def read_idx(path: Path, dimensions: int) -> npt.NDArray[np.uint8]:
     if len(data) != expected:
         got = f"{len(data)}" if len(data) < expected else "more"
         raise DataError(f"{path}: expected {expected} bytes of {shape}, got {got}")
-    return np.frombuffer(bytes(data), dtype=np.uint8).reshape(shape)
+    return np.frombuffer(data, dtype=np.uint8).reshape(shape)  # of a bytearray: writable
 
 
 def _find(directory: Path, stem: str, dimensions: int) -> list[Path]:
@@ -99,7 +98,7 @@ def load_cifar(directory: Path) -> Parts | None:
                 raise DataError(f"{folder}: {test_path.name} is missing")
             images, labels = (np.concatenate(column) for column in zip(*parts, strict=True))
             test_images, test_labels = read(test_path)
-            return "cifar-10", _scaled(images), labels, _scaled(test_images), test_labels
+            return "cifar-10", _shaped(images), labels, _shaped(test_images), test_labels
     return None
 
 
@@ -180,5 +179,5 @@ def _checked(path: Path, pixels: npt.NDArray[np.uint8], labels: npt.NDArray[np.i
     return pixels, labels
 
 
-def _scaled(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-    return np.divide(pixels.reshape(-1, 3, 32, 32), 255, dtype=np.float32)
+def _shaped(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    return pixels.reshape(-1, 3, 32, 32)

@@ -22,10 +22,11 @@ from mpisign.experiments import model
 from mpisign.experiments.cell import Cell
 from mpisign.experiments.errors import SettingsError
 from mpisign.experiments.hostile import Hostile
+from mpisign.experiments.muon_and_adamw import MuonAndAdamW
 from mpisign.experiments.tasks.base import Named, Task
 from mpisign.experiments.world import TrainingWorld, loopback_sent
 
-_OPTIMIZERS = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}
+_OPTIMIZERS = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW, "muon": MuonAndAdamW}
 
 
 @dataclass(frozen=True)
@@ -74,14 +75,15 @@ def train(
     done = Trained(sum(p.numel() for _, p in task.named), steps)
     try:
         for begin, end in pairwise([0, *marks]):
-            last, total = torch.full((), torch.nan), torch.zeros(())
+            last, total, losses = torch.full((), torch.nan), torch.zeros(()), 0
             with _timed(done, world):
                 for step in range(begin, end):
                     for group in optimizer.param_groups:
                         group["lr"] = cell.rate(step, steps)
                     optimizer.zero_grad()
-                    last = hostile.backward(task, step)
-                    total = total + last
+                    if cell.participation == 1 or mpisign.takes_part(optimizer):
+                        last = hostile.backward(task, step)
+                        total, losses = total + last, losses + 1
                     optimizer.step()
                     taken = step + 1
                     if stepped is not None:
@@ -92,10 +94,10 @@ def train(
                 done.diverged = step  # on all ranks: replicas are equal
                 break
             if rank == 0:
-                done.validation, done.test = map(_finite, task.evaluate())
+                done.validation, done.test = map(finite, task.evaluate())
                 sent = mpisign.stats().as_dict()["exchange"]["sent"]
-                losses = _finite(float(total) / max(1, taken - begin)), _finite(float(last))
-                done.curve.append(Evaluation(taken, sent, done.test, *losses))
+                mean = finite(float(total) / max(1, losses))
+                done.curve.append(Evaluation(taken, sent, done.test, mean, finite(float(last))))
                 if evaluated is not None:
                     evaluated(done.curve[-1])
             if world is not None and _stop_asked(world):
@@ -133,7 +135,7 @@ def _timed(done: Trained, world: TrainingWorld | None) -> Iterator[None]:
     done.crossed += (loopback_sent() or 0) - before
 
 
-def _finite(value: float) -> float | None:
+def finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
@@ -148,8 +150,9 @@ def check_optimizer(cell: Cell) -> None:
 
 def plain_optimizer(cell: Cell, named: Named) -> torch.optim.Optimizer:
     """The torch optimizer of ``cell``."""
+    parameters: Any = named if cell.optimizer == "muon" else [p for _, p in named]
     return _OPTIMIZERS[cell.optimizer](  # type: ignore[no-any-return, operator]
-        [p for _, p in named], lr=cell.lr, **cell.optimizer_options
+        parameters, lr=cell.lr, **cell.optimizer_options
     )
 
 
@@ -166,4 +169,5 @@ def distributed(
         byzantine_f=cell.byzantine_f,
         algorithm=cell.algorithm,  # type: ignore[arg-type]
         skip=None if cell.skip == "none" else cell.skip,
+        participation=cell.participation,
     )

@@ -30,7 +30,7 @@ def build(shape: tuple[int, int, int], seed: int) -> nn.Module:
     channels, height, width = shape
     if max(height, width) <= _SMALL:
         return seeded(seed, lambda: perceptron(channels * height * width, _HIDDEN))
-    return seeded(seed, lambda: _convolutional(channels, height, width))
+    return seeded(seed, lambda: convolutional(channels, height, width))
 
 
 def perceptron(inputs: int, hidden: Sequence[int]) -> nn.Module:
@@ -41,7 +41,21 @@ def perceptron(inputs: int, hidden: Sequence[int]) -> nn.Module:
     return nn.Sequential(*layers, nn.Linear([inputs, *hidden][-1], 10))
 
 
-def _convolutional(channels: int, height: int, width: int) -> nn.Module:
+def lenet() -> nn.Module:
+    """LeNet-5 for images (n, 1, 28, 28), with ReLU and maxima: 61,706 parameters."""
+    return nn.Sequential(
+        nn.Conv2d(1, 6, 5, padding=2),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(6, 16, 5),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        perceptron(16 * 5 * 5, (120, 84)),
+    )
+
+
+def convolutional(channels: int, height: int, width: int) -> nn.Module:
+    """Two convolutions with ReLU and maxima, a hidden layer of 128, ten outputs."""
     return nn.Sequential(
         nn.Conv2d(channels, 32, 3, padding=1),
         nn.ReLU(),
@@ -67,9 +81,10 @@ def digest(model: nn.Module | Named) -> str:
 
 @torch.no_grad()
 def accuracy(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:
-    """Share of ``images`` (n, c, h, w) that get their label, in [0, 1]."""
+    """Share of ``images`` (n, c, h, w), float32 or bytes, that get their label, in [0, 1]."""
+    bytes_ = images.dtype == torch.uint8
     right = sum(
-        int((model(x).argmax(dim=1) == y).sum())
+        int((model(x.float() / 255 if bytes_ else x).argmax(dim=1) == y).sum())
         for x, y in zip(images.split(1000), labels.split(1000), strict=True)
     )
     return right / len(labels)

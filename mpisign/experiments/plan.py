@@ -68,7 +68,9 @@ class Group:
         shared = {name: getattr(self.grid, name) for name in grid}
         shared |= {name: getattr(self.method, name) for name in method}
         shared["compressor_options"] = self.method.options
-        return Cell(**shared, lr=lr, seed=seed, **{**point, **self.method.instead})
+        if self.method.steps is not None:
+            shared["epochs"] = None
+        return Cell(**{**shared, "lr": lr, "seed": seed, **point, **self.method.instead})
 
 
 def _validated(task: str, record: Record) -> float:

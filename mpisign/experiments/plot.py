@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mpisign.experiments.cell import GROUPED
-from mpisign.experiments.file import Grid, Study
+from mpisign.experiments.file import Grid, Method, Study
 from mpisign.experiments.results import Point, Summary
 from mpisign.experiments.tables import axis_value, varying
 from mpisign.experiments.tasks import ALSO, metric
@@ -76,8 +76,11 @@ def _split(grid: Grid) -> list[str]:
 
 
 # Okabe and Ito's colours, which colour-blind people can tell apart; markers and dashes differ too.
-_COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C8C8C")
-_MARKERS = "os^Dv<>P"
+_COLOURS: tuple[str, ...] = (
+    *("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C8C8C"),
+    "#882255",
+)
+_MARKERS = "os^Dv<>PX"
 _GREY = "#8c8c8c"
 #: Averages are dashed, with dashes that fill each other's gaps, as all averages give one curve.
 _LOOKS: dict[str, tuple[str, Any]] = {
@@ -95,10 +98,13 @@ _ALONG = {
     "adversaries": "hostile ranks",
     "dirichlet": "Dirichlet alpha (labels ever more alike on all ranks)",
     "step": "steps",
+    "round": "exchanges",
     "sent": "bytes that a rank sent",
+    "bits": "bits of a rank's message in a step, for each coordinate",
+    "bytes": "bytes of a rank's messages, one copy, without headers",
     "digit": "digit",
 }
-_CURVES = ("step", "sent")
+_CURVES = ("step", "round", "sent", "bytes")
 
 Look = tuple[str, str, str]  # colour, marker, line
 
@@ -171,11 +177,20 @@ def write_study(path: Path, study: Study, summaries: Sequence[Summary]) -> None:
 
 def _looks(study: Study) -> dict[str, Look]:
     """How each method is drawn."""
-    methods = {m.label: m for g in study.grids for m in g.methods}
+    methods = {_curve(g, m): m for g in study.grids for m in g.methods}
     grouped = any(m.compressor == GROUPED for m in methods.values())
-    lines = ["--" if grouped and m.compressor != GROUPED else "-" for m in methods.values()]
-    looks = zip(itertools.cycle(_COLOURS), itertools.cycle(_MARKERS), lines, strict=False)
-    return dict(zip(methods, looks, strict=True))
+    free = iter(zip(itertools.cycle(_COLOURS), itertools.cycle(_MARKERS), strict=False))
+    whole: dict[str, tuple[str, str]] = {}  # a method of a share of the ranks looks like it, dashed
+    looks = {}
+    for label, m in methods.items():
+        if m.participation is not None and (same := f"{m.compressor} {m.options}") in whole:
+            looks[label] = (*whole[same], "--")
+            continue
+        look = next(free)
+        if m.participation is None:
+            whole[f"{m.compressor} {m.options}"] = look
+        looks[label] = (*look, "--" if grouped and m.compressor != GROUPED else "-")
+    return looks
 
 
 def _level(axes: Any, all_panels: Sequence[Panel]) -> None:
@@ -191,9 +206,9 @@ def _level(axes: Any, all_panels: Sequence[Panel]) -> None:
 
 
 def _draw(axis: Any, grid: Grid, own: Sequence[Summary], looks: dict[str, Look]) -> None:
-    for i, method in enumerate(grid.methods):
-        colour, marker, line = looks[method.label]
-        points = _points(grid, [s for s in own if s.group.method is method])
+    for i, name in enumerate(dict.fromkeys(_curve(grid, m) for m in grid.methods)):
+        colour, marker, line = looks[name]
+        points = _points(grid, [s for s in own if _curve(grid, s.group.method) == name])
         if not points:
             continue
         scale = 100 if metric(grid.task).percent else 1
@@ -202,15 +217,20 @@ def _draw(axis: Any, grid: Grid, own: Sequence[Summary], looks: dict[str, Look])
         if grid.along == "digit":
             width = 0.8 / len(grid.methods)
             x = tuple(d + width * (i - (len(grid.methods) - 1) / 2) for d in x)
-            axis.bar(x, mean, width, color=colour, label=method.label)
+            axis.bar(x, mean, width, color=colour, label=name)
             axis.vlines(x, low, high, color=_GREY, linewidth=1.2)
             continue
-        axis.plot(x, mean, line, marker=marker, color=colour, label=method.label, markersize=5)
+        axis.plot(x, mean, line, marker=marker, color=colour, label=name, markersize=5)
         if grid.along in _CURVES:
             axis.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
         else:
             axis.vlines(x, low, high, color=colour, linewidth=1.2)
     _finish(axis, grid, own)
+
+
+def _curve(grid: Grid, method: Method) -> str:
+    """What a method's points are joined as: one method, but that along bits a method is a point."""
+    return method.curve if grid.along == "bits" else method.label
 
 
 def _points(grid: Grid, own: Sequence[Summary]) -> list[Point]:
@@ -223,7 +243,7 @@ def _points(grid: Grid, own: Sequence[Summary]) -> list[Point]:
     points = []
     for s in own:
         if s.mean is not None:
-            x = s.group.point[grid.along]
+            x: Any = s.code_bits if grid.along == "bits" else s.group.point[grid.along]
             if grid.along == "dirichlet":
                 x = _alphas(grid).index(x)
             points.append((float(x), s.mean, min(s.values), max(s.values)))
@@ -237,13 +257,20 @@ def _alphas(grid: Grid) -> list[float | None]:
 
 def _finish(axis: Any, grid: Grid, own: Sequence[Summary]) -> None:
     shown = ALSO["recall"] if grid.along == "digit" else metric(grid.task)
-    axis.set(xlabel=_ALONG[grid.along], ylabel=shown.heading)
-    if grid.along in ("batch_size", "sent"):
+    along = _ALONG[grid.along]
+    if grid.along == "step" and all(m.recipe == "federated" for m in grid.methods):
+        along = "rounds"
+    axis.set(xlabel=along, ylabel=shown.heading)
+    if grid.along in ("batch_size", "sent", "bits", "bytes"):
         axis.set_xscale("log", base=2 if grid.along == "batch_size" else 10)
     if grid.along in ("batch_size", "ranks", "adversaries"):
         ticks = sorted(grid.axes[grid.along])
         axis.set_xticks(ticks, [str(t) for t in ticks])
         axis.minorticks_off()
+    if grid.along == "bits":
+        axis.xaxis.set_major_formatter("{x:g}")
+        least = min(s.code_bits for s in own if s.code_bits)
+        axis.set_xlim(least / 1.3, max(10 * least, axis.get_xlim()[1]))  # a decade has its ticks
     if grid.along == "digit":
         axis.set_xticks(range(10))
     if grid.along == "dirichlet":

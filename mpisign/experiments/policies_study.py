@@ -18,7 +18,7 @@ import torch
 from mpisign import planes, policies
 from mpisign.experiments import data, model
 from mpisign.experiments.cell import Cell
-from mpisign.experiments.settings import VOTE_LR, Settings
+from mpisign.experiments.settings import EPOCHS, VOTE_LR, Settings
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -77,7 +77,7 @@ def simulate(
     shards = [dataset.shard(r, size) for r in range(size)]
     feeds = [data.batches(x, y, args.batch_size, seed, r) for r, (x, y) in enumerate(shards)]
     per_epoch = max(1, len(shards[0][1]) // args.batch_size)
-    steps = args.steps or Settings.epochs * per_epoch
+    steps = args.steps or EPOCHS * per_epoch
     moments = torch.zeros(size, length)
     for step in range(steps):
         votes, mean = [], torch.zeros(length)

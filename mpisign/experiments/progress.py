@@ -37,15 +37,24 @@ def _bar(shown: bool, stream: IO[str], *columns: str) -> Any:
 def of_steps(label: str, steps: int, shown: bool) -> Iterator[Callable[..., None]]:
     """Yields ``report(done, accuracy=None)`` of one training, for standard output."""
     columns = ("BarColumn", "MofNCompleteColumn", "test accuracy {task.fields[accuracy]}")
-    bar = _bar(shown, sys.stdout, "{task.description:<21}", *columns, "TimeElapsedColumn")
+    bar = _bar(
+        shown,
+        sys.stdout,
+        "{task.description:<21}",
+        *columns,
+        "TimeElapsedColumn",
+        "TimeRemainingColumn",
+    )
     task = bar and bar.add_task(label, total=steps, accuracy="")
-    last, evaluated, reached = time.monotonic(), "", 0
+    began = last = time.monotonic()
+    evaluated, reached = "", 0
 
     def line(done: int) -> None:
         nonlocal last
         last = time.monotonic()
         if shown and bar is None:
-            print(f"{label:<21} step {done:>5} of {steps}{evaluated}", flush=True)
+            more = f"; {left(last - began, done, steps - done)}" if 0 < done < steps else ""
+            print(f"{label:<21} step {done:>5} of {steps}{evaluated}{more}", flush=True)
 
     def report(done: int, accuracy: float | None = None) -> None:
         nonlocal evaluated, reached
@@ -65,7 +74,7 @@ def of_steps(label: str, steps: int, shown: bool) -> Iterator[Callable[..., None
 
 
 def left(seconds: float, done: int, remaining: int) -> str:
-    """How long ``remaining`` cells take where ``done`` took ``seconds``, in words."""
+    """How long ``remaining`` cells, or steps, take where ``done`` took ``seconds``, in words."""
     estimate = seconds / done * remaining
     for unit, size in (("h", 3600.0), ("min", 60.0)):
         if estimate >= 2 * size:

@@ -77,7 +77,9 @@ def opened(path: Path) -> Iterator[Results]:
         yield Results(path, file, records)
 
 
-Point = tuple[float, float, float, float]  # step or bytes; mean, lowest and highest metric
+Point = tuple[
+    float, float, float, float
+]  # step, round, bytes, bits; mean, lowest and highest metric
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,12 @@ class Summary:
         found = [r["result"]["bits"] for r in self.records]
         return statistics.mean(found) if found else None
 
+    @property
+    def all_bits(self) -> float | None:
+        """The same over all steps."""
+        found = [r["result"]["bits"] * r["result"]["steps"] for r in self.records]
+        return statistics.mean(found) if found else None
+
     def also(self, name: str) -> list[float]:
         """A figure beside the metric, of each seed that did not diverge and has it."""
         return [float(r["result"][name]) for r in self.records if name in r["result"]]
@@ -117,7 +125,10 @@ class Summary:
         return [r["result"]["recall"] for r in self.records if "recall" in r["result"]]
 
     def curve(self, along: str) -> list[Point]:
-        """Mean, lowest and highest metric of the seeds by step, or by bytes that a rank sent."""
+        """Mean, lowest and highest metric of the seeds by step, round, or bytes that a rank sent.
+
+        "sent": over the wire; "bytes": by the code's length, without headers and copies.
+        """
         curves = [r["result"]["curve"] for r in self.records if r["result"]["diverged"] is None]
         points = []
         for rows in zip(*curves, strict=False):
@@ -127,6 +138,11 @@ class Summary:
             x = float(rows[0][0])
             if along == "sent":
                 x *= statistics.mean(r["result"]["sent"] for r in self.records)
+            elif along == "bytes":
+                own = (r["result"] for r in self.records)
+                x *= statistics.mean(r["bits"] * r["parameters"] for r in own) / 8
+            elif along == "round":
+                x /= self.group.method.options.get("local_steps", 1)
             points.append((x, statistics.mean(values), min(values), max(values)))
         return points
 

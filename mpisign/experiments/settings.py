@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from mpisign import attacks, policies, robust
-from mpisign.compressors import COMPRESSORS, Lion, Sign, Signum
+from mpisign.compressors import COMPRESSORS, Lion, Muon, Sign, Signum
 from mpisign.detox import Groups
 from mpisign.detox.worst_case import worst_case
 from mpisign.experiments import compression
@@ -26,8 +26,12 @@ Order = Literal["random", "flipflop"]
 
 #: The default learning rate of votes.
 VOTE_LR = 2e-3
+#: How long a training is by default: so many epochs, or so many steps where those are fewer.
+EPOCHS = 15
+MOST_STEPS = 2000
 _EVALUATIONS = 25
-_OTHERWISE = ("none", GROUPED, "robust")  # the variants that average, --detox, --rule
+#: The variants that average, --detox, --rule; and what must hear where epochs end.
+_OTHERWISE = ("none", GROUPED, "robust", "accordion")
 
 
 def option(default: Any, help: str, type: str = "", metavar: str = "", **more: Any) -> Any:
@@ -47,11 +51,16 @@ class Settings:
     ways: tuple[str, ...] = option((), "these ways only, separated by commas", "ways", "A,B")
     data: Path | None = option(
         None,
-        "Fashion-MNIST (IDX, gzipped or not) or CIFAR-10 (binary or Python version) in DIR "
-        "(default: scikit-learn's digits)",
+        "fashion-mnist, as Debian's package dataset-fashion-mnist installs it, or Fashion-MNIST "
+        "(IDX, gzipped or not) or CIFAR-10 (binary or Python version) in DIR (default: "
+        "scikit-learn's digits)",
         metavar="DIR",
     )
-    epochs: int = option(15, "passes over the data", "positive")
+    epochs: int | None = option(
+        None,
+        f"passes over the data (default: {EPOCHS}, but no more than {MOST_STEPS} steps)",
+        "positive",
+    )
     steps: int | None = option(None, "steps, instead of --epochs", "positive")
     batch_size: int = option(16, "per rank", "positive")
     compression: str = option(
@@ -202,7 +211,7 @@ class Settings:
             return "robust", {"rule": self.rule, "f": self.faulty_rows(), "momentum": momentum}
         kind = COMPRESSORS[self.compression]
         options: dict[str, Any] = {}
-        if kind in (Sign, Signum, Lion):
+        if kind in (Sign, Signum, Lion, Muon):
             options = {"zeros": self.zeros, "ties": self.ties}
         if kind is Signum:
             options["momentum"] = self.momentum

@@ -95,9 +95,14 @@ _AXES = {
 
 def tables(study: Study, summaries: Sequence[Summary]) -> list[TextTable]:
     """Of each grid: the metric, the learning rates where they were chosen, the bits."""
-    made = []
+    made: list[TextTable] = []
+    seen: list[set[str]] = []
     for grid in study.grids:
         own = [s for s in summaries if s.group.grid is grid]
+        cells = {c.key for s in own for c in s.group.reported(s.lr or 1.0)}
+        if cells in seen:
+            continue  # the same cells once more, for another picture
+        seen.append(cells)
         for title, part in _parts(grid, own):
             made.append(_table(grid, part, f"{title}: {metric(grid.task).heading}", _metric))
             for name in grid.also:
@@ -109,6 +114,10 @@ def tables(study: Study, summaries: Sequence[Summary]) -> list[TextTable]:
         if any(len(m.lr) > 1 for m in grid.methods):
             made.append(_table(grid, own, f"{grid.label}: learning rate chosen", _rate))
         if any(s.records for s in own):
+            if grid.along in ("round", "bytes"):  # in which methods take other numbers of steps
+                title = f"{grid.label}: bits that a rank sent for each coordinate, in all"
+                made.append(_table(grid, own, title, _all_bits))
+                continue
             title = f"{grid.label}: bits of a rank's message per step and coordinate"
             made.append(_alike(grid, own, title) or _table(grid, own, title, _bits))
     return made
@@ -201,6 +210,10 @@ def _rate(s: Summary) -> str:
 
 def _bits(s: Summary) -> str:
     return "" if s.code_bits is None else f"{s.code_bits:.3g}"
+
+
+def _all_bits(s: Summary) -> str:
+    return "" if s.all_bits is None else f"{s.all_bits:.3g}"
 
 
 def caption(study: Study, summaries: Sequence[Summary]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import gc
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -13,6 +13,7 @@ import horovod.torch as hvd
 import numpy as np
 import torch
 
+from mpisign.compressors.accordion import Accordion
 from mpisign.compressors.base import Compressor, State
 from mpisign.engine.agreement import name_ranks
 from mpisign.engine.replicas import check_every
@@ -100,6 +101,11 @@ class BucketVote(VoteCompression):
                 f"{_FUNCTION}: local_steps must be 1 under hvd.DistributedOptimizer, which "
                 "exchanges in every step: take mpisign.horovod.DistributedOptimizer"
             )
+        if isinstance(compressor, Accordion) and elastic():
+            raise ValueError(
+                f"{_FUNCTION}: Accordion cannot be combined with elastic training: a rank that "
+                "joins does not know the norms by which the others decide"
+            )
         named = sorted(named_pairs(_FUNCTION, named_parameters), key=lambda pair: pair[0])
         if not named:
             raise ValueError(
@@ -147,6 +153,7 @@ class BucketVote(VoteCompression):
             if not self.pending.holds([slot]) and self._exchange.settle():
                 self.step = self._begun
             self._begun = self.step
+            self._choose()
         again = self.pending.holds([slot])
         now.again = now.again and again
         slot.grad = None if self._is_made_up(tensor) else tensor
@@ -188,6 +195,31 @@ class BucketVote(VoteCompression):
                 )
             now.roll = words.tobytes()
         return grad
+
+    def next_epoch(self) -> dict[str, str]:
+        """Ends an epoch of ``Compression.accordion``: see ``mpisign.next_epoch``."""
+        if self._exchange.settle():
+            self.step = self._begun
+        found: dict[str, str] = self._at_step(self._exchange.next_epoch)
+        return found
+
+    def _choose(self) -> None:
+        """Accordion's buckets of the step that begins, which its roll call names."""
+        if not self.pending.holds(self._exchange.slots):
+            self._at_step(self._exchange.begin_step)
+
+    def _at_step(self, act: Callable[[], Any]) -> Any:
+        exchange = self._exchange
+        if exchange.regimes is None:
+            return {}
+        if not self._complete:
+            self._check_complete()  # finds the optimizer, whose learning rates count
+        exchange.steps = self.step
+        exchange.optimizer = None if self._optimizer is None else self._optimizer()
+        try:
+            return act()
+        finally:
+            exchange.optimizer = None
 
     def load_state_dict(self, states: dict[str, State]) -> None:
         super().load_state_dict(states)

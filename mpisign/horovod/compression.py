@@ -87,6 +87,8 @@ class Compression:
     signum = _DefaultVote(COMPRESSORS["signum"])
     lion = _DefaultVote(COMPRESSORS["lion"])
     lion_avg = _DefaultVote(COMPRESSORS["lion_avg"])
+    muon = _DefaultVote(COMPRESSORS["muon"])
+    muon_avg = _DefaultVote(COMPRESSORS["muon_avg"])
     ef_sign = _DefaultVote(COMPRESSORS["ef_sign"])
     onebit = _DefaultVote(COMPRESSORS["onebit"])
     sparsign = _DefaultVote(COMPRESSORS["sparsign"])
@@ -97,3 +99,4 @@ class Compression:
     qsgd = _DefaultVote(COMPRESSORS["qsgd"])
     robust = _DefaultVote(COMPRESSORS["robust"])
     detox = _DefaultVote(COMPRESSORS["detox"])
+    accordion = _DefaultVote(COMPRESSORS["accordion"])

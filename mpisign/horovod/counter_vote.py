@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import horovod.torch as hvd
@@ -136,6 +137,7 @@ class CounterVote(VoteCompression):
             own = None if self._is_made_up(tensor) else tensor
             return tensor.detach().to(torch.float32, copy=True), _Averaging(tensor, own, slot)
         embedding = self._is_embedding(tensor, slot)
+        c = self._own_of(slot)
         if embedding:
             c = c.abstaining()
         k = policies.planes_up(c.zeros, c.nan)
@@ -231,7 +233,7 @@ class CounterVote(VoteCompression):
                 f"Compression: {slot.name!r}: gradients must hold no NaN under nan='raise', but "
                 "their mean does"
             )
-        self.compressor.warm_up(ctx.own, mean, slot.state)
+        self._own_of(slot).warm_up(ctx.own, mean, slot.state)
         slot.state[_WARM] = slot.state.get(_WARM, 0) + 1
         self.pending.averaged = True
         self.pending.hand_out(WRITES, [slot])
@@ -264,8 +266,8 @@ class CounterVote(VoteCompression):
         context = PackContext(self.seed, self.step, rank)
         state: State = {} if slot is None else slot.state
         missing = not again and slot is not None and bool(state) and self._is_made_up(tensor)
-        if c.aggregate == "gathered_vote":  # which keeps no state on the tensor's device
-            tensor = tensor.detach().cpu()
+        if c.aggregate == "gathered_vote":  # whose state is in host memory, if it keeps any
+            tensor, missing = tensor.detach().cpu(), False  # where no gradient is one of zeros
         if tensor.device.type == "cpu" and not (missing or again):
             return c.pack([tensor], [state], out, [0], context)
         if again:  # as every rank has it: what is counted does not matter
@@ -296,6 +298,13 @@ class CounterVote(VoteCompression):
                 "model.named_parameters(), with dense gradients"
             )
         return slot
+
+    def _own_of(self, slot: ParameterSlot | None) -> Compressor:
+        c = self.compressor
+        if slot is None:
+            return c
+        is_embedding = partial(self._embeddings.has, slot.name, slot.parameter)
+        return c.of_parameter(slot.name, slot.parameter, is_embedding)
 
     def _is_embedding(self, tensor: torch.Tensor, slot: ParameterSlot | None) -> bool:
         if slot is None and tensor.dim() == 2:  # sparse_as_dense: the gradient is a copy

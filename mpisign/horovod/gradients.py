@@ -16,7 +16,7 @@ from mpisign.compressors import Compressor
 from mpisign.compressors.uncompressed import BF16Mean
 from mpisign.exchange.gradient_exchange import GradientExchange
 from mpisign.exchange.left_state import UNWRAP, leave, take_up
-from mpisign.exchange.local_steps import LocalSteps
+from mpisign.exchange.local_steps import local_steps_of
 from mpisign.exchange.optimizer_state import with_votes, without_votes
 from mpisign.exchange.optimizer_steps import (
     SCALER,
@@ -61,10 +61,7 @@ class HorovodGradients:
         self.replaced = False
         self._exchange.pending.refuses_newcomers = False  # as _unfit does, which tells all ranks
         take_over(optimizer, parameters)
-        self._local: LocalSteps | None = None
-        if compressor.local_steps > 1:
-            budget = compressor.budget_local  # type: ignore[attr-defined]
-            self._local = LocalSteps(slots, compressor.local_steps, budget, self._exchange.seed)
+        self._local = local_steps_of(compressor, slots, self._exchange.seed)
 
     def start(self, p: torch.Tensor) -> Callable[[], torch.Tensor]:
         """Takes this step's gradient of ``p``, or none; returns Horovod's kind of handle."""
@@ -133,6 +130,10 @@ class HorovodGradients:
         if take_up(optimizer, self._exchange):
             self._optimizer.state.update(optimizer.state)
 
+    def next_epoch(self) -> dict[str, str]:
+        """Ends an epoch of ``Compression.accordion``."""
+        return self._exchange.next_epoch()
+
     def state_dict(self, state_dict: dict[str, Any]) -> dict[str, Any]:
         """The optimizer's own ``state_dict`` with this rank's state of votes."""
         more = {} if self._local is None else {"local": self._local.done}
@@ -170,7 +171,8 @@ class HorovodGradients:
         if exchanged and self._optimizer.op == hvd.Sum:
             size = self._optimizer.process_set.size()
             for bucket in self._exchange.buckets:
-                if self._exchange.pending.averaged or _is_mean(bucket.compressor):
+                scaled = self._exchange.regimes is not None  # votes of a mean's size
+                if scaled or self._exchange.pending.averaged or _is_mean(bucket.compressor):
                     for slot in bucket.slots:
                         if slot.grad is not None:
                             slot.grad.mul_(size)

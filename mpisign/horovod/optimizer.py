@@ -11,7 +11,7 @@ import torch
 from horovod.torch.optimizer import DistributedOptimizer as _horovods
 
 from mpisign import launcher, policies
-from mpisign.compressors import Compressor, resolve
+from mpisign.compressors import Accordion, Compressor, resolve
 from mpisign.compressors.uncompressed import Uncompressed
 from mpisign.exchange.buckets import BUCKET_SIZE
 from mpisign.exchange.local_steps import check_optimizer
@@ -182,6 +182,10 @@ def _check(optimizer: Any, compressor: Compressor, passes: int, op: Any, predivi
             f"{_FUNCTION}: local steps cannot be combined with elastic training: a rank that joins "
             "does not know how many of them the others have taken; use local_steps=1"
         )
-    if compressor.local_steps > 1:
-        check_optimizer(_FUNCTION, optimizer)
+    if isinstance(compressor, Accordion) and elastic():
+        raise ValueError(
+            f"{_FUNCTION}: Accordion cannot be combined with elastic training: a rank that joins "
+            "does not know the norms by which the others decide; take its high compression alone"
+        )
+    check_optimizer(_FUNCTION, optimizer, compressor)
     warn_of_momentum(_FUNCTION, compressor, optimizer, stacklevel=3)

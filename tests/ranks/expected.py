@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import math
 
 import torch
 
@@ -39,11 +40,13 @@ def loss(model, step, rank, **options):
 class Expected:
     """What a model must become: the majority of all ranks' signs, or of their momenta's.
 
-    Plays the ranks by torch alone. ``beta``: of Signum's momentum, 0 for Sign.
+    Plays the ranks by torch alone. ``beta``: of Signum's momentum, 0 for Sign. ``density``: the
+    share of each tensor's coordinates that a rank votes on, the largest.
     """
 
-    def __init__(self, world, net, beta=0.0, lr=0.125):
+    def __init__(self, world, net, beta=0.0, lr=0.125, density=None):
         self.world, self.net, self.beta, self.lr = world, copy.deepcopy(net), beta, lr
+        self.density = density or 1.0
         self.momenta = [{} for _ in range(world.size)]
 
     def gradients(self, *losses):
@@ -65,7 +68,8 @@ class Expected:
                     grad = torch.zeros_like(p) if g[name] is None else g[name]
                     m = momenta.setdefault(name, torch.zeros_like(p))
                     m.mul_(self.beta).add_(grad, alpha=1 - self.beta)
-                    total += m.sign()
+                    largest = m.abs().flatten().topk(math.ceil(self.density * m.numel())).values
+                    total += m.sign().masked_fill(m.abs() < largest[-1], 0)
                 p.sub_(self.lr * total.sign())
 
     def check(self, wrapped, what=""):

@@ -12,12 +12,15 @@ from job import attempt, digest, same_error, same_replicas
 
 @promise(*FRONTS)
 def vote(world, front):
-    w = make(world, front)
-    expected = Expected(world, Net(), beta_of(front))
-    for step in range(4):
-        w.train(at(world, step))
-        expected.train(at(world, step))
-        expected.check(w, f"step {step}")
+    """Of all coordinates, and where the front end keeps momenta of their largest alone."""
+    for density in (None, 0.25) if front in REPLICATED else (None,):
+        settings = EXACT if density is None else {"density": density}
+        w = make(world, front, compression=("signum", settings))
+        expected = Expected(world, Net(), beta_of(front), density=density)
+        for step in range(4):
+            w.train(at(world, step))
+            expected.train(at(world, step))
+            expected.check(w, f"step {step}, density {density}")
 
 
 @promise(*REPLICATED)

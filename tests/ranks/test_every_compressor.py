@@ -43,9 +43,21 @@ CASES = [
     c.StochasticSign(bound=3.0),
     c.TernGrad(),
     c.QSGD(nan="abstain"),
+    c.Signum(momentum=0.7, density=0.3),
+    c.Lion(density=0.05, nan="abstain"),
+]
+#: A case of each way to aggregate without some of the ranks.
+SHARED = [
+    c.Signum(momentum=0.7),
+    c.Sign(zeros="abstain", ties="zero"),
+    c.LionAvg(),
+    c.EFSign(block=256),
+    c.Sparsign(budget=0.4, ties="random"),
+    c.EFSparsign(budget_local=2.0, budget_global=0.5),
+    c.TernGrad(),
 ]
 if SIZE > 1:  # one of a kind: threads run them all
-    CASES = [CASES[i] for i in (4, 7, 9, 12, 14, 17)]
+    CASES = [CASES[i] for i in (4, 7, 9, 12, 14, 17, 19)]
 
 
 def on_ranks(world, function):
@@ -148,16 +160,67 @@ def test_every_step_is_its_equation(world, compressor):
     assert all((x != 0.5).any() for x in replicas[0])
 
 
-@pytest.mark.parametrize("world", WORLDS[1:4] or WORLDS)
-def test_a_round_of_local_steps(world):
+@pytest.mark.parametrize("world", [*WORLDS[:3], 4] if SIZE == 1 else WORLDS)
+@pytest.mark.parametrize("compressor", SHARED, ids=repr)
+def test_a_share_of_the_ranks(world, compressor):
+    """The others change nothing, whatever they hold; their states wait, and they step as all do."""
+    p = size_of(world)
+    reference, all_grads, results, drawn = reference_of(compressor, p), [], [], []
+    for step, rate in enumerate(RATES):
+        there = ref.participants(0.5, SEED, step, p)
+        assert len(there) == (p + 1) // 2
+        grads = gradients(p, step, False)
+        for r in set(range(p)) - set(there):
+            bad = [torch.full_like(x, torch.nan) for x in gradients(1, 0, False)[0]]
+            grads[r] = bad if step % 2 else [None] * len(MEMBERS)
+        numbers = [[numpy_of(g) for g in of] for of in grads]
+        results.append(reference.step(numbers, step, [rate] * len(MEMBERS), there))
+        all_grads.append(grads)
+        drawn.append(there)
+    assert p == 1 or len(set(map(tuple, drawn))) > 1
+
+    def train(comm):
+        ps = parameters()
+        optimizer = started(ps, comm, compressor, participation=0.5)
+        for step, rate in enumerate(RATES):
+            if step == 4:
+                saved = optimizer.state_dict()
+                optimizer = started(ps, comm, compressor, participation=0.5)
+                optimizer.load_state_dict(saved)
+            assert mpisign.takes_part(optimizer) == (comm.rank in drawn[step])
+            before = optimizer.state_dict()["mpisign"]["state"]
+            take(optimizer, ps, all_grads[step][comm.rank], rate)
+            for x, expected in zip(ps, results[step], strict=True):
+                if expected is None:
+                    assert x.grad is None
+                    continue
+                expected = torch.from_numpy(expected).to(x.dtype).view(x.shape)
+                assert torch.equal(x.grad, expected), (compressor, step)
+            if comm.rank not in drawn[step] and not compressor.shared:
+                after = optimizer.state_dict()["mpisign"]["state"]
+                assert after.keys() == before.keys()
+                for name, state in before.items():
+                    assert all(torch.equal(state[k], after[name][k]) for k in state)
+        return [x.detach().float().numpy() for x in ps]
+
+    replicas = on_ranks(world, train)
+    replicas = WORLD.allgather(replicas) if world == "mpi" else replicas
+    assert all(samples.same_lists(replicas[0], rest) for rest in replicas), compressor
+
+
+@pytest.mark.parametrize("world", [*WORLDS[:3], 4] if SIZE == 1 else WORLDS)
+@pytest.mark.parametrize("rate, share", [(None, 1.0), (0.0625, 1.0), (0.0625, 0.5)])
+def test_a_round_of_local_steps(world, rate, share):
+    """``rate``: of local steps. Ranks that are absent stay where the round began."""
     p, steps, lr = size_of(world), 3, 0.25
-    compressor = c.EFSparsign(budget_local=0.5, budget_global=0.3, local_steps=steps)
+    compressor = c.EFSparsign(budget_local=0.5, budget_global=0.3, local_steps=steps, local_lr=rate)
     reference = reference_of(compressor, p)
     grads = [gradients(p, step, False) for step in (0, 3, 4, 5, 6, 7)]
     x = [np.full(n, 0.5, np.float32) for n in LENGTHS]
     expected = []
     for number in range(2):
         part = range(steps * number, steps * (number + 1))
+        there = ref.participants(share, SEED, number, p)
         sums = [
             [
                 ref.local_steps(
@@ -169,21 +232,37 @@ def test_a_round_of_local_steps(world):
             ]
             for r in range(p)
         ]
+        at = [list(x) for _ in range(p)]
         for step in range(steps - 1):
-            expected.append([[a - lr * s[step] for a, s in zip(x, of, strict=True)] for of in sums])
-        out = reference.step([[s[-1] for s in of] for of in sums], number, [lr] * len(MEMBERS))
+            for r in there:
+                moves = [s[step] - s[step - 1] if step else s[0] for s in sums[r]]
+                at[r] = [a - np.float32(rate or lr) * v for a, v in zip(at[r], moves, strict=True)]
+            expected.append([list(of) for of in at])
+        last = [[s[-1] for s in of] for of in sums]
+        out = reference.step(last, number, [lr] * len(MEMBERS), there)
         x = [a - np.float32(lr) * o for a, o in zip(x, out, strict=True)]
         expected.append([x] * p)
 
     def train(comm):
         ps = parameters()
-        optimizer = started(ps, comm, compressor)
+        optimizer = started(ps, comm, compressor, participation=share)
         optimizer.param_groups[0]["weight_decay"] = 0.0
         for step in range(2 * steps):
-            take(optimizer, ps, grads[step][comm.rank], lr)
+            if step == 4:  # resumed in the middle of a round
+                saved = io.BytesIO()
+                torch.save(optimizer.state_dict(), saved)
+                optimizer = started(ps, comm, compressor, participation=share)
+                optimizer.load_state_dict(torch.load(io.BytesIO(saved.getvalue())))
+                optimizer.param_groups[0]["weight_decay"] = 0.0
+            # A schedule moves the rate of the exchange alone, if local steps have one of their own.
+            last = step % steps == steps - 1
+            take(optimizer, ps, grads[step][comm.rank], lr if last or rate is None else 7.0)
             for q, x in zip(ps, expected[step][comm.rank], strict=True):
-                tolerance = 1e-6 if q.dtype in (torch.float32, torch.float64) else 0.02
-                assert np.allclose(q.detach().double().numpy().reshape(-1), x, 0, tolerance)
+                same = q.detach().double().numpy().reshape(-1)
+                if q.dtype == torch.float32:
+                    assert np.array_equal(same, x), step
+                else:
+                    assert np.allclose(same, x, 0, 1e-6 if q.dtype == torch.float64 else 0.02)
         return ps
 
     on_ranks(world, train)

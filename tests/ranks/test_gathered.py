@@ -10,7 +10,7 @@ from worlds import SIZE
 
 import mpisign
 from mpisign import simulation
-from mpisign.compressors import EFSign, EFSparsign, OneBit, Sparsign, TernGrad
+from mpisign.compressors import EFSign, EFSparsign, OneBit, Signum, Sparsign, TernGrad
 from mpisign.errors import CollectiveError, WireError
 
 
@@ -51,7 +51,9 @@ def test_few_votes_take_few_bytes():
     if SIZE > 1:
         pytest.skip("ranks are threads here")
     n, p = 200_000, 3
-    for compressor, bits in ((Sparsign(budget=0.05), 0.339), (EFSign(), 1), (TernGrad(), 2)):
+    cases = [(Sparsign(budget=0.05), 0.339), (EFSign(), 1), (TernGrad(), 2)]
+    # A momentum of one size all over: those that vote are drawn.
+    for compressor, bits in [*cases, (Signum(density=0.01), 0.091)]:
         mpisign.stats().reset()
 
         def train(comm, compressor=compressor):

@@ -8,11 +8,14 @@ holds 1 where a coordinate votes. ``seed``, ``step``, ``rank`` (or a stream) and
 coordinates, address random bits: equal addresses give equal bits, whatever computes them.
 
 - ``planes``: Philox bits, packing, zeros and NaN.
+- ``lowrank``: factors of weights, layers made of them, and their optimizers' states.
 - ``golomb``: Golomb-Rice coded sparse planes.
 - ``votes``: majority votes (weighted, in groups, over nodes), tallies, means.
 - ``compressors``: what a rank sends and keeps.
+- ``muon``: polar factors by Newton-Schulz.
 - ``compressed_mean``: two-sided error feedback.
 - ``ranks``: one step of p ranks with any compressor.
+- ``accordion``: which compressor each tensor has in an epoch.
 - ``rules``: robust rules on rows (n, d).
 
 Example:
@@ -27,13 +30,16 @@ Example:
 # ruff: noqa: F401
 from __future__ import annotations
 
-from reference import golomb, rules
+from reference import golomb, lowrank, muon, rules
+from reference.accordion import AccordionRanks, is_steady
 from reference.compressed_mean import CompressedMean, shard_bounds
 from reference.compressors import (
     error_feedback,
+    largest,
     lion,
     local_steps,
     noisy_sign,
+    participants,
     qsgd,
     server_residual,
     signum,

@@ -116,6 +116,32 @@ def sparsign(
     return bits_to_plane(votes & (g < 0)), bits_to_plane(votes)
 
 
+def largest(
+    x: Any, density: float, seed: int = 0, step: int = 0, rank: int = 0, offset: int = 0
+) -> tuple[Any, Any]:
+    """The signs of the ceil(density n) largest |x|: (sign plane, mask plane).
+
+    The threshold t is exact up to 2^14 coordinates, else that of a sample. As many of those at t
+    vote as there is room for, by chance. Source: the top-k of Lin et al. 2018, Deep gradient
+    compression, section 3.1, with its sampled threshold, on votes.
+    """
+    size, n = np.abs(x), x.size
+    t = np.float32(0)
+    if n:
+        sample = size
+        if n > 1 << 14:
+            counter, key = np.array([0, offset, step, rank], "u8"), np.array([seed, 1], "u8")
+            rng = np.random.Generator(np.random.Philox(counter=counter, key=key))
+            sample = size[rng.integers(n, size=1 << 14)]
+        ordered = np.sort(np.where(np.isnan(sample), 0, sample))
+        t = ordered[-int(np.ceil(density * sample.size))]
+    t = np.clip(t, np.float32(1.4e-45), np.finfo(np.float32).max)
+    room = max(0, int(np.ceil(density * n)) - int((size > t).sum()))
+    share = np.float32(min(1, room / max(1, (size == t).sum())))
+    chance = np.where(size > t, np.float32(1), np.where(size == t, share, np.float32(0)))
+    return sparsign(np.copysign(chance, x), 1.0, seed, step, rank, offset)
+
+
 def local_steps(grads: Sequence[Any], budget: float, step: int = 0, **keys: int) -> Any:
     """Sums of sparsign(g; B_local) after each of a rank's local steps, (steps, n) float32.
 
@@ -127,6 +153,13 @@ def local_steps(grads: Sequence[Any], budget: float, step: int = 0, **keys: int)
         sign, mask = sparsign(g, budget, step=step + i, **keys)
         moves.append(votes_of(sign[None], mask[None], np.size(g))[0])
     return np.cumsum(moves, axis=0).astype(np.float32)
+
+
+def participants(share: float, seed: int, step: int, size: int) -> list[int]:
+    """The ranks that take part in a step: those with the smallest of ``size`` random words."""
+    key, counter = np.array([seed, 1], "u8"), np.array([0, step, 0, 0], "u8")
+    words = np.random.Philox(counter=counter, key=key).random_raw(size)
+    return sorted(np.argsort(words)[: max(1, int(np.floor(share * size + 0.5)))].tolist())
 
 
 def server_residual(mean: Any, residual: Any) -> tuple[Any, Any]:

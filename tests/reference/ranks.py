@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from reference import compressors as c
+from reference import muon
 from reference.compressed_mean import CompressedMean
 from reference.planes import pack
 from reference.votes import majority, mean_of_signs, votes_of, weighted_sum
@@ -21,7 +22,7 @@ class Ranks:
     """The states of ``p`` ranks and what one step makes of their gradients.
 
     ``name``, ``options``: of a compressor and its fields. ``lengths``: of the tensors of the one
-    bucket, each of which starts at a byte of its own.
+    bucket, each of which starts at a byte of its own; ``muon``'s matrices have ``shapes``.
     """
 
     def __init__(self, name: str, p: int, lengths: Sequence[int], seed: int = 0, **options: Any):
@@ -34,11 +35,15 @@ class Ranks:
         if name == "onebit":
             self.mean = CompressedMean(sum(lengths), p, self.options.block)
 
-    def step(self, grads: Any, number: int, rates: Sequence[float]) -> list[Any]:
+    def step(
+        self, grads: Any, number: int, rates: Sequence[float], there: Sequence[int] | None = None
+    ) -> list[Any]:
         """``grads``: [rank][tensor], arrays or None. Returns what each tensor's gradient becomes
-        on all ranks, fp32, or None where no rank has one."""
+        on all ranks, fp32, or None where no rank has one. ``there``: the ranks that take part,
+        as if there were no others; default all."""
         self.number = number
-        present = [any(g[i] is not None for g in grads) for i in range(len(self.lengths))]
+        there = range(self.p) if there is None else there
+        present = [any(grads[r][i] is not None for r in there) for i in range(len(self.lengths))]
         if self.name == "onebit":
             return self._onebit(grads, present)
         given: list[Any] = []
@@ -46,7 +51,7 @@ class Ranks:
             if not present[i]:
                 given.append(None)
                 continue
-            sent = [self._sent(r, i, grads[r][i], rate) for r in range(self.p)]
+            sent = [self._sent(r, i, grads[r][i], rate) for r in there]
             signs, masks, scales = (np.stack(rows) for rows in zip(*sent, strict=True))
             given.append(self._received(i, signs, masks, scales, rate))
         return given
@@ -56,17 +61,22 @@ class Ranks:
 
     def _sent(self, r: int, i: int, g: Any, rate: float) -> tuple[Any, Any, Any]:
         """(sign plane, mask plane, scales) of one rank's tensor. A missing gradient is zeros, but
-        that a momentum votes by itself."""
+        that a momentum votes by itself where all of it votes."""
         o, n, state, keys = self.options, self.lengths[i], self.states[r], self._keys(i)
         keys["rank"], one = r, np.ones(1, np.float32)
         x = np.zeros(n, np.float32) if g is None else c.widened(g)
+        density = getattr(o, "density", None)
         match self.name:
-            case "signum" | "lion" | "lion_avg" if g is None:
+            case "signum" | "lion" | "lion_avg" if g is None and density is None:
                 x = state[i]
             case "signum":
                 x, state[i] = c.signum(x, state[i], o.momentum)
             case "lion" | "lion_avg":
                 x, state[i] = c.lion(x, state[i], o.beta1, o.beta2)
+            case "muon" | "muon_avg" if g is None:
+                x = muon.polar(state[i], o.shapes[i], o)
+            case "muon" | "muon_avg":
+                x, state[i] = muon.muon(x, state[i], o.shapes[i], o)
             case "noisy_sign" if g is not None:
                 x = c.noisy_sign(x, o.scale, o.noise, **keys)
             case "stochastic_sign" if g is not None:
@@ -92,17 +102,24 @@ class Ranks:
                 return *c.sparsign(x, o.budget_global, **keys), one
             case name if g is not None and name != "sign":
                 raise ValueError(f"Ranks._sent has no case for {name!r}")
+        if density is not None:
+            return *c.largest(x, density, **keys), one
         return *pack(x, o.zeros, **keys), one
 
     def _received(self, i: int, signs: Any, masks: Any, scales: Any, rate: float) -> Any:
         """The aggregate of all ranks' planes (p, B) and scales (p, blocks)."""
         o, n = self.options, self.lengths[i]
-        if self.name == "lion_avg":
+        if self.name in ("lion_avg", "muon_avg"):
             return mean_of_signs(votes_of(signs, masks, n))
         if self.name not in ("ef_sign", "ef_sparsign", "terngrad", "qsgd"):
             sign, mask = majority(signs, masks, o.ties, length=n, **self._keys(i))
-            return votes_of(sign[None], mask[None], n)[0].astype(np.float32)
-        mean = weighted_sum(signs, masks, scales / np.float32(self.p), o.block, length=n)
+            vote = votes_of(sign[None], mask[None], n)[0].astype(np.float32)
+            if self.name == "muon" and o.polar:
+                rows = vote.reshape(o.shapes[i][0], -1)
+                vote = muon.exact_polar(rows, o.steps, o.coefficients, o.eps).reshape(-1)
+                vote *= float(max(rows.shape)) ** 0.5
+            return vote
+        mean = weighted_sum(signs, masks, scales / np.float32(len(scales)), o.block, length=n)
         if self.name == "ef_sparsign":
             mean, self.shared[i] = c.server_residual(mean, self.shared[i])
         return mean / np.float32(rate) if self.name == "ef_sign" and rate else mean

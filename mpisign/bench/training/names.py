@@ -23,8 +23,8 @@ OPTIMIZERS = {
 #: DeepSpeed's, beside them.
 DEEPSPEED = "deepspeed-onebit-adam"
 COMPRESSORS = (
-    "sign", "signum", "lion", "lion_avg", "ef_sign", "onebit", "sparsign", "ef_sparsign",
-    "noisy_sign", "stochastic_sign", "terngrad", "qsgd",
+    "sign", "signum", "lion", "lion_avg", "muon", "muon_avg", "ef_sign", "onebit", "sparsign",
+    "ef_sparsign", "noisy_sign", "stochastic_sign", "terngrad", "qsgd",
 )  # fmt: skip
 
 OF_STEPS = (NONE, "mpi", "mpi-at-step", "horovod", "horovod-unmodified", "ddp", *PEERS)

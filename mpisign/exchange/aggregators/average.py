@@ -30,18 +30,19 @@ class AverageAggregator(Aggregator):
         mean = np.zeros(sum(lengths), dtype=np.float32)
         parts = np.split(mean, np.cumsum(lengths)[:-1])
         for m, part in zip(self.slots, parts, strict=True):
-            if m.grad is not None:
-                part[:] = self._sent(m).reshape(-1).numpy()
+            if (sent := self._sent(m)) is not None:
+                part[:] = sent.reshape(-1).numpy()
         # An allreduce may block, so that ranks must come to those of a step's buckets in one order.
         yield engine.progress.turn(wire.tag)
         yield wire.allreduce(mean)
-        mean /= np.float32(wire.size)
+        mean /= np.float32(self.voters)
         for i, (m, part) in enumerate(zip(self.slots, parts, strict=True)):
             if anywhere[i]:
                 self._received(m, torch.from_numpy(part).view(m.parameter.shape))
 
-    def _sent(self, m: ParameterSlot) -> torch.Tensor:
-        assert m.grad is not None
+    def _sent(self, m: ParameterSlot) -> torch.Tensor | None:
+        if m.grad is None:
+            return None
         return m.grad.detach().to("cpu", torch.float32, copy=True)
 
     def _received(self, m: ParameterSlot, mean: torch.Tensor) -> None:

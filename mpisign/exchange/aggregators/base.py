@@ -42,6 +42,18 @@ class Aggregator(ABC):
         if groups is not None:
             self._stream = next(i for i, g in enumerate(groups) if rank in g)
         self.context = PackContext(0, 0, self._stream)
+        #: The ranks that take part in this step, in order; None: all.
+        self.present: list[int] | None = None
+
+    @property
+    def voters(self) -> int:
+        """How many ranks take part in this step."""
+        return self.size if self.present is None else len(self.present)
+
+    @property
+    def absent(self) -> bool:
+        """Whether this rank does not: it sends nothing that counts, and its states stay."""
+        return self.present is not None and self.rank not in self.present
 
     def begin(self, header: Header, message: int) -> None:
         """Begins a step: completes the header that this rank is to send.

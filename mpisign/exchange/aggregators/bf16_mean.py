@@ -32,9 +32,7 @@ class BF16MeanAggregator(Aggregator):
     def begin(self, header: Header, message: int) -> None:
         super().begin(header, message)
         with stage("pack"):
-            flat = [
-                self._sent(m).detach().to("cpu", torch.bfloat16).reshape(-1) for m in self.slots
-            ]
+            flat = [self._sent(m).to("cpu", torch.bfloat16).reshape(-1) for m in self.slots]
             self._own = torch.cat(flat)
             nans = int(self._own.isnan().sum())
         header.nans = max(header.nans, nans)
@@ -42,7 +40,7 @@ class BF16MeanAggregator(Aggregator):
     def _sent(self, m: ParameterSlot) -> torch.Tensor:
         if m.grad is None:
             return self.compressor.compress_missing(m.parameter.detach(), m.state)
-        return m.grad
+        return m.grad.detach()
 
     def steps(
         self, engine: Engine, wire: TaggedTransport, agreed: Agreed, number: int, anywhere: Any
@@ -60,7 +58,7 @@ class BF16MeanAggregator(Aggregator):
             total = torch.zeros(rows.shape[1] // 2)
             for row in rows.view(np.int16):  # which torch can view, also where it is empty
                 total += torch.from_numpy(row).view(torch.bfloat16).float()
-            mean = (total / p).to(torch.bfloat16)
+            mean = (total / self.voters).to(torch.bfloat16)
         result = np.empty(2 * n, dtype=np.uint8)
         yield wire.allgather(mean.view(torch.uint8).numpy(), [result[s] for s in shards])
         engine.replicas.add(number, result)
@@ -74,4 +72,7 @@ class BF16MeanAggregator(Aggregator):
         for i, part in enumerate(mean.split(list(self.bucket.lengths))):
             if anywhere[i]:
                 m = self.slots[i]
-                m.target().copy_(part.view(m.parameter.shape))
+                self._received(m, part.view(m.parameter.shape))
+
+    def _received(self, m: ParameterSlot, mean: torch.Tensor) -> None:
+        m.target().copy_(mean)

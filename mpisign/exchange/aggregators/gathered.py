@@ -31,7 +31,8 @@ class Gathered(Aggregator):
     Wire, a rank's message to all: NaNs u64, one float32 scale for each member (block of a member)
     that has a gradient somewhere, then the plane (B,), or what ``planes.encode`` makes of planes
     (2, B), all little-endian; where they are coded, their lengths go first (``gather_planes``). A
-    rank without a gradient for a member sends what zeros would.
+    rank without a gradient for a member sends what zeros would, one that is absent an empty
+    message: rows are those of the ranks that take part.
     """
 
     def begin(self, header: Header, message: int) -> None:
@@ -48,7 +49,8 @@ class Gathered(Aggregator):
         if agreed.header.nan == "raise":
             refuse_nans(agreed.function, nans)
         self._check(scales, stack)
-        mine.commit()
+        if not self.absent:
+            mine.commit()
         on_host = all(s.parameter.device.type == "cpu" for s in self.slots)
         result = engine.replicas.begin(number, on_host)
         for i, s, t in zip(members, mine.ends, mine.ends[1:], strict=False):
@@ -77,7 +79,7 @@ class Gathered(Aggregator):
 
     @abstractmethod
     def _reduce(self, i: int, rows: Any, scales: Any, out: torch.Tensor) -> None:
-        """ParameterSlot i's aggregate, float32, from planes (p, B) or (p, 2, B), scales (p, n)."""
+        """ParameterSlot i's aggregate, float32, from planes (n, B) or (n, 2, B), scales (n, s)."""
 
     def _given(self, m: ParameterSlot, aggregate: torch.Tensor) -> torch.Tensor:
         """What the optimizer is handed of it."""
@@ -85,7 +87,8 @@ class Gathered(Aggregator):
 
     def _check(self, scales: Any, stack: Planes) -> None:
         """WireError, the same on every rank, for what no rank that follows the rules sends."""
-        for rank, row in enumerate(scales):
+        ranks = self.present or range(self.size)
+        for rank, row in zip(ranks, scales, strict=True):
             if not ((row >= 0) & np.isfinite(row)).all():
                 raise WireError(f"rank {rank} sent a scale that is no number from 0")
         ends = [
@@ -98,7 +101,7 @@ class Gathered(Aggregator):
         last, padding = (np.array(x) for x in zip(*ends, strict=True))
         bad = (stack[:, :, last] & padding.astype(np.uint8)).any(axis=(1, 2))
         if bad.any():
-            raise WireError(f"rank {int(bad.argmax())} sent planes with padding not 0")
+            raise WireError(f"rank {ranks[int(bad.argmax())]} sent planes with padding not 0")
 
 
 class _Packed:
@@ -115,7 +118,9 @@ class _Packed:
         self._length = bucket.length
         self._planes = np.zeros((policies.planes_up(c.zeros, c.nan), bucket.nbytes), dtype=np.uint8)
         scales = np.zeros(int(self.ends[-1]), dtype="<f4")
-        nans = self._pack(of, [bucket.offsets[i] for i in members], scales)
+        self._ranks, self._absent, nans = of.present or range(of.size), of.absent, 0
+        if not self._absent:
+            nans = self._pack(of, [bucket.offsets[i] for i in members], scales)
         self._told = np.concatenate([np.array([nans], "<u8").view(np.uint8), scales.view(np.uint8)])
 
     def _pack(self, of: Gathered, offsets: list[int], scales: Any) -> int:
@@ -146,24 +151,32 @@ class _Packed:
         return nans
 
     def gather(self, wire: TaggedTransport) -> Steps[tuple[list[int], Any, Planes]]:
-        """Of all ranks: NaNs, scales (p, s), planes (p, k, B)."""
+        """NaNs of all ranks; of those that take part scales (n, s) and planes (n, k, B)."""
+        ranks, nothing = self._ranks, np.empty(0, dtype=np.uint8)
         if len(self._planes) == 1:
             message = np.concatenate([self._told, self._planes[0]])
-            dense = np.empty((wire.size, message.size), dtype=np.uint8)
-            yield from gather_rows(wire, message, list(dense))
-            return *self._read(dense), dense[:, None, self._head :]
+            dense = np.empty((len(ranks), message.size), dtype=np.uint8)
+            of = dict(zip(ranks, dense, strict=True))
+            rows = [of.get(r, nothing) for r in range(wire.size)]
+            yield from gather_rows(wire, nothing if self._absent else message, rows)
+            return *self._read(dense, wire.size), dense[:, None, self._head :]
         with stage("pack"):
             message = np.concatenate([self._told, planes.encode(self._planes)])
         limit = self._head + planes.coded_bytes_bound(self._length)
-        rows = yield from gather_planes(wire, message, limit)
-        for rank, row in enumerate(rows):
+        sent = yield from gather_planes(wire, nothing if self._absent else message, limit)
+        rows = [sent[r] for r in ranks]
+        for rank, row in zip(ranks, rows, strict=True):
             if row.size < self._head:
                 raise WireError(f"rank {rank} sent a message of {row.size} bytes without scales")
-        return *self._read(rows), decode_rows([row[self._head :] for row in rows], self._length)
+        coded = [row[self._head :] for row in rows]
+        return *self._read(rows, wire.size), decode_rows(coded, self._length, ranks)
 
-    def _read(self, rows: Any) -> tuple[list[int], Any]:
+    def _read(self, rows: Any, size: int) -> tuple[list[int], Any]:
         heads = np.stack([row[: self._head] for row in rows])
-        nans = np.ascontiguousarray(heads[:, :8]).view("<u8")[:, 0].tolist()
+        nans = [0] * size
+        found = np.ascontiguousarray(heads[:, :8]).view("<u8")[:, 0].tolist()
+        for rank, n in zip(self._ranks, found, strict=True):
+            nans[rank] = n
         return nans, np.ascontiguousarray(heads[:, 8:]).view("<f4")
 
     def commit(self) -> None:
@@ -190,7 +203,7 @@ class GatheredVote(Gathered):
 
 
 class GatheredMean(Gathered):
-    """The mean of scaled signs, (1/p) sum of scale * sign: fp32, ranks added in order.
+    """The mean of scaled signs, (1/n) sum of scale * sign: fp32, ranks added in order.
 
     Without scales, of +1, -1, and 0 where a coordinate abstains.
     """
@@ -199,10 +212,10 @@ class GatheredMean(Gathered):
 
     def _reduce(self, i: int, rows: Any, scales: Any, out: torch.Tensor) -> None:
         if not scales.shape[1]:
-            scales = np.ones((self.size, 1), dtype=np.float32)
+            scales = np.ones((len(rows), 1), dtype=np.float32)
         planes.weighted_sum(
             rows,
-            scales / np.float32(self.size),
+            scales / np.float32(len(rows)),
             block=self.compressor.block,
             length=out.numel(),
             out=out,

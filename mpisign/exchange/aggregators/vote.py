@@ -64,7 +64,9 @@ class BucketTask(VoteTask):
         first = last = self._packed
         while last < len(self.spans) and self.spans[last][0] < b:
             last += 1
-        if first < last:
+        if self.aggregator.absent:
+            self.planes[...] = 0
+        elif first < last:
             with stage("pack"):
                 self.nans += pack_slots(self.aggregator, first, last, self.planes)
         self._packed = last
@@ -148,6 +150,7 @@ class VoteAggregator(Aggregator):
     def begin(self, header: Header, message: int) -> None:
         super().begin(header, message)
         task = self.task
+        header.weight = 0.0 if self.absent else 1.0
         task.reset(header.seed, header.step)
         if self._restarts:
             assert self.groups is not None
@@ -159,6 +162,8 @@ class VoteAggregator(Aggregator):
 
     def _fits(self, header: Header) -> bool:
         terms = header.terms(), header.presence
+        if self.present is not None:  # other weights than in the last step
+            return False
         return self._plan is not None and self._planned == terms and not header.fresh
 
     def _report(self, header: Header, message: int) -> None:

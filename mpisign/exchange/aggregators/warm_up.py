@@ -25,8 +25,11 @@ class WarmUpAggregator(AverageAggregator):
             grads = [m.grad.detach() for m in self.slots if m.grad is not None]
             header.nans = max(header.nans, sum(int(g.isnan().sum()) for g in grads))
 
-    def _sent(self, m: ParameterSlot) -> torch.Tensor:
-        return super()._sent(m).nan_to_num_(nan=0.0, posinf=torch.inf, neginf=-torch.inf)
+    def _sent(self, m: ParameterSlot) -> torch.Tensor | None:
+        sent = super()._sent(m)
+        if sent is None:
+            return None
+        return sent.nan_to_num_(nan=0.0, posinf=torch.inf, neginf=-torch.inf)
 
     def _received(self, m: ParameterSlot, mean: torch.Tensor) -> None:
         self.compressor.warm_up(m.grad, mean, m.state)

@@ -19,10 +19,7 @@ if TYPE_CHECKING:
     from mpisign.experiments.loop import Trained
 
 #: Names, known without torch; each is a module of this package.
-RECIPES = (
-    "exchange",
-    "optim",
-)
+RECIPES = ("exchange", "federated", "optim", "pufferfish")
 
 Recipe = Callable[["Communicator", "Cell"], "tuple[Trained, int]"]
 

@@ -32,8 +32,13 @@ def train(comm: mpisign.Communicator, cell: Cell) -> tuple[loop.Trained, int]:
     marks = {max(1, round(rounds * (i + 1) / parts)) * sends.local_steps for i in range(parts)}
     lengths = [p.numel() for _, p in task.named]
 
+    there = mpisign.takes_part(stepping)
+
     def stepped(step: int) -> None:
-        length.unpacked(sends, lengths)
+        nonlocal there
+        if there:
+            length.unpacked(sends, lengths)
+        there = mpisign.takes_part(stepping)
 
     steps = sorted(marks)
     done = loop.train(cell, task, stepping, hostile, steps, comm.rank, stepped=stepped)

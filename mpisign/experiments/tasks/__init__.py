@@ -35,9 +35,12 @@ class Metric:
 
 _METRICS = {
     "digits": Metric("test accuracy", higher_is_better=True, decimals=1, percent=True),
+    "fashion-mnist": Metric("test accuracy", higher_is_better=True, decimals=1, percent=True),
     "quadratic": Metric("f at the end", higher_is_better=False, decimals=1),
     "text": Metric("bits per character, held out", higher_is_better=False, decimals=3),
 }
+#: The tasks with labels, whose ranks can get unequal ones, and whose groups get one batch.
+IMAGES = ("digits", "fashion-mnist")
 #: What can be reported of the digits beside it.
 ALSO = {
     "backdoor": Metric("backdoor accuracy", higher_is_better=False, decimals=1, percent=True),
@@ -52,11 +55,14 @@ def metric(task: str) -> Metric:
 
 def build(cell: Cell, rank: int, groups: Groups | None = None) -> Task:
     """The task of ``cell`` on ``rank``; SettingsError for options that it does not have."""
-    if groups is not None and cell.task != "digits":
-        raise SettingsError(f"task: expected digits, whose groups get one batch, got {cell.task}")
+    if groups is not None and cell.task not in IMAGES:
+        known = " or ".join(IMAGES)
+        raise SettingsError(f"task: expected {known}, whose groups get one batch, got {cell.task}")
     kind: Any
     if cell.task == "digits":
         from mpisign.experiments.tasks.images import Digits as kind
+    elif cell.task == "fashion-mnist":
+        from mpisign.experiments.tasks.fashion import Fashion as kind
     elif cell.task == "quadratic":
         from mpisign.experiments.tasks.quadratic import Quadratic as kind
     else:

@@ -17,6 +17,8 @@ class Task(ABC):
     #: Replicas start equal: names and tensors, in one order on all ranks.
     named: Named
     steps: int
+    #: What ``named`` are the parameters of, if it is a network.
+    net: Any = None
     #: What a hostile rank makes of a batch, images and labels, NumPy, before it learns from it.
     spoil: Callable[[Any, Any], tuple[Any, Any]] | None = None
 

@@ -1,16 +1,16 @@
-"""The next character of Python's own documentation, by a small transformer."""
+"""The next character of Python's own documentation, or of the Bible, by a small transformer."""
 
 from __future__ import annotations
 
 import math
-from functools import lru_cache
+import subprocess
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
 
-from mpisign.experiments import model
+from mpisign.experiments import data, model
 from mpisign.experiments.cell import Cell
 from mpisign.experiments.errors import SettingsError
 from mpisign.experiments.tasks.base import Task
@@ -20,19 +20,48 @@ ALPHABET = "\n" + "".join(map(chr, range(32, 127)))
 _BLOCK = 4096  # characters; of 20 blocks one is for choosing rates, one for testing
 _CHECKED = 16384  # characters that an evaluation reads
 _STREAM = 3
+#: Where Debian's bible-kjv-text is, and what is read of it.
+_BIBLE, _VERSES, _LINES = "/usr/lib", "gen1:1-rev22:21", 31102
 
 
-@lru_cache(maxsize=1)
-def corpus() -> npt.NDArray[np.uint8]:
-    """``pydoc_data.topics`` as numbers into ``ALPHABET``: 465,000 characters of the reference."""
+@data.once
+def read(name: str = "pydoc") -> npt.NDArray[np.uint8]:
+    """A text, numbers into ``ALPHABET``: 465,000 of "pydoc", 4,138,000 of "bible"."""
+    found = {"pydoc": _pydoc, "bible": _bible}.get(name)
+    if found is None:
+        raise SettingsError(f"corpus: expected pydoc or bible, got {name!r}")
+    text = found()
+    known = np.full(128, ALPHABET.index("?"), dtype=np.uint8)
+    known[[ord(c) for c in ALPHABET]] = range(len(ALPHABET))
+    return known[np.frombuffer(text.encode("ascii", "replace"), dtype=np.uint8)]
+
+
+def _pydoc() -> str:
+    """The language reference that help() reads: ``pydoc_data.topics``."""
     try:
         from pydoc_data import topics
     except ImportError as error:
         raise SettingsError(f"the task text needs Python's module pydoc_data: {error}") from error
-    text = "\n".join(topics.topics[name] for name in sorted(topics.topics))
-    known = np.full(128, ALPHABET.index("?"), dtype=np.uint8)
-    known[[ord(c) for c in ALPHABET]] = range(len(ALPHABET))
-    return known[np.frombuffer(text.encode("ascii", "replace"), dtype=np.uint8)]
+    return "\n".join(topics.topics[name] for name in sorted(topics.topics))
+
+
+def _bible() -> str:
+    """All verses of the King James Version, one a line, by the program that unpacks Debian's."""
+    needs = 'corpus = "bible" needs Debian\'s bible: apt-get install bible-kjv'
+    try:
+        said = subprocess.run(
+            ["bible", "-f", "-p", _BIBLE, _VERSES],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=True,
+            timeout=60,
+        ).stdout.decode("ascii", "replace")
+    except (OSError, subprocess.SubprocessError) as error:
+        raise SettingsError(f"{needs} ({error})") from error
+    lines = said.splitlines()
+    if len(lines) != _LINES or not lines[0].startswith("Ge1:1 "):
+        raise SettingsError(f"{needs} (expected {_LINES:,} verses, got {len(lines):,} lines)")
+    return "\n".join(line.partition(" ")[2] for line in lines)
 
 
 def split(text: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.uint8], ...]:
@@ -52,17 +81,18 @@ class Text(Task):
         width: int = 64,
         layers: int = 2,
         heads: int = 4,
+        corpus: str = "pydoc",
     ) -> None:
-        train, *held_out = split(corpus())
+        train, *held_out = split(read(corpus))
         length = len(train) // cell.ranks
         self._train = torch.from_numpy(train[rank * length : (rank + 1) * length].astype(np.int64))
         self._held_out = [_windows(part, context) for part in held_out]
         self._rng = np.random.default_rng([cell.seed, rank, _STREAM])
         self._context, self._batch_size = context, cell.batch_size
-        read = context * cell.batch_size
-        self.steps = cell.steps or (cell.epochs or 1) * max(1, length // read)
-        self._net = model.seeded(cell.seed, lambda: Transformer(context, width, layers, heads))
-        self.named = list(self._net.named_parameters())
+        seen = context * cell.batch_size
+        self.steps = cell.steps or (cell.epochs or 1) * max(1, length // seen)
+        self.net = model.seeded(cell.seed, lambda: Transformer(context, width, layers, heads))
+        self.named = list(self.net.named_parameters())
 
     def loss(self, step: int) -> torch.Tensor:
         starts = self._rng.integers(len(self._train) - self._context - 1, size=self._batch_size)
@@ -78,7 +108,7 @@ class Text(Task):
         return validation, test
 
     def _loss(self, windows: torch.Tensor) -> torch.Tensor:
-        logits = self._net(windows[:, :-1])
+        logits = self.net(windows[:, :-1])
         return nn.functional.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten())
 
 

@@ -61,7 +61,7 @@ def _start(via: Via, gradient: Gradient) -> Running:
     )
 
 
-class OneBitAdam:
+class DeepSpeedAdam:
     """DeepSpeed's OnebitAdam over its MPI backend; gradients are averaged until it compresses.
 
     As torch's optimizers for what a training loop calls. ``freeze_step``: steps on averages; its

@@ -175,6 +175,8 @@ methods (--ways takes any of them; a front end alone means one row for each --co
   horovod-fp32, horovod-fp16               hvd.DistributedOptimizer as it comes
   ddp-fp32, ddp-fp16, ddp-powersgd         DistributedDataParallel, torch's own hooks
   mpi-lion, ddp-ef_sign, horovod-sign ...  a front end with one compressor
+  optim-onebit-adam, optim-onebit-lamb     mpisign.optim's, once they compress, over MPI
+  deepspeed-onebit-adam                    DeepSpeed 0.19.6's, over its MPI backend, NumPy for CuPy
 compressors: %s
 
 the table of steps:

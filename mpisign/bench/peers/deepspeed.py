@@ -61,7 +61,7 @@ def _start(via: Via, gradient: Gradient) -> Running:
     )
 
 
-class OneBitAdam:
+class DeepSpeedAdam:
     """DeepSpeed's OnebitAdam over its MPI backend; gradients are averaged until it compresses.
 
     As torch's optimizers for what a training loop calls. ``freeze_step``: steps on averages; its
@@ -70,8 +70,9 @@ class OneBitAdam:
 
     def __init__(self, parameters: list[Any], lr: float, freeze_step: int, via: Any) -> None:
         _installed()
-        with _quiet(), _numpy_as_cupy():
+        with _quiet():  # first: what is imported within the next block is imported again later
             module: Any = importlib.import_module("deepspeed.runtime.fp16.onebit.adam")
+        with _quiet(), _numpy_as_cupy():
             self._engine = types.SimpleNamespace(
                 mpu=None, local_rank=0, enable_backward_allreduce=True
             )

@@ -91,7 +91,7 @@ def build(
         from mpisign.bench.peers import deepspeed
 
         parameters = list(net.parameters())
-        training.optimizer = deepspeed.OneBitAdam(parameters, lr, FREEZE_STEP, via)
+        training.optimizer = deepspeed.DeepSpeedAdam(parameters, lr, FREEZE_STEP, via)
     elif method.via == "mpi":
         assert via is not None
         more = {"comm": via.argument(), "overlap": method.front == "mpi"}

@@ -35,7 +35,8 @@ MOMENTUM = 0.9  # of every method: torch's SGD has it where the compressor has n
 
 _AVERAGE = 0.03
 _SIGNS = 2e-4
-_ADAM = 1e-3
+#: So small that v, frozen after two steps, does no harm: these are timed, not trained.
+_ADAM = 1e-6
 #: Compressors whose result is like an averaged gradient, and which keep no momentum of their own.
 _PLAIN = ("ef_sign", "terngrad", "qsgd")
 #: Its momentum is a mean of gradients, torch's a sum of 10.

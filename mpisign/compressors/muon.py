@@ -74,7 +74,7 @@ class Muon(Momentum):
     others_for: tuple[str, ...] = ()
     momentum_dtype: MomentumDtype = "float32"
 
-    density: ClassVar[None] = None
+    density: ClassVar[None] = None  # type: ignore[misc]
     #: Classes of ``others`` by name.
     kinds: ClassVar[dict[str, type[Momentum]]] = {"lion": Lion, "signum": Signum}
 
@@ -168,18 +168,21 @@ class Muon(Momentum):
             self._remember(grad, state)
 
     def step_of(self, vote: torch.Tensor) -> torch.Tensor:
-        """What takes the place of ``vote`` with the polar step, float64, the same on all ranks.
+        """What takes the place of a vote with the polar step.
 
         Args:
             vote: +1, -1 and 0, of the parameter's shape.
+
+        Returns:
+            float64, of ``vote``'s shape, the same bits on all ranks.
 
         Example:
             >>> import torch
             >>> Muon(polar=True, coefficients=(1.5, -0.5, 0), steps=20).step_of(
             ...     torch.tensor([[1.0, 1.0], [1.0, -1.0]])
             ... ).float()
-            tensor([[ 1.0000,  1.0000],
-                    [ 1.0000, -1.0000]])
+            tensor([[ 1.,  1.],
+                    [ 1., -1.]])
         """
         rows = vote.detach().reshape(vote.shape[0], -1)
         polar = exact_polar(rows, self.steps, self.coefficients, self.eps)

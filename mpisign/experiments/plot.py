@@ -257,6 +257,8 @@ def _finish(axis: Any, grid: Grid, own: Sequence[Summary]) -> None:
         axis.minorticks_off()
     if grid.along == "bits":
         axis.xaxis.set_major_formatter("{x:g}")
+        least = min(s.code_bits for s in own if s.code_bits)
+        axis.set_xlim(least / 1.3, max(10 * least, axis.get_xlim()[1]))  # a decade has its ticks
     if grid.along == "digit":
         axis.set_xticks(range(10))
     if grid.along == "dirichlet":

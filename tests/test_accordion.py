@@ -100,13 +100,16 @@ def test_every_step_is_its_equation(size, high):
                 assert g is None or np.array_equal(g, w), step
         return [p.detach().numpy() for p in ps]
 
-    for overlap in (False, True):
+    for overlap in (False, True) if size == 3 else (size == 4,):
         first, *others = simulation.run(size, lambda c, o=overlap: train(c, o), timeout=60)
         assert all(samples.same_lists(first, x) for x in others)
 
 
-@pytest.mark.parametrize("high", ["onebit", "lion", "lion_avg", "sparsign", "qsgd", "noisy_sign"])
-@pytest.mark.parametrize("low", ["16bit", "none"])
+@pytest.mark.parametrize(
+    "high, low",
+    [("onebit", "16bit"), ("onebit", "none"), ("lion", "16bit"), ("lion_avg", "none")]
+    + [("sparsign", "16bit"), ("qsgd", "none"), ("noisy_sign", "16bit")],
+)
 def test_a_run_goes_on_bit_for_bit(high, low):
     """With any high compression, in many buckets, through unwrap too; every result is compared."""
 
@@ -142,7 +145,7 @@ def test_what_is_owed_is_paid_in_the_first_mean():
         compression = Accordion(high=EFSign(**EXACT), low="none", every=1, threshold=9.0)
         ps, optimizer = wrapped(comm, compression)
         total = 0.0
-        for step in range(8):
+        for step in range(7):
             rate = 0.5 if step < 6 else 0.05
             got = take(ps, optimizer, gradients(2, step)[comm.rank], rate)
             total = total + rate * got[2].astype(np.float64)
@@ -154,7 +157,7 @@ def test_what_is_owed_is_paid_in_the_first_mean():
 
     wanted = sum(
         (0.5 if step < 6 else 0.05) * np.mean([gradients(2, step)[r][2] for r in range(2)], axis=0)
-        for step in range(8)
+        for step in range(7)
     )
     for total in simulation.run(2, run, timeout=30):
         assert np.allclose(total, wanted.reshape(-1), rtol=0, atol=1e-5)
@@ -247,7 +250,7 @@ def test_batch_sizes():
             batch.next_epoch()
             passes.append(batch.passes)
             for i in range(8):
-                if resumed and (epoch, i) == (2, 6):
+                if resumed and (epoch, i) == (3, 6):
                     saved, old = batch.state_dict(), optimizer.state_dict()
                     grad = w.grad.clone()
                     mpisign.unwrap(optimizer)

@@ -119,7 +119,7 @@ class Accordion(Compressor):
         steps_per_epoch: An epoch ends after so many steps. None: where ``next_epoch`` says so.
         vote_scale: Size of the update where ``high`` votes. None: the mean absolute aggregate of
             the parameter's last epoch of means that was added up.
-        fall: The learning rate fell if it is below this share of what it was an epoch before. Half a
+        fall: The learning rate fell if it is below this share of that of the epoch before. Half a
             cosine never falls so fast as by the default.
         zeros, nan, ties: Those of ``high``.
 

@@ -30,7 +30,8 @@ VOTE_LR = 2e-3
 EPOCHS = 15
 MOST_STEPS = 2000
 _EVALUATIONS = 25
-_OTHERWISE = ("none", GROUPED, "robust")  # the variants that average, --detox, --rule
+#: The variants that average, --detox, --rule; and what must hear where epochs end.
+_OTHERWISE = ("none", GROUPED, "robust", "accordion")
 
 
 def option(default: Any, help: str, type: str = "", metavar: str = "", **more: Any) -> Any:

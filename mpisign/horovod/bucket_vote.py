@@ -212,6 +212,8 @@ class BucketVote(VoteCompression):
         exchange = self._exchange
         if exchange.regimes is None:
             return {}
+        if not self._complete:
+            self._check_complete()  # finds the optimizer, whose learning rates count
         exchange.steps = self.step
         exchange.optimizer = None if self._optimizer is None else self._optimizer()
         try:

@@ -23,16 +23,21 @@ def check_every_compressor_is_that_of_the_optimizer():
         compressor = kind()
         if compressor.local_steps > 1:
             continue
-        hooked, _, _ = trained(name, steps=3)
+        more = {}
+        if name == "accordion":  # the third step goes by the high compression
+            compressor = kind(every=1, steps_per_epoch=1, threshold=100.0)
+            more["skip"] = None
+        hooked, _, _ = trained(compressor, steps=3, **more)
         net = Net()
         optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
         mpisign.DistributedOptimizer(
             optimizer,
             net.named_parameters(),
             comm=dist.group.WORLD,
-            compression=name,
+            compression=compressor,
             overlap=True,
             bucket_size=150,
+            **more,
         )
         train(net, optimizer, 3)
         for a, b in zip(net.parameters(), hooked.parameters(), strict=True):

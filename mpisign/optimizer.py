@@ -10,7 +10,6 @@ import torch
 from mpisign import policies
 from mpisign.communicator import Communicator
 from mpisign.compressors import Compressor, resolve
-from mpisign.engine.engine import Engine
 from mpisign.exchange.arguments import named_pairs
 from mpisign.exchange.buckets import BUCKET_SIZE
 from mpisign.exchange.gradient_exchange import PLANES_ONLY, GradientExchange
@@ -119,49 +118,45 @@ def DistributedOptimizer(
         bucket_size = BUCKET_SIZE
     if overlap and not isinstance(comm, Communicator):
         # Two optimizers on one engine may fill their first buckets in another order on each rank.
-        engine = Communicator(comm).engine
-    else:
-        engine = engine_of(_FUNCTION, comm)
-    settings = {
-        "skip": skip,
-        "algorithm": algorithm,
-        "byzantine_f": byzantine_f,
-        "seed": seed,
-        "bucket_size": bucket_size,
-        "warmup_steps": warmup_steps,
-        "participation": participation,
-    }
-    _wrap(optimizer, members, engine, compressor, overlap, settings)
-    return optimizer
-
-
-def _wrap(
-    optimizer: torch.optim.Optimizer,
-    members: list[ParameterSlot],
-    engine: Engine,
-    compressor: Compressor,
-    overlap: bool,
-    settings: dict[str, Any],
-) -> None:
-    """Plans the buckets of ``members`` and hooks ``optimizer``; checks come before."""
-
-    def again(optimizer: torch.optim.Optimizer, named: Any) -> None:
-        slots = [ParameterSlot(name, p) for name, p in _named(optimizer, named)]
-        _wrap(optimizer, slots, engine, compressor, overlap, settings)
-
+        comm = Communicator(comm)
+    engine = engine_of(_FUNCTION, comm)
     exchange = GradientExchange(
         "step",
         lambda: engine,
         members[::-1] if overlap else members,
         compressor,
+        skip=skip,
+        algorithm=algorithm,
+        byzantine_f=byzantine_f,
+        seed=seed,
+        bucket_size=bucket_size,
         optimizer=optimizer,
         state=True,
         number=engine.exchanges if overlap else 0,
         ahead=overlap,
-        **settings,
+        warmup_steps=warmup_steps,
+        participation=participation,
     )
     engine.exchanges += overlap
-    setattr(optimizer, KEY, StepHooks(optimizer, exchange, overlap, again))
+
+    def wrap_again(optimizer: torch.optim.Optimizer, named: Any) -> None:
+        DistributedOptimizer(
+            optimizer,
+            named,
+            comm=comm,
+            compression=compressor,
+            algorithm=algorithm,
+            byzantine_f=byzantine_f,
+            seed=seed,
+            skip=skip,
+            overlap=overlap,
+            bucket_size=bucket_size,
+            warmup_steps=warmup_steps,
+            participation=participation,
+        )
+
+    setattr(optimizer, KEY, StepHooks(optimizer, exchange, overlap, wrap_again))
+    return optimizer
 
 
 def takes_part(optimizer: torch.optim.Optimizer) -> bool:

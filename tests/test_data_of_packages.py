@@ -11,10 +11,11 @@ from mpisign.experiments.cell import Cell
 from mpisign.experiments.errors import SettingsError
 from mpisign.experiments.settings import Settings
 
-pytest.importorskip("torch", reason='pip install "mpisign[train]"')
+torch = pytest.importorskip("torch", reason='pip install "mpisign[train]"')
 from mpisign.experiments import compare, tasks  # noqa: E402
 from mpisign.experiments.run import simulated  # noqa: E402
 from mpisign.experiments.tasks import fashion, text  # noqa: E402
+from mpisign.experiments.tasks.images import Images  # noqa: E402
 
 needs_fashion = pytest.mark.skipif(
     not data.FASHION_FOLDER.is_dir(), reason="apt-get install dataset-fashion-mnist"
@@ -116,6 +117,17 @@ def test_the_fast_dirichlet_deals_as_the_slow_one(images, ranks, alpha):
     for seed in range(2):
         expected = one_by_one(labels, ranks, alpha, seed)
         assert np.array_equal(data.dirichlet(labels, ranks, alpha, seed), expected)
+
+
+def test_points_of_a_curve_are_of_a_sample_and_the_end_is_of_all():
+    images, labels = torch.zeros(30, 1, 2, 2).numpy(), np.r_[np.zeros(10), np.ones(20)].astype(int)
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2))
+    torch.nn.init.zeros_(net[1].weight)
+    net[1].bias.data = torch.tensor([1.0, 0.0])  # says 0
+    feed = data.batches(images, labels, 4, 0, 0)
+    task = Images(net, feed, 2, (images, labels), sample=10)
+    seen = [task.evaluate()[1] for step in range(3) if not step or task.loss(step) is not None]
+    assert seen == [1.0, 1.0, 1 / 3]
 
 
 def test_default_steps_of_small_and_large_sets():

@@ -58,7 +58,7 @@ def test_horovod_trains_digits_on_two_ranks():
 
 def test_examples_are_short_and_say_how_to_start_them():
     scripts = sorted(EXAMPLES.glob("*.py"))
-    assert len(scripts) == 12
+    assert len(scripts) == 13
     for script in scripts:
         text = script.read_text()
         assert 40 <= len(text.splitlines()) <= 80, script.name

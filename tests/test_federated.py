@@ -35,7 +35,7 @@ def atoms(seed, *sizes, d=4):
 def test_costs_are_those_of_the_paper():
     first, second, third = atoms(0, 3, 2, 4)
     third[1] = 0.0
-    pool = matching.Pool(4, 3, **SETTINGS)
+    pool = matching.GlobalUnits(4, 3, **SETTINGS)
     pool.add(first, np.array([0, 1, 2]))
     pool.add(second, np.array([3, 1]))
     others = [[first[0]], [first[1], second[1]], [first[2]], [second[0]]]
@@ -294,6 +294,54 @@ def test_a_round_is_what_the_papers_say():
     # The next round begins with the units that the client's own were matched to.
     assert torch.equal(own[0].weight, model[0].weight[places[0]])
     assert torch.equal(other[2].weight, model[2].weight[:, places[1]])
+
+
+def test_a_round_of_convolutions():
+    """Clients that hold one network in other orders have it in common, and so in the next round."""
+    torch.manual_seed(1)
+    net, x = picture_net(3, 4, 5), torch.randn(4, 1, 8, 8)
+
+    def play(comm):
+        own, seen = shuffled(net, comm.rank)[0], []
+
+        def train(model, layer):
+            frozen = [not p.requires_grad for p in model.parameters()]
+            assert frozen == [True] * 2 * layer + [False] * (8 - 2 * layer)
+            seen.append((model(x) - net(x)).abs().max().item())
+
+        clients = FedMA(own, train, comm)
+        widths = [clients.round().widths for _ in range(2)]
+        return widths, max(seen), (clients.model(x) - net(x)).abs().max().item()
+
+    for widths, while_training, after in simulation.run(3, play):
+        assert widths == [(3, 4, 5, 3)] * 2
+        assert max(while_training, after) < 1e-5
+
+
+def test_a_cell_of_a_study():
+    """The recipe: the same bits from ranks that are threads each time, and errors in words."""
+    pytest.importorskip("sklearn")
+    from mpisign.experiments.cell import Cell
+    from mpisign.experiments.errors import SettingsError
+    from mpisign.experiments.run import simulated
+
+    def result(compressor="none", lr=0.3, **options):
+        how = {"ranks": 2, "batch_size": 8, "dirichlet": 0.5, "steps": 2, "evaluations": 2}
+        how["task_options"] = {"hidden": [8]}
+        options = {"local_steps": 3, **options}
+        cell = Cell("digits", compressor, lr, recipe="federated", recipe_options=options, **how)
+        return simulated(cell)
+
+    first, again = (result(method="fedma", by_label=True, own_start=True) for _ in range(2))
+    assert first["digest"] == again["digest"]
+    hidden, outputs = first["widths"]
+    assert hidden >= 8 and outputs == 10 and [step for step, *_ in first["curve"]] == [1, 2]
+    assert first["bits"] >= 32 and result()["bits"] == 32
+    assert 0 < result("sparsign", 0.1, local_rate=0.3)["bits"] < 1.6
+    with pytest.raises(SettingsError, match="unknown are sigma"):
+        result(sigma=1.0)
+    with pytest.raises(SettingsError, match="method fedavg or fedma"):
+        result(method="fedprox")
 
 
 def test_clients_that_do_not_fit_raise_on_all_ranks():

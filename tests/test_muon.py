@@ -153,5 +153,10 @@ def test_muon_on_averages_is_torchs():
     net = Net()
     both = MuonAndAdamW(list(net.named_parameters()), lr=0.1)
     (muon, _), (adamw, _) = both._both
-    assert [tuple(p.shape) for p in muon.param_groups[0]["params"]] == [(6, 6), (6, 6)]
-    assert len(adamw.param_groups[0]["params"]) == len(list(net.parameters())) - 2
+    shapes = [tuple(p.shape) for p in muon.param_groups[0]["params"]]
+    assert shapes == [(4, 1, 3, 3), (6, 6), (6, 6)]
+    assert len(adamw.param_groups[0]["params"]) == len(list(net.parameters())) - 3
+    net.conv(torch.ones(1, 1, 4, 4)).sum().backward()
+    before = net.conv.weight.detach().clone()
+    both.step()
+    assert not torch.equal(before, net.conv.weight)

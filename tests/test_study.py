@@ -179,7 +179,7 @@ def test_what_only_torch_knows_is_wrong_is_told_before_anything_runs(
 def test_shipped_studies(capsys):
     assert main(["study", "list"]) == 0
     listed = capsys.readouterr().out
-    for name in ("adversaries", "batch-sizes", "heterogeneous", "transformer"):
+    for name in ("adversaries", "batch-sizes", "density", "heterogeneous", "transformer"):
         assert name in file.shipped() and name in listed
         study = file.load(name)
         groups = plan.groups(study)

@@ -82,7 +82,7 @@ def test_tables_and_pictures_by_attack_and_placement(tiny, tmp_path):
     assert "**G, ipm: backdoor accuracy, %**" in page.read_text()
 
 
-@pytest.mark.parametrize("along", ["method", "digit"])
+@pytest.mark.parametrize("along", ["method", "digit", "bits"])
 def test_pictures_of_what_is_beside_the_metric(tiny, along, tmp_path):
     _, path = tiny
     text = TINY.replace('along = "adversaries"', f'along = "{along}"')

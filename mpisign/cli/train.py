@@ -56,7 +56,7 @@ examples:
   horovodrun -np 4 --gloo mpisign train                    through Horovod, without MPI
   torchrun --nproc-per-node 4 --no-python mpisign train        through torch.distributed, on Gloo
   srun -n 4 --mpi=pmix mpisign train                       under Slurm
-  mpirun -n 4 mpisign train --data fashion-mnist           after apt-get install dataset-fashion-mnist
+  mpirun -n 4 mpisign train --data fashion-mnist           apt-get install dataset-fashion-mnist
   mpirun -n 4 mpisign train --data ~/cifar-10 --epochs 2   published files in a folder
 (more ranks than cores: mpirun --oversubscribe --bind-to none)
 

@@ -32,15 +32,15 @@ def check_fraction(compressor: Any, *names: str) -> None:
             _refuse(compressor, name, "in [0, 1)", value)
 
 
-def check_density(compressor: Any) -> None:
-    """``density`` must be in (0, 1], or None, which 1 becomes; below 1 zeros and ties follow it.
+def check_density(compressor: Any) -> bool:
+    """``density`` must be in (0, 1], or None, which 1 becomes. Whether it is below 1.
 
-    The default policies give way: a coordinate that no one votes on is a tie, not a coin.
+    Then zeros and ties follow it: a coordinate that no one votes on is a tie, not a coin.
     """
     density = compressor.density
     if density is None or (density == 1 and not isinstance(density, bool)):
         object.__setattr__(compressor, "density", None)
-        return
+        return False
     if isinstance(density, bool) or not isinstance(density, (int, float)) or not 0 < density < 1:
         _refuse(compressor, "density", "None or in (0, 1]", density)
     object.__setattr__(compressor, "density", float(density))
@@ -50,6 +50,7 @@ def check_density(compressor: Any) -> None:
         if given not in (default, only):
             _refuse(compressor, name, f"{only!r} with a density below 1", given)
         object.__setattr__(compressor, name, only)
+    return True
 
 
 def check_whole(compressor: Any, name: str, least: int, wanted: str) -> None:

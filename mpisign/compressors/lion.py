@@ -74,7 +74,7 @@ class LionAvg(Lion):
         'mean_of_signs'
     """
 
-    aggregate: ClassVar[str] = "mean_of_signs"  # type: ignore[misc]
+    aggregate: ClassVar[str] = "mean_of_signs"
 
     def __post_init__(self) -> None:
         super().__post_init__()

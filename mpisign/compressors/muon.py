@@ -74,6 +74,7 @@ class Muon(Momentum):
     others_for: tuple[str, ...] = ()
     momentum_dtype: MomentumDtype = "float32"
 
+    density: ClassVar[None] = None
     #: Classes of ``others`` by name.
     kinds: ClassVar[dict[str, type[Momentum]]] = {"lion": Lion, "signum": Signum}
 
@@ -88,8 +89,6 @@ class Muon(Momentum):
         check_bounded(self)
         self._become("others_for", "patterns of names", str, str)
         object.__setattr__(self, "others", self._others())
-        if self.polar:
-            object.__setattr__(self, "aggregate", "polar_vote")
 
     def _become(self, name: str, words: str, kind: Any, make: Callable[[Any], Any]) -> None:
         """The field, a sequence of ``kind``, becomes a tuple, as a value must be."""
@@ -111,6 +110,11 @@ class Muon(Momentum):
         if not isinstance(self.others, (Lion, Signum)):
             self._refuse("others", "'lion', 'signum', or a Compressor of these classes")
         return resolve(type(self).__name__, self.others)
+
+    @property
+    def aggregate(self) -> str:  # type: ignore[override]
+        """ "vote", or "polar_vote" with the polar step."""
+        return "polar_vote" if self.polar else "vote"
 
     def of_parameter(
         self, name: str, parameter: torch.Tensor, is_embedding: Callable[[], bool]
@@ -203,7 +207,7 @@ class MuonAvg(Muon):
     """
 
     kinds: ClassVar[dict[str, type[Momentum]]] = {"lion": LionAvg, "signum": Signum}
-    aggregate: ClassVar[str] = "mean_of_signs"
+    aggregate: ClassVar[str] = "mean_of_signs"  # type: ignore[misc]
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -24,19 +24,15 @@ class Momentum(Compressor):
     """
 
     momentum_dtype: MomentumDtype
-    density: float | None
+    density: float | None = None
     remembers: ClassVar[bool] = True
 
     def _check(self, *betas: str) -> None:
         check_fraction(self, *betas)
         dtypes = get_args(MomentumDtype)
         check_one_of(self, "momentum_dtype", dtypes, "'float32' or 'bfloat16'")
-        check_density(self)
-
-    @property
-    def aggregate(self) -> str:  # type: ignore[override]
-        """ "vote" of planes, or "gathered_vote" of coded ones where only some coordinates vote."""
-        return "vote" if self.density is None else "gathered_vote"
+        if check_density(self):  # planes that are worth coding go to all ranks
+            object.__setattr__(self, "aggregate", "gathered_vote")
 
     def _momentum(self, state: State, grad: torch.Tensor) -> torch.Tensor:
         return get_or_init(state, "momentum", grad, self.momentum_dtype)

@@ -76,8 +76,8 @@ class GradientExchange(SavedState):
     ``warmup_steps``: steps, from the first one on, in which plain averages are exchanged.
 
     ``participation``: the share of the ranks that take part in each later step, drawn anew. The
-    others send nothing that counts, keep their states, and receive the aggregate: the front end sets
-    no gradient there.
+    others send nothing that counts, keep their states, and receive the aggregate: the front end
+    sets no gradient there.
 
     ``newcomers``: called at the beginning of a step; True if ranks may have counted different
     numbers of steps, and all continue from the largest. ``before``: steps that run before each
@@ -109,7 +109,9 @@ class GradientExchange(SavedState):
     ) -> None:
         check_settings(function, compressor, algorithm, byzantine_f, bucket_size)
         check_seed(function, seed)
-        self._share = check_participation(function, participation, compressor, int(byzantine_f))
+        self._participation = check_participation(
+            function, participation, compressor, int(byzantine_f)
+        )
         super().__init__(slots, compressor, int(seed), PendingStep(function, changed_votes))
         self.function = function
         self.algorithm, self.byzantine_f = algorithm, int(byzantine_f)
@@ -134,7 +136,7 @@ class GradientExchange(SavedState):
         self.ready_slots: set[int] = set()  # ids, of this step
         self._engine_of = engine
         self.warmup_steps = check_warmup(function, warmup_steps)
-        self._terms = self.warmup_steps ^ terms(self._share)
+        self._terms = self.warmup_steps ^ terms(self._participation)
         self._drawn: tuple[Any, list[int] | None] = None, None
         self._handles: list[Handle] = []
         self._reason = self._untold = ""
@@ -159,10 +161,10 @@ class GradientExchange(SavedState):
 
     def participants(self, size: int) -> list[int] | None:
         """The ranks, of ``size``, that take part in the step that is next; None: all."""
-        if self.warming or self._share == 1:
+        if self.warming or self._participation == 1:
             return None
         if self._drawn[0] != (self.steps, size):
-            found = participants(self._share, self.seed, self.steps, size)
+            found = participants(self._participation, self.seed, self.steps, size)
             self._drawn = (self.steps, size), found
         return self._drawn[1]
 

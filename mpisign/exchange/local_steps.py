@@ -18,9 +18,11 @@ class LocalSteps:
     In each of the ``count`` steps of a round a rank moves by sparsign(g; ``budget``) alone: with
     the optimizer's learning rate and by its step, or, with ``rate``, here, and the optimizer is
     left no gradient to step on. In the last the parameters go back to the round's beginning, and
-    the sum of its sparsigns is what the rank sends. A rank without gradients stays where it is. State: "start", the parameters then, and "sum",
-    float32. In the middle of a round ranks hold parameters of their own; what else the optimizer
-    kept then, a momentum, would differ for ever, so that it must keep nothing.
+    the sum of its sparsigns is what the rank sends. A rank without gradients stays where it is.
+
+    State: "start", the parameters then, and "sum", float32. In the middle of a round ranks hold
+    parameters of their own; what else the optimizer kept then, a momentum, would differ for ever,
+    so that it must keep nothing.
     """
 
     def __init__(

@@ -35,6 +35,7 @@ from mpisign.experiments.world import TrainingWorld
 from mpisign.log import TensorBoard
 
 _POINTS = 100  # of TensorBoard's curves
+_SAMPLE = 2000  # test images of a curve's points: 10,000 take seconds; the end is of all
 _HEAD_START = 1.0  # seconds that rank 0 has for its message before a launcher ends all ranks
 
 
@@ -186,7 +187,8 @@ def train(
     groups = None if comm is None else settings.groups(comm)
     share = world.rank, world.size, cell.batch_size, cell.seed
     feed = data.feed(dataset, *share, groups, order=settings.order)
-    task = Images(net, feed, steps, (dataset.test_images, dataset.test_labels))
+    test = dataset.test_images, dataset.test_labels
+    task = Images(net, feed, steps, test, sample=_SAMPLE)
     voters = groups if variant.votes else None
     compressor = compression.compressor(cell, voters)
     optimizer = variant.wrap(cell, task.named, compressor)

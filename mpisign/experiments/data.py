@@ -142,7 +142,7 @@ def feed(
 
 def share(
     dataset: Dataset, rank: int, size: int, seed: int, alpha: float | None
-) -> tuple[Images, Labels]:
+) -> tuple[Pixels, Labels]:
     """What ``rank`` of ``size`` learns from: its shard, or its Dirichlet share."""
     if alpha is None:
         return dataset.shard(rank, size)

@@ -30,7 +30,7 @@ def build(shape: tuple[int, int, int], seed: int) -> nn.Module:
     channels, height, width = shape
     if max(height, width) <= _SMALL:
         return seeded(seed, lambda: perceptron(channels * height * width, _HIDDEN))
-    return seeded(seed, lambda: _convolutional(channels, height, width))
+    return seeded(seed, lambda: convolutional(channels, height, width))
 
 
 def perceptron(inputs: int, hidden: Sequence[int]) -> nn.Module:
@@ -54,7 +54,8 @@ def lenet() -> nn.Module:
     )
 
 
-def _convolutional(channels: int, height: int, width: int) -> nn.Module:
+def convolutional(channels: int, height: int, width: int) -> nn.Module:
+    """Two convolutions with ReLU and maxima, a hidden layer of 128, ten outputs."""
     return nn.Sequential(
         nn.Conv2d(channels, 32, 3, padding=1),
         nn.ReLU(),

@@ -17,8 +17,8 @@ from mpisign.experiments.tasks.base import Named
 class PlainMuon(torch.optim.Optimizer):
     """m = b m + (1 - b) g; p -= lr (sqrt(max(1, rows / columns)) U + wd p), U the polar factor.
 
-    As torch.optim.Muon, of m or of Nesterov's, but in float32: torch's own computes in bfloat16,
-    which takes several times as long on a processor without its instructions.
+    As torch.optim.Muon, of m or of Nesterov's, but of kernels too, as (out, in k k), and in
+    float32: torch's computes in bfloat16, which is slow on a processor without its instructions.
     Source: Jordan et al. 2024, Muon.
     """
 
@@ -45,13 +45,15 @@ class PlainMuon(torch.optim.Optimizer):
                 m = self.state[p].setdefault("momentum", torch.zeros_like(p))
                 m.lerp_(p.grad, 1 - self._momentum)
                 ahead = p.grad.lerp(m, self._momentum) if self._nesterov else m
-                scale = max(1.0, p.shape[0] / p.shape[1]) ** 0.5
+                rows = ahead.reshape(len(p), -1)
+                scale = max(1.0, rows.shape[0] / rows.shape[1]) ** 0.5
                 p.mul_(1 - group["lr"] * self._decay)
-                p.sub_(orthogonalize(ahead, *self._iteration), alpha=group["lr"] * scale)
+                u = orthogonalize(rows, *self._iteration).reshape(p.shape)
+                p.sub_(u, alpha=group["lr"] * scale)
 
 
 class MuonAndAdamW(torch.optim.Optimizer):
-    """Muon for what ``Compression.muon`` takes for a matrix of two dimensions, AdamW for the rest.
+    """Muon for what ``Compression.muon(others_for=...)`` takes for a matrix, AdamW for the rest.
 
     Both follow the groups' learning rate, AdamW at ``share`` of it. ``weight_decay``: Muon's;
     ``rest_decay``: AdamW's. Keeps the two optimizers' state out of ``state_dict``: for studies.
@@ -65,13 +67,15 @@ class MuonAndAdamW(torch.optim.Optimizer):
         weight_decay: float = 0.1,
         rest_decay: float = 0.01,
         nesterov: bool = True,
+        others_for: Sequence[str] = (),
     ) -> None:
         super().__init__([p for _, p in named], {"lr": lr})
-        compressor, embeddings = Muon(), Embeddings()
-        matrices, rest = [], []
+        compressor, embeddings = Muon(others_for=tuple(others_for)), Embeddings()
+        matrices: list[torch.Tensor] = []
+        rest: list[torch.Tensor] = []
         for name, p in named:
             of = compressor.of_parameter(name, p, partial(embeddings.has, name, p))
-            (matrices if of is compressor and p.dim() == 2 else rest).append(p)
+            (matrices if of is compressor else rest).append(p)
         muon = PlainMuon(matrices, lr, weight_decay, nesterov=nesterov)
         self._both = (
             (muon, 1.0),

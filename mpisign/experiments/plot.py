@@ -76,8 +76,11 @@ def _split(grid: Grid) -> list[str]:
 
 
 # Okabe and Ito's colours, which colour-blind people can tell apart; markers and dashes differ too.
-_COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C8C8C")
-_MARKERS = "os^Dv<>P"
+_COLOURS: tuple[str, ...] = (
+    *("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C8C8C"),
+    "#882255",
+)
+_MARKERS = "os^Dv<>PX"
 _GREY = "#8c8c8c"
 #: Averages are dashed, with dashes that fill each other's gaps, as all averages give one curve.
 _LOOKS: dict[str, tuple[str, Any]] = {
@@ -176,9 +179,18 @@ def _looks(study: Study) -> dict[str, Look]:
     """How each method is drawn."""
     methods = {_curve(g, m): m for g in study.grids for m in g.methods}
     grouped = any(m.compressor == GROUPED for m in methods.values())
-    lines = ["--" if grouped and m.compressor != GROUPED else "-" for m in methods.values()]
-    looks = zip(itertools.cycle(_COLOURS), itertools.cycle(_MARKERS), lines, strict=False)
-    return dict(zip(methods, looks, strict=True))
+    free = iter(zip(itertools.cycle(_COLOURS), itertools.cycle(_MARKERS), strict=False))
+    whole: dict[str, tuple[str, str]] = {}  # a method of a share of the ranks looks like it, dashed
+    looks = {}
+    for label, m in methods.items():
+        if m.participation is not None and (same := f"{m.compressor} {m.options}") in whole:
+            looks[label] = (*whole[same], "--")
+            continue
+        look = next(free)
+        if m.participation is None:
+            whole[f"{m.compressor} {m.options}"] = look
+        looks[label] = (*look, "--" if grouped and m.compressor != GROUPED else "-")
+    return looks
 
 
 def _level(axes: Any, all_panels: Sequence[Panel]) -> None:
@@ -257,6 +269,8 @@ def _finish(axis: Any, grid: Grid, own: Sequence[Summary]) -> None:
         axis.minorticks_off()
     if grid.along == "bits":
         axis.xaxis.set_major_formatter("{x:g}")
+        least = min(s.code_bits for s in own if s.code_bits)
+        axis.set_xlim(least / 1.3, max(10 * least, axis.get_xlim()[1]))  # a decade has its ticks
     if grid.along == "digit":
         axis.set_xticks(range(10))
     if grid.along == "dirichlet":

@@ -95,9 +95,14 @@ _AXES = {
 
 def tables(study: Study, summaries: Sequence[Summary]) -> list[TextTable]:
     """Of each grid: the metric, the learning rates where they were chosen, the bits."""
-    made = []
+    made: list[TextTable] = []
+    seen: list[set[str]] = []
     for grid in study.grids:
         own = [s for s in summaries if s.group.grid is grid]
+        cells = {c.key for s in own for c in s.group.reported(s.lr or 1.0)}
+        if cells in seen:
+            continue  # the same cells once more, for another picture
+        seen.append(cells)
         for title, part in _parts(grid, own):
             made.append(_table(grid, part, f"{title}: {metric(grid.task).heading}", _metric))
             for name in grid.also:

@@ -163,9 +163,9 @@ class FedMA:
     def _exchange(self, n: int, own: Weights) -> Any:
         last = n == len(self._known) - 1
         extra = int(last and self._counts is not None)
-        atoms = own.atoms.astype(np.float32)
-        if extra:
-            atoms = np.hstack([atoms, self._counts[:, None]])  # type: ignore[index]
+        atoms = own.atoms
+        if last and self._counts is not None:
+            atoms = np.hstack([atoms, self._counts[:, None]])
 
         def decide(rows: list[Array], weights: list[float]) -> tuple[Array, Sequence[Units]]:
             if not last:
@@ -177,7 +177,7 @@ class FedMA:
         return through_server(
             engine_of(_FUNCTION, self._comm),
             _FUNCTION,
-            atoms,
+            atoms.astype(np.float32),
             decide,
             layer=n,
             round_=self.rounds,

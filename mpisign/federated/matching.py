@@ -25,7 +25,7 @@ def hungarian() -> Callable[..., Any]:
     return linear_sum_assignment  # type: ignore[no-any-return]
 
 
-class Pool:
+class GlobalUnits:
     """The global units that some clients have formed so far.
 
     ``sums`` (L, d): each unit's posterior mean times its precision; ``counts`` (L,): how many
@@ -85,7 +85,7 @@ def match(
     take turns in their order, where PFNM draws it.
     """
     solve = hungarian()
-    pool = Pool(atoms[0].shape[1], len(atoms), sigma, sigma0, gamma)
+    pool = GlobalUnits(atoms[0].shape[1], len(atoms), sigma, sigma0, gamma)
     places: list[Units] = [np.zeros(0, dtype=np.int64) for _ in atoms]
 
     def join(j: int) -> None:

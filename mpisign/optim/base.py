@@ -6,6 +6,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import numpy as np
 import torch
 
 from mpisign.exchange.arguments import check_seed, named_pairs
@@ -64,10 +65,10 @@ class CompressedOptimizer(torch.optim.Optimizer):
         for group in self.param_groups:
             check_group(name, group)
             check_shared(name, group, defaults)
-        compressor = MomentumMean(block=block, missing=self._missing)
+        compressor = MomentumMean(block=block, missing=self._missing_of)
         self._slots = [MomentumSlot(n, p) for n, p in self._named()]
         self._slot_of = {s.parameter: s for s in self._slots}
-        self._group_of = {p: g for g in self.param_groups for p in g["params"]}
+        self._find_groups()
         self.exchange = MomentumExchange(
             name,
             engine_of(name, comm),
@@ -155,6 +156,9 @@ class CompressedOptimizer(torch.optim.Optimizer):
     @abstractmethod
     def _advance(self, reason: str) -> None:
         """One step but for the count. ``reason``: why this rank cannot take part, if so."""
+
+    def _missing_of(self, state: dict[str, Any]) -> torch.Tensor:
+        return self._missing(next(s.parameter for s in self._slots if s.state is state))
 
     @abstractmethod
     def _missing(self, p: torch.Tensor) -> torch.Tensor:
@@ -262,12 +266,24 @@ class CompressedOptimizer(torch.optim.Optimizer):
             for key, value in state_dict["state"].get(n, {}).items():
                 if isinstance(value, torch.Tensor) and key in self.state[p]:
                     self.state[p][key] = value.detach().to(p.device, copy=True)
+        self._find_groups()
         self._wrappers = None
+
+    def _find_groups(self) -> None:
+        self._group_of = {p: g for g in self.param_groups for p in g["params"]}
 
 
 def mix(m: torch.Tensor, b: float, g: torch.Tensor) -> torch.Tensor:
     """b m + (1 - b) g in float32, each product rounded: the same bits on every processor."""
     return (m * b).add_(g.float() * (1.0 - b))
+
+
+def denominator_of(v: torch.Tensor, eps: float) -> torch.Tensor:
+    """sqrt(v) + eps."""
+    # On a CPU torch.sqrt is MKL's: one root in five is not the nearest float32, and which depends
+    # on the processor.
+    root = v.sqrt() if v.device.type != "cpu" else torch.from_numpy(np.sqrt(v.numpy()))
+    return root.add_(eps)
 
 
 def move(p: torch.Tensor, update: torch.Tensor, lr: float, decay: float) -> None:

@@ -28,7 +28,8 @@ from mpisign.transports.tagged import TaggedTransport
 #: The option of a parameter group that keeps momenta at zero, as DeepSpeed calls it.
 MASK = "exp_avg_mask"
 
-Missing = Callable[[torch.Tensor], torch.Tensor]
+#: From a slot's state, what the rank sends for its parameter.
+Missing = Callable[[State], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class MomentumMean(Scaled):
 
     def compress_missing(self, parameter: torch.Tensor, state: State) -> torch.Tensor:
         assert self.missing is not None
-        return self.missing(parameter)
+        return self.missing(state)
 
     def initial_state(self, parameter: torch.Tensor) -> State:
         state: State = {}
@@ -69,7 +70,7 @@ class _ShortMean(BF16Mean):
 
     def compress_missing(self, parameter: torch.Tensor, state: State) -> torch.Tensor:
         assert self.missing is not None
-        return self.missing(parameter)
+        return self.missing(state)
 
 
 class MomentumExchange(GradientExchange):
@@ -109,6 +110,10 @@ class MomentumExchange(GradientExchange):
                 bucket.compressor = _ShortMean(nan="raise", missing=compressor.missing)
         self._masks: dict[int, tuple[torch.Tensor, int, str]] = {}
         self._not_finite = 0
+
+    def compare_state(self, compare: bool) -> None:
+        """Whether the optimizer's state must be equal on all ranks where parameters must be."""
+        self._state_of = self.optimizer if compare else None
 
     @property
     def warming(self) -> bool:

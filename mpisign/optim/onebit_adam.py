@@ -8,7 +8,7 @@ import torch
 
 from mpisign.exchange.skip import Rule
 from mpisign.optim.arguments import check_steps
-from mpisign.optim.base import CompressedOptimizer, Params, mix, move
+from mpisign.optim.base import CompressedOptimizer, Params, denominator_of, mix, move
 
 
 class OneBitAdam(CompressedOptimizer):
@@ -111,7 +111,7 @@ class OneBitAdam(CompressedOptimizer):
 
     def _move(self, p: torch.Tensor) -> None:
         state, group = self.state[p], self._group_of[p]
-        update = state["exp_avg"] / state["exp_avg_sq"].sqrt().add_(group["eps"])
+        update = state["exp_avg"] / denominator_of(state["exp_avg_sq"], group["eps"])
         move(p, update, float(group["lr"]), group["weight_decay"])
 
 

@@ -9,7 +9,7 @@ import torch
 
 from mpisign.exchange.skip import Rule
 from mpisign.optim.arguments import check_number, check_steps
-from mpisign.optim.base import CompressedOptimizer, Params, mix, move
+from mpisign.optim.base import CompressedOptimizer, Params, denominator_of, mix, move
 from mpisign.optim.onebit_adam import adam
 
 
@@ -122,7 +122,7 @@ class OneBitLamb(CompressedOptimizer):
     def _warm_up(self, p: torch.Tensor) -> None:
         """A step of LAMB, and the running mean of its trust ratio."""
         state, group = self.state[p], self._group_of[p]
-        update = state["exp_avg"] / state["exp_avg_sq"].sqrt().add_(group["eps"])
+        update = state["exp_avg"] / denominator_of(state["exp_avg_sq"], group["eps"])
         if group["weight_decay"]:
             update.add_(p.float() * group["weight_decay"])
         sizes, c = (norm(p), norm(update)), 1.0
@@ -165,8 +165,8 @@ class OneBitLamb(CompressedOptimizer):
         state["exp_avg"] = m = mean.div_(state["scaling_coeff"]).mul_(alive)
         g = (m - before * b1).div_(1.0 - b1)
         state["exp_avg_sq_fresh"] = mix(state["exp_avg_sq_fresh"], b2, g * g)
-        denominator = state["exp_avg_sq"].sqrt().add_(eps)
-        fresh = state["exp_avg_sq_fresh"].sqrt().add_(eps)
+        denominator = denominator_of(state["exp_avg_sq"], eps)
+        fresh = denominator_of(state["exp_avg_sq_fresh"], eps)
         factor = float((denominator / fresh).max())
         update = m / denominator
         if decay:

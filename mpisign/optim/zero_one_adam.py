@@ -8,7 +8,7 @@ import torch
 
 from mpisign.exchange.skip import Rule
 from mpisign.optim.arguments import check_steps
-from mpisign.optim.base import CompressedOptimizer, Params, mix, move
+from mpisign.optim.base import CompressedOptimizer, Params, denominator_of, mix, move
 from mpisign.optim.onebit_adam import adam
 
 
@@ -120,7 +120,7 @@ class ZeroOneAdam(CompressedOptimizer):
                 alive = self._alive(p)
                 self._clear_residual(p, alive)
                 state["exp_avg"] = mix(state["exp_avg"], group["betas"][0], g.mul_(alive))
-            denominator = state["exp_avg_sq"].sqrt().add_(group["eps"])
+            denominator = denominator_of(state["exp_avg_sq"], group["eps"])
             move(p, state["exp_avg"] / denominator, float(group["lr"]), group["weight_decay"])
         for group in self.param_groups if refresh else ():
             group["var_counter"] += 1
@@ -173,7 +173,7 @@ class ZeroOneAdam(CompressedOptimizer):
         """m, the step, and u after this rank's gradient; nothing is written."""
         state, group = self._state_of(p), self._group_of[p]
         m = mix(state["exp_avg"], group["betas"][0], p.grad.detach()).mul_(self._alive(p))  # type: ignore[union-attr]
-        update = m / state["exp_avg_sq"].sqrt().add_(group["eps"])
+        update = m / denominator_of(state["exp_avg_sq"], group["eps"])
         if group["weight_decay"]:
             update.add_(p.float() * group["weight_decay"])
         update.mul_(float(group["lr"]))
@@ -184,11 +184,15 @@ class ZeroOneAdam(CompressedOptimizer):
         """x and m from the mean of all u; parameters stay at this rank's own if it fails."""
 
         def sent(p: torch.Tensor) -> torch.Tensor | None:
-            return sums[p].mul_(self._denominator(p)) if p in sums else None
+            if p not in sums:
+                return None
+            return sums[p].mul_(self._denominator(p)).mul_(self._alive(p))
 
         own = {p: p.detach().clone() for p in self._slot_of if "start" in self.state[p]}
         for p in own:
             p.copy_(self.state[p]["start"])
+        # After local steps each rank has its own m and u.
+        self.exchange_now().compare_state(self.synchronised)
         try:
             means = self._average(reason, False, sent)
         except Exception:
@@ -206,7 +210,7 @@ class ZeroOneAdam(CompressedOptimizer):
                 self.state[p].pop(key, None)
 
     def _denominator(self, p: torch.Tensor) -> torch.Tensor:
-        return self._state_of(p)["exp_avg_sq"].sqrt().add_(self._group_of[p]["eps"])  # type: ignore[no-any-return]
+        return denominator_of(self._state_of(p)["exp_avg_sq"], self._group_of[p]["eps"])  # type: ignore[no-any-return]
 
     def _missing(self, p: torch.Tensor) -> torch.Tensor:
         return torch.zeros_like(p, dtype=torch.float32)

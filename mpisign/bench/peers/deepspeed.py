@@ -61,6 +61,53 @@ def _start(via: Via, gradient: Gradient) -> Running:
     )
 
 
+class OneBitAdam:
+    """DeepSpeed's OnebitAdam over its MPI backend; gradients are averaged until it compresses.
+
+    As torch's optimizers for what a training loop calls. ``freeze_step``: steps on averages; its
+    first step, on zeros here, moves nothing.
+    """
+
+    def __init__(self, parameters: list[Any], lr: float, freeze_step: int, via: Any) -> None:
+        _installed()
+        with _quiet(), _numpy_as_cupy():
+            module: Any = importlib.import_module("deepspeed.runtime.fp16.onebit.adam")
+            self._engine = types.SimpleNamespace(
+                mpu=None, local_rank=0, enable_backward_allreduce=True
+            )
+            rank, size = via.rank, via.size
+            module.dist = types.SimpleNamespace(
+                is_initialized=lambda: True, get_rank=lambda: rank, get_world_size=lambda: size
+            )
+            self._optimizer = module.OnebitAdam(
+                parameters, self._engine, lr, freeze_step + 1, comm_backend_name="mpi"
+            )
+        self._parameters = parameters
+        for p in parameters:
+            p.grad = torch.zeros_like(p)
+        self._step()
+        self.param_groups = self._optimizer.param_groups
+        self.zero_grad = self._optimizer.zero_grad
+        self.state_dict = self._optimizer.state_dict
+
+    def step(self) -> None:
+        """One step on the gradients."""
+        if self._engine.enable_backward_allreduce:
+            from mpi4py import MPI
+
+            comm = MPI.COMM_WORLD
+            flat = torch.cat([p.grad.reshape(-1) for p in self._parameters]).numpy()
+            comm.Allreduce(MPI.IN_PLACE, flat)
+            parts = np.split(flat, np.cumsum([p.numel() for p in self._parameters])[:-1])
+            for p, part in zip(self._parameters, parts, strict=True):
+                p.grad.copy_(torch.from_numpy(part).view(p.shape)).div_(comm.size)
+        self._step()
+
+    def _step(self) -> None:
+        with contextlib.redirect_stdout(io.StringIO()):
+            self._optimizer.step()
+
+
 def _installed() -> None:
     try:
         found = importlib.metadata.version("deepspeed")

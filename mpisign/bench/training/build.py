@@ -22,6 +22,8 @@ from mpisign.experiments.errors import SettingsError
 
 _IN_BUCKETS = ("mpi", "horovod", "ddp")
 _ONE_BUCKET = 1 << 20  # MB
+#: Steps on averages of optimizers that then compress: few, so that these are not timed.
+FREEZE_STEP = 2
 _OUR_BUCKET = 4  # MB: our hook starts when DDP's bucket is full (docs/torch.md)
 
 
@@ -82,7 +84,15 @@ def build(
     sgd = torch.optim.SGD(net.parameters(), lr=lr, momentum=names.momentum(method))
     training, named = Training(net, net, sgd, lr), list(net.named_parameters())
     ours: Any = {"compression": method.compressor, "seed": seed}
-    if method.via == "mpi":
+    if method.front == "optim":
+        assert via is not None
+        training.optimizer = _optimizer(method.name, named, lr, seed, via.argument())
+    elif method.name == names.DEEPSPEED:
+        from mpisign.bench.peers import deepspeed
+
+        parameters = list(net.parameters())
+        training.optimizer = deepspeed.OneBitAdam(parameters, lr, FREEZE_STEP, via)
+    elif method.via == "mpi":
         assert via is not None
         more = {"comm": via.argument(), "overlap": method.front == "mpi"}
         training.optimizer = mpisign.DistributedOptimizer(sgd, named, **more, **ours)
@@ -105,6 +115,15 @@ def build(
         )
         training.bucket = 4 * max(sum(b.layout.lengths) for b in buckets)
     return training
+
+
+def _optimizer(name: str, named: Any, lr: float, seed: int, comm: Any) -> torch.optim.Optimizer:
+    """One of ``mpisign.optim``, compressing after ``FREEZE_STEP`` steps."""
+    from mpisign import optim
+
+    make: Any = getattr(optim, names.OPTIMIZERS[name])
+    made: torch.optim.Optimizer = make(named, lr, freeze_step=FREEZE_STEP, comm=comm, seed=seed)
+    return made
 
 
 def _compression(method: TrainingMethod, training: Training, named: list[Any], seed: int) -> Any:

@@ -14,6 +14,14 @@ BASE = "horovod-fp16"
 PEERS = ("horovod-fp32", "horovod-fp16", "ddp-fp32", "ddp-fp16", "ddp-powersgd")
 #: mpisign's front ends: each with any compressor, as FRONT-COMPRESSOR. Longer names first.
 FRONTS = ("mpi-at-step", "mpi", "horovod-unmodified", "horovod", "ddp")
+#: Optimizers that exchange by themselves, over MPI: ours, by their names in mpisign.optim. Not
+#: ZeroOneAdam, whose replicas are not equal after every step.
+OPTIMIZERS = {
+    "optim-onebit-adam": "OneBitAdam",
+    "optim-onebit-lamb": "OneBitLamb",
+}
+#: DeepSpeed's, beside them.
+DEEPSPEED = "deepspeed-onebit-adam"
 COMPRESSORS = (
     "sign", "signum", "lion", "lion_avg", "muon", "muon_avg", "ef_sign", "onebit", "sparsign",
     "ef_sparsign", "noisy_sign", "stochastic_sign", "terngrad", "qsgd",
@@ -27,6 +35,7 @@ MOMENTUM = 0.9  # of every method: torch's SGD has it where the compressor has n
 
 _AVERAGE = 0.03
 _SIGNS = 2e-4
+_ADAM = 1e-3
 #: Compressors whose result is like an averaged gradient, and which keep no momentum of their own.
 _PLAIN = ("ef_sign", "terngrad", "qsgd")
 #: Its momentum is a mean of gradients, torch's a sum of 10.
@@ -51,14 +60,17 @@ class TrainingMethod:
     def via(self) -> str:
         """ "mpi", "torch", "horovod", or "" without communication."""
         first = self.name.partition("-")[0]
-        return {NONE: "", "ddp": "torch"}.get(first, first)
+        known = {NONE: "", "ddp": "torch", "optim": "mpi", "deepspeed": "mpi"}
+        return known.get(first, first)
 
 
 def methods(names: tuple[str, ...], compressors: tuple[str, ...]) -> tuple[TrainingMethod, ...]:
     """Each of ``names`` once, a front end alone with each of ``compressors``; ValueError."""
     found: dict[str, TrainingMethod] = {}
     for name in names:
-        if name == NONE or name in PEERS:
+        if name in OPTIMIZERS:
+            found[name] = TrainingMethod(name, "optim", "onebit")
+        elif name == NONE or name in PEERS or name == DEEPSPEED:
             found[name] = TrainingMethod(name, name, "")
         elif name in FRONTS:
             for compressor in compressors:
@@ -75,13 +87,15 @@ def _ours(name: str) -> TrainingMethod:
         if compressor in COMPRESSORS:
             return TrainingMethod(name, front, compressor)
     raise ValueError(
-        f"{name!r} is none of {', '.join((NONE, *PEERS, *FRONTS))}, and no FRONT-COMPRESSOR such "
-        "as ddp-lion"
+        f"{name!r} is none of {', '.join((NONE, *PEERS, *OPTIMIZERS, DEEPSPEED, *FRONTS))}, and "
+        "no FRONT-COMPRESSOR such as ddp-lion"
     )
 
 
 def rate(method: TrainingMethod) -> float:
     """The learning rate at the start of a method's schedule."""
+    if method.front == "optim" or method.name == DEEPSPEED:
+        return _ADAM
     if method.compressor == "onebit":
         return _ONEBIT
     return _AVERAGE if not method.ours or method.compressor in _PLAIN else _SIGNS

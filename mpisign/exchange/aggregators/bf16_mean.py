@@ -35,7 +35,7 @@ class BF16MeanAggregator(Aggregator):
             flat = [self._sent(m).to("cpu", torch.bfloat16).reshape(-1) for m in self.slots]
             self._own = torch.cat(flat)
             nans = int(self._own.isnan().sum())
-        header.nans = nans
+        header.nans = max(header.nans, nans)
 
     def _sent(self, m: ParameterSlot) -> torch.Tensor:
         if m.grad is None:

@@ -23,7 +23,7 @@ class WarmUpAggregator(AverageAggregator):
         super().begin(header, message)
         if self.compressor.nan == "raise":
             grads = [m.grad.detach() for m in self.slots if m.grad is not None]
-            header.nans = sum(int(g.isnan().sum()) for g in grads)
+            header.nans = max(header.nans, sum(int(g.isnan().sum()) for g in grads))
 
     def _sent(self, m: ParameterSlot) -> torch.Tensor | None:
         sent = super()._sent(m)

@@ -23,17 +23,27 @@ Feed = Iterator[tuple[data.Images, data.Labels]]
 
 
 class Images(Task):
-    """A classifier ``net``, the batches of this rank, and what it is evaluated on."""
+    """A classifier ``net``, the batches of this rank, and what it is evaluated on.
+
+    Before the last of ``steps`` it is evaluated on the first ``sample`` images alone, if given.
+    """
 
     def __init__(
-        self, net: nn.Module, feed: Feed, steps: int, *held_out: tuple[data.Pixels, data.Labels]
+        self,
+        net: nn.Module,
+        feed: Feed,
+        steps: int,
+        *held_out: tuple[data.Pixels, data.Labels],
+        sample: int | None = None,
     ) -> None:
         self.net, self.steps, self._feed = net, steps, feed
+        self._taken, self._sample = 0, sample
         self.named = list(net.named_parameters())
         self._held_out = [(torch.from_numpy(x), torch.from_numpy(y)) for x, y in held_out]
 
     def loss(self, step: int) -> torch.Tensor:
         images, labels = next(self._feed)
+        self._taken += 1
         if self.spoil is not None:
             images, labels = self.spoil(images, labels)
         return nn.functional.cross_entropy(
@@ -41,7 +51,8 @@ class Images(Task):
         )
 
     def evaluate(self) -> tuple[float, float]:
-        found = [model.accuracy(self.net, *part) for part in self._held_out]
+        some = self._sample if self._taken < self.steps else None
+        found = [model.accuracy(self.net, x[:some], y[:some]) for x, y in self._held_out]
         return found[0], found[-1]
 
 
@@ -90,10 +101,15 @@ class Digits(Dealt):
         hidden: Sequence[int] = (64,),
         dealt: str = "once",
         groups: Groups | None = None,
+        net: str = "perceptron",
     ) -> None:
-        super().__init__(
-            cell, rank, digits_of_study(), lambda: model.perceptron(64, hidden), dealt, groups
-        )
+        made = {
+            "perceptron": lambda: model.perceptron(64, hidden),
+            "convolutional": lambda: model.convolutional(1, 8, 8),
+        }
+        if net not in made:
+            raise SettingsError(f"net: expected one of {', '.join(made)}, got {net!r}")
+        super().__init__(cell, rank, digits_of_study(), made[net], dealt, groups)
 
     def more(self) -> dict[str, Any]:
         images, labels = self._held_out[1]

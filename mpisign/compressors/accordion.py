@@ -188,13 +188,29 @@ class Accordion(Compressor):
         return self._high if state.get(REGIME, {}).get("high") else self.averaging()
 
     def averaging(self) -> Compressor:
-        """What sends the means."""
+        """What parameters send that are low.
+
+        Returns:
+            A compressor whose aggregate is "low_halves" or "low_average".
+
+        Example:
+            >>> Accordion(low="none").averaging().aggregate
+            'low_average'
+        """
         kind: Any = self.mean or (Low16 if self.low == "16bit" else Low32)
         made: Compressor = kind(zeros=self.zeros, nan=self.nan, ties=self.ties, high=self._high)
         return made
 
     def in_16_bits(self) -> Compressor:
-        """What sends parameters that never vote: in the bucket of means, if these have 16 bits."""
+        """What parameters send that never vote.
+
+        Returns:
+            That of the means, so that they share a bucket, if these have 16 bits.
+
+        Example:
+            >>> Accordion().in_16_bits() == Accordion().averaging()
+            True
+        """
         return self.averaging() if self.low == "16bit" else BF16Mean(nan=self.nan)
 
     def of_parameter(self, *of: Any) -> Compressor:

@@ -11,7 +11,12 @@ VOTES = [
     "test_counts.py",
     "test_compressed_mean.py",
 ]
-COMPRESSORS = ["test_every_compressor.py", "test_signmuon.py", "test_gathered.py", "test_attacks_in_a_job.py"]
+COMPRESSORS = [
+    "test_every_compressor.py",
+    "test_signmuon.py",
+    "test_gathered.py",
+    "test_attacks_in_a_job.py",
+]
 
 
 @pytest.mark.timeout(600)

@@ -144,7 +144,11 @@ class MajorityVoteState(HookState):
         return self._exchange.steps - self._exchange.pending.open
 
     def next_epoch(self) -> dict[str, str]:
-        """Ends an epoch of ``Compression.accordion``: see ``mpisign.next_epoch``."""
+        """Ends an epoch of ``Compression.accordion``: see ``mpisign.next_epoch``.
+
+        Returns:
+            What each parameter sends from now on, "high" or "low", by name.
+        """
         self._exchange.optimizer = self.optimizer
         return self._exchange.next_epoch()
 

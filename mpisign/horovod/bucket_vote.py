@@ -197,7 +197,11 @@ class BucketVote(VoteCompression):
         return grad
 
     def next_epoch(self) -> dict[str, str]:
-        """Ends an epoch of ``Compression.accordion``: see ``mpisign.next_epoch``."""
+        """Ends an epoch of ``Compression.accordion``: see ``mpisign.next_epoch``.
+
+        Returns:
+            What each parameter sends from now on, "high" or "low", by name.
+        """
         if self._exchange.settle():
             self.step = self._begun
         found: dict[str, str] = self._at_step(self._exchange.next_epoch)

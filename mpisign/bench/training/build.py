@@ -37,7 +37,7 @@ class Training:
 
     net: nn.Module
     module: nn.Module
-    optimizer: torch.optim.Optimizer
+    optimizer: Any  # what a training loop calls of torch.optim.Optimizer
     lr: float
     saved: Callable[[], Any] = dict
     bucket: int = 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import sys
 import threading
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +18,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+from launchers import ROOT
 
 import mpisign
 from mpisign import optim, simulation
@@ -30,6 +32,17 @@ LAMB = {"max_coeff": 10.0, "min_coeff": 0.01, "coeff_beta": 0.9, "factor_max": 4
 LAMB |= {"factor_min": 0.5, "factor_threshold": 0.1}
 LOCAL = {"var_update_scaler": 3, "local_step_scaler": 3, "local_step_clipper": 4}
 COMMON = {"lr": 0.01, "betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.05}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def deepspeed_of_ci():
+    """Where .ci/run puts DeepSpeed, out of sight of what would take it for the whole of it."""
+    folder = str(ROOT / ".venv" / "deepspeed")
+    sys.path.append(folder)
+    yield
+    sys.path.remove(folder)
+    for name in [n for n in sys.modules if n.split(".")[0] == "deepspeed"]:
+        del sys.modules[name]
 
 
 def theirs_of(name: str) -> tuple[Any, type]:

@@ -56,7 +56,7 @@ def main() -> None:
         for model in (full, copy.deepcopy(full)):
             if runs:
                 mpisign.lowrank.factorize(model, min_size=1024)
-            optimizer = torch.optim.SGD(model.parameters(), lr=1e-5)
+            optimizer = torch.optim.SGD(model.parameters(), lr=2e-3)
             mpisign.DistributedOptimizer(optimizer, compression="signum", skip=None)
             runs.append((model, optimizer, x))
             sizes.append(sum(p.numel() for p in model.parameters()))

@@ -251,7 +251,7 @@ def test_arguments(name, options, error):
 
 
 def alone() -> mpisign.Communicator:
-    """One rank that needs no MPI, which another test of this process may have kept from starting."""
+    """One rank without MPI, which another test of this process may have kept from starting."""
     return mpisign.Communicator(ThreadTransport(World(1), 0))
 
 

@@ -283,3 +283,25 @@ def test_ddp_that_has_averaged_is_refused(tmp_path):
         del ddp
     finally:
         torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("kind", [optim.OneBitAdam, optim.ZeroOneAdam, optim.OneBitLamb])
+def test_scalars_and_empty_tensors_from_different_starts(kind):
+    """Rank 0's start is everyone's, also of a parameter of no dimension and of one of no size."""
+    freeze = "var_freeze_step" if kind is optim.ZeroOneAdam else "freeze_step"
+
+    def train(comm):
+        ps = [
+            torch.nn.Parameter(torch.full(shape, float(comm.rank)))
+            for shape in ((), (0, 3), (40, 50))
+        ]
+        optimizer = kind(ps, lr=0.01, comm=comm, **{freeze: 2})
+        for step in range(4):
+            for p in ps:
+                p.grad = torch.full(p.shape, float(comm.rank + step))
+            optimizer.step()
+        return ps
+
+    first, *others = simulation.run(3, train, timeout=30)
+    assert all(p.isfinite().all() for p in first)
+    assert all(torch.equal(p, q) for ps in others for p, q in zip(first, ps, strict=True))

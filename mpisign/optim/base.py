@@ -282,7 +282,7 @@ def denominator_of(v: torch.Tensor, eps: float) -> torch.Tensor:
     """sqrt(v) + eps."""
     # On a CPU torch.sqrt is MKL's: one root in five is not the nearest float32, and which depends
     # on the processor.
-    root = v.sqrt() if v.device.type != "cpu" else torch.from_numpy(np.sqrt(v.numpy()))
+    root = v.sqrt() if v.device.type != "cpu" else torch.from_numpy(np.asarray(np.sqrt(v.numpy())))
     return root.add_(eps)
 
 

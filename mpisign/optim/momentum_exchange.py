@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from mpisign.compressors.checks import check_block
 from mpisign.compressors.uncompressed import BF16Mean
 from mpisign.engine.engine import Engine
 from mpisign.engine.header import Header
+from mpisign.exchange.broadcast_state import broadcast_tensors
 from mpisign.exchange.buckets import GradientBucket
 from mpisign.exchange.consistency import digest_of
 from mpisign.exchange.gradient_exchange import GradientExchange
@@ -163,14 +164,4 @@ class MomentumExchange(GradientExchange):
         if (rows == rows[0]).all():
             return
         values = [s.parameter.detach() for s in self.slots]
-        parts = [v.cpu().contiguous().view(-1).view(torch.uint8).numpy() for v in values]
-        data = np.concatenate(parts)
-        if wire.rank == 0:
-            yield wire.exchange([(r, data) for r in wire.others], [])
-            return
-        data = np.empty_like(data)
-        yield wire.exchange([], [(0, data)])
-        cuts = np.cumsum([part.size for part in parts])[:-1]
-        for value, part in zip(values, np.split(data, cuts), strict=True):
-            received: Any = torch.from_numpy(part.copy())
-            value.copy_(received.view(value.dtype).view(value.shape))
+        yield from broadcast_tensors(wire, values)

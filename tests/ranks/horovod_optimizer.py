@@ -431,7 +431,7 @@ def counters():
             named_parameters=net.named_parameters(),
             compression=getattr(ForHorovod, name),
         )
-        if COMPRESSORS[name]().aggregate in ("vote", "gathered_vote"):
+        if name != "detox" and COMPRESSORS[name]().aggregate in ("vote", "gathered_vote"):
             take(net, optimizer, 2)
             same_everywhere(f"counters, {name}: replicas", digest(net.parameters()))
             continue

@@ -31,6 +31,7 @@ STEPS = 24
 LAMB = {"max_coeff": 10.0, "min_coeff": 0.01, "coeff_beta": 0.9, "factor_max": 4.0}
 LAMB |= {"factor_min": 0.5, "factor_threshold": 0.1}
 LOCAL = {"var_update_scaler": 3, "local_step_scaler": 3, "local_step_clipper": 4}
+_ONE = threading.Lock()
 COMMON = {"lr": 0.01, "betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.05}
 
 
@@ -141,7 +142,8 @@ def their_run(rank: int, size: int, name: str, backend: Any, average: Any, grads
     dist = SimpleNamespace(is_initialized=lambda: True, get_rank=lambda: 1)
     compressed = importlib.import_module("deepspeed.runtime.comm.compressed")
     with mock.patch.object(module, "dist", dist):
-        with mock.patch.object(compressed, "CompressedBackend", lambda mpu: backend):
+        # One rank at a time: a patch is of the module, which ranks that are threads share.
+        with _ONE, mock.patch.object(compressed, "CompressedBackend", lambda mpu: backend):
             ps = start(rank)
             o = kind(ps, engine, comm_backend_name="compressed", **options_of(name, True))
         history = []
@@ -236,10 +238,11 @@ def test_trajectory_over_deepspeeds_own_arithmetic(name):
     def average(rank, g):
         return sum(exchange.put(rank, g.clone())) / p
 
+    backends = [their_backend(r, p, exchange) for r in range(p)]  # a run puts others in their place
+
     def work(rank):
         local.rank = rank
-        backend = their_backend(rank, p, exchange)
-        found[rank] = their_run(rank, p, name, backend, average, quadratic)
+        found[rank] = their_run(rank, p, name, backends[rank], average, quadratic)
 
     with mock.patch.object(compressed, "dist", collectives(local, exchange)):
         threads = [threading.Thread(target=work, args=(r,)) for r in range(p)]

@@ -146,7 +146,9 @@ def test_what_has_no_groups_is_told():
     with pytest.raises(SettingsError, match="only 'detox' has groups, not 'sign'"):
         groups_of(digits("sign", placement="worst"), 0)
     quadratic = Cell("quadratic", "detox", 0.1, ranks=3, steps=1)
-    with pytest.raises(SettingsError, match="expected digits or fashion-mnist, whose groups get one batch"):
+    with pytest.raises(
+        SettingsError, match="expected digits or fashion-mnist, whose groups get one batch"
+    ):
         tasks.build(quadratic, 0, groups_of(quadratic, 0))
     with pytest.raises(SettingsError, match="dealt: expected one of once, anew, got 'often'"):
         tasks.build(digits("sign", task_options={"dealt": "often"}), 0)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import threading
 import time
 
 import ddp_worlds as worlds
@@ -22,6 +19,7 @@ from ddp_worlds import (
     votes_without_ties,
     wrapped,
 )
+from keys import ctrl_c_in
 from torch.nn.parallel import DistributedDataParallel
 
 import mpisign.ddp
@@ -91,11 +89,11 @@ def check_a_key_that_interrupts():
     loss_of(model, 0).backward()
     loss = loss_of(model, 1)
     if worlds.RANK == 0:
-        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+        ctrl_c_in("_finish")
         raised(KeyboardInterrupt, loss.backward)
         return
     if worlds.RANK == 1:
-        time.sleep(1)
+        time.sleep(2)  # whom rank 0 waits for
     error = raised(CollectiveError, loss.backward)
     assert "rank 0 broke off: interrupted" in error, error
 

@@ -13,6 +13,7 @@ import threading
 import time
 
 import numpy as np
+from keys import ctrl_c_in
 from mpi4py import MPI
 
 import mpisign
@@ -90,7 +91,7 @@ def an_interrupted_rank_is_named_at_once():
     comm = mpisign.Communicator(WORLD, timeout=60.0)
     WORLD.Barrier()
     if RANK == 1:
-        threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+        ctrl_c_in("wait")
         try:
             vote(comm)
         except KeyboardInterrupt:

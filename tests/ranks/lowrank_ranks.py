@@ -1,6 +1,6 @@
 """Ranks whose SVD rounds otherwise hold equal factors; DDP, Horovod and FSDP wrap a thin model.
 
-Run by tests/test_lowrank.py: mpirun -n 3 python -m mpi4py lowrank_ranks.py FOLDER
+Run by tests/test_lowrank_training.py: mpirun -n 3 python -m mpi4py lowrank_ranks.py FOLDER
 """
 
 from __future__ import annotations

@@ -35,13 +35,18 @@ def fashion(tmp_path, request):
 
 
 def test_digits():
-    pytest.importorskip("sklearn")
+    datasets = pytest.importorskip("sklearn.datasets")
     d = data.load()
     assert d.train_images.shape == (1348, 1, 8, 8) and d.test_images.shape == (449, 1, 8, 8)
     assert d.train_images.dtype == np.float32 and d.train_images.max() == 1.0
     assert set(d.test_labels) == set(range(10))
     again = data.load()
     assert np.array_equal(d.test_images, again.test_images)
+    bunch = datasets.load_digits()  # which takes seconds to import
+    everything = np.concatenate([d.test_images, d.train_images])[:, 0]
+    order = np.random.default_rng(0).permutation(1797)
+    assert np.array_equal(everything, (bunch.images[order] / 16).astype(np.float32))
+    assert np.array_equal(np.concatenate([d.test_labels, d.train_labels]), bunch.target[order])
 
 
 def test_shards_are_disjoint_and_of_one_length():

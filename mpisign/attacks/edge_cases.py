@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,14 +34,25 @@ class EdgeCases:
 
 def digits_split() -> tuple[Images, Labels, Images, Labels]:
     """The digits: train images (n, 1, 8, 8) in [0, 1] and labels (n,), then a quarter to test."""
-    from sklearn.datasets import load_digits
-
-    bunch = load_digits()
-    images = (bunch.images / 16.0).astype(np.float32)[:, None]
-    labels = bunch.target.astype(np.int64)
+    pixels, labels = _digits()
+    images = (pixels.reshape(-1, 1, 8, 8) / 16.0).astype(np.float32)
     order = np.random.default_rng(_SPLIT_SEED).permutation(len(labels))
     test, train = np.split(order, [len(labels) // 4])
     return images[train], labels[train], images[test], labels[test]
+
+
+def _digits() -> tuple[npt.NDArray[Any], Labels]:
+    """scikit-learn's 1,797 digits: pixels (n, 64) from 0 to 16, labels (n,)."""
+    sklearn = importlib.util.find_spec("sklearn")
+    for folder in (sklearn.submodule_search_locations or ()) if sklearn is not None else ():
+        file = Path(folder, "datasets", "data", "digits.csv.gz")
+        if file.is_file():  # to import scikit-learn takes each rank seconds
+            rows = np.loadtxt(file, delimiter=",", dtype=np.int64)
+            return rows[:, :-1], rows[:, -1]
+    from sklearn.datasets import load_digits
+
+    pixels, labels = load_digits(return_X_y=True)
+    return pixels, labels.astype(np.int64)
 
 
 @lru_cache(maxsize=8)

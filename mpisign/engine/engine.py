@@ -22,7 +22,7 @@ from mpisign.engine.replicas import ReplicaRecord, check_every
 from mpisign.engine.result_memory import ResultMemory
 from mpisign.errors import WireError
 from mpisign.stopping import StopChannel
-from mpisign.transports.base import Bytes, Prepared, Steps, Transport
+from mpisign.transports.base import Bytes, LayeredTransport, Prepared, Steps, Transport
 from mpisign.transports.tagged import TaggedTransport
 
 
@@ -114,7 +114,8 @@ class Engine:
         self.plans.clear()
         if not self.transport.ended:
             self.transport.ended = "it was freed"
-            self.transport.free()
+            for each in self.progress.wires:
+                each.free()
 
     def wire_for(self, wire: TaggedTransport, like: arrays.View | None) -> Steps[TaggedTransport]:
         """The tagged transport for parts in the memory of ``like`` (None: host memory)."""
@@ -130,6 +131,9 @@ class Engine:
             found, why = on_device.over(self.transport, timeout=self.progress.timeout)
             print_choice(found, why)
             self.device_transport = found
+            # One that lies over the control transport aborts and frees it with itself.
+            covered = [] if isinstance(found, LayeredTransport) else [self.transport]
+            self.progress.wires = [found, *covered]
         return TaggedTransport(self.device_transport, wire.tag, like)
 
     def take_digest(self, wire: TaggedTransport) -> bytes:

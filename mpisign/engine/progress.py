@@ -63,6 +63,8 @@ class ProgressEngine:
         pid: int | None = None,
     ) -> None:
         self.transport = transport
+        #: All that exchanges run on, the one for device memory first: they end together.
+        self.wires = [transport]
         #: Tags of collectives that carry a request to stop: known to a rank that waits for one.
         #: Before that it depends on what else the rank has waited for.
         self.carried: set[int] = set()
@@ -418,7 +420,8 @@ class ProgressEngine:
         self._live.clear()
         self.owner.delist()
         handle.end(error)
-        self.transport.abort()
+        for wire in self.wires:  # a kernel of NCCL would wait for a lost rank for ever
+            wire.abort()
 
 
 class _Turn:

@@ -13,9 +13,11 @@ import pytest
 from late_device import on_device
 from mpi4py import MPI
 
-from mpisign.errors import CollectiveError, WireError
+import mpisign
+from mpisign.errors import CollectiveError, CollectiveTimeout, WireError
 from mpisign.stats import stats
 from mpisign.transports import nccl_start
+from mpisign.transports import on_device as on_device_wires
 from mpisign.transports.mpi import MPITransport
 from mpisign.transports.nccl import NCCLTransport
 
@@ -119,6 +121,38 @@ def lacking():
             wire.start_exchange([], [], 0)
         assert len(set(WORLD.allgather(str(e.value)))) == 1
     nccl_start.load = load
+
+
+def channel():
+    """A communicator that breaks ends NCCL's kernels, and one that is freed frees NCCL's."""
+    found = []
+
+    def over(control, *, timeout):
+        found.append(NCCLTransport(control, nccl=nccl, device=nccl_device, timeout=timeout))
+        return found[-1], "it is played"
+
+    real, on_device_wires.over = on_device_wires.over, over
+    for broken in (False, True):
+        comm = mpisign.Communicator(WORLD, timeout=1.0)
+        sent, came = (on_device(np.full(9, r, np.uint8)) for r in (rank, 255))
+
+        def steps(line, comm=comm, sent=sent, came=came):
+            wire = yield from comm.engine.wire_for(line, sent)
+            yield wire.exchange([(1 - rank, sent)], [(1 - rank, came)], "parts")
+
+        comm.engine.submit("vote", steps).wait()
+        assert (came == 1 - rank).all()
+        made = found[-1]._communicator
+        assert made is not None and not made.dead
+        if not broken:
+            comm.free()
+            assert made.dead and comm.engine.transport.comm == MPI.COMM_NULL
+        elif rank == 0:
+            with pytest.raises(CollectiveTimeout, match="rank 1 did not come"):
+                comm.engine.submit("vote", steps).wait()
+            assert made.dead and found[-1]._communicator is None
+        WORLD.Barrier()
+    on_device_wires.over = real
 
 
 def absent():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import re
 from pathlib import Path
 
@@ -20,8 +21,9 @@ def library() -> ctypes.CDLL:
     pytest.skip("needs the wheel nvidia-cuda-nvrtc")
 
 
-def compiled(file: str, arch: str) -> dict[str, dict[str, int]]:
-    """kernel -> registers, stack frame, spills, as ptxas has them; AssertionError with the log."""
+@functools.cache
+def _compiled(file: str, arch: str) -> tuple[str, str]:
+    """(what ptxas printed, PTX); AssertionError with the log."""
     nvrtc, program, size = library(), ctypes.c_void_p(), ctypes.c_size_t()
     code = sources.source(sources.folder() / f"{file}.cu").encode()
     name = f"{file}.cu".encode()
@@ -29,14 +31,31 @@ def compiled(file: str, arch: str) -> dict[str, dict[str, int]]:
     options = [*sources.OPTIONS, f"--gpu-architecture={arch}", "--ptxas-options=-v"]
     given = (ctypes.c_char_p * len(options))(*(o.encode() for o in options))
     status = nvrtc.nvrtcCompileProgram(program, len(options), given)
-    nvrtc.nvrtcGetProgramLogSize(program, ctypes.byref(size))
-    log = ctypes.create_string_buffer(size.value)
-    nvrtc.nvrtcGetProgramLog(program, log)
+    texts = []
+    for what in ("ProgramLog", "PTX")[: 1 if status else 2]:
+        getattr(nvrtc, f"nvrtcGet{what}Size")(program, ctypes.byref(size))
+        text = ctypes.create_string_buffer(size.value)
+        getattr(nvrtc, f"nvrtcGet{what}")(program, text)
+        texts.append(text.value.decode())
     nvrtc.nvrtcDestroyProgram(ctypes.byref(program))
-    text = log.value.decode()
-    assert status == 0, text
-    assert "warning" not in text, text
-    return report(text)
+    assert status == 0 and "warning" not in texts[0], texts[0]
+    log, ptx = texts
+    return log, ptx
+
+
+def compiled(file: str, arch: str) -> dict[str, dict[str, int]]:
+    """kernel -> registers, stack frame, spills, as ptxas has them."""
+    return report(_compiled(file, arch)[0])
+
+
+def parameters(file: str, arch: str) -> dict[str, list[str]]:
+    """kernel -> its parameters' types in PTX: u64, f32, f64, or b8[N] for N bytes."""
+    found = {}
+    for name, text in re.findall(r"\.entry (\w+)\((.*?)\)", _compiled(file, arch)[1], re.DOTALL):
+        found[name] = [
+            kind + size for kind, size in re.findall(r"\.(\w\d+) [^,]*?(\[\d+\])?(?:,|$)", text)
+        ]
+    return found
 
 
 def report(text: str) -> dict[str, dict[str, int]]:

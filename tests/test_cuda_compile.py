@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import struct
 import subprocess
 import sys
+import types
 import unittest.mock
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import nvrtc
 import pytest
 
@@ -83,6 +86,72 @@ def test_python_launches_only_kernels_that_exist():
             assert name.format(planes) in defined
             line = f"({name.format(planes)}, {planes}, {width},"
             assert any(line in p.read_text() for p in sources.folder().glob("*.cu")), line
+
+
+class Recorder:
+    """backend.cuda.launch.Launcher that keeps the types of what each kernel is handed."""
+
+    key = (0, 0)
+
+    def __init__(self):
+        self.handed: dict[str, dict[str, set[tuple[str, ...]]]] = {file: {} for file in FILES}
+
+    def launch(self, file, name, grid, block, shared_bytes, args):
+        assert 0 < grid < 2**31 and 0 < block <= 1024 and shared_bytes == 0
+        self.handed[file].setdefault(name, set()).add(tuple(map(self.kind, args)))
+
+    @staticmethod
+    def kind(value):
+        """The parameter in PTX that CuPy's packing of ``value`` fills."""
+        if isinstance(value, np.ndarray):
+            return f"b8[{value.nbytes}]"
+        if type(value) is int:
+            assert -(2**63) <= value < 2**63, value
+            return "u64"
+        return {np.float32: "f32", float: "f64"}[type(value)]
+
+    def zeros(self, count):
+        return types.SimpleNamespace(data_ptr=lambda: 1 << 41)
+
+    def scratch(self, nbytes):
+        return None, 1 << 40
+
+
+def launch_every_kernel(launcher):
+    k, a = kernels.Kernels(launcher), 1 << 42
+    random = (2**64 - 1, 2**63, 2**31, 2**61 - 1)
+    for dtype, size in enumerate(kernels.ITEM_SIZES):
+        k.pack(a, dtype, (1000,), (size,), a, 0, 0, random)
+        k.pack(a, dtype, (10, 10), (8000, 16), a, a, 1, random)
+        k.unpack(a, a, 1000, dtype, 0.3, a)
+        k.unpack_add(a, 0, 1000, dtype, 0.3, a)
+        k.update(a, a, 1000, dtype, 0.1, 0.0, a)
+        for block in (256, 16384, 65536):
+            k.error_feedback(a, dtype, a, 10**6 + 3, 1.0, block, a, 0, a, 0, random)
+    for rule in range(4):
+        pieces = struct.pack("=12q", a, 1000, 0, 0, a, 0, a, 99, 1, 125, a, 2)
+        k.pack_pieces(rule, (0.9, 0.1, 0.5, 0.5), pieces, a, a, 0, random)
+    for rows in (2**n for n in range(14)):
+        for mask in (0, a):
+            stack, many = (a, mask, 128, rows, 1000), rows > kernels._MAX_ROWS
+            k.majority(*stack, 0, 1, a, a, 1, random)
+            k.majority(*stack, a, 1, a, 0, 1, random)
+            k.tally(*stack, 0, 14, a, a, 128)
+            for planes in (14, 20):
+                k.tally(*stack, a, planes, a, a, 128)
+            if not many:
+                k.majority(*stack, 0, rows, a, a, 1, random)
+                k.group_distances(*stack, rows)
+    k.weighted_sum(a, a, 128, 8, 1000, a, 256, 0.5, 0.5, a)
+
+
+def test_every_kernel_is_handed_what_its_ptx_takes():
+    """CuPy packs an int as 8 bytes, float as double, and asks nobody what the kernel expects."""
+    launcher = Recorder()
+    launch_every_kernel(launcher)
+    for file in FILES:
+        takes = {name: {tuple(p)} for name, p in nvrtc.parameters(file, "sm_90").items()}
+        assert launcher.handed[file] == takes, file
 
 
 def test_a_missing_cupy_says_what_to_install(monkeypatch):

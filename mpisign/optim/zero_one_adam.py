@@ -204,7 +204,8 @@ class ZeroOneAdam(CompressedOptimizer):
             alive = self._alive(p)
             self._clear_residual(p, alive)
             p.sub_(mean.mul_(alive) / self._denominator(p))
-            state["exp_avg"] = mean.div_(group["lr_sum"] + float(group["lr"]))
+            rates = group["lr_sum"] + float(group["lr"])
+            state["exp_avg"] = mean.div_(rates) if rates else mean.zero_()  # s tells nothing of m
         for p in self._slot_of:
             for key in ("momentum_accumulator", "start"):
                 self.state[p].pop(key, None)

@@ -305,3 +305,12 @@ def test_scalars_and_empty_tensors_from_different_starts(kind):
     first, *others = simulation.run(3, train, timeout=30)
     assert all(p.isfinite().all() for p in first)
     assert all(torch.equal(p, q) for ps in others for p, q in zip(first, ps, strict=True))
+
+
+def test_zero_one_adam_with_a_rate_of_zero_stays_finite():
+    def train(comm):
+        ps, optimizer = made(comm, "ZeroOneAdam", lr=0.0)
+        stepped(ps, optimizer, comm.rank, range(STEPS))
+        return all(bool(optimizer.state[p]["exp_avg"].isfinite().all()) for p in ps)
+
+    assert simulation.run(1, train) == [True]

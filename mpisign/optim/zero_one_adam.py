@@ -205,7 +205,9 @@ class ZeroOneAdam(CompressedOptimizer):
             state, group = self._state_of(p), self._group_of[p]
             self._clear_residual(p)
             p.sub_(self._only_alive(p, mean) / self._denominator(p))
-            state["exp_avg"] = mean.div_(group["lr_sum"] + float(group["lr"]))
+            rates = group["lr_sum"] + float(group["lr"])
+            # At rates of zero the sums say nothing of m, and each rank has its own.
+            state["exp_avg"] = mean.div_(rates) if rates else mean.zero_()
         for p in self._slot_of:
             for key in ("momentum_accumulator", "start"):
                 self.state[p].pop(key, None)

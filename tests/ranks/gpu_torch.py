@@ -221,7 +221,7 @@ def check_a_lost_rank():
             sys.stdout.flush()
             os._exit(0)
 
-        TorchDeviceTransport._exchange = die
+        TorchDeviceTransport._queue = die
     start = time.monotonic()
     try:
         loss_of(model, 1).backward()

@@ -84,9 +84,9 @@ class TorchDeviceTransport(LayeredTransport):
             raise TypeError(
                 "torch: parts of one exchange must be NumPy arrays, all or none of them"
             )
-        tensor = self.streams.tensor
-        out = by_rank([(rank, tensor(part)) for rank, part in sends], self.size)
-        into = by_rank([(rank, tensor(part)) for rank, part in recvs], self.size)
+        tensor: Any = self.streams.tensor
+        out: Any = by_rank([(rank, tensor(part)) for rank, part in sends], self.size)
+        into: Any = by_rank([(rank, tensor(part)) for rank, part in recvs], self.size)
         sent, received = lengths(out), lengths(into)
         like = self._start([t for each in (*out, *into) for t in each], tag)
         if self.size == 1:

@@ -24,7 +24,7 @@ from mpisign.exchange.after_backward import after_backward, is_running, raise_af
 from mpisign.exchange.arguments import named_pairs
 from mpisign.exchange.buckets import BUCKET_SIZE
 from mpisign.exchange.gradient_exchange import GradientExchange
-from mpisign.exchange.optimizer_options import warn_of_momentum
+from mpisign.exchange.optimizer_options import check_plain, warn_of_optimizer
 from mpisign.exchange.optimizer_steps import NEWCOMER, call_on_every_rank, listen
 from mpisign.exchange.parameter_slot import ParameterSlot
 from mpisign.exchange.pending_step import ChangedVotes
@@ -115,7 +115,8 @@ class MajorityVoteState(HookState):
             self._names = {p: name for name, p in pairs if p.requires_grad}
             self._order = list(self._names.values())
         if optimizer is not None:
-            warn_of_momentum(FUNCTION, self.compressor, optimizer, stacklevel=2)
+            check_plain(FUNCTION, optimizer)
+            warn_of_optimizer(FUNCTION, self.compressor, optimizer, stacklevel=2)
 
     def _start(self) -> None:
         super()._start()

@@ -14,7 +14,7 @@ from mpisign.exchange.arguments import named_pairs
 from mpisign.exchange.buckets import BUCKET_SIZE
 from mpisign.exchange.gradient_exchange import PLANES_ONLY, GradientExchange
 from mpisign.exchange.local_steps import check_optimizer
-from mpisign.exchange.optimizer_options import warn_of_momentum
+from mpisign.exchange.optimizer_options import check_plain, warn_of_optimizer
 from mpisign.exchange.parameter_slot import ParameterSlot
 from mpisign.exchange.skip import Rule
 from mpisign.exchange.step_hooks import KEY, StepHooks
@@ -110,14 +110,10 @@ def DistributedOptimizer(
             f"{_FUNCTION}: the optimizer is a DistributedOptimizer already: to wrap it again, "
             "mpisign.unwrap(optimizer) first"
         )
-    if isinstance(getattr(optimizer, "exchange", None), GradientExchange):
-        raise ValueError(
-            f"{_FUNCTION}: optimizer must not be {type(optimizer).__name__}, which exchanges by "
-            "itself: use it as it is"
-        )
+    check_plain(_FUNCTION, optimizer)
     compressor = resolve(_FUNCTION, compression)
     members = [ParameterSlot(name, p) for name, p in _named(optimizer, named_parameters)]
-    warn_of_momentum(_FUNCTION, compressor, optimizer, stacklevel=2)
+    warn_of_optimizer(_FUNCTION, compressor, optimizer, stacklevel=2)
     check_optimizer(_FUNCTION, optimizer, compressor, overlap)
     if bucket_size is None and (overlap or compressor.aggregate not in PLANES_ONLY):
         bucket_size = BUCKET_SIZE

@@ -233,6 +233,29 @@ def test_the_same_error_on_all_ranks_and_nothing_changed(monkeypatch):
         assert errors[0].startswith("factorize: ") and text in errors[0], errors[0]
 
 
+def test_an_optimizer_that_was_not_given_stops_on_all_ranks():
+    """It would step on parameters that the model has no more; a new one goes on."""
+
+    def run(comm):
+        net = seeded(3, Net)
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        mpisign.DistributedOptimizer(optimizer, net.named_parameters(), comm=comm, skip=None)
+        train(net, optimizer, comm.rank, range(1))
+        factorize(net, comm=comm, min_size=1)
+        with pytest.raises(CollectiveError) as error:
+            train(net, optimizer, comm.rank, range(1, 2))
+        new = torch.optim.SGD(net.parameters(), lr=0.1)
+        mpisign.DistributedOptimizer(new, net.named_parameters(), comm=comm, skip=None)
+        train(net, new, comm.rank, range(1, 3))
+        return str(error.value), [p.detach() for p in net.parameters()]
+
+    (error, ours), (other, theirs) = simulation.run(2, run)
+    assert (
+        error == other and "ranks 0-1: factorize has put another parameter in the place of" in error
+    )
+    assert all(map(torch.equal, ours, theirs))
+
+
 def fails(matrix):
     raise RuntimeError("no convergence")
 

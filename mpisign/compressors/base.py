@@ -396,8 +396,9 @@ def get_or_init(state: State, key: str, like: torch.Tensor, dtype: str = "float3
 COMPRESSORS: Final[dict[str, type[Compressor]]] = {}
 
 
-#: Names of papers, for the hint of an error.
-_MEANT = {"signmuon": "muon", "signsgd": "sign", "sigmun": "signum", "efsignsgd": "ef_sign"}
+#: Other names of the same, for the hint of an error.
+_MEANT = {"signmuon": "muon", "signsgd": "sign", "efsignsgd": "ef_sign"}
+_OPTIMIZERS = {name.lower(): name for name in ("OneBitAdam", "ZeroOneAdam", "OneBitLamb")}
 
 
 def resolve(function: str, compression: object) -> Compressor:
@@ -423,8 +424,11 @@ def resolve(function: str, compression: object) -> Compressor:
         return compression()
     if isinstance(compression, str) and compression in COMPRESSORS:
         return COMPRESSORS[compression]()
-    names = ", ".join(repr(n) for n in COMPRESSORS)
+    names, given = ", ".join(repr(n) for n in COMPRESSORS), str(compression).lower()
+    meant = hint(_MEANT.get(given, compression), COMPRESSORS)
+    if given in _OPTIMIZERS:
+        meant = f" (mpisign.optim.{_OPTIMIZERS[given]} is an optimizer, to be used as it is)"
     raise ValueError(
         f"{function}: compression must be a Compressor or one of {names}, got {compression!r}"
-        f"{hint(_MEANT.get(str(compression).lower(), compression), COMPRESSORS)}"
+        f"{meant}"
     )

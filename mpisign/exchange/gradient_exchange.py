@@ -30,7 +30,7 @@ from mpisign.exchange.consistency import (
 )
 from mpisign.exchange.optimizer_options import options_of, options_of_steppers, rates_of
 from mpisign.exchange.optimizer_steps import unwatch
-from mpisign.exchange.parameter_slot import ParameterSlot
+from mpisign.exchange.parameter_slot import ParameterSlot, replaced_among
 from mpisign.exchange.participation import check_participation, participants, terms
 from mpisign.exchange.pending_step import ChangedVotes, PendingStep
 from mpisign.exchange.regimes import Regimes
@@ -188,6 +188,7 @@ class GradientExchange(SavedState):
     def flush(self, reason: str = "") -> None:
         """Starts every bucket that has not. ``reason``: why this rank cannot take part, if so."""
         self.begin_step()
+        reason = reason or replaced_among(self.slots)
         told, self._reason = self._reason, self._reason or reason
         # Too late to tell the others where all is on its way: then this rank raises alone.
         self._untold = reason if not told and len(self._handles) == len(self.buckets) else ""

@@ -50,15 +50,43 @@ def _digest(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
-def warn_of_momentum(
+def check_plain(function: str, optimizer: torch.optim.Optimizer) -> None:
+    """ValueError for one of mpisign.optim, on top of which votes would be cast."""
+    if hasattr(optimizer, "exchange_now"):
+        raise ValueError(
+            f"{function}: optimizer must not be {type(optimizer).__name__}, which exchanges by "
+            "itself: use it as it is"
+        )
+
+
+#: Steps divided by the root of a mean square: of votes, that is 1.
+_DIVIDE = (
+    torch.optim.Adadelta,
+    torch.optim.Adagrad,
+    torch.optim.Adam,
+    torch.optim.Adamax,
+    torch.optim.NAdam,
+    torch.optim.RAdam,
+    torch.optim.RMSprop,
+)
+
+
+def warn_of_optimizer(
     function: str, compressor: Compressor, optimizer: torch.optim.Optimizer, stacklevel: int
 ) -> None:
-    """Warns of SGD's momentum on top of votes, on rank 0. ``stacklevel``: seen from the caller."""
-    summed = compressor.unit == "sign" and any(g.get("momentum") for g in optimizer.param_groups)
-    if summed and launcher.is_first():
+    """Warns of what makes no sense on top of votes, on rank 0. ``stacklevel``: from the caller."""
+    if compressor.unit != "sign" or not launcher.is_first():
+        return
+    if any(g.get("momentum") for g in optimizer.param_groups):
         warnings.warn(
             f"{function}: the optimizer has a momentum of its own, which sums votes up to steps "
             "many times the learning rate: take momentum=0, signum has its own",
+            stacklevel=stacklevel + 1,
+        )
+    if isinstance(optimizer, _DIVIDE):
+        warnings.warn(
+            f"{function}: {type(optimizer).__name__} divides a coordinate by its usual size, and "
+            "votes have one size: take torch.optim.SGD (mpisign.optim has Adam at one bit)",
             stacklevel=stacklevel + 1,
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import weakref
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,29 @@ from mpisign.compressors.base import State
 
 if TYPE_CHECKING:
     import torch
+
+
+_REPLACED = "_mpisign_replaced"
+_some_replaced = False
+
+
+def mark_replaced(parameters: Iterable[torch.Tensor], by: str) -> None:
+    """These belong to no model any more: the function ``by`` has put others in their place."""
+    global _some_replaced
+    for p in parameters:
+        _some_replaced = True
+        setattr(p, _REPLACED, by)
+
+
+def replaced_among(slots: Iterable[ParameterSlot]) -> str:
+    """Why a step over ``slots`` would change no model, "" if it would."""
+    for s in slots if _some_replaced else ():
+        if by := getattr(s.parameter, _REPLACED, ""):
+            return (
+                f"{by} has put another parameter in the place of {s.name!r}: give it the optimizer "
+                f"({by}(model, optimizer=...)), or make a new one"
+            )
+    return ""
 
 
 @dataclass(eq=False, slots=True)

@@ -15,7 +15,7 @@ from mpisign.compressors import Accordion, Compressor, resolve
 from mpisign.compressors.uncompressed import Uncompressed
 from mpisign.exchange.buckets import BUCKET_SIZE
 from mpisign.exchange.local_steps import check_optimizer
-from mpisign.exchange.optimizer_options import warn_of_momentum
+from mpisign.exchange.optimizer_options import check_plain, warn_of_optimizer
 from mpisign.exchange.pending_step import ChangedVotes
 from mpisign.exchange.skip import Rule
 from mpisign.horovod.gradients import HorovodGradients
@@ -187,5 +187,6 @@ def _check(optimizer: Any, compressor: Compressor, passes: int, op: Any, predivi
             f"{_FUNCTION}: Accordion cannot be combined with elastic training: a rank that joins "
             "does not know the norms by which the others decide; take its high compression alone"
         )
+    check_plain(_FUNCTION, optimizer)
     check_optimizer(_FUNCTION, optimizer, compressor)
-    warn_of_momentum(_FUNCTION, compressor, optimizer, stacklevel=3)
+    warn_of_optimizer(_FUNCTION, compressor, optimizer, stacklevel=3)

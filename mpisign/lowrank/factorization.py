@@ -14,6 +14,7 @@ from mpisign.engine.header import Header
 from mpisign.engine.replicas import ParameterDigest
 from mpisign.exchange.broadcast_state import broadcast_tensors
 from mpisign.exchange.left_state import left_states
+from mpisign.exchange.parameter_slot import mark_replaced
 from mpisign.exchange.step_hooks import KEY, StepHooks
 from mpisign.functions import engine_of
 from mpisign.lowrank.choice import Keep, layers_of
@@ -127,6 +128,8 @@ def factorize(
         new_states = _change(optimizer, model, matrices, found, states == "projected")
     if optimizer is not None and hooks is not None:
         hooks.wrap_again(optimizer, _named(optimizer, model, matrices, slots, names))
+    left = set(model.parameters())
+    mark_replaced((p for p in names if p not in left), _FUNCTION)
     after = sum(p.numel() for p in model.parameters())
     return report_of(layers, before, after, sorted(new_states))
 

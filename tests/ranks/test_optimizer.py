@@ -154,6 +154,9 @@ def test_bad_arguments():
         mpisign.DistributedOptimizer(3)
     with pytest.raises(ValueError, match="compression must be .* got 'zip'"):
         mpisign.DistributedOptimizer(optimizer, compression="zip")
+    for wrong, meant in (("SignMuon", "did you mean 'muon'"), ("onebitadam", "mpisign.optim.OneB")):
+        with pytest.raises(ValueError, match=f"got '{wrong}' .{meant}"):
+            mpisign.DistributedOptimizer(optimizer, compression=wrong)
     with pytest.raises(ValueError, match="must name every parameter"):
         mpisign.DistributedOptimizer(optimizer, [])
     with warnings.catch_warnings(record=True) as caught:
@@ -161,6 +164,13 @@ def test_bad_arguments():
         mpisign.DistributedOptimizer(torch.optim.SGD([p], lr=1.0, momentum=0.9))
     warned = [w for w in caught if "momentum of its own" in str(w.message)]
     assert len(warned) == (RANK == 0), "once a job"
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        adam = mpisign.DistributedOptimizer(torch.optim.AdamW([p]), compression="lion")
+    assert len([w for w in caught if "AdamW divides" in str(w.message)]) == (RANK == 0)
+    mpisign.unwrap(adam)
+    with pytest.raises(ValueError, match="OneBitAdam, which exchanges by itself"):
+        mpisign.DistributedOptimizer(mpisign.optim.OneBitAdam([p]))
     with pytest.raises(ValueError, match="momentum must be in"):
         Signum(momentum=1.0)
     mpisign.DistributedOptimizer(optimizer)

@@ -213,8 +213,10 @@ def picks(n, *settings, **env):
 @pytest.mark.skipif(missing() is None, reason="of a machine without a device")
 def test_the_wire_that_is_picked():
     no = "rank 0 has no NCCL; MPI is not CUDA-aware: rank 0: this MPI library is built without CUDA"
-    must = "MPISIGN_DEVICE_WIRE must be auto, nccl, mpi, staged, as on rank 0"
-    assert picks(2, "auto", "nccl", "mpi", "staged", "other auto", "auto,nccl", "nvlink") == [
+    must = "MPISIGN_DEVICE_WIRE must be auto, nccl, mpi, staged, torch, as on rank 0"
+    assert picks(
+        2, "auto", "nccl", "mpi", "staged", "other auto", "auto,nccl", "nvlink", "torch"
+    ) == [
         f"mpi, staged of 2 for cuda: {no}",
         "nccl of 2 for cuda: MPISIGN_DEVICE_WIRE=nccl",
         "mpi, staged of 2 for cuda: MPISIGN_DEVICE_WIRE=mpi; MPI is not CUDA-aware: "
@@ -223,6 +225,7 @@ def test_the_wire_that_is_picked():
         "subgroup, staged of 2 for cuda: rank 0 has no NCCL, and subgroup takes host memory only",
         f"ValueError: rank 1: {must}",
         f"ValueError: rank 0: {must}",
+        "ValueError: rank 0: MPISIGN_DEVICE_WIRE=torch needs torch's NCCL and a torch group",
     ]
     assert picks(2, "auto", MPISIGN_CUDA_MPI="1") == [
         "cuda-mpi of 2 for cuda: rank 0 has no NCCL; MPISIGN_CUDA_MPI=1"

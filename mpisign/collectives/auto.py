@@ -77,14 +77,17 @@ def _auto(engine: Engine, size: int, task: VoteTask) -> Algorithm:
     name = task.pick(size)
     if name is None and size <= 2:
         name = "allgather"  # which receives no more than alltoall, in one exchange
-    if name is None and (engine.costs is None or engine.hierarchy is None):
+    costs, transport = engine.costs, engine.transport
+    if task.like is not None:  # the wire for device memory is another, and costs something else
+        costs, transport = engine.device_costs, engine.device_transport or transport
+    if name is None and (costs is None or engine.hierarchy is None):
         few = (size - 1) * task.k * task.nbytes <= _ALLGATHER_BYTES
         name = "allgather" if few else "alltoall"
     if name is not None:
         return _FLAT[name]
     levels = 0 if task.groups is not None else len(engine.hierarchy.partitions)
-    shape = task.length, task.k, task.kd, engine.transport.message
-    return named(*cheapest(engine.costs, engine.hierarchy, levels, *shape), engine.hierarchy)
+    shape = task.length, task.k, task.kd, transport.message
+    return named(*cheapest(costs, engine.hierarchy, levels, *shape), engine.hierarchy)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -131,6 +134,17 @@ def survey(
             engine.costs = yield from measure_costs(wire, engine.hierarchy.partitions[0])
 
     engine.submit("Communicator", steps).wait()
+
+
+def survey_devices(engine: Engine, wire: TaggedTransport) -> Steps[None]:
+    """Measures what exchanges of device memory cost, by ``Engine.wire_for``'s wire; once.
+
+    Collective. Nothing where ``survey`` has measured nothing.
+    """
+    if engine.device_costs is None and engine.costs is not None and wire.transport.measurable:
+        uncounted = UncountedTransport(wire.transport, wire.tag, wire.like)
+        nodes = engine.hierarchy.partitions[0]
+        engine.device_costs = yield from measure_costs(uncounted, nodes)
 
 
 def find_nodes(

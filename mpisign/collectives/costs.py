@@ -118,6 +118,7 @@ def _measure(wire: TaggedTransport, ranks: Sequence[int]) -> Steps[tuple[float, 
             yield from all_same(wire, np.zeros(1, dtype=np.uint8))  # all start together
             start = time.perf_counter()
             yield wire.exchange([(r, out) for r in to], list(zip(to, into, strict=True)))
+            wire.transport.settle(out)
             seconds.append(time.perf_counter() - start)
         best.append(min(seconds))
     if not ranks:

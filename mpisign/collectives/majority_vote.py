@@ -15,7 +15,7 @@ from mpisign import _kernels, policies
 from mpisign.backend import arrays
 from mpisign.collectives.allgather_vote import allgather_vote
 from mpisign.collectives.alltoall_vote import alltoall_vote
-from mpisign.collectives.auto import choose
+from mpisign.collectives.auto import choose, survey_devices
 from mpisign.collectives.plan import Algorithm, GeneratorPlan, Plan, exchange_nans
 from mpisign.collectives.vote_plan import VotePlan
 from mpisign.collectives.vote_task import ArrayTask, VoteTask
@@ -244,6 +244,9 @@ def vote(
     Returns the plan for such votes: ``plan``, where it still is one, or a new one; None for CUDA
     memory and for byzantine_f. NaNError on all ranks under nan="raise".
     """
+    if task.like is not None:
+        wire = yield from engine.wire_for(wire, task.like)
+        yield from survey_devices(engine, wire)
     algorithm = _algorithm(engine, task, agreed)
     header = agreed.header
     if task.like is None and not header.byzantine_f:
@@ -253,8 +256,6 @@ def vote(
     if engine.adversary is not None:
         algorithm = engine.adversary(task, header.byzantine_f) or algorithm
     task.hash = engine.replicas.begin(number, on_host=task.like is None)
-    if task.like is not None:
-        wire = yield from engine.wire_for(wire, task.like)
     yield from algorithm(wire, task)
     # Under byzantine_f no count is pending: a hostile rank would send it to some ranks only.
     if agreed.nan_count_pending and task.raises and not header.byzantine_f:

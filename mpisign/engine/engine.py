@@ -45,7 +45,8 @@ class Engine:
     (``MPISIGN_CHECK_EVERY``), none for 0. ``digest``: of the parameters, for the next call to carry
     instead; b"" if none is due. ``timeout``:
     seconds that ranks wait for each other, default ``MPISIGN_TIMEOUT``, else 600. ``hierarchy``
-    (of nodes) and ``costs`` are None until ``mpisign.collectives.auto.survey``.
+    (of nodes) and ``costs`` are None until ``mpisign.collectives.auto.survey``. ``device_costs``:
+    of exchanges of CUDA memory, None until the first vote on some.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class Engine:
         self.digest = b""
         self.hierarchy: Any = None
         self.costs: Any = None
+        self.device_costs: Any = None
         self.device_transport: Transport | None = None  # for CUDA memory, from its first use on
         #: For experiments with hostile ranks: called with each vote's task, which it may change,
         #: and byzantine_f; returns the algorithm to run, or None for the agreed one.

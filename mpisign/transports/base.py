@@ -293,6 +293,12 @@ class Transport(ABC):
         """Sleeps; other ranks of this process run meanwhile."""
         time.sleep(seconds)
 
+    def settle(self, part: Any) -> None:  # noqa: B027
+        """Blocks until exchanges that are over have written their parts, of which one is ``part``.
+
+        For clocks: of device memory what is queued behind an exchange sees them anyway.
+        """
+
     def abort(self) -> None:  # noqa: B027
         """Gives up all exchanges in flight; the transport cannot be used afterwards."""
 

@@ -15,22 +15,29 @@ from mpisign.transports.nccl import NCCLTransport
 from mpisign.transports.staged import StagedTransport
 
 VARIABLE = "MPISIGN_DEVICE_WIRE"
-_WIRES = ("auto", "nccl", "mpi", "staged")
+_WIRES = ("auto", "nccl", "mpi", "staged", "torch")
+#: What a rank has for device memory.
+_NOTHING, _CUPY_NCCL, _TORCH_NCCL = range(3)
 
 
 def over(control: Transport, *, timeout: float = 600.0) -> tuple[Transport, str]:
     """(a transport for CUDA arrays, why this one), the same on all ranks. Collective.
 
     ``control``: for host memory; the new transport owns it from now on. ``MPISIGN_DEVICE_WIRE``:
-    nccl, mpi, staged, or auto, the default: NCCL if every rank has it and a device of its own, else
-    MPI if ``control`` is MPI and CUDA-aware on all ranks, else staging. ValueError on all ranks if
-    a rank's variable is invalid or differs from rank 0's, WireError after ``timeout`` seconds.
+    nccl, mpi, staged, torch, or auto, the default: NCCL if every rank has it and a device of its
+    own (torch's in a group of ours if ``control`` is torch, else CuPy's), else MPI if ``control``
+    is MPI and CUDA-aware on all ranks, else staging. ValueError on all ranks if a rank's variable
+    is invalid or differs from rank 0's, or is torch without it, WireError after ``timeout``
+    seconds.
     """
     wanted = os.environ.get(VARIABLE, "auto").strip().lower()
-    device, lack = _device_with_nccl() if wanted == "auto" else (b"", "")
+    torch_nccl = bool(getattr(control, "connects_devices", False))
+    device, has = b"", _TORCH_NCCL if torch_nccl else _NOTHING
+    if wanted == "auto":
+        device, has = _device_with_nccl(torch_nccl)
     mine = np.zeros(34, dtype=np.uint8)
     mine[0] = _WIRES.index(wanted) if wanted in _WIRES else 255
-    mine[1] = not lack
+    mine[1] = has
     mine[2 : 2 + len(device)] = np.frombuffer(device, dtype=np.uint8)
     rows = np.empty((control.size, 34), dtype=np.uint8)
     pending = control.start_allgather(mine, list(rows), 0)
@@ -39,6 +46,10 @@ def over(control: Transport, *, timeout: float = 600.0) -> tuple[Transport, str]
     for rank, choice in enumerate(rows[:, 0].tolist()):
         if choice == 255 or choice != rows[0, 0]:
             raise ValueError(f"rank {rank}: {VARIABLE} must be {', '.join(_WIRES)}, as on rank 0")
+    if wanted == "torch":
+        for rank in np.flatnonzero(rows[:, 1] != _TORCH_NCCL).tolist():
+            raise ValueError(f"rank {rank}: {VARIABLE}=torch needs torch's NCCL and a torch group")
+        return _torch_wire(control, timeout), f"{VARIABLE}=torch"
     if wanted == "nccl":
         return NCCLTransport(control, timeout=timeout), f"{VARIABLE}=nccl"
     if wanted == "staged":
@@ -46,9 +57,15 @@ def over(control: Transport, *, timeout: float = 600.0) -> tuple[Transport, str]
     if wanted == "auto":
         without = np.flatnonzero(rows[:, 1] == 0)
         shared = len({row.tobytes() for row in rows[:, 2:]}) < control.size
-        if not without.size and not shared:
+        kinds = set(rows[:, 1].tolist())
+        if not shared and kinds == {_TORCH_NCCL}:
+            return _torch_wire(control, timeout), "every rank has torch's NCCL and its own GPU"
+        if not shared and kinds == {_CUPY_NCCL}:
             return NCCLTransport(control, timeout=timeout), "every rank has NCCL and its own GPU"
-        no_nccl = f"rank {without[0]} has no NCCL" if without.size else "ranks share a GPU"
+        if without.size:
+            no_nccl = f"rank {without[0]} has no NCCL"
+        else:
+            no_nccl = "ranks share a GPU" if shared else "ranks have NCCL of different kinds"
     else:
         no_nccl = f"{VARIABLE}=mpi"
     if control.name != "mpi":
@@ -63,13 +80,20 @@ def over(control: Transport, *, timeout: float = 600.0) -> tuple[Transport, str]
     return StagedTransport(control), f"{no_nccl}; MPI is not CUDA-aware: {answer.why}"
 
 
-def _device_with_nccl() -> tuple[bytes, str]:
-    """(a digest of the current device's node and bus id, what NCCL lacks here)."""
+def _torch_wire(control: Transport, timeout: float) -> Transport:
+    made: Transport = control.between_devices(timeout)  # type: ignore[attr-defined]
+    return made
+
+
+def _device_with_nccl(torch_nccl: bool) -> tuple[bytes, int]:
+    """(a digest of the current device's node and bus id, which NCCL there is for it)."""
     try:
-        nccl_start.load()
+        if not torch_nccl:
+            nccl_start.load()
         import cupy
 
         place = cupy.cuda.runtime.deviceGetPCIBusId(cupy.cuda.runtime.getDevice())
-    except Exception as error:  # no CuPy, libnccl, driver or device
-        return b"", str(error)
-    return hashlib.blake2b(f"{platform.node()} {place}".encode(), digest_size=32).digest(), ""
+    except Exception:  # no CuPy, libnccl, driver or device
+        return b"", _NOTHING
+    digest = hashlib.blake2b(f"{platform.node()} {place}".encode(), digest_size=32).digest()
+    return digest, _TORCH_NCCL if torch_nccl else _CUPY_NCCL

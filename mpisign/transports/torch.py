@@ -36,6 +36,7 @@ try:
 except ImportError as error:
     raise ImportError(f"votes over torch.distributed need torch: {TORCH}") from error
 
+from mpisign.transports.torch_device import TorchDeviceTransport, nccl_group
 from mpisign.transports.torch_store import TorchStore
 
 _GLOO = timedelta(minutes=30)  # for connecting and for an exchange: torch's default
@@ -47,20 +48,20 @@ _SLICE = 0.2  # seconds between checks for Ctrl-C in a sleeping wait
 class TorchTransport(Transport):
     """Host buffers over a process group, by default all of ``init_process_group``.
 
-    All ranks of ``group`` make it together; ranks are numbered as in the group. Gloo gets
-    connections of its own, so that the application's collectives never match these. Other backends
-    are shared: the application may run no collective on that group during a vote.
+    All ranks of ``group`` make it together; ranks are numbered as in the group. Messages go over
+    Gloo, by connections of this transport's own, so that the application's collectives never match
+    these. So they do where the group has no backend for host memory (NCCL alone). Other backends
+    for host memory are shared: the application may run no collective on that group during a vote.
 
     An exchange is one all_to_all with one message a rank: 8 bytes with the length of what follows,
     little-endian, then the parts. It copies both ways, which is cheap compared with a socket, and
     one can give up waiting for it without breaking the group, unlike Gloo's send and receive. A
     message of another length is a WireError, except that Gloo ends a process that receives more
     than it expects. WireError with torch's text too if a rank died, or after torch's timeouts (30
-    minutes, NCCL 10).
+    minutes).
 
-    A group without a backend for CPU tensors (NCCL alone) gets copies on the device that is current
-    when the transport is made. Raises ValueError before ``init_process_group`` and on ranks outside
-    the group; CollectiveTimeout, naming them, if ranks do not make theirs within ``seconds``.
+    Raises ValueError before ``init_process_group`` and on ranks outside the group;
+    CollectiveTimeout, naming them, if ranks do not make theirs within ``seconds``.
     """
 
     name = "torch"
@@ -78,10 +79,10 @@ class TorchTransport(Transport):
         group = group or dist.group.WORLD
         assert group is not None
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
-        self.backend, self._device = _backend(group)
+        self.backend = _host_backend(group)
         self.sleeps = self.backend == "gloo"
         self.first_message = max(_FRAME, 4 * _FRAME // max(1, self.size - 1))
-        # Gloo bears messages that are shorter than due, NCCL none of another length.
+        # Gloo bears messages that are shorter than due, others none of another length.
         self.framed = self.backend != "gloo"
         self.room = 0 if self.framed else self.first_message
         store = None if self.backend == "mpi" else TorchStore(group)
@@ -101,6 +102,7 @@ class TorchTransport(Transport):
         groups = [self._group] + [self._back] * (self._back is not None)
         weakref.finalize(self, _give_up, groups, self.backend, self._works)
         self._store = store
+        self._members = dist.get_process_group_ranks(group)
         self._mail = Mailbox(store, self.rank, self.size) if store else None
         leaving.at_exit(self)
 
@@ -136,18 +138,15 @@ class TorchTransport(Transport):
         into = Framed(lengths(incoming), self._pool)
         out.pack(outgoing)
         sent, memory = torch.from_numpy(out.memory), torch.from_numpy(into.memory)
-        received = memory.to(self._device)  # the same memory unless the device is another
         work: Any
         if self._back is not None and bulk:
-            work = self._both_ways(received, sent, into.counts, out.counts)
+            work = self._both_ways(memory, sent, into.counts, out.counts)
         else:
             work = self._group.alltoall_base(
-                received, sent.to(self._device), into.counts, out.counts, dist.AllToAllOptions()
+                memory, sent, into.counts, out.counts, dist.AllToAllOptions()
             )
 
         def finish() -> None:
-            if received is not memory:
-                memory.copy_(received)
             out.free()
             try:
                 unpack(into)
@@ -182,10 +181,8 @@ class TorchTransport(Transport):
         count_ring(values.nbytes, self.size)
         if self.size == 1:
             return Completed()
-        memory = torch.from_numpy(values)
-        summed = memory.to(self._device)
-        work = self._group.allreduce([summed], dist.AllreduceOptions())  # a sum
-        return self._pending(work, lambda: None if summed is memory else memory.copy_(summed))
+        work = self._group.allreduce([torch.from_numpy(values)], dist.AllreduceOptions())  # a sum
+        return self._pending(work, lambda: None)
 
     def _pending(self, work: dist.Work | _Works, finish: Callable[[], Any]) -> _Work:
         self._works[:] = [w for w in self._works if not w.is_completed()]
@@ -198,6 +195,26 @@ class TorchTransport(Transport):
 
     def notices(self) -> list[tuple[int, bytes]]:
         return self._mail.notices() if self._mail else []
+
+    @property
+    def connects_devices(self) -> bool:
+        """Whether ``between_devices`` can: this torch has NCCL."""
+        return self._store is not None and dist.is_nccl_available()
+
+    def between_devices(self, timeout: float) -> TorchDeviceTransport:
+        """The transport for CUDA memory over a group of its own, which owns this one from now on.
+
+        That group is none of the program's: it is made of the store alone, by the members.
+        """
+        store = self._store
+        if store is None or not dist.is_nccl_available():
+            raise ValueError("torch has no NCCL here")
+        keys = dist.PrefixStore("device", store.store)
+
+        def connect() -> Any:
+            return nccl_group(keys, self.rank, self.size, self._members, timeout)
+
+        return TorchDeviceTransport(self, connect, timeout=timeout)
 
     def leave(self) -> None:
         """At the end of the program."""
@@ -262,15 +279,16 @@ class _Work(Polled):
         return [] if self.over else None
 
 
-def _backend(group: dist.ProcessGroup) -> tuple[str, torch.device]:
-    """The group's backend for CPU tensors, or its only one, and the device of its tensors."""
+def _host_backend(group: dist.ProcessGroup) -> str:
+    """The group's backend for CPU tensors; Gloo, whose connections are ours, if it has none."""
     config = c10d.get_backend_config(group)  # "cpu:gloo,cuda:nccl"
-    backends = dict(pair.split(":") for pair in config.split(","))
-    if "cpu" in backends:
-        return backends["cpu"], torch.device("cpu")
-    if "cuda" not in backends:
-        raise ValueError(f"mpisign needs a process group for CPU or CUDA tensors, got {config}")
-    return backends["cuda"], torch.device("cuda", torch.cuda.current_device())
+    backend = dict(pair.split(":") for pair in config.split(",")).get("cpu", "gloo")
+    if backend == "gloo" and not dist.is_gloo_available():
+        raise ValueError(
+            f"votes over torch.distributed need Gloo for headers: this torch has none, and the "
+            f"process group has {config}"
+        )
+    return backend
 
 
 def _connections(store: TorchStore, name: str, rank: int, size: int, seconds: float) -> Any:

@@ -6,9 +6,15 @@ No method of a launcher waits for the device. Tests replace it (tests/cuda_on_cp
 from __future__ import annotations
 
 import functools
+import os
+import sys
+import time
 from typing import Any, Protocol
 
 from mpisign.backend.cuda import compile as sources
+from mpisign.backend.cuda.once_per_node import one_at_a_time
+
+_NOTED = 0.05  # seconds of compiling that MPISIGN_DEBUG=1 prints
 
 
 class Launcher(Protocol):
@@ -54,7 +60,14 @@ def _module(file: str) -> Any:
 @functools.cache
 def _function(file: str, name: str) -> Any:
     # A RawKernel loads itself into each device that it is launched on.
-    return _module(file).get_function(name)
+    start = time.perf_counter()
+    with one_at_a_time(file):
+        function = _module(file).get_function(name)  # compiles, or reads CuPy's cache on the disk
+    seconds = time.perf_counter() - start
+    if seconds > _NOTED and os.environ.get("MPISIGN_DEBUG") == "1":
+        text = f"mpisign: {seconds:.2f} s to compile or load {name} of {file}.cu"
+        print(text, file=sys.stderr, flush=True)
+    return function
 
 
 class _Handle:

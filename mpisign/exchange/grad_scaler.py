@@ -1,11 +1,13 @@
 """torch.amp.GradScaler beside votes: all ranks skip a step alike, and lower the scale alike.
 
 The GradScaler of each rank looks at its own gradients. Here ranks agree on what it found: one
-header a step, before optimizers that exchange in ``step()`` send anything.
+header a step: before optimizers that exchange in ``step()`` send anything, and behind the last
+bucket of what travels in a backward pass.
 """
 
 from __future__ import annotations
 
+import math
 import struct
 import sys
 from collections.abc import Iterable, Sequence
@@ -121,6 +123,76 @@ class ScaledStep:
         return [g for g in grads if g is not None and g.layout is torch.strided]
 
 
+class ScaledPass:
+    """What a backward pass of a scaled loss exchanges, before GradScaler sees it.
+
+    Gradients are unscaled here, and looked at, before they travel; what comes back is scaled, so
+    that GradScaler finds its own units, or is inf where any rank's overflowed. So it skips the step
+    and lowers the scale on all ranks alike, without being told.
+
+    Raises TypeError, ValueError for a scaler by which votes would not come back as +1 and -1.
+    """
+
+    def __init__(self, function: str, scaler: Any) -> None:
+        if not isinstance(scaler, torch.amp.GradScaler):
+            raise TypeError(
+                f"{function}: scaler must be a torch.amp.GradScaler, got {type(scaler).__name__}"
+            )
+        factors = scaler.get_scale(), scaler.get_growth_factor(), scaler.get_backoff_factor()
+        if not all(math.frexp(x)[0] == 0.5 for x in factors):
+            raise ValueError(
+                f"{function}: scaler must have powers of two as init_scale, growth_factor and "
+                f"backoff_factor, by which +1 and -1 are multiplied and divided, got {factors}"
+            )
+        self.scaler: Any = scaler
+        self._found: dict[torch.device, torch.Tensor] = {}
+        self._overflowed = False
+
+    def restart(self) -> None:
+        """Begins a pass."""
+        self._found, self._overflowed = {}, False
+
+    def take(self, grads: Sequence[torch.Tensor], values: bool) -> str:
+        """Looks for inf and NaN, unscales if the size of gradients counts (``values``).
+
+        Nothing waits for a GPU. Returns why this rank cannot go on, "" if it can.
+        """
+        if self.scaler._scale is None:
+            return "GradScaler has scaled no loss: call scaler.scale(loss).backward()"
+        if values and any(g.dtype == torch.float16 for g in grads):
+            return FP16
+        scale = self.scaler._scale
+        by = inverse(scale) if values else torch.ones_like(scale)
+        for device, there in _by_device(grads).items():
+            if device not in self._found:
+                self._found[device] = torch.zeros((), device=device)
+            torch._amp_foreach_non_finite_check_and_unscale_(
+                there, self._found[device], by.to(device, non_blocking=True)
+            )
+        return ""
+
+    def overflowed(self) -> None:
+        """NaNs were found in what travelled: on all ranks, who were all told."""
+        self._overflowed = True
+
+    def agree(self, engine: Engine, function: str, step: int, reason: str = "") -> bool:
+        """Whether any rank found inf or NaN in this pass. Collective; see ``found_anywhere``."""
+        scale = self.scaler._scale
+        found: Any = float(self._overflowed)
+        for t in self._found.values():
+            found = found + t.to(scale.device, non_blocking=True)
+        return found_anywhere(engine, function, step, self.scaler, found, reason)
+
+    def give(self, grads: Sequence[torch.Tensor], anywhere: bool) -> None:
+        """Results, in GradScaler's units; inf if ``anywhere``."""
+        for device, there in _by_device(grads).items():
+            if anywhere:
+                for g in there:
+                    g.fill_(math.inf)
+            else:
+                torch._foreach_mul_(there, self.scaler._scale.to(device, non_blocking=True))
+
+
 class SetAside:
     """Gradients that an optimizer is not to step on, so that it moves nothing."""
 
@@ -148,11 +220,15 @@ def inverse(scale: torch.Tensor) -> torch.Tensor:
 
 def unscale(grads: Sequence[torch.Tensor], scale: torch.Tensor) -> None:
     """Divides gradients by the scale in place, as GradScaler does."""
-    by_device: dict[torch.device, list[torch.Tensor]] = {}
-    for g in grads:
-        by_device.setdefault(g.device, []).append(g.detach())
-    for device, there in by_device.items():
+    for device, there in _by_device(grads).items():
         torch._foreach_mul_(there, inverse(scale).to(device, non_blocking=True))
+
+
+def _by_device(grads: Sequence[torch.Tensor]) -> dict[torch.device, list[torch.Tensor]]:
+    found: dict[torch.device, list[torch.Tensor]] = {}
+    for g in grads:
+        found.setdefault(g.device, []).append(g.detach())
+    return found
 
 
 def _calling() -> Any:

@@ -43,8 +43,8 @@ class MajorityVoteStrategy(DDPStrategy):
         ddp: what else ``DDPStrategy`` takes, as ``find_unused_parameters`` or ``bucket_cap_mb``.
 
     Raises:
-        TypeError, ValueError: for invalid arguments; out of ``fit()`` for a Trainer that clips or
-            scales gradients, which are votes by then: ``gradient_clip_val``, ``"16-mixed"``.
+        TypeError, ValueError: for invalid arguments; out of ``fit()`` for a Trainer that clips
+            gradients, which are votes by then: ``gradient_clip_val``.
 
     Example:
         >>> strategy = MajorityVoteStrategy("signum", find_unused_parameters=True)

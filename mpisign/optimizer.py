@@ -111,6 +111,11 @@ def DistributedOptimizer(
             f"{_FUNCTION}: the optimizer is a DistributedOptimizer already: to wrap it again, "
             "mpisign.unwrap(optimizer) first"
         )
+    if isinstance(getattr(optimizer, "exchange", None), GradientExchange):
+        raise ValueError(
+            f"{_FUNCTION}: optimizer must not be {type(optimizer).__name__}, which exchanges by "
+            "itself: use it as it is"
+        )
     compressor = resolve(_FUNCTION, compression)
     members = [ParameterSlot(name, p) for name, p in _named(optimizer, named_parameters)]
     warn_of_momentum(_FUNCTION, compressor, optimizer, stacklevel=2)

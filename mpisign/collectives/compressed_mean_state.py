@@ -108,6 +108,10 @@ class CompressedMeanState:
         old = self.residual, self.owner_residual
         (self.residual, self.owner_residual), self._next = self._next, old
 
+    def release(self) -> None:
+        """Gives back the memory of the step that is over; the next one takes new."""
+        self._next = None
+
     def state_dict(self) -> dict[str, Any]:
         """Returns copies of both residuals, float32 NumPy arrays, and of the arguments."""
         return {

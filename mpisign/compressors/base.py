@@ -396,6 +396,10 @@ def get_or_init(state: State, key: str, like: torch.Tensor, dtype: str = "float3
 COMPRESSORS: Final[dict[str, type[Compressor]]] = {}
 
 
+#: Names of papers, for the hint of an error.
+_MEANT = {"signmuon": "muon", "signsgd": "sign", "sigmun": "signum", "efsignsgd": "ef_sign"}
+
+
 def resolve(function: str, compression: object) -> Compressor:
     """A compressor from its name, its class or itself.
 
@@ -422,5 +426,5 @@ def resolve(function: str, compression: object) -> Compressor:
     names = ", ".join(repr(n) for n in COMPRESSORS)
     raise ValueError(
         f"{function}: compression must be a Compressor or one of {names}, got {compression!r}"
-        f"{hint(compression, COMPRESSORS)}"
+        f"{hint(_MEANT.get(str(compression).lower(), compression), COMPRESSORS)}"
     )

@@ -6,7 +6,6 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import numpy as np
 import torch
 
 from mpisign.exchange.arguments import check_seed, named_pairs
@@ -69,6 +68,7 @@ class CompressedOptimizer(torch.optim.Optimizer):
         compressor = MomentumMean(block=block, missing=self._missing_of)
         self._slots = [MomentumSlot(n, p) for n, p in self._named()]
         self._slot_of = {s.parameter: s for s in self._slots}
+        self._known_alive: dict[torch.Tensor, tuple[Any, Any, Any, torch.Tensor | None]] = {}
         self._find_groups()
         self.exchange = MomentumExchange(
             name,
@@ -237,17 +237,30 @@ class CompressedOptimizer(torch.optim.Optimizer):
                 state[key] = torch.zeros_like(p, dtype=torch.float32)
         return state  # type: ignore[no-any-return]
 
-    def _alive(self, p: torch.Tensor) -> torch.Tensor:
-        """1 where a momentum may be: not masked, and v is no zero, which nothing can divide by."""
-        alive = (self._state_of(p)["exp_avg_sq"] != 0).float()
-        mask = self._group_of[p].get(MASK)
-        return alive if mask is None else alive.mul_(mask.to(alive.device, torch.float32))
+    def _only_alive(self, p: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """``x`` in place, 0 where no momentum may be: masked, or v is 0, which divides nothing."""
+        alive = self._alive(p)
+        return x if alive is None else x.mul_(alive.view_as(x))
 
-    def _clear_residual(self, p: torch.Tensor, alive: torch.Tensor) -> None:
+    def _alive(self, p: torch.Tensor) -> torch.Tensor | None:
+        """1 where a momentum may be, else 0; None where it may be everywhere."""
+        v, mask = self._state_of(p)["exp_avg_sq"], self._group_of[p].get(MASK)
+        versions = v._version, -1 if mask is None else mask._version
+        known = self._known_alive.get(p)
+        if known is None or known[0] is not v or known[1] is not mask or known[2] != versions:
+            alive = (v != 0).float()
+            if mask is not None:
+                alive.mul_(mask.to(alive.device, torch.float32))
+            # While v is frozen this is known from the first of these steps on.
+            known = v, mask, versions, None if bool((alive == 1).all()) else alive
+            self._known_alive[p] = known
+        return known[3]
+
+    def _clear_residual(self, p: torch.Tensor) -> None:
         """Where nothing travels nothing is left out."""
         residual = self._slot_of[p].state.get("residual")
         if residual is not None:
-            residual.mul_(alive.view_as(residual))
+            self._only_alive(p, residual)
 
     def _restart_residuals(self) -> None:
         """All residuals from zero: what is sent from now on has other units."""
@@ -285,26 +298,6 @@ class CompressedOptimizer(torch.optim.Optimizer):
 
     def _find_groups(self) -> None:
         self._group_of = {p: g for g in self.param_groups for p in g["params"]}
-
-
-def mix(m: torch.Tensor, b: float, g: torch.Tensor) -> torch.Tensor:
-    """b m + (1 - b) g in float32, each product rounded: the same bits on every processor."""
-    return (m * b).add_(g.float() * (1.0 - b))
-
-
-def denominator_of(v: torch.Tensor, eps: float) -> torch.Tensor:
-    """sqrt(v) + eps."""
-    # On a CPU torch.sqrt is MKL's: one root in five is not the nearest float32, and which depends
-    # on the processor.
-    root = v.sqrt() if v.device.type != "cpu" else torch.from_numpy(np.asarray(np.sqrt(v.numpy())))
-    return root.add_(eps)
-
-
-def move(p: torch.Tensor, update: torch.Tensor, lr: float, decay: float) -> None:
-    """p -= lr (update + decay p); ``update`` is written over."""
-    if decay:
-        update = update.add_(p.float() * decay)
-    p.sub_(update.mul_(lr))
 
 
 def _save(optimizer: Any, state_dict: dict[str, Any]) -> dict[str, Any]:

@@ -122,7 +122,7 @@ class MomentumExchange(GradientExchange):
 
     def flush(self, reason: str = "") -> None:
         grads = [s.grad.detach() for s in self.slots if s.grad is not None and not s.grad.is_sparse]
-        self._not_finite = sum(int((~g.isfinite()).sum()) for g in grads)
+        self._not_finite = sum(map(_not_finite, grads))
         super().flush(reason)
 
     def _header(
@@ -165,3 +165,10 @@ class MomentumExchange(GradientExchange):
             return
         values = [s.parameter.detach() for s in self.slots]
         yield from broadcast_tensors(wire, values)
+
+
+def _not_finite(x: torch.Tensor) -> int:
+    """How many values are NaN or infinite."""
+    # One pass where the sum tells; that of finite values may overflow.
+    total = x.sum(dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
+    return 0 if bool(total.isfinite()) else int((~x.isfinite()).sum())

@@ -8,7 +8,8 @@ import torch
 
 from mpisign.exchange.skip import Rule
 from mpisign.optim.arguments import check_steps
-from mpisign.optim.base import CompressedOptimizer, Params, denominator_of, mix, move
+from mpisign.optim.arithmetic import denominator_of, mix, move
+from mpisign.optim.base import CompressedOptimizer, Params
 
 
 class OneBitAdam(CompressedOptimizer):
@@ -93,9 +94,8 @@ class OneBitAdam(CompressedOptimizer):
             return
         reason = reason or self._frozen_without_variance()
         for p, mean in self._average(reason, False, self._own).items():
-            alive = self._alive(p)
-            self._clear_residual(p, alive)
-            self.state[p]["exp_avg"] = mean.mul_(alive)
+            self._clear_residual(p)
+            self.state[p]["exp_avg"] = self._only_alive(p, mean)
             self._move(p)
 
     def _own(self, p: torch.Tensor) -> torch.Tensor | None:
@@ -103,7 +103,7 @@ class OneBitAdam(CompressedOptimizer):
         if p.grad is None or "exp_avg" not in self.state[p]:  # the second is refused
             return None
         b1 = self._group_of[p]["betas"][0]
-        return mix(self.state[p]["exp_avg"], b1, p.grad).mul_(self._alive(p))
+        return self._only_alive(p, mix(self.state[p]["exp_avg"], b1, p.grad))
 
     def _missing(self, p: torch.Tensor) -> torch.Tensor:
         m: torch.Tensor = self._state_of(p)["exp_avg"]

@@ -9,7 +9,8 @@ import torch
 
 from mpisign.exchange.skip import Rule
 from mpisign.optim.arguments import check_number, check_steps
-from mpisign.optim.base import CompressedOptimizer, Params, denominator_of, mix, move
+from mpisign.optim.arithmetic import denominator_of, mix, move
+from mpisign.optim.base import CompressedOptimizer, Params
 from mpisign.optim.onebit_adam import adam
 
 
@@ -148,7 +149,8 @@ class OneBitLamb(CompressedOptimizer):
         if p.grad is None or "scaling_coeff" not in state:  # the second is refused, or empty
             return None
         b1 = self._group_of[p]["betas"][0]
-        return mix(state["exp_avg"], b1, p.grad).mul_(state["scaling_coeff"]).mul_(self._alive(p))
+        m = mix(state["exp_avg"], b1, p.grad).mul_(state["scaling_coeff"])
+        return self._only_alive(p, m)
 
     def _missing(self, p: torch.Tensor) -> torch.Tensor:
         state = self._state_of(p)
@@ -159,10 +161,9 @@ class OneBitLamb(CompressedOptimizer):
         """A step by the compressed mean of the scaled momenta."""
         state, group = self.state[p], self._group_of[p]
         (b1, b2), eps, decay = group["betas"], group["eps"], group["weight_decay"]
-        alive = self._alive(p)
-        self._clear_residual(p, alive)
+        self._clear_residual(p)
         before = state["exp_avg"]
-        state["exp_avg"] = m = mean.div_(state["scaling_coeff"]).mul_(alive)
+        state["exp_avg"] = m = self._only_alive(p, mean.div_(state["scaling_coeff"]))
         g = (m - before * b1).div_(1.0 - b1)
         state["exp_avg_sq_fresh"] = mix(state["exp_avg_sq_fresh"], b2, g * g)
         denominator = denominator_of(state["exp_avg_sq"], eps)

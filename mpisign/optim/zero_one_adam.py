@@ -8,7 +8,8 @@ import torch
 
 from mpisign.exchange.skip import Rule
 from mpisign.optim.arguments import check_steps
-from mpisign.optim.base import CompressedOptimizer, Params, denominator_of, mix, move
+from mpisign.optim.arithmetic import denominator_of, mix, move
+from mpisign.optim.base import CompressedOptimizer, Params
 from mpisign.optim.onebit_adam import adam
 
 
@@ -117,9 +118,9 @@ class ZeroOneAdam(CompressedOptimizer):
             if refresh:
                 adam(state, g, group["betas"])
             else:
-                alive = self._alive(p)
-                self._clear_residual(p, alive)
-                state["exp_avg"] = mix(state["exp_avg"], group["betas"][0], g.mul_(alive))
+                self._clear_residual(p)
+                g = self._only_alive(p, g)
+                state["exp_avg"] = mix(state["exp_avg"], group["betas"][0], g)
             denominator = denominator_of(state["exp_avg_sq"], group["eps"])
             move(p, state["exp_avg"] / denominator, float(group["lr"]), group["weight_decay"])
         for group in self.param_groups if refresh else ():
@@ -130,7 +131,7 @@ class ZeroOneAdam(CompressedOptimizer):
     def _copied(self, p: torch.Tensor) -> torch.Tensor | None:
         """This rank's gradient, not to be written over, where a momentum may be."""
         g = self._gradient(p)
-        return g if g is None or g.is_sparse else g * self._alive(p)
+        return g if g is None or g.is_sparse else self._only_alive(p, g.clone())
 
     def _local(self, reason: str) -> None:
         """A step on v as it is: by this rank alone, or a synchronisation."""
@@ -172,7 +173,8 @@ class ZeroOneAdam(CompressedOptimizer):
     def _moved(self, p: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """m, the step, and u after this rank's gradient; nothing is written."""
         state, group = self._state_of(p), self._group_of[p]
-        m = mix(state["exp_avg"], group["betas"][0], p.grad.detach()).mul_(self._alive(p))  # type: ignore[union-attr]
+        m = mix(state["exp_avg"], group["betas"][0], p.grad.detach())  # type: ignore[union-attr]
+        self._only_alive(p, m)
         update = m / denominator_of(state["exp_avg_sq"], group["eps"])
         if group["weight_decay"]:
             update.add_(p.float() * group["weight_decay"])
@@ -186,7 +188,7 @@ class ZeroOneAdam(CompressedOptimizer):
         def sent(p: torch.Tensor) -> torch.Tensor | None:
             if p not in sums:
                 return None
-            return sums[p].mul_(self._denominator(p)).mul_(self._alive(p))
+            return self._only_alive(p, sums[p].mul_(self._denominator(p)))
 
         own = {p: p.detach().clone() for p in self._slot_of if "start" in self.state[p]}
         for p in own:
@@ -201,9 +203,8 @@ class ZeroOneAdam(CompressedOptimizer):
             raise
         for p, mean in means.items():
             state, group = self._state_of(p), self._group_of[p]
-            alive = self._alive(p)
-            self._clear_residual(p, alive)
-            p.sub_(mean.mul_(alive) / self._denominator(p))
+            self._clear_residual(p)
+            p.sub_(self._only_alive(p, mean) / self._denominator(p))
             state["exp_avg"] = mean.div_(group["lr_sum"] + float(group["lr"]))
         for p in self._slot_of:
             for key in ("momentum_accumulator", "start"):

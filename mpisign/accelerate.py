@@ -50,8 +50,7 @@ def register_comm_hook(
 
     Raises:
         TypeError: if the model is not in a DistributedDataParallel, as when one process trains.
-        ValueError: if the accelerator scales losses, ``mixed_precision="fp16"``; for invalid
-            settings.
+        ValueError: for invalid settings, a GradScaler's among them (``GradScalerKwargs``).
 
     Example:
         >>> accelerator = Accelerator(cpu=True)  # one process, without a launcher
@@ -68,6 +67,7 @@ def register_comm_hook(
             "--num_processes 2 or torchrun; for FSDP see mpisign.fsdp"
         )
     net = ddp.module
+    settings.setdefault("scaler", accelerator.scaler)  # of mixed_precision="fp16"
     state = MajorityVoteState(
         ddp.process_group,
         compression,
@@ -75,11 +75,6 @@ def register_comm_hook(
         optimizer=unwrap_optimizer(optimizer),
         **settings,
     )
-    if accelerator.scaler is not None and state.compressor.aggregate != "average":
-        raise ValueError(
-            f"{_FUNCTION}: Accelerator(mixed_precision='fp16') scales gradients, and votes have no "
-            "scale: take mixed_precision='bf16' or 'no'"
-        )
     ddp.register_comm_hook(state, majority_vote_hook)
     rank, size = accelerator.process_index, accelerator.num_processes
 

@@ -6,6 +6,7 @@ import contextlib
 import threading
 import weakref
 from collections.abc import Iterable
+from functools import partial
 from typing import Any, ClassVar
 
 try:
@@ -18,11 +19,14 @@ except ImportError as error:
 
 from mpisign import policies
 from mpisign.compressors import Compressor
+from mpisign.compressors.sign import Sign
 from mpisign.engine.progress import ProgressEngine
+from mpisign.errors import NaNError
 from mpisign.exchange import ranks_in_checkpoint
 from mpisign.exchange.after_backward import after_backward, is_running, raise_after_backward
 from mpisign.exchange.arguments import named_pairs
 from mpisign.exchange.buckets import BUCKET_SIZE
+from mpisign.exchange.grad_scaler import ScaledPass
 from mpisign.exchange.gradient_exchange import GradientExchange
 from mpisign.exchange.optimizer_options import check_plain, warn_of_optimizer
 from mpisign.exchange.optimizer_steps import NEWCOMER, call_on_every_rank, listen
@@ -59,6 +63,10 @@ class MajorityVoteState(HookState):
         changed_votes: "raise" if votes are written to between ``backward()`` and the step of an
             optimizer, as ``clip_grad_norm_`` does, or "allow".
         warmup_steps: as in ``mpisign.DistributedOptimizer``.
+        scaler: the torch.amp.GradScaler that scales the loss, its factors powers of two. Gradients
+            are unscaled before they travel. Where any rank's hold inf or NaN, all ranks' become
+            inf, so that all skip the step and lower the scale, and no state moves. May be set later
+            as an attribute, as after loading a pickle.
 
     What ``backward()`` exchanged counts when an optimizer steps on it: any torch optimizer that
     holds the parameters. Where ``zero_grad()`` throws it away, state and steps are as before.
@@ -83,6 +91,7 @@ class MajorityVoteState(HookState):
     )
     optimizer: torch.optim.Optimizer | None
     _names: dict[torch.Tensor, str] | None
+    _scaled: ScaledPass | None
     _order: list[str] | None  # names in the module's order
 
     def __init__(
@@ -99,6 +108,7 @@ class MajorityVoteState(HookState):
         bucket_size: int | None = BUCKET_SIZE,
         changed_votes: ChangedVotes = "raise",
         warmup_steps: int = 0,
+        scaler: torch.amp.GradScaler | None = None,
     ) -> None:
         super().__init__(process_group, compression, algorithm, seed, timeout)
         if self.compressor.local_steps > 1:
@@ -109,7 +119,7 @@ class MajorityVoteState(HookState):
         self.skip, self.bucket_size, self.changed_votes = skip, bucket_size, changed_votes
         self._order, self.warmup_steps = None, warmup_steps
         self._start()
-        self.process_group, self.optimizer = process_group, optimizer
+        self.process_group, self.optimizer, self.scaler = process_group, optimizer, scaler
         if named_parameters is not None:
             pairs = named_pairs(FUNCTION, named_parameters)
             self._names = {p: name for name, p in pairs if p.requires_grad}
@@ -120,7 +130,7 @@ class MajorityVoteState(HookState):
 
     def _start(self) -> None:
         super()._start()
-        self.optimizer = self._names = None
+        self.optimizer = self._names = self._scaled = None
         self._lock = threading.RLock()
         self._saved: dict[str, Any] = {"steps": 0, "state": {}}
         self._slots: dict[int, ParameterSlot] = {}  # by id(parameter); empty in the first step
@@ -133,9 +143,22 @@ class MajorityVoteState(HookState):
         """Begins a step."""
         self._seen: list[list[tuple[torch.Tensor, torch.Tensor]]] = []  # one list per DDP bucket
         self._reason = ""  # why this rank cannot take part in the step
+        self._unscaled = ""  # why gradients could not be unscaled
         self._moving: ProgressEngine | None = None  # while buckets are in flight
         self._results: list[tuple[torch.futures.Future[torch.Tensor], torch.Tensor]] = []
         self._error: Exception | None = None  # the first of this step
+        if self._scaled is not None:
+            self._scaled.restart()
+
+    @property
+    def scaler(self) -> Any:
+        """The GradScaler that scales the loss, or None."""
+        return None if self._scaled is None else self._scaled.scaler
+
+    @scaler.setter
+    def scaler(self, scaler: Any) -> None:
+        on = scaler is not None and (not hasattr(scaler, "is_enabled") or scaler.is_enabled())
+        self._scaled = ScaledPass(FUNCTION, scaler) if on else None
 
     @property
     def steps(self) -> int:
@@ -217,6 +240,10 @@ class MajorityVoteState(HookState):
             return
         pairs = list(zip(bucket.parameters(), bucket.gradients(), strict=True))
         self._seen.append(pairs)
+        if self._scaled is not None:
+            reason = self._scaled.take([grad for _, grad in pairs], self._sizes_count())
+            self._unscaled = self._unscaled or reason
+            self._exchange.refuse(reason)
         if not self._slots:
             return
         exchange = self._exchange
@@ -226,7 +253,9 @@ class MajorityVoteState(HookState):
                 self._reason = NEWCOMER
                 exchange.refuse(NEWCOMER)  # while buckets can tell all ranks
             # Averages of all ranks are finite on all ranks or on none: these may be scaled.
-            call_on_every_rank(self.optimizer, self.compressor.aggregate != "average")
+            # With ``scaler`` it skips on all ranks alike.
+            alike = self.compressor.aggregate == "average" or self._scaled is not None
+            call_on_every_rank(self.optimizer, not alike)
         for p, grad in pairs:
             slot = self._slots.get(id(p))
             if slot is None:
@@ -255,19 +284,28 @@ class MajorityVoteState(HookState):
     def _finish(self) -> None:
         """Makes every gradient the aggregate, after the last of DDP's buckets."""
         first = not self._slots and not self._reason
-        reason = self._bind() if first else self._reason
+        reason = (self._bind() if first else self._reason) or self._unscaled
+        overflowed = False
         try:
+            steps = self._exchange.steps
             try:
                 self._exchange.flush(reason)
             finally:
-                self._exchange.finish()
+                overflowed = self._end_exchange()
             for pairs in self._seen:
                 for p, grad in pairs:
                     aggregate = self._slots[id(p)].grad
                     if aggregate is not None and aggregate is not grad:
                         grad.copy_(aggregate)
-            if is_running():
-                after_backward(self._exchange.pending.hand_out)
+            if self._scaled is not None:
+                self._scaled.give([grad for pairs in self._seen for _, grad in pairs], overflowed)
+            if overflowed:
+                self._exchange.take_back(steps)
+            elif is_running():
+                self._exchange.pending.scaled = self._scaled is not None
+                after_backward(
+                    partial(self._exchange.pending.hand_out, int(self._scaled is not None))
+                )
             else:  # DDP's join() shadows the others' passes; it takes no steps
                 self._exchange.pending.commit()
         finally:
@@ -275,6 +313,28 @@ class MajorityVoteState(HookState):
                 slot.grad = None
             if first and reason:
                 self._slots, self._exchange = {}, self._exchange_of([])
+
+    def _end_exchange(self) -> bool:
+        """Waits for all buckets; with a scaler, whether any rank's gradients hold inf or NaN."""
+        exchange, reason = self._exchange, ""
+        if self._scaled is None:
+            exchange.finish()
+            return False
+        try:
+            exchange.finish()
+        except NaNError:
+            self._scaled.overflowed()
+        except RuntimeError as error:
+            if type(error) is not RuntimeError or exchange.engine is None:
+                raise  # on all ranks
+            reason = str(error)
+        assert exchange.engine is not None
+        return self._scaled.agree(exchange.engine, _HOOK, exchange.steps, reason)
+
+    def _sizes_count(self) -> bool:
+        """Whether the size of gradients counts in this step, not their signs alone."""
+        signs = type(self.compressor) is Sign and not callable(self.skip)
+        return not (signs and self._slots) or self._exchange.warming
 
     def _bind(self) -> str:
         """Makes the slots in the first step; why this rank cannot go on, "" if it can."""

@@ -43,8 +43,8 @@ class MajorityVoteStrategy(DDPStrategy):
         ddp: what else ``DDPStrategy`` takes, as ``find_unused_parameters`` or ``bucket_cap_mb``.
 
     Raises:
-        TypeError, ValueError: for invalid arguments; out of ``fit()`` for a Trainer that clips or
-            scales gradients, which are votes by then: ``gradient_clip_val``, ``"16-mixed"``.
+        TypeError, ValueError: for invalid arguments; out of ``fit()`` for a Trainer that clips
+            gradients, which are votes by then: ``gradient_clip_val``.
 
     Example:
         >>> strategy = MajorityVoteStrategy("signum", find_unused_parameters=True)
@@ -111,11 +111,6 @@ class MajorityVoteStrategy(DDPStrategy):
                 "backward(), when they are votes: +1, -1 or 0. Take gradient_clip_val=None, and "
                 "lower the learning rate instead; changed_votes='allow' steps on clipped votes"
             )
-        if getattr(self.precision_plugin, "scaler", None) is not None:
-            raise ValueError(
-                f"{_FUNCTION}: Trainer(precision='16-mixed') scales gradients, and votes have no "
-                "scale: take precision='bf16-mixed', or '32-true'"
-            )
 
     def setup_optimizers(self, trainer: Any) -> None:
         """Called by Lightning: the hook is registered once the optimizers are known.
@@ -134,6 +129,7 @@ class MajorityVoteStrategy(DDPStrategy):
             self._compressor,
             named_parameters=named,
             optimizer=of_all[0] if len(of_all) == len(self.optimizers) == 1 else None,
+            scaler=getattr(self.precision_plugin, "scaler", None),  # of "16-mixed"
             **self._settings,
         )
         self.model.register_comm_hook(self._state, majority_vote_hook)  # type: ignore[operator]

@@ -47,8 +47,9 @@ def DistributedOptimizer(
     ranks: the first step checks that, and every step checks the optimizer's options.
 
     The compressor's state is part of ``optimizer.state_dict()`` and differs from rank to rank. A
-    copy or pickle of the optimizer has lost its hooks: wrap it again. Do not use
-    torch.amp.GradScaler: votes need no scale, and it skips steps on single ranks.
+    copy or pickle of the optimizer has lost its hooks: wrap it again. With torch.amp.GradScaler all
+    ranks skip a step where one rank's gradients hold inf or NaN, and lower the scale alike; it is
+    refused with ``overlap``.
 
     Args:
         optimizer: any torch optimizer; use one without momentum for votes.

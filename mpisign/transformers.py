@@ -41,9 +41,8 @@ class MajorityVoteCallback(TrainerCallback):
         settings: other arguments of ``mpisign.ddp.MajorityVoteState``.
 
     Raises:
-        TypeError, ValueError: for invalid arguments; out of ``train()`` if it clips or scales
-            gradients, which are votes by then: ``TrainingArguments(max_grad_norm=0)`` is needed,
-            and ``bf16`` in place of ``fp16``.
+        TypeError, ValueError: for invalid arguments; out of ``train()`` if it clips gradients,
+            which are votes by then: ``TrainingArguments(max_grad_norm=0)`` is needed.
 
     Example:
         >>> MajorityVoteCallback(None)
@@ -113,11 +112,6 @@ class MajorityVoteCallback(TrainerCallback):
                 f"{_FUNCTION}: TrainingArguments(max_grad_norm={args.max_grad_norm}), the default "
                 "is 1.0, clips gradients after backward(), when they are votes: +1, -1 or 0. Take "
                 "max_grad_norm=0; changed_votes='allow' steps on clipped votes"
-            )
-        if self._trainer.accelerator.scaler is not None:
-            raise ValueError(
-                f"{_FUNCTION}: TrainingArguments(fp16=True) scales gradients, and votes have no "
-                "scale: take bf16=True, or neither"
             )
 
     def _saved(self, args: Any, state: Any) -> dict[str, Any]:

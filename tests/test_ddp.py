@@ -28,7 +28,15 @@ def passed(output, n):
 
 def test_the_suite_over_torchrun(tmp_path):
     many = [find("torchrun"), "--standalone", "--nproc-per-node", 3]
-    suite = [SUITE, tmp_path, "ddp_states", "ddp_errors", "ddp_parameters", "fsdp_suite"]
+    suite = [
+        SUITE,
+        tmp_path,
+        "ddp_states",
+        "ddp_errors",
+        "ddp_scaler",
+        "ddp_parameters",
+        "fsdp_suite",
+    ]
     passed(run([*many, *suite], env=ENV).stdout, 3)
 
 

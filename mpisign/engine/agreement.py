@@ -118,6 +118,8 @@ def _check(headers: Sequence[Header], function: str) -> None:
         said["settings"] = "the rules"
     if headers[0].operation == "factorize":
         said["settings"] = "arguments, or what the optimizers keep"
+    if headers[0].operation == "found_inf":
+        said["settings"] = "GradScaler's scale, or its count of steps without inf (load_state_dict)"
     if headers[0].operation == "majority_vote":
         said["settings"] = "the groups that vote"
     for name in Header.AGREED:

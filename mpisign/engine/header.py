@@ -48,6 +48,7 @@ OPERATIONS = (
     "bucket_polar_vote",
     "factorize",
     "federated",
+    "found_inf",
 )
 DEVICES = ("cpu", "cuda")  # where the arrays are, which says the wire
 _AGREED = struct.Struct("<4sH6BHBx5Q")

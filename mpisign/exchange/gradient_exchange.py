@@ -262,6 +262,11 @@ class GradientExchange(SavedState):
         self.steps -= unused
         return unused
 
+    def take_back(self, steps: int) -> None:
+        """Nothing of the step that has just ended counts: ``steps`` is the count before it."""
+        self.pending.undo()
+        self.steps = steps
+
     def discard(self) -> None:
         """Ends this step, whose gradients were thrown away, and leaves nothing of it behind."""
         steps = self.steps

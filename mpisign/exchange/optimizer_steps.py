@@ -18,8 +18,9 @@ from torch.utils.weak import WeakIdKeyDictionary
 #: and finite or not. Otherwise a rank whose gradients are not finite would skip its step alone.
 _CALLED_ANYWAY = "_step_supports_amp_scaling"
 SCALER = (
-    "torch.amp.GradScaler does not go with votes, which have no scale: take it out, or "
-    "GradScaler(enabled=False)"
+    "torch.amp.GradScaler must be known before gradients are exchanged: give it to "
+    "mpisign.ddp.MajorityVoteState(scaler=...); mpisign.DistributedOptimizer(overlap=False) and "
+    "mpisign.optim find it; elsewhere take bfloat16, or GradScaler(enabled=False)"
 )
 
 
@@ -120,7 +121,7 @@ def _is_watched(p: torch.Tensor) -> bool:
 
 
 def call_on_every_rank(optimizer: torch.optim.Optimizer, so: bool = True) -> None:
-    """Makes GradScaler call ``step``, which then raises on every rank alike."""
+    """Makes GradScaler call ``step`` everywhere, which skips it or raises on every rank alike."""
     optimizer.__dict__.pop(_CALLED_ANYWAY, None)
     if so:
         setattr(optimizer, _CALLED_ANYWAY, True)

@@ -94,12 +94,17 @@ class ParameterSlot:
         g = None if p is None else p.grad
         self._handed = None if g is None else (weakref.ref(g), g._version + later)
 
-    def is_handed_out(self) -> bool:
-        """Whether the parameter's gradient is still the aggregate, unchanged."""
+    def is_handed_out(self, early: int = 0) -> bool:
+        """Whether the parameter's gradient is still the aggregate, unchanged.
+
+        ``early``: of the writes that will not count, so many may be to come.
+        """
         if self._handed is None:
             return False
         grad, version = self._handed[0](), self._handed[1]
-        return grad is not None and grad is self.parameter.grad and grad._version == version
+        if grad is None or grad is not self.parameter.grad:
+            return False
+        return version - early <= grad._version <= version
 
     def is_as_handed_out(self) -> bool:
         """The same, or there was no aggregate and is no gradient."""

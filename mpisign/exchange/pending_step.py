@@ -58,6 +58,7 @@ class PendingStep:
         self.newcomers = Newcomers()
         self.refuses_newcomers = True  # False where another hook tells all ranks
         self._turn = 0
+        self.scaled = False  # whether what was handed out is in GradScaler's units
         self.averaged = False  # whether the last result is of averages, which may be clipped
         self._steppers: list[weakref.ref[torch.optim.Optimizer]] = []
 
@@ -111,7 +112,7 @@ class PendingStep:
 
         If that still is what was handed out, no step may be taken on the result.
         """
-        if slot.is_handed_out():
+        if slot.is_handed_out(early=self.scaled):
             self._mixing.add(id(slot))
         else:
             self._mixing.discard(id(slot))
@@ -140,7 +141,9 @@ class PendingStep:
     def _checked(self, optimizer: torch.optim.Optimizer) -> list[ParameterSlot]:
         """What the optimizer is about to step on; none of it if the step is made up."""
         stepped = self._held_by(optimizer)
-        if is_scaled(optimizer) and not all(id(s) in self._averages for s in stepped):
+        fused = is_scaled(optimizer)  # then GradScaler leaves it to the optimizer to unscale
+        averages = all(id(s) in self._averages for s in stepped)
+        if fused and not (self.scaled or averages):
             raise RuntimeError(f"step: {SCALER}")
         if _are_made_up(stepped):
             return []  # a step that is to fill the optimizer's state
@@ -151,7 +154,7 @@ class PendingStep:
                 "to it: call zero_grad() before, and where one step follows several passes, run "
                 "all but the last in the module's no_sync()"
             )
-        if self._changed_votes == "raise" and not self.averaged:
+        if self._changed_votes == "raise" and not (self.averaged or fused):
             self._check([s for s in stepped if id(s) in self._voted])
         return stepped
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch.utils.weak import WeakIdKeyDictionary
 
+from mpisign.exchange.grad_scaler import ScaledStep, SetAside, only_signs_count
 from mpisign.exchange.gradient_exchange import GradientExchange
 from mpisign.exchange.left_state import UNWRAP, leave, take_up
 from mpisign.exchange.local_steps import local_steps_of
@@ -48,6 +49,8 @@ class StepHooks:
         self._ids = [id(p) for p in parameters]
         self._stepping = False
         self._spoilt = ""
+        self._overlap = overlap
+        self._skipped: SetAside | None = None  # in a step that GradScaler has all ranks skip
         self._computed = False  # whether autograd has computed a gradient since the last step
         for i, m in enumerate(exchange.slots):
             p = m.parameter
@@ -103,14 +106,28 @@ class StepHooks:
         # torch hooks the step of every class: a step that calls its base class's comes here twice.
         if self._stepping and all(m.is_as_handed_out() for m in self.exchange.slots):
             return
-        self._stepping = False
+        if self._skipped is not None and self._skipped.holds:
+            return
+        self._stepping, self._skipped = False, None
         reason = self._spoilt or self._unfit(optimizer, (*args[1:], *kwargs.values()))
         self._spoilt = ""
         made_up = not self._computed and are_zeros(m.parameter.grad for m in self.exchange.slots)
         self._computed = False
+        scaled = None if self._overlap else ScaledStep.of(optimizer)
+        if scaled is not None:
+            if not self._goes_on(scaled, reason):
+                self._skipped = SetAside(optimizer)
+                return
+            reason = ""
+        elif is_scaled(optimizer):
+            reason = reason or SCALER
         if not (made_up and is_still(optimizer)):
             try:
                 self._exchange(reason, made_up)
+            except BaseException:
+                if scaled is not None:
+                    scaled.forget()
+                raise
             finally:
                 for m in self.exchange.slots:
                     m.grad = None
@@ -152,6 +169,17 @@ class StepHooks:
     def after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         """The step post-hook."""
         self._stepping = False
+        if self._skipped is not None:
+            self._skipped.restore()
+            self._skipped = None
+
+    def _goes_on(self, scaled: ScaledStep, reason: str) -> bool:
+        """Whether no rank's gradients overflowed."""
+        exchange = self.exchange
+        signs = not (exchange.warming or self.local or exchange.regimes)
+        signs = signs and only_signs_count(b.compressor for b in exchange.buckets)
+        engine, absent = exchange.engine_now(), not self.takes_part()
+        return scaled.goes_on(engine, "step", exchange.steps, not signs, absent, reason)
 
     def takes_part(self) -> bool:
         """Whether this rank counts in the exchange that is next."""
@@ -170,7 +198,7 @@ class StepHooks:
                 "a closure computes gradients after they were voted on; "
                 "call backward() first and step() without arguments"
             )
-        return self._others(optimizer) or (SCALER if is_scaled(optimizer) else "")
+        return self._others(optimizer)
 
     def _others(self, optimizer: torch.optim.Optimizer) -> str:
         if [id(p) for g in optimizer.param_groups for p in g["params"]] == self._ids:

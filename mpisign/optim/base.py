@@ -10,6 +10,7 @@ import torch
 
 from mpisign.exchange.arguments import check_seed, named_pairs
 from mpisign.exchange.buckets import BUCKET_SIZE
+from mpisign.exchange.grad_scaler import ScaledStep
 from mpisign.exchange.optimizer_state import with_votes, without_votes
 from mpisign.exchange.optimizer_steps import SCALER, call_on_every_rank, is_scaled
 from mpisign.exchange.parameter_slot import ParameterSlot
@@ -138,7 +139,20 @@ class CompressedOptimizer(torch.optim.Optimizer):
             self._wrappers = Wrappers(self._slot_of)
             if not self.steps:
                 exchange.share_parameters()
-        self._advance(self._unfit())
+        scaled = ScaledStep.of(self)
+        reason = self._unfit()
+        if scaled is not None:
+            assert exchange.engine is not None
+            what = exchange.engine, f"{self._name}.step", self.steps
+            if not scaled.goes_on(*what, values=True, absent=False, reason=reason):
+                return loss
+            reason = ""
+        try:
+            self._advance(reason)
+        except BaseException:
+            if scaled is not None:
+                scaled.forget()
+            raise
         for group in self.param_groups:
             group["step"] += 1
         return loss

@@ -46,6 +46,7 @@ def check():
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
     votes_are_those_of_ddp(world(), accelerator)
     mistakes(world(), accelerator)
+    overflow(world())
     EXAMPLE["main"]()
 
 
@@ -88,8 +89,24 @@ def mistakes(w, accelerator):
     assert digest(model.parameters()) == before
     bare = accelerator.prepare(net()).module
     same_error(w, lambda: mpisign.accelerate.register_comm_hook(accelerator, bare), "prepare()")
-    accelerator.scaler = torch.amp.GradScaler("cpu")  # mixed_precision="fp16" needs a GPU
-    same_error(w, lambda: prepared(accelerator), "mixed_precision='bf16'")
+    accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1000.0)
+    same_error(w, lambda: prepared(accelerator), "powers of two")
+
+
+def overflow(w):
+    """mixed_precision="fp16", which needs a GPU: its scaler is given to the hook."""
+    accelerator = Accelerator(cpu=True)
+    accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    model, optimizer, state = prepared(accelerator, "ef_sign")
+    for step in range(4):
+        spoils = step == 2 and w.rank == 1
+        accelerator.backward(loss_of(model, step) * (float("inf") if spoils else 1.0))
+        optimizer.step()
+        assert optimizer.step_was_skipped == (step == 2), step
+        optimizer.zero_grad()
+    assert state.steps == 3, state.steps
+    assert w.gather(accelerator.scaler.get_scale()) == [512.0] * w.size
+    assert len(set(w.gather(digest(model.parameters())))) == 1
 
 
 def three_ranks_continue():

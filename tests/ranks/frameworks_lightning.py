@@ -86,6 +86,7 @@ def check():
     votes_are_those_of_ddp(w)
     slurm_requeues(w)
     mistakes(w)
+    overflow(w)
     two_optimizers(w)
     EXAMPLE["main"]()
 
@@ -138,8 +139,6 @@ def slurm_requeues(w):
 
 def mistakes(w):
     same_error(w, lambda: fit(2, gradient_clip_val=1.0), "gradient_clip_val=None")
-    scaled = [MixedPrecision("16-mixed", "cpu")]
-    same_error(w, lambda: fit(2, plugins=scaled), "precision='bf16-mixed'")
     module = Clipping()
     before = digest(module.parameters())
     strategy = MajorityVoteStrategy("signum")
@@ -148,6 +147,24 @@ def mistakes(w):
     hook = {"ddp_comm_hook": lambda: None}
     same_error(w, lambda: MajorityVoteStrategy(**hook), "ddp_comm_hook must be left out")
     same_error(w, lambda: MajorityVoteStrategy("sgin"), "compression must be")
+
+
+class Overflowing(Module):
+    """The loss of the last rank is inf once."""
+
+    def training_step(self, batch, i):
+        loss = super().training_step(batch, i)
+        return loss * (float("inf") if i == 2 and dist.get_rank() == 1 else 1.0)
+
+
+def overflow(w):
+    """precision="16-mixed", whose scaler the hook is given: the step is skipped on all ranks."""
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    scaled = [MixedPrecision("16-mixed", "cpu", scaler)]
+    trainer, module = fit(2, Overflowing(), plugins=scaled)
+    assert trainer.strategy.state.steps == STEPS - 1, trainer.strategy.state.steps
+    assert w.gather(scaler.get_scale()) == [512.0] * w.size
+    assert len(set(w.gather(digest(module.parameters())))) == 1
 
 
 def two_optimizers(w):

@@ -211,8 +211,8 @@ class Compressor:
             context: Seed, step, rank, and learning rates and scales where used.
 
         Returns:
-            The number of NaNs, which never vote: an int, on a GPU an int64 scalar there. NaNs do not
-            raise here under either policy.
+            The number of NaNs, which never vote: an int, on a GPU an int64 scalar there.
+            NaNs do not raise here under either policy.
 
         Raises:
             ValueError: Arguments do not fit together, or ``context.scales`` is missing.

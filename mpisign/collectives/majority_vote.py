@@ -259,7 +259,8 @@ def vote(
     yield from algorithm(wire, task)
     # Under byzantine_f no count is pending: a hostile rank would send it to some ranks only.
     if agreed.nan_count_pending and task.raises and not header.byzantine_f:
-        yield from exchange_nans(wire, int(task.nans), agreed.function)
+        nans = yield from engine.counts.read(task.nans)
+        yield from exchange_nans(wire, nans, agreed.function)
     engine.replicas.end(task.hash)
     return None
 

@@ -199,7 +199,7 @@ class Compressor:
         out: Any,
         offsets: Sequence[int],
         context: PackContext,
-    ) -> int:
+    ) -> Any:
         """Packs gradients into the planes of one bucket.
 
         Args:
@@ -211,7 +211,8 @@ class Compressor:
             context: Seed, step, rank, and learning rates and scales where used.
 
         Returns:
-            The number of NaNs, which never vote. NaNs do not raise here under either policy.
+            The number of NaNs, which never vote: an int, on a GPU an int64 scalar there.
+            NaNs do not raise here under either policy.
 
         Raises:
             ValueError: Arguments do not fit together, or ``context.scales`` is missing.
@@ -228,7 +229,9 @@ class Compressor:
         if not grads:
             return 0
         keys = {**context.keys, "offsets": offsets, "out": out}
-        return int(self._pack(grads, states, context, keys))
+        nans = self._pack(grads, states, context, keys)
+        # On a GPU a device scalar: int() would drain the stream, within backward.
+        return nans if grads[0].is_cuda else int(nans)
 
     def _pack(self, grads: Any, states: Any, context: PackContext, keys: Any) -> Any:
         """Packs at least one gradient; ``keys`` go to the function of ``planes``. The NaNs."""

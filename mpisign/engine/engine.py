@@ -12,6 +12,7 @@ import numpy as np
 
 from mpisign.backend import arrays
 from mpisign.engine.agreement import Agreed, agree, all_alike
+from mpisign.engine.device_count import CountReader
 from mpisign.engine.dissemination import all_same
 from mpisign.engine.echo import echo
 from mpisign.engine.handle import Handle
@@ -62,6 +63,7 @@ class Engine:
         self.exchanges = 0  # front ends that share this
         self.replicas = ReplicaRecord(check_every() if every is None else every)
         self.digest = b""
+        self.counts = CountReader()
         self.hierarchy: Any = None
         self.costs: Any = None
         self.device_costs: Any = None

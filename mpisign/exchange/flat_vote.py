@@ -144,7 +144,7 @@ def _pack(
         stats().votes.add_gradient(grad)
     task = _FlatTask(layout.length, k, c.ties, seed, step, groups)
     task.planes = rows.cpu().numpy()
-    task.nans = nans
+    task.nans = int(nans)
     task.target = target
     task.first = 0 if output is None else rank * (layout.nbytes // parts)
     header = Header(
@@ -157,7 +157,7 @@ def _pack(
         tensor=layout.identity([""] * parts),
         length=layout.length,
         seed=seed,
-        nans=nans,
+        nans=task.nans,
         algorithm=algorithm,
     )
     return task, header

@@ -115,8 +115,8 @@ class CodeLength:
         parts: dict[Compressor, Compressor] = {}
 
         class Counted(kind):  # type: ignore[misc, valid-type]
-            def pack(self, grads: Any, states: Any, out: Any, offsets: Any, context: Any) -> int:
-                nans: int = super().pack(grads, states, out, offsets, context)
+            def pack(self, grads: Any, states: Any, out: Any, offsets: Any, context: Any) -> Any:
+                nans = super().pack(grads, states, out, offsets, context)
                 count._add(self, out, [g.numel() for g in grads], offsets)
                 return nans
 

@@ -269,7 +269,7 @@ class CounterVote(VoteCompression):
         if c.aggregate == "gathered_vote":  # whose state is in host memory, if it keeps any
             tensor, missing = tensor.detach().cpu(), False  # where no gradient is one of zeros
         if tensor.device.type == "cpu" and not (missing or again):
-            return c.pack([tensor], [state], out, [0], context)
+            return int(c.pack([tensor], [state], out, [0], context))
         if again:  # as every rank has it: what is counted does not matter
             voted = tensor.detach()
         elif missing:

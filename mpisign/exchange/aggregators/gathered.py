@@ -148,7 +148,7 @@ class _Packed:
                     keep_where_zero(g, m.state.get("residual"), state["residual"])
         if device.type != "cpu":
             self._planes[...], scales[...] = (x.cpu().numpy() for x in there)
-        return nans
+        return int(nans)
 
     def gather(self, wire: TaggedTransport) -> Steps[tuple[list[int], Any, Planes]]:
         """NaNs of all ranks; of those that take part scales (n, s) and planes (n, k, B)."""

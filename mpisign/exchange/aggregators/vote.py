@@ -48,7 +48,8 @@ class BucketTask(VoteTask):
     def reset(self, seed: int, step: int) -> None:
         """Begins a step."""
         self.seed, self.step = seed, step
-        self.nans = self._packed = self._unpacked = 0
+        self.nans = 0
+        self._packed = self._unpacked = 0
         self.anywhere: Any = None  # of the step, once agreed
         self._pieces: dict[int, Planes] = {}
 
@@ -167,11 +168,13 @@ class VoteAggregator(Aggregator):
         return self._plan is not None and self._planned == terms and not header.fresh
 
     def _report(self, header: Header, message: int) -> None:
-        if not self.task.short(message) and not header.byzantine_f:
+        # A header with a count from a GPU would wait for the device before it is sent.
+        late = self.task.like is not None or not self.task.short(message)
+        if late and not header.byzantine_f:
             header.nan_count_pending = True
             return
         self.task.pack_until(self.task.nbytes)
-        header.nans = self.task.nans
+        header.nans = int(self.task.nans)
 
     def planned(
         self, engine: Engine, wire: TaggedTransport, header: Header, number: int
@@ -208,10 +211,10 @@ class VoteAggregator(Aggregator):
         """Called once the whole result is unpacked."""
 
 
-def pack_slots(aggregator: Aggregator, first: int, last: int, out: Any) -> int:
-    """Slots [first, last) of a bucket into its planes ``out`` (k, B); the NaNs."""
+def pack_slots(aggregator: Aggregator, first: int, last: int, out: Any) -> Any:
+    """Slots [first, last) of a bucket into its planes ``out`` (k, B); the NaNs, as ``pack``'s."""
     c, context, bucket = aggregator.compressor, aggregator.context, aggregator.bucket
-    nans = 0
+    nans: Any = 0
     there = []
     for i in range(first, last):
         s = aggregator.slots[i]
@@ -231,7 +234,7 @@ def pack_slots(aggregator: Aggregator, first: int, last: int, out: Any) -> int:
             offset=8 * bucket.offsets[i],
             out=_rows(out[:, bucket.span(i)]),
         )
-        nans += int(found)
+        nans += found if s.parameter.is_cuda else int(found)
     slots = [aggregator.slots[i] for i in there]
     grads: list[Any] = [s.grad for s in slots]
     offsets = [bucket.offsets[i] for i in there]

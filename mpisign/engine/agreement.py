@@ -12,6 +12,8 @@ from mpisign.engine.header import NBYTES, RANK, REASON_AT, Header
 from mpisign.errors import CollectiveError, DisagreementError, NaNError, WireError
 from mpisign.transports.base import Bytes
 
+#: Of mpisign.optim: they vote on nothing.
+_OPTIMIZERS = ("OneBitAdam", "ZeroOneAdam", "OneBitLamb")
 _OF_X = ("majority_vote", "tally", "mean_of_signs")  # front ends that are given one array
 _FEW = 32  # ranks, up to which NumPy costs more than it saves
 
@@ -148,6 +150,8 @@ def refuse_nans(function: str, nans: Sequence[int]) -> None:
     """NaNError if any rank holds NaN. ``nans``: how many, by rank."""
     if any(nans):
         held = ", ".join(f"{n} on rank {r}" for r, n in enumerate(nans) if n)
+        if function in _OPTIMIZERS:
+            raise NaNError(f"{function}: gradients must be finite, got NaN or infinity: {held}")
         raise NaNError(
             f"{function}: {'x' if function in _OF_X else 'gradients'} must hold no NaN "
             f"under nan='raise', got {held} (nan='abstain', an argument of majority_vote and of "

@@ -34,7 +34,9 @@ class Panel:
 
 def panels(study: Study, summaries: Sequence[Summary]) -> tuple[list[Panel], int]:
     """All panels in reading order, and how many are side by side."""
-    found = [panel for grid in study.grids for panel in _of(grid, summaries)]
+    by_attack = [grid for grid in study.grids if {"attack", "placement"} <= {*_split(grid)}]
+    named = len(by_attack) > 1
+    found = [panel for grid in study.grids for panel in _of(grid, summaries, named)]
     side = _COLUMNS
     if len(study.grids) == 1 and _split(study.grids[0]) == ["attack", "placement"]:
         side = min(_WIDE, len(study.grids[0].axes["attack"]))
@@ -43,8 +45,11 @@ def panels(study: Study, summaries: Sequence[Summary]) -> tuple[list[Panel], int
     return found, min(len(found), side)
 
 
-def _of(grid: Grid, summaries: Sequence[Summary]) -> list[Panel]:
-    """A panel for each combination of what is split, a row of them for each placement."""
+def _of(grid: Grid, summaries: Sequence[Summary], named: bool) -> list[Panel]:
+    """A panel for each combination of what is split, a row of them for each placement.
+
+    ``named``: an attack alone does not say which grid it is of.
+    """
     own = [s for s in summaries if s.group.grid is grid]
     split = sorted(_split(grid), key=lambda axis: axis != "placement")
     found = []
@@ -53,6 +58,7 @@ def _of(grid: Grid, summaries: Sequence[Summary]) -> list[Panel]:
         part = [s for s in own if all(_is_at(s, *at) for at in place.items())]
         if "placement" in place:
             title = f"{place.get('attack', grid.label)}, {place['placement']} placement"
+            title = f"{grid.label}: {title}" if named and "attack" in place else title
         else:
             named = [f"{_SHORT.get(a, a)} {axis_value(a, v)}" for a, v in place.items()]
             title = ", ".join([grid.label, *named])

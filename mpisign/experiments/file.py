@@ -83,6 +83,9 @@ def read(cls: type[T], source: str, path: str, table: Any) -> T:
     if not isinstance(table, dict):
         raise wrong("", "a table", table)
     known = {f.metadata["name"] or f.name: f for f in fields(cls) if f.metadata}  # type: ignore[arg-type]
+    for name in table:
+        if name not in known:
+            raise wrong(name, f"no such key (known: {', '.join(known)})", name)
     values: dict[str, Any] = {}
     for name, f in known.items():
         kind, given = f.metadata["kind"], table.get(name, MISSING)
@@ -99,9 +102,6 @@ def read(cls: type[T], source: str, path: str, table: Any) -> T:
             values[f.name] = made
         elif given is not MISSING or f.default is f.default_factory is MISSING:
             values[f.name] = kind.read(given, f.metadata["many"], partial(wrong, name))
-    for name in table:
-        if name not in known:
-            raise wrong(name, f"no such key (known: {', '.join(known)})", name)
     whole_table = cls(**values)
     if hasattr(whole_table, "check"):
         whole_table.check(wrong)

@@ -24,14 +24,16 @@ class NcclError(RuntimeError):
 
 
 class Stream:
-    device = 0
-
-    def __init__(self, pointer):
-        self.pointer, self.work, self.ran = pointer, [], 0
+    def __init__(self, pointer, device=0):
+        self.pointer, self.device, self.work, self.ran = pointer, device, [], 0
 
     def record(self):
         place = len(self.work)
         return SimpleNamespace(done=lambda: self.passed(place))
+
+    def follow(self, other):
+        event = other.record()
+        self.work.append(SimpleNamespace(communicator=None, over=event.done))
 
     def passed(self, place):
         while self.ran < place and self.work[self.ran].over():
@@ -51,12 +53,21 @@ class HostDevice:
         assert isinstance(array, OnDevice)
         return current[0]
 
+    def own(self, device):
+        pointer = len(STREAMS)
+        STREAMS[pointer] = Stream(pointer, device)
+        return STREAMS[pointer]
+
     def current(self):
         return 0
 
+    @contextlib.contextmanager
     def chosen(self, device):
-        assert device == 0
-        return contextlib.nullcontext()
+        before = current[0]
+        if before.device != device:
+            current[0] = next(s for s in STREAMS.values() if s.device == device)
+        yield
+        current[0] = before
 
     def empty(self, nbytes):
         return on_device(np.zeros(nbytes, np.uint8))

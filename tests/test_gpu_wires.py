@@ -18,7 +18,7 @@ from wires import start
 
 ALL_WELL = {
     1: {"staged": [], "by address": [], "nccl": ["everything"]},
-    2: {"nccl": ["everything", "old_cupy", "ends", "stuck", "channel"]},
+    2: {"nccl": ["everything", "old_cupy", "ends", "stuck", "channel", "two_devices"]},
     3: {"staged": [], "by address": [], "nccl": ["lacking", "absent"]},
     4: {"nccl": ["everything"]},
 }

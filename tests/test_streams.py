@@ -38,6 +38,9 @@ class Runtime:
     def eventRecord(self, event, stream):
         self.calls.append(("record", stream, self.device))
 
+    def streamWaitEvent(self, stream, event):
+        self.calls.append(("wait", stream, event, self.device))
+
     def eventQuery(self, event):
         return self.status.get(event, 0)
 
@@ -64,9 +67,16 @@ def runtime(monkeypatch):
                 raise RuntimeError("cudaErrorLaunchFailure")
             runtime.calls.append("synchronize")
 
+    def stream(**options):
+        return SimpleNamespace(ptr=30 + runtime.device, options=options)
+
     current = {0: SimpleNamespace(ptr=5), 1: SimpleNamespace(ptr=6)}
     cuda = SimpleNamespace(
-        runtime=runtime, Device=device, Event=Event, get_current_stream=lambda i=-1: current[i]
+        runtime=runtime,
+        Device=device,
+        Event=Event,
+        Stream=stream,
+        get_current_stream=lambda i=-1: current[i],
     )
     monkeypatch.setattr(launch, "cupy", lambda: SimpleNamespace(cuda=cuda))
     return runtime
@@ -107,6 +117,13 @@ def test_events(runtime):
         event.done()
 
 
+def test_a_stream_of_our_own_follows_another_one(runtime):
+    own = streams.own(1)
+    assert (own.device, own.pointer) == (1, 31) and own.owner.options == {"non_blocking": True}
+    own.follow(streams.Stream(1, 6))
+    assert runtime.calls == [("record", 6, 1), ("wait", 31, 77, 1)] and runtime.device == 0
+
+
 def test_a_torch_tensor_is_on_torchs_stream(runtime, monkeypatch):
     torch = pytest.importorskip("torch")
     monkeypatch.setattr(
@@ -125,6 +142,7 @@ def test_names_and_arguments_are_those_of_cupy():
     ] == [*("dst", "src", "size", "kind", "stream")]
     assert (cuda.runtime.memcpyHostToDevice, cuda.runtime.memcpyDeviceToHost) == (1, 2)
     assert "eventRecord(intptr_t event, intptr_t stream)" in cuda.runtime.eventRecord.__doc__
+    assert "streamWaitEvent(intptr_t stream, intptr_t event" in cuda.runtime.streamWaitEvent.__doc__
     assert "eventQuery(intptr_t event)" in cuda.runtime.eventQuery.__doc__
     assert "block=False, disable_timing=False" in cuda.Event.__init__.__doc__
     assert cuda.Device and cuda.get_current_stream and cuda.runtime.getDevice

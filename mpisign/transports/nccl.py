@@ -1,9 +1,9 @@
-"""NCCL through CuPy: parts in CUDA memory, queued on their current stream."""
+"""NCCL through CuPy: parts in CUDA memory, sent on a stream of its own."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,18 +23,31 @@ from mpisign.transports.base import (
 from mpisign.transports.subgroup import SubgroupTransport
 
 
+class OnDevice(NamedTuple):
+    """NCCL on one device: its communicator, and the stream that nothing else is queued on."""
+
+    communicator: Any
+    stream: Any
+
+
 class NCCLTransport(LayeredTransport):
-    """Sends and receives of one exchange as one NCCL group, on the current stream.
+    """Sends and receives of one exchange as one NCCL group, on a stream of its own.
 
     ``wire``: a transport for host memory between the same ranks, which this one owns from now on.
     It carries NCCL's unique id, parts that are NumPy arrays, and notices. Parts on a device are
-    CuPy or torch uint8 arrays, those of one exchange on one stream. Only ``Pending.wait`` waits for
+    CuPy or torch uint8 arrays, those of one exchange on one device. Only ``Pending.wait`` waits for
     the device, and only for its own exchange.
 
-    The first exchange on a device starts NCCL there, also one without parts: all ranks take part.
-    It raises CollectiveError, the same on all ranks, if NCCL is missing somewhere, WireError if a
-    rank is missing after ``timeout`` seconds. Any error of NCCL ends the transport: this call and
-    all later ones raise WireError.
+    NCCL's stream waits for what the streams of the parts have when the exchange starts. No stream
+    of the program ever waits for NCCL's: the host does, in ``Pending.wait``. So nothing that the
+    program queues later, a collective of another library's least of all, waits for an exchange that
+    other ranks may start behind that collective.
+
+    Each device has a communicator and a stream. The first exchange on a device starts NCCL there:
+    all ranks take part, and go on to another device in the same exchange. One without parts belongs
+    to the device of the one before. It raises CollectiveError, the same on all ranks, if NCCL is
+    missing somewhere, WireError if a rank is missing after ``timeout`` seconds. Any error of NCCL
+    ends the transport: this call and all later ones raise WireError.
     """
 
     name = "nccl"
@@ -53,8 +66,8 @@ class NCCLTransport(LayeredTransport):
         self._timeout = timeout
         self._nccl = nccl
         self._device = device
-        self._index = 0
-        self._communicator: Any = None
+        self._started: dict[int, OnDevice] = {}
+        self._last = -1  # device of the last exchange
         self._given_up = ""
         self._live: list[_Queued] = []
 
@@ -64,16 +77,17 @@ class NCCLTransport(LayeredTransport):
             return self.wire._exchange(sends, recvs, tag)
         if not all(on_device):
             raise TypeError("NCCL: parts of one exchange must be NumPy arrays, all or none of them")
+        streams = dict.fromkeys(self._device.of(part) for _, part in (*sends, *recvs))
         sends = [(r, part) for r, part in sends if part.nbytes]
         recvs = [(r, part) for r, part in recvs if part.nbytes]
-        stream = self._stream([part for _, part in (*sends, *recvs)])
-        self._start(None if stream is None else stream.device, tag)
-        if stream is None or self.size == 1:
+        on = self._start(streams, tag)
+        if on is None or not (sends or recvs):
             return Completed()
-        return self._queue(lambda: self._group(sends, recvs, stream), stream, (sends, recvs))
+        return self._queue(lambda: self._group(sends, recvs, on), on, streams, (sends, recvs))
 
-    def _group(self, sends: Sequence[Part], recvs: Sequence[Part], stream: Any) -> None:
-        nccl, communicator, address = self._nccl, self._communicator, arrays.address
+    def _group(self, sends: Sequence[Part], recvs: Sequence[Part], on: OnDevice) -> None:
+        nccl, address = self._nccl, arrays.address
+        communicator, stream = on
         nccl.groupStart()
         try:
             for r, part in sends:
@@ -92,31 +106,33 @@ class NCCLTransport(LayeredTransport):
         if not self._device.on_device(values):
             return self.wire.start_allreduce(values, tag)
         count_ring(values.nbytes, self.size)
-        stream = self._device.of(values)
-        self._start(stream.device, tag)
-        if self.size == 1:
+        streams = [self._device.of(values)]
+        on = self._start(streams, tag)
+        if on is None:
             return Completed()
-        nccl, communicator, at = self._nccl, self._communicator, arrays.address(values)
+        nccl, at = self._nccl, arrays.address(values)
+        communicator, stream = on
         kind, size = nccl.NCCL_FLOAT32, 4
         if "float64" in str(values.dtype):
             kind, size = nccl.NCCL_FLOAT64, 8
         count = values.nbytes // size
         return self._queue(
             lambda: communicator.allReduce(at, at, count, kind, nccl.NCCL_SUM, stream.pointer),
-            stream,
+            on,
+            streams,
             values,
         )
 
     def split(self, color: int, key: int, wire: Transport | None = None) -> NCCLTransport | None:
         """The transport of the ranks with the same ``color`` >= 0, in the order of ``key``.
 
-        None where ``color`` is -1. Collective; waits for exchanges in flight. ``wire``: between the
-        new group's ranks, in that order. By default they share this transport's: then no tag may be
-        in use on both at a time.
+        NCCL is split on the device of the last exchange. None where ``color`` is -1. Collective;
+        waits for exchanges in flight. ``wire``: between the new group's ranks, in that order. By
+        default they share this transport's: then no tag may be in use on both at a time.
         """
         if color < -1:
             raise ValueError(f"split: color must be -1 or more, got {color}")
-        self._start(None, 0)
+        on = self._start((), 0)
         for queued in self._live:
             nccl_start.wait(queued, "split", self._timeout)
         mine = np.array([color, key], dtype=np.int64)
@@ -128,15 +144,13 @@ class NCCLTransport(LayeredTransport):
         if color >= 0:
             wire = wire or SubgroupTransport(self.wire, [r for _, r in members])
             part = NCCLTransport(wire, timeout=self._timeout, nccl=self._nccl, device=self._device)
-            part._index = self._index
-        if self.size > 1:
+        if on is not None:
 
             def split() -> None:
-                with self._device.chosen(self._index):
-                    made = self._communicator.commSplit(color, key)
+                with self._device.chosen(self._last):
+                    made = on.communicator.commSplit(color, key)
                     if part is not None and part.size > 1:
-                        part._communicator = made
-                        part._connect()
+                        part._connect(self._last, made)
 
             self._within("split", split)
         return part
@@ -147,47 +161,60 @@ class NCCLTransport(LayeredTransport):
 
     def free(self) -> None:
         """Ends NCCL, with exchanges in flight, and frees ``wire``; collective."""
-        if self._communicator is not None and all(queued.done() for queued in self._live):
-            communicator, self._communicator = self._communicator, None
-            communicator.destroy()
+        if self._started and all(queued.done() for queued in self._live):
+            started, self._started = self._started, {}
+            for on in started.values():
+                on.communicator.destroy()
         if not self._given_up:
             self.wire.free()
         self._give_up("it was freed")
 
-    def _start(self, index: int | None, tag: int) -> None:
-        """Starts NCCL on device ``index`` (None: the current one), unless it has; collective."""
+    def _start(self, streams: Iterable[Any], tag: int) -> OnDevice | None:
+        """Starts NCCL on the device of ``streams`` unless it has; collective. None for one rank.
+
+        Without streams the device is that of the last exchange, or the current one.
+        """
         if self._given_up:
             raise self._useless()
-        if self._communicator is not None or self.size == 1:
-            return
+        devices = sorted({stream.device for stream in streams})
+        if len(devices) > 1:
+            raise ValueError(f"NCCL: parts of one exchange must be on one device, got {devices}")
+        if self.size == 1:
+            return None
+        if not devices and self._last >= 0:
+            devices = [self._last]
+        if not devices or devices[0] not in self._started:
 
-        def prepare() -> Any:
-            self._index = self._device.current() if index is None else index
-            return self._nccl or nccl_start.load()
+            def prepare() -> Any:
+                self._last = devices[0] if devices else self._device.current()
+                return self._nccl or nccl_start.load()
 
-        nccl, unique_id = nccl_start.agree(self.wire, prepare, tag, self._timeout)
-        self._nccl = nccl
+            self._nccl, unique_id = nccl_start.agree(self.wire, prepare, tag, self._timeout)
 
-        def start() -> None:
-            with self._device.chosen(self._index):
-                made = nccl_start.communicator(nccl, self.size, unique_id, self.rank)
-                self._communicator = made
-                self._connect()
+            def start() -> None:
+                with self._device.chosen(self._last):
+                    made = nccl_start.communicator(self._nccl, self.size, unique_id, self.rank)
+                    self._connect(self._last, made)
 
-        self._within("start", start)
+            self._within("start", start)
+        else:
+            self._last = devices[0]
+        return self._started[self._last]
 
-    def _connect(self) -> None:
+    def _connect(self, index: int, communicator: Any) -> None:
         """Sends a byte to every rank and sums: NCCL waits for ranks at the first use of each."""
+        on = self._started[index] = OnDevice(communicator, self._device.own(index))
+        self._last = index
         room = self._device.empty(8 * (self.size + 1))
-        stream, at = self._device.of(room), arrays.address(room)
-        nccl, communicator = self._nccl, self._communicator
+        at, stream, nccl = arrays.address(room), on.stream, self._nccl
+        stream.follow(self._device.of(room))  # whose memory it may have been
         nccl.groupStart()
         for r in self.others:
             communicator.send(at, 1, nccl.NCCL_UINT8, r, stream.pointer)
             communicator.recv(at + 8 * (r + 1), 1, nccl.NCCL_UINT8, r, stream.pointer)
         nccl.groupEnd()
         communicator.allReduce(at, at, 1, nccl.NCCL_FLOAT32, nccl.NCCL_SUM, stream.pointer)
-        self._live = [_Queued(self, stream.record(), room)]
+        self._live.append(_Queued(self, stream.record(), room))
 
     def _within(self, what: str, action: Callable[[], None]) -> None:
         try:
@@ -196,18 +223,16 @@ class NCCLTransport(LayeredTransport):
             self._give_up(str(error))
             raise
 
-    def _stream(self, parts: Sequence[Any]) -> Any:
-        streams = list(dict.fromkeys(map(self._device.of, parts)))
-        if len(streams) > 1:
-            raise ValueError(f"NCCL: parts of one exchange must be on one stream, got {streams}")
-        return streams[0] if streams else None
-
-    def _queue(self, call: Callable[[], None], stream: Any, keep: Any) -> Pending:
+    def _queue(
+        self, call: Callable[[], None], on: OnDevice, streams: Iterable[Any], keep: Any
+    ) -> Pending:
+        for stream in streams:
+            on.stream.follow(stream)
         try:
             call()
         except Exception as error:
             raise self._failed(error) from error
-        queued = _Queued(self, stream.record(), keep)
+        queued = _Queued(self, on.stream.record(), keep)
         self._live = [q for q in self._live if q.keep is not None]
         self._live.append(queued)
         return queued
@@ -217,7 +242,8 @@ class NCCLTransport(LayeredTransport):
         if self._given_up:
             raise self._useless()
         try:
-            self._communicator.check_async_error()
+            for on in self._started.values():
+                on.communicator.check_async_error()
         except Exception as error:  # CuPy's NcclError, KeyError for a code that it does not know
             raise self._failed(error) from error
 
@@ -230,9 +256,9 @@ class NCCLTransport(LayeredTransport):
 
     def _give_up(self, why: str) -> None:
         self._given_up = self._given_up or why
-        communicator, self._communicator = self._communicator, None
-        if communicator is not None:
-            communicator.abort()  # ends kernels that wait for other ranks; their stream goes on
+        started, self._started = self._started, {}
+        for on in started.values():
+            on.communicator.abort()  # ends kernels that wait for other ranks; their stream goes on
 
 
 class _Queued(Polled):

@@ -33,6 +33,11 @@ def transport(nccl=nccl, **options):
 nccl_device = nccl.HostDevice()
 
 
+def communicator_of(wire):
+    """NCCL's, None before its start and after its end."""
+    return wire._started[0].communicator if wire._started else None
+
+
 def check_exchanges(wire, turns=8):
     """Exchanges of any lengths, some empty, up to three of them in flight."""
     flying = []
@@ -61,9 +66,9 @@ def everything():
     # Host memory goes by the control wire, and NCCL is not started for it.
     rows = [np.zeros(3, np.uint8) for _ in range(size)]
     assert wire.start_allgather(np.full(3, rank, np.uint8), rows, 0).wait(60)
-    assert all((row == r).all() for r, row in enumerate(rows)) and wire._communicator is None
+    assert all((row == r).all() for r, row in enumerate(rows)) and communicator_of(wire) is None
     check_exchanges(wire)
-    assert (wire._communicator is None) == (size == 1)
+    assert (communicator_of(wire) is None) == (size == 1)
     nccl.current[0] = nccl.STREAMS[0]
     sent = stats().as_dict()["exchange"]["sent"]
     rows = [on_device(np.zeros(50 + r, np.uint8)) for r in range(size)]
@@ -104,6 +109,23 @@ def everything():
         wire.start_exchange([], [], 0)
 
 
+def two_devices():
+    """Each device has a communicator and a stream; exchanges alternate between them."""
+    wire, second = transport(), nccl_device.own(1)
+    for turn in range(4):
+        nccl.current[0] = (nccl.STREAMS[0], second)[turn % 2]
+        sent, came = (on_device(np.full(9, r + turn, np.uint8)) for r in (rank, 99))
+        assert wire.start_exchange([(1 - rank, sent)], [(1 - rank, came)], 0).wait(60)
+        assert (came == 1 - rank + turn).all() and sorted(wire._started) == [0, 1][: turn + 1]
+    made = [on.communicator for on in wire._started.values()]
+    assert len({id(m) for m in made}) == 2
+    assert [on.stream.device for on in wire._started.values()] == [0, 1]
+    assert all(on.stream not in (nccl.STREAMS[0], second) for on in wire._started.values())
+    wire.free()
+    assert all(m.dead for m in made)
+    nccl.current[0] = nccl.STREAMS[0]
+
+
 def lacking():
     """One rank without NCCL: all say so, and which."""
 
@@ -142,7 +164,7 @@ def channel():
 
         comm.engine.submit("vote", steps).wait()
         assert (came == 1 - rank).all()
-        made = found[-1]._communicator
+        made = communicator_of(found[-1])
         assert made is not None and not made.dead
         if not broken:
             comm.free()
@@ -150,7 +172,7 @@ def channel():
         elif rank == 0:
             with pytest.raises(CollectiveTimeout, match="rank 1 did not come"):
                 comm.engine.submit("vote", steps).wait()
-            assert made.dead and found[-1]._communicator is None
+            assert made.dead and communicator_of(found[-1]) is None
         WORLD.Barrier()
     on_device_wires.over = real
 
@@ -206,7 +228,7 @@ def ends():
     start = time.monotonic()
     assert not pending.wait(0.2) and 0.2 <= time.monotonic() - start < 10 and not pending.done()
     assert pending.missing() is None
-    communicator = wire._communicator
+    communicator = communicator_of(wire)
     wire._give_up("it was aborted")  # abort() without the control's, which would end the job
     assert communicator.dead
     with pytest.raises(WireError, match="no use any more: it was aborted"):
@@ -218,7 +240,7 @@ def ends():
 
     wire = transport()
     pending = wire.start_exchange([], [(left, part)], 0)
-    wire._communicator.error = nccl.NcclError("NCCL_ERROR_REMOTE_ERROR: remote process exited")
+    communicator_of(wire).error = nccl.NcclError("NCCL_ERROR_REMOTE_ERROR: remote process exited")
     with pytest.raises(WireError, match="remote process exited.*NCCL_DEBUG=WARN"):
         pending.wait(60)
     with pytest.raises(WireError, match="no use any more"):
@@ -230,7 +252,7 @@ def ends():
     def fails(*args):
         raise nccl.NcclError("NCCL_ERROR_INVALID_ARGUMENT: invalid argument")
 
-    wire._communicator.send = fails
+    communicator_of(wire).send = fails
     with pytest.raises(WireError, match="NcclError: NCCL_ERROR_INVALID_ARGUMENT"):
         wire.start_exchange([(right, part)], [], 0)
     assert nccl._depth[0] == 0, "the group was ended"

@@ -5,7 +5,7 @@ An array is a CuPy array or a torch CUDA tensor; its stream is the current one o
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,8 @@ class Stream:
 
     device: int
     pointer: int
+    #: Keeps the CUDA stream alive where it is ours.
+    owner: Any = field(default=None, compare=False, repr=False)
 
     @property
     def _cuda(self) -> Any:
@@ -51,6 +53,12 @@ class Stream:
         """An event behind what is queued now."""
         return Event(self)
 
+    def follow(self, other: Stream) -> None:
+        """What is queued here from now on waits for what ``other`` has now; the host does not."""
+        event = other.record()
+        with chosen(self.device):
+            self._cuda.runtime.streamWaitEvent(self.pointer, event.pointer)
+
     def synchronize(self) -> None:
         """Blocks until what is queued now has run. Other streams are not affected."""
         self.record().wait()
@@ -65,6 +73,11 @@ class Event:
         with cuda.Device(stream.device):
             self._event = cuda.Event(block=True, disable_timing=True)
             self._runtime.eventRecord(self._event.ptr, stream.pointer)
+
+    @property
+    def pointer(self) -> int:
+        """CUDA's handle. A stream that waits for it keeps what it needs when this is gone."""
+        return int(self._event.ptr)
 
     def done(self) -> bool:
         """True once the device has passed the event; CUDARuntimeError if the device failed."""
@@ -88,6 +101,13 @@ def of(array: Any) -> Stream:
         return Stream(index, torch.cuda.current_stream(index).cuda_stream)
     device = array.device.id
     return Stream(device, launch.cupy().cuda.get_current_stream(device).ptr)
+
+
+def own(device: int) -> Stream:
+    """A new stream of the device, beside the default stream: neither waits for the other."""
+    with chosen(device):
+        made = launch.cupy().cuda.Stream(non_blocking=True)
+    return Stream(device, made.ptr, made)
 
 
 def on_device(array: Any) -> bool:

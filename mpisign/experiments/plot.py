@@ -60,8 +60,8 @@ def _of(grid: Grid, summaries: Sequence[Summary], named: bool) -> list[Panel]:
             title = f"{place.get('attack', grid.label)}, {place['placement']} placement"
             title = f"{grid.label}: {title}" if named and "attack" in place else title
         else:
-            named = [f"{_SHORT.get(a, a)} {axis_value(a, v)}" for a, v in place.items()]
-            title = ", ".join([grid.label, *named])
+            points = [f"{_SHORT.get(a, a)} {axis_value(a, v)}" for a, v in place.items()]
+            title = ", ".join([grid.label, *points])
         if part:
             found.append(Panel(title, grid, part))
     return found

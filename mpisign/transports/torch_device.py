@@ -45,7 +45,8 @@ class TorchDeviceTransport(LayeredTransport):
     transport.
 
     Collectives run on the group's own stream, behind what the stream of the parts has by then. An
-    exchange is over once that stream waits for it: the host does not. A rank that is lost is
+    exchange is over once the device has run it, or, where ``streams.waits``, once that stream waits
+    for it: then the host does not. A rank that is lost is
     found by ``wire``, or by an exchange that begins ``timeout`` seconds after one that has not
     ended: ``abort`` then ends the kernels that wait for it.
 

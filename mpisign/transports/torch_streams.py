@@ -44,8 +44,11 @@ class CudaStreams:
 
     @property
     def waits(self) -> bool:
-        """False for ``MPISIGN_SYNC=1``: then an exchange is over once the device has run it."""
-        return os.environ.get("MPISIGN_SYNC") != "1"
+        """Whether ``MPISIGN_SYNC=0``. Else an exchange is over once the device has run it."""
+        # A stream of the program that waited for an exchange could hold up a collective of the
+        # program's (SyncBatchNorm) for which other ranks wait before they start that exchange:
+        # tests/test_nccl_order.py shows it.
+        return os.environ.get("MPISIGN_SYNC") == "0"
 
     def tensor(self, part: Any) -> torch.Tensor:
         return part if frameworks.is_torch(part) else torch.from_dlpack(part)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
 import os
 import re
@@ -155,7 +156,9 @@ def test_the_reports(over_two):
         for at, head in enumerate(heads)
     )  # fmt: skip
     start = table.index(next(line for line in table if line.startswith("1k coordinates, ")))
-    long = [line for line in table[start:] if len(line) > 100]
+    # A rank that ends late may have torch warn, with a trace, of a store that has gone.
+    printed = itertools.takewhile(lambda line: not line.startswith("[W"), table[start:])
+    long = [line for line in printed if len(line) > 100]
     assert not long, long
     told = " ".join(output.split())
     assert "calls, each behind a barrier, of the slowest rank" in told
